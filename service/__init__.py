@@ -1,0 +1,1 @@
+"""The microservice: HTTP in, words out, with a WebAssembly guest and WASI-NN in between."""

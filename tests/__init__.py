@@ -1,0 +1,1 @@
+"""Tests mirror the modules; each asserts what a user would notice."""
