@@ -1,0 +1,74 @@
+# Every command of the project, each with its reason. `make run` and `make test` need nothing done before them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SHARED := $(or $(WISP_SHARED),../shared)
+
+# The list of targets with their reasons
+.PHONY: help
+help:
+	@awk '/^# /{reason=substr($$0,3)} /^[a-z-]+:/{split($$1,t,":"); if (reason) printf "  make %-16s %s\n", t[1], reason; reason=""} /^\.PHONY/{next}' Makefile
+
+# Make the machine ready: the virtual environment with the wisp command, and a Vulkan driver where there is none
+.PHONY: setup
+setup: $(VENV)/.run
+
+# Serve on port 8080 with the best model there is
+.PHONY: run
+run: setup
+	$(BIN)/wisp serve
+
+# Run the whole test suite
+.PHONY: test
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+# Say what a reader or a type checker would trip over
+.PHONY: lint
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Rebuild assets/guest.wasm from guest/ (needs Rust with the wasm32-wasi target)
+.PHONY: guest
+guest:
+	guest/build.sh
+
+# Rebuild the guest elsewhere and compare it byte for byte with the committed one
+.PHONY: guest-check
+guest-check:
+	guest/build.sh --check
+
+# Test the guest natively, with rustfmt and clippy
+.PHONY: guest-test
+guest-test:
+	guest/build.sh test
+
+# Validate every WGSL file and compare the generated ones with their generator
+.PHONY: kernels-check
+kernels-check: $(VENV)/.test
+	$(BIN)/python -m kernels.check
+
+# Measure speed, memory and start-up against openai-whisper in one run, as ratios
+.PHONY: bench
+bench: $(VENV)/.test
+	$(BIN)/python -m bench --peers $(VENV)-peers
+
+# Install the engines that `make bench` compares with, in a virtual environment of their own
+.PHONY: bench-peers
+bench-peers:
+	test -x $(VENV)-peers/bin/python || $(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install -q -r bench/requirements-peers.txt
+
+$(VENV)/.run: pyproject.toml
+	@tools/setup-system.sh $(PYTHON)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run pyproject.toml
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
