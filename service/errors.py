@@ -1,0 +1,210 @@
+"""Every error a user can meet: class, HTTP status, code, one sentence, and OpenAI's envelope around it."""
+
+from collections.abc import Mapping, Sequence
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+
+class WispError(Exception):
+    """What Wisp tells a user in one sentence. `str(error)` is that sentence; the class says how HTTP answers it."""
+
+    status: int = 500
+    type: str = SERVER_ERROR
+    code: str | None = None
+    param: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if param is not None:
+            self.param = param
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Response headers that belong to this error."""
+        return {}
+
+    def envelope(self) -> dict[str, dict[str, str | None]]:
+        """OpenAI's error body, all four keys always present."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class StartError(WispError):
+    """The service or the command cannot start: a setting, a device or a file says no."""
+
+
+class ModelError(StartError):
+    """A model asked for by name or path is missing, incomplete or broken; the sentence says what to do."""
+
+
+class DeviceUnavailable(StartError):
+    """The target asked for has no device on this machine."""
+
+
+class RequestError(WispError):
+    """The request is at fault; sending the same one again gives the same answer."""
+
+    status = 400
+    type = INVALID_REQUEST
+
+
+class MissingField(RequestError):
+    """A required form field is absent."""
+
+    code = "missing_required_parameter"
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"The form field '{param}' is required.", param=param)
+
+
+class UnknownField(RequestError):
+    """A form field that this API does not have."""
+
+    code = "unknown_parameter"
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"Unknown form field '{param}'.", param=param)
+
+
+class InvalidValue(RequestError):
+    """A field's value cannot be read: not a number, out of its range, given twice."""
+
+    code = "invalid_value"
+
+
+class UnsupportedValue(RequestError):
+    """A field's value is known to the API but not given by this model or this version."""
+
+    code = "unsupported_value"
+
+
+class MalformedForm(RequestError):
+    """The body is not the multipart/form-data it should be."""
+
+    code = "malformed_form"
+
+
+class UnreadableAudio(RequestError):
+    """The file is empty, corrupt, or of a format that no decoder here reads."""
+
+    code = "unreadable_audio"
+    param = "file"
+
+
+class AudioTooShort(RequestError):
+    """Less sound than a transcript can be made of."""
+
+    code = "audio_too_short"
+    param = "file"
+
+    def __init__(self, seconds: float, minimum_seconds: float) -> None:
+        super().__init__(f"The audio is {seconds:.3f} s long; at least {minimum_seconds:g} s is needed.")
+
+
+class AudioTooLong(RequestError):
+    """More sound than this server accepts, as decoded (a small file can hold hours)."""
+
+    status = 413
+    code = "audio_too_long"
+    param = "file"
+
+    def __init__(self, seconds: float, maximum_seconds: float) -> None:
+        super().__init__(f"The audio is at least {seconds:.0f} s long; up to {maximum_seconds:g} s is accepted here.")
+
+
+class UploadTooLarge(RequestError):
+    """The request body is over the cap; it was read no further than that."""
+
+    status = 413
+    code = "upload_too_large"
+    param = "file"
+
+    def __init__(self, read_bytes: int, maximum_bytes: int) -> None:
+        super().__init__(f"The upload is over the cap of {maximum_bytes} bytes; {read_bytes} bytes were read.")
+
+
+class ModelNotFound(RequestError):
+    """No model of that name is served here."""
+
+    status = 404
+    code = "model_not_found"
+    param = "model"
+
+    def __init__(self, name: str, available: Sequence[str]) -> None:
+        super().__init__(f"The model '{name}' does not exist here; this server has: {', '.join(available) or 'none'}.")
+
+
+class RouteNotFound(RequestError):
+    """No such path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, but not for this HTTP method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class ClientGone(RequestError):
+    """The client closed its connection before the answer was ready. Logged with nginx's number; nobody receives it."""
+
+    status = 499
+    code = "client_closed_request"
+
+    def __init__(self) -> None:
+        super().__init__("The client closed the connection before the transcript was ready.")
+
+
+class QueueFull(WispError):
+    """More requests wait than the queue holds; `retry_after_s` is a whole number of seconds, at least 1."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"The server's queue is full; try again in {max(1, retry_after_s)} s.")
+        self.retry_after_s = max(1, retry_after_s)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": str(self.retry_after_s)}
+
+
+class NotReady(WispError):
+    """The model is still loading, or could not be loaded."""
+
+    status = 503
+    code = "not_ready"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": "1"}
+
+
+class DeadlineExceeded(WispError):
+    """The transcription ran past the time that its length of audio is given."""
+
+    status = 503
+    code = "deadline_exceeded"
+
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__(f"The transcription did not finish within its {deadline_s:.0f} s and was stopped.")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        # An OpenAI client would send the whole file twice more and wait as long each time.
+        return {"x-should-retry": "false"}
+
+
+class InternalError(WispError):
+    """Something of ours broke. The reason goes to the log, never to the client."""
+
+    code = "internal_error"
+
+    def __init__(self) -> None:
+        super().__init__("The server failed to process this request; its log says why, under this x-request-id.")
