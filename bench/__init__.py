@@ -1,0 +1,1 @@
+"""The benchmark: every engine in a process of its own, interleaved rounds, medians and ratios from one run."""
