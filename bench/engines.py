@@ -1,4 +1,4 @@
-"""The engines under test, each with the same four operations. Imports lie inside: a missing engine is skipped by name."""
+"""The engines under test, each with the same operations. Imports lie inside: a missing engine is skipped by name."""
 
 from __future__ import annotations
 
