@@ -1,0 +1,131 @@
+"""What a device is told to do: buffers and views of them, compiled kernels, and recordings of their launches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+MAX_WORKGROUPS = 65_535  # of a dispatch, in each dimension
+
+
+class Buffer:
+    """Device memory. `nbytes` is what was asked for; the allocation is rounded up to 16 bytes. close() frees it."""
+
+    def __init__(self, handle: Any, nbytes: int, allocated: int) -> None:
+        self._handle = handle
+        self.nbytes = nbytes
+        self.allocated = allocated
+
+    @property
+    def handle(self) -> Any:
+        """wgpu's buffer. Raises ValueError after close()."""
+        if self._handle is None:
+            raise ValueError("the buffer is closed")
+        return self._handle
+
+    def view(self, offset: int = 0, nbytes: int | None = None) -> "View":
+        """A part of it. A binding's offset must be a multiple of `Device.offset_alignment`."""
+        return View(self, offset, self.allocated - offset if nbytes is None else nbytes)
+
+    def close(self) -> None:
+        """Free the memory, once the work submitted with it is done. Idempotent."""
+        if self._handle is not None:
+            self._handle.destroy()
+            self._handle = None
+
+
+@dataclass(frozen=True)
+class View:
+    """Bytes [offset, offset + nbytes) of a buffer, as a binding or a range to read, write or copy."""
+
+    buffer: Buffer
+    offset: int
+    nbytes: int
+
+
+Binding = Buffer | View
+
+
+def as_view(binding: Binding) -> View:
+    """The binding as bytes of a buffer: a whole buffer is all of its allocation."""
+    return binding if isinstance(binding, View) else binding.view()
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A compiled kernel: `kernels/<name>.wgsl` with its override constants set."""
+
+    name: str
+    handle: Any
+    layout: Any
+    n_bindings: int
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """One launch: the pipeline, what it is bound to, how many workgroups. `views` keeps the buffers alive."""
+
+    pipeline: Pipeline
+    group: Any
+    workgroups: tuple[int, int, int]
+    views: tuple[View, ...]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One copy between buffers."""
+
+    source: View
+    target: View
+
+
+class Binder(Protocol):
+    """What a recording needs of a device."""
+
+    def bind_group(self, pipeline: Pipeline, views: Sequence[View]) -> Any: ...
+
+
+class Recording:
+    """Launches and copies in order, prepared once, submitted as often as wanted. Each sees the writes before it."""
+
+    def __init__(self, device: Binder) -> None:
+        self._device = device
+        self.steps: list[Dispatch | Copy] = []
+
+    @property
+    def n_dispatches(self) -> int:
+        return sum(isinstance(step, Dispatch) for step in self.steps)
+
+    def dispatch(self, pipeline: Pipeline, bindings: Sequence[Binding], x: int, y: int = 1, z: int = 1) -> None:
+        """Add a launch of x·y·z workgroups over `bindings`, given in the kernel's own order."""
+        if max(x, y, z) > MAX_WORKGROUPS or min(x, y, z) < 1:
+            raise ValueError(f"{pipeline.name}: ({x}, {y}, {z}) workgroups, but 1 to {MAX_WORKGROUPS} are possible")
+        views = tuple(as_view(binding) for binding in bindings)
+        self.steps.append(Dispatch(pipeline, self._device.bind_group(pipeline, views), (x, y, z), views))
+
+    def copy(self, source: Binding, target: Binding) -> None:
+        """Add a copy of all of `source` to the start of `target`; offsets and sizes are multiples of 4 bytes."""
+        self.steps.append(Copy(as_view(source), as_view(target)))
+
+    def encode(self, encoder: Any) -> None:
+        """Replay onto a command encoder; a command buffer cannot be submitted twice. One pass per run of launches."""
+        compute = None
+        for step in self.steps:
+            if isinstance(step, Dispatch):
+                compute = compute or encoder.begin_compute_pass()
+                compute.set_pipeline(step.pipeline.handle)
+                compute.set_bind_group(0, step.group)
+                compute.dispatch_workgroups(*step.workgroups)
+                continue
+            if compute is not None:
+                compute.end()
+                compute = None
+            source, target = step.source, step.target
+            encoder.copy_buffer_to_buffer(
+                source.buffer.handle,
+                source.offset,
+                target.buffer.handle,
+                target.offset,
+                min(source.nbytes, target.nbytes),
+            )
+        if compute is not None:
+            compute.end()
