@@ -1,0 +1,145 @@
+"""Every setting in one table: a default, a unit, one sentence. Read once, from flags, else WISP_* variables."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PRELOAD_VARIABLE = "WASMEDGE_WASINN_PRELOAD"  # WasmEdge's own name, so that the demo's command line works unchanged
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table. `minimum` and `maximum` are inclusive and only for numbers; `choices` only for words."""
+
+    name: str  # the field of Settings
+    default: str | int | float
+    help: str
+    unit: str = ""
+    minimum: float = 0
+    maximum: float = math.inf
+    choices: tuple[str, ...] = ()
+    variable: str = ""  # the environment variable, when it is not WISP_NAME
+    flag: str = ""  # the command line flag; empty when there is none
+
+    def parse(self, text: str, source: str) -> str | int | float:
+        """The value a user wrote, in the default's type. Raises ValueError with one sentence naming `source`."""
+        if isinstance(self.default, str):
+            if self.choices and text not in self.choices:
+                raise ValueError(f"{source} is '{text}'; it must be one of {', '.join(self.choices)}.")
+            return text
+        kind, word = (int, "a whole number") if isinstance(self.default, int) else (float, "a number")
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError(f"{source} is '{text}'; it must be {word}.") from None
+        if not (math.isfinite(value) and self.minimum <= value <= self.maximum):
+            bounds = f"at least {self.minimum:g}" + (
+                f" and at most {self.maximum:g}" if self.maximum < math.inf else ""
+            )
+            raise ValueError(f"{source} is {text}; it must be {word}, {bounds}.")
+        return value
+
+
+def _field(default: Any, help: str, **row: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, **row})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The values in force. The fields are the table; TABLE is the same as rows."""
+
+    host: str = _field("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in")
+    port: int = _field(8080, "Port to listen on; 0 takes a free one", maximum=65535)
+    model: str = _field(
+        "",
+        "Model to serve: a name, a folder or a weights file; empty takes tiny_en if installed, else the embedded one",
+    )
+    target: str = _field(
+        "auto",
+        "Where kernels run; auto takes a hardware GPU if there is one, else the CPU",
+        choices=("auto", "gpu", "cpu"),
+    )
+    models_dir: str = _field("~/.local/share/wisp/models", "Folder that models are installed in, one folder each")
+    aliases: str = _field("whisper-1", "Other names the served model answers to, comma-separated")
+    max_upload_bytes: int = _field(
+        GIB,
+        "Largest file accepted; OpenAI stops at 25 MB, an hour of CD-quality stereo WAV has 635 MB",
+        unit="bytes",
+        minimum=1,
+    )
+    max_audio_s: float = _field(7200.0, "Longest audio accepted, as decoded", unit="seconds", minimum=1)
+    workers: int = _field(2, "Transcriptions that run at once, a thread each", unit="threads", minimum=1)
+    queue_length: int = _field(
+        128, "Transcriptions that may wait for a worker; one more is answered 429", unit="requests"
+    )
+    deadline_floor_s: float = _field(60.0, "Time every transcription is given", unit="seconds", minimum=1)
+    deadline_factor: float = _field(
+        10.0, "Time it is given on top, for every second of its audio", unit="seconds per second"
+    )
+    guest_memory_bytes: int = _field(256 * MIB, "Memory one guest instance may take", unit="bytes", minimum=MIB)
+    log_level: str = _field(
+        "info", "Least serious message that is logged", choices=("debug", "info", "warning", "error")
+    )
+    preload: str = _field(
+        "",
+        "WasmEdge's preload string, NAME:Burn:GPU|CPU:WEIGHTS:CONFIG:TOKENIZER:LANGUAGE; --model goes before it",
+        variable=PRELOAD_VARIABLE,
+        flag=False,
+    )
+
+    def models_path(self) -> Path:
+        """The models' folder with `~` resolved."""
+        return Path(self.models_dir).expanduser()
+
+    def alias_names(self) -> frozenset[str]:
+        """The other names of the served model."""
+        return frozenset(name.strip() for name in self.aliases.split(",") if name.strip())
+
+    def logging_level(self) -> int:
+        """`log_level` as the logging module's number."""
+        return logging.getLevelNamesMapping()[self.log_level.upper()]
+
+
+def _row(field: "dataclasses.Field[Any]") -> Setting:
+    metadata = dict(field.metadata)
+    flag = f"--{field.name.replace('_', '-')}" if metadata.pop("flag", True) else ""
+    metadata.setdefault("variable", f"WISP_{field.name.upper()}")
+    default: Any = field.default
+    return Setting(field.name, default, flag=flag, **metadata)
+
+
+TABLE: tuple[Setting, ...] = tuple(_row(field) for field in dataclasses.fields(Settings))
+
+
+def read_settings(environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None) -> Settings:
+    """Settings from flags (field name → text, None when not given), else the environment, else the defaults.
+
+    An empty variable counts as unset, as compose files write those they leave out.
+    Raises ValueError with one sentence when a value cannot be read.
+    """
+    values: dict[str, Any] = {}
+    for setting in TABLE:
+        flag = (flags or {}).get(setting.name)
+        if flag is not None:
+            values[setting.name] = setting.parse(flag, setting.flag)
+        elif text := environment.get(setting.variable):
+            values[setting.name] = setting.parse(text, setting.variable)
+    return Settings(**values)
+
+
+def markdown_table() -> str:
+    """The table as docs/settings.md shows it."""
+    lines = ["| flag | variable | default | unit | meaning |", "|---|---|---|---|---|"]
+    for s in TABLE:
+        meaning = s.help + (f" ({', '.join(s.choices)})" if s.choices else "")
+        default = f"`{s.default}`" if s.default != "" else "empty"
+        flag = f"`{s.flag}`" if s.flag else ""
+        lines.append(f"| {flag} | `{s.variable}` | {default} | {s.unit} | {meaning.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"

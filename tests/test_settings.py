@@ -1,0 +1,54 @@
+"""Settings: read once from flags and the environment, and documented whole."""
+
+import pytest
+
+from service.settings import TABLE, Settings, markdown_table, read_settings
+from tests.conftest import ROOT
+
+
+def test_flags_win_over_the_environment_and_the_environment_over_defaults() -> None:
+    settings = read_settings({"WISP_PORT": "9000", "WISP_TARGET": "cpu"}, {"port": "9001", "target": None})
+    assert (settings.port, settings.target, settings.host) == (9001, "cpu", "127.0.0.1")
+
+
+def test_an_empty_variable_is_an_unset_one() -> None:
+    assert read_settings({"WISP_PORT": ""}).port == Settings().port
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("WISP_PORT", "http", "whole number"),
+        ("WISP_PORT", "65536", "at most 65535"),
+        ("WISP_PORT", "-1", "at least 0"),
+        ("WISP_WORKERS", "0", "at least 1"),
+        ("WISP_MAX_AUDIO_S", "nan", "a number"),
+        ("WISP_TARGET", "tpu", "auto, gpu, cpu"),
+        ("WISP_LOG_LEVEL", "loud", "debug"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_named_in_one_sentence(variable: str, value: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as raised:
+        read_settings({variable: value})
+    assert variable in str(raised.value) and value in str(raised.value)
+
+
+def test_a_bad_flag_is_named_as_the_flag() -> None:
+    with pytest.raises(ValueError, match="--port is 'x'"):
+        read_settings({}, {"port": "x"})
+
+
+def test_the_demos_preload_variable_is_a_setting() -> None:
+    preload = "default:Burn:GPU:/tiny_en.mpk:/tiny_en.cfg:/tokenizer.json:en"
+    assert read_settings({"WASMEDGE_WASINN_PRELOAD": preload}).preload == preload
+
+
+def test_aliases_are_names_without_spaces_around_them() -> None:
+    assert read_settings({"WISP_ALIASES": " whisper-1, base ,"}).alias_names() == {"whisper-1", "base"}
+
+
+def test_every_setting_is_documented() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    for setting in TABLE:
+        assert f"`{setting.variable}`" in page, f"docs/settings.md says nothing of {setting.variable}"
+    assert markdown_table() in page, 'regenerate: python -c "from service.settings import *; print(markdown_table())"'
