@@ -1,0 +1,134 @@
+"""Whisper checkpoints: files of any supported format → named arrays in OpenAI's names and layouts."""
+
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.formats_common import CheckpointError, Dimensions, Stored, expected_shapes, parse_json, read_text
+from kernels.formats_huggingface import read_huggingface
+
+__all__ = ["Checkpoint", "CheckpointError", "Dimensions", "load_checkpoint", "sinusoids"]
+
+FIRST_MULTILINGUAL_VOCAB = 51_865  # the English-only models have 51_864 tokens
+POSITIONS = "encoder.positional_embedding"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One model as stored: `arrays` are f16 or f32, Linear weights [out, in], conv weights [out, in, k], read-only."""
+
+    dims: Dimensions
+    arrays: Mapping[str, NDArray[Any]] = field(repr=False)
+    tokenizer_json: str = field(repr=False)
+    alignment_heads: tuple[tuple[int, int], ...]  # (layer, head) of the decoder's cross-attention
+    is_multilingual: bool
+    maps: tuple[mmap.mmap, ...] = field(default=(), repr=False)
+
+    def release_pages(self) -> None:
+        """Gives back the memory of the mapped files; arrays stay valid and fault their pages in when read again."""
+        for mapped in self.maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def sinusoids(length: int, channels: int, max_timescale: float = 10_000.0) -> NDArray[np.float32]:
+    """(length, channels) sinusoidal positions, sines then cosines. Source: openai/whisper `model.py`."""
+    increment = np.log(max_timescale) / (channels // 2 - 1)
+    inverse = np.exp(-increment * np.arange(channels // 2))
+    times = np.arange(length)[:, None] * inverse[None, :]
+    return np.concatenate([np.sin(times), np.cos(times)], axis=1).astype(np.float32)
+
+
+def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Path | None = None) -> Checkpoint:
+    """Loads a Hugging Face folder, or a .safetensors, .mpk, .mpk.gz, .pt or ggml .bin file.
+
+    `config` and `tokenizer` default to the files beside the weights (config.json, or a Burn file's .cfg; tokenizer.json).
+    Names, shapes, dtypes and lengths are all checked here. Raises CheckpointError, and nothing else, for a bad file.
+    """
+    if weights.is_dir():
+        weights = _weights_in(weights)
+    stored = _read(weights, config)
+    arrays = _checked(weights, stored)
+    settings_path = weights.parent / "generation_config.json"
+    settings = parse_json(settings_path, read_text(settings_path)) if settings_path.is_file() else {}
+    multilingual = settings.get("is_multilingual")
+    tokenizer_json = stored.tokenizer_json
+    if tokenizer is not None or tokenizer_json is None:
+        tokenizer = tokenizer or weights.parent / "tokenizer.json"
+        tokenizer_json = read_text(tokenizer)
+        if not isinstance(parse_json(tokenizer, tokenizer_json).get("model"), dict):
+            raise CheckpointError(f"{tokenizer}: is not a tokenizer.json (no model in it)")
+    return Checkpoint(
+        stored.dims,
+        arrays,
+        tokenizer_json,
+        _alignment_heads(settings_path, settings.get("alignment_heads"), stored.dims),
+        multilingual if isinstance(multilingual, bool) else stored.dims.n_vocab >= FIRST_MULTILINGUAL_VOCAB,
+        stored.maps,
+    )
+
+
+def _weights_in(folder: Path) -> Path:
+    """The weights file of a Hugging Face folder."""
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder}: has no model.safetensors")
+
+
+def _read(weights: Path, config: Path | None) -> Stored:
+    """Chooses the reader by the file's name, as the formats' own tools do."""
+    if not weights.is_file():
+        raise CheckpointError(f"{weights}: no such file")
+    if weights.name.endswith((".safetensors", ".safetensors.index.json")):
+        return read_huggingface(weights, config or weights.parent / "config.json")
+    raise CheckpointError(f"{weights.name}: unknown checkpoint format (expected .safetensors)")
+
+
+def _checked(weights: Path, stored: Stored) -> dict[str, NDArray[Any]]:
+    """The stored tensors under OpenAI's names, every name and shape as the dims demand."""
+    arrays: dict[str, NDArray[Any]] = {}
+    unknown = set(stored.arrays) - stored.ignored
+    for name, shape in expected_shapes(stored.dims).items():
+        theirs = stored.name_of(name)
+        unknown.discard(theirs)
+        array = stored.arrays.get(theirs)
+        if array is None and name == POSITIONS:  # constant, so some files leave it out
+            array = sinusoids(*shape)
+        if array is None:
+            instead = f"; it has an unknown {min(unknown)}" if len(unknown) == 1 else ""
+            raise CheckpointError(f"{weights.name}: tensor {theirs} {list(shape)} is missing{instead}")
+        if array.shape != shape:
+            raise CheckpointError(
+                f"{weights.name}: tensor {theirs} has shape {list(array.shape)}, expected {list(shape)}"
+            )
+        array.flags.writeable = False
+        arrays[name] = array
+    if unknown:
+        raise CheckpointError(f"{weights.name}: tensor {min(unknown):.120} does not belong to a Whisper of these dims")
+    return arrays
+
+
+def _alignment_heads(path: Path, listed: object, dims: Dimensions) -> tuple[tuple[int, int], ...]:
+    """The heads whose cross-attention follows the audio: as listed, else the upper half of the layers (as `model.py`)."""
+    if listed is None:
+        return tuple(
+            (layer, head)
+            for layer in range(dims.n_text_layer // 2, dims.n_text_layer)
+            for head in range(dims.n_text_head)
+        )
+    heads: list[tuple[int, int]] = []
+    for pair in listed if isinstance(listed, list) else [None]:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(item) is int for item in pair)):
+            raise CheckpointError(f"{path.name}: alignment_heads must be a list of [layer, head] pairs")
+        layer, head = pair
+        if not (0 <= layer < dims.n_text_layer and 0 <= head < dims.n_text_head):
+            raise CheckpointError(
+                f"{path.name}: alignment head {pair} is not among {dims.n_text_layer} layers of {dims.n_text_head} heads"
+            )
+        heads.append((layer, head))
+    return tuple(heads)
