@@ -46,7 +46,7 @@ def sinusoids(length: int, channels: int, max_timescale: float = 10_000.0) -> ND
 def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Path | None = None) -> Checkpoint:
     """Loads a Hugging Face folder, or a .safetensors, .mpk, .mpk.gz, .pt or ggml .bin file.
 
-    `config` and `tokenizer` default to the files beside the weights (config.json, or a Burn file's .cfg; tokenizer.json).
+    `config` and `tokenizer` default to files beside the weights (config.json, or a Burn file's .cfg; tokenizer.json).
     Names, shapes, dtypes and lengths are all checked here. Raises CheckpointError, and nothing else, for a bad file.
     """
     if weights.is_dir():
@@ -114,7 +114,7 @@ def _checked(weights: Path, stored: Stored) -> dict[str, NDArray[Any]]:
 
 
 def _alignment_heads(path: Path, listed: object, dims: Dimensions) -> tuple[tuple[int, int], ...]:
-    """The heads whose cross-attention follows the audio: as listed, else the upper half of the layers (as `model.py`)."""
+    """Heads whose cross-attention follows the audio: as listed, else the upper half of the layers (as `model.py`)."""
     if listed is None:
         return tuple(
             (layer, head)
@@ -128,7 +128,7 @@ def _alignment_heads(path: Path, listed: object, dims: Dimensions) -> tuple[tupl
         layer, head = pair
         if not (0 <= layer < dims.n_text_layer and 0 <= head < dims.n_text_head):
             raise CheckpointError(
-                f"{path.name}: alignment head {pair} is not among {dims.n_text_layer} layers of {dims.n_text_head} heads"
+                f"{path.name}: alignment head {pair} is not in {dims.n_text_layer} layers of {dims.n_text_head} heads"
             )
         heads.append((layer, head))
     return tuple(heads)

@@ -73,7 +73,7 @@ def check_dims(path: Path, values: Mapping[str, Any], names: Mapping[str, str] |
 
 
 def expected_shapes(dims: Dimensions) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a Whisper with these dims: OpenAI's name → shape (Linear weights [out, in], conv [out, in, k])."""
+    """Every tensor of a Whisper with these dims: OpenAI's name → shape (Linear weight [out, in], conv [out, in, k])."""
     state = dims.n_audio_state
     shapes: dict[str, tuple[int, ...]] = {
         "encoder.conv1.weight": (state, dims.n_mels, 3),
