@@ -1,0 +1,249 @@
+"""Any audio file → 16 kHz mono float32 samples in blocks: libsndfile decodes, soxr resamples.
+
+Memory is bounded, whatever a header claims. The content decides the format, never the name. Nothing is allocated by a
+declared length: frames count when they have been decoded.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from service.c_stderr import c_stderr_closed
+from service.errors import AudioTooLong, AudioTooShort, UnreadableAudio
+
+SAMPLE_RATE = 16_000
+MIN_SECONDS = 0.1
+KEPT_SECONDS = 300  # up to 5 minutes (19 MB) stay in memory as they are decoded; more is decoded again for each reading
+BLOCK_VALUES = 1 << 16  # samples × channels read at once: 256 KiB
+RATES = range(1_000, 384_001)  # Hz; outside is a forged or broken header
+MAX_CHANNELS = 32
+MAX_VALUES_PER_SECOND = 192_000  # samples × channels, times the longest audio allowed: bounds a bomb's work
+LOUDEST = 1e9  # beyond this a float sample is no sound (full scale is 1); its square must stay finite in float32
+FORMATS_READ = "WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF, AU and CAF"
+
+Samples = NDArray[np.float32]
+
+# (offset, bytes, format). The first row that fits tells the format.
+_READ: tuple[tuple[int, bytes, str], ...] = (
+    (8, b"WAVE", "WAV"),  # after RIFF, RIFX or RF64
+    (0, b"fLaC", "FLAC"),
+    (0, b"OggS", "OGG"),
+    (8, b"AIFF", "AIFF"),
+    (8, b"AIFC", "AIFF"),
+    (0, b".snd", "AU"),
+    (0, b"dns.", "AU"),
+    (0, b"caff", "CAF"),
+)
+_NOT_READ: tuple[tuple[int, bytes, str], ...] = (
+    (4, b"ftyp", "MP4/M4A"),
+    (0, b"\x1aE\xdf\xa3", "WebM/Matroska"),
+    (0, b"ADIF", "AAC"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA/ASF"),
+    (0, b"#!AMR", "AMR"),
+    (0, b"\x00\x00\x01\xba", "MPEG program stream"),
+    (8, b"AVI ", "AVI"),
+)
+
+
+class _Source:
+    """A file as libsndfile's callbacks read it: an exception inside one would be printed, so it is kept for later."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._position = 0
+        self._size = file.seek(0, io.SEEK_END)
+        self.failure: Exception | None = None
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = min(max(0, start + offset), self._size)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, count: int) -> bytes:
+        try:
+            self._file.seek(self._position)
+            data = self._file.read(count)
+        except Exception as error:
+            self.failure = error
+            return b""
+        self._position += len(data)
+        return data
+
+
+class _Sound(soundfile.SoundFile):  # type: ignore[misc, unused-ignore]
+    """A sound file read once, front to back: soundfile else seeks after every block, and MP3 and OGG start over."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Decoded audio: its length and, as often as asked, its samples. Valid while the file it came from is open."""
+
+    duration: float  # seconds, of what could be decoded
+    format: str  # "WAV", "FLAC", …
+    _blocks: Callable[[], Iterable[Samples]]
+
+    def blocks(self) -> Iterator[Samples]:
+        """(n,) f32 blocks of 16 kHz mono, from the start. One reading at a time."""
+        return iter(self._blocks())
+
+
+def decode(file: BinaryIO, *, max_seconds: float = 7200.0) -> Audio:
+    """Read a whole file once, from its start, to know that it is audio, and how much.
+
+    Channels are averaged. A float sample that is not a number, infinite or beyond `LOUDEST` counts as silence; one
+    over full scale is kept. A file that ends early or is damaged inside gives what can be decoded. `file` must stay
+    open, and only this Audio may read it.
+
+    Raises UnreadableAudio, AudioTooShort (under `MIN_SECONDS`) or AudioTooLong (over `max_seconds`, or so many
+    channels and so high a rate that it decodes to as much data).
+    """
+    source = _Source(file)
+    kind = _sniff(source)
+    kept: list[Samples] | None = []
+    n_frames = 0
+    with _quiet(kind), _open(source, kind) as sound:
+        rate = sound.samplerate
+        most_frames = int(max_seconds * min(rate, MAX_VALUES_PER_SECOND / sound.channels))
+        resample = _Resampler(rate)
+        for block in _mono(sound):
+            n_frames += block.shape[0]
+            if n_frames > most_frames:
+                raise AudioTooLong(n_frames / rate, most_frames / rate)
+            if n_frames > KEPT_SECONDS * rate:
+                kept = None
+            if kept is not None:
+                kept.append(resample(block))
+        if kept is not None:
+            kept.append(resample.rest())
+    _raise_failure(source)
+    duration = n_frames / rate
+    if duration < MIN_SECONDS:
+        raise AudioTooShort(duration, MIN_SECONDS)
+    if kept is not None:
+        samples = np.concatenate(kept)
+        return Audio(duration, kind, lambda: (samples,))
+    return Audio(duration, kind, lambda: _decode_again(file, kind))
+
+
+def _decode_again(file: BinaryIO, kind: str) -> Iterator[Samples]:
+    """The 16 kHz mono blocks of a file that decode() has accepted."""
+    source = _Source(file)
+    with _quiet(kind), _open(source, kind) as sound:
+        resample = _Resampler(sound.samplerate)
+        for block in _mono(sound):
+            if (resampled := resample(block)).size:
+                yield resampled
+        yield resample.rest()
+    _raise_failure(source)
+
+
+def _raise_failure(source: _Source) -> None:
+    """A file that could not be read is the server's trouble, not the audio's."""
+    if source.failure is not None:
+        raise source.failure
+
+
+def _quiet(kind: str) -> AbstractContextManager[None]:
+    return c_stderr_closed() if kind == "MP3" else nullcontext()
+
+
+def _sniff(source: _Source) -> str:
+    """The format of the content. Raises UnreadableAudio for one that is not read here."""
+    source.seek(0)
+    head = source.read(16)
+    tagged = False
+    while head[:3] == b"ID3" and len(head) >= 10:  # a tag with its length in 4 × 7 bits, in front of MP3, FLAC or AAC
+        tagged = True
+        length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+        here = source.tell() - len(head)
+        source.seek(here + 10 + length + (10 if head[5] & 0x10 else 0))
+        head = source.read(16)
+    _raise_failure(source)
+    for offset, magic, kind in _READ:
+        if head[offset : offset + len(magic)] == magic:
+            return kind
+    for offset, magic, kind in _NOT_READ:
+        if head[offset : offset + len(magic)] == magic:
+            raise _not_read(kind)
+    if len(head) > 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
+        raise _not_read("AAC")
+    if tagged or (len(head) > 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06):
+        return "MP3"
+    if not head:
+        raise UnreadableAudio(f"The file is empty. Formats read: {FORMATS_READ}.")
+    raise UnreadableAudio(f"The file's format is not known. Formats read: {FORMATS_READ}.")
+
+
+def _not_read(kind: str) -> UnreadableAudio:
+    return UnreadableAudio(
+        f"{kind} audio needs the optional extra [av], which is not installed here. Formats read: {FORMATS_READ}."
+    )
+
+
+def _open(source: _Source, kind: str) -> _Sound:
+    source.seek(0)
+    try:
+        sound = _Sound(source)
+    except soundfile.LibsndfileError as error:
+        _raise_failure(source)
+        raise UnreadableAudio(
+            f"The {kind} file cannot be read: it is damaged, cut off in its header, or its encoding is not supported "
+            f"({error.error_string.rstrip('.')}). Formats read: {FORMATS_READ}."
+        ) from error
+    if sound.samplerate not in RATES or not 1 <= sound.channels <= MAX_CHANNELS:
+        sound.close()
+        raise UnreadableAudio(
+            f"The {kind} file declares {sound.samplerate} Hz and {sound.channels} channels; "
+            f"{RATES.start} to {RATES.stop - 1} Hz and up to {MAX_CHANNELS} channels are read."
+        )
+    return sound
+
+
+def _mono(sound: _Sound) -> Iterator[Samples]:
+    """(n,) f32 blocks at the file's own rate, channels averaged. Ends where decoding ends, in order or not."""
+    values = np.empty((BLOCK_VALUES // sound.channels, sound.channels), np.float32)
+    while True:
+        values.fill(0.0)
+        try:
+            n = sound.buffer_read_into(values, "float32")
+            failed = False
+        except soundfile.LibsndfileError:
+            # How much came before the fault is not told: what is not zero did.
+            n = int(np.flatnonzero(values.any(axis=1))[-1:].sum()) + 1 if values.any() else 0
+            failed = True
+        if n == 0:
+            return
+        block = values[:n]
+        if not np.abs(block).max() <= LOUDEST:
+            block = np.where(np.abs(block) <= LOUDEST, block, np.float32(0.0))
+        yield block.mean(axis=1, dtype=np.float32)
+        if failed:
+            return
+
+
+class _Resampler:
+    """Blocks at `rate` → blocks at 16 kHz, as one signal."""
+
+    def __init__(self, rate: int) -> None:
+        self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32", "HQ") if rate != SAMPLE_RATE else None
+
+    def __call__(self, block: Samples) -> Samples:
+        return block if self._stream is None else self._stream.resample_chunk(block)
+
+    def rest(self) -> Samples:
+        """What the filter still holds after the last block."""
+        nothing = np.empty(0, np.float32)
+        return nothing if self._stream is None else self._stream.resample_chunk(nothing, last=True)
