@@ -36,6 +36,7 @@ WANTED_LIMITS = (
 WANTED_FEATURES = ("shader-f16", "subgroup", "timestamp-query")
 _T = TypeVar("_T")
 _KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "software"}
+_LANES = re.compile(r"const LANES = \d+u;")
 _BINDING = re.compile(r"@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(uniform|storage)\s*(?:,\s*(\w+)\s*)?>")
 
 
@@ -146,8 +147,8 @@ class Device:
         self._thread = ThreadPoolExecutor(1, "wisp-device")
         self._thread_id = self._thread.submit(threading.get_ident).result()
         self._lock = threading.Lock()
-        self._modules: dict[str, tuple[Any, Any, int]] = {}
-        self._pipelines: dict[tuple[str, tuple[tuple[str, float], ...]], Pipeline] = {}
+        self._modules: dict[tuple[str, int | None], tuple[Any, Any, int]] = {}
+        self._pipelines: dict[tuple[str, int | None, tuple[tuple[str, float], ...]], Pipeline] = {}
         self._staging: dict[int, list[Any]] = {}
         self._subgroup_size: int | None = None
 
@@ -222,15 +223,23 @@ class Device:
             raise DeviceError(f"a row of {row_bytes} bytes is over this device's binding limit")
         return [(start, min(start + most, n_rows)) for start in range(0, n_rows, most)]
 
-    def pipeline(self, name: str, constants: Mapping[str, float] | None = None) -> Pipeline:
-        """`kernels/<name>.wgsl` with these override constants, compiled once. DeviceError with the compiler's words."""
-        key = (name, tuple(sorted((constants or {}).items())))
+    def pipeline(
+        self, name: str, constants: Mapping[str, float] | None = None, *, lanes: int | None = None
+    ) -> Pipeline:
+        """`kernels/<name>.wgsl` with these override constants, compiled once. DeviceError with the compiler's words.
+
+        `lanes` replaces the text's `const LANES = …`: WGSL wants a subgroup broadcast's lane to be a constant.
+        """
+        key = (name, lanes, tuple(sorted((constants or {}).items())))
         if (found := self._pipelines.get(key)) is not None:
             return found
         with self._lock:
-            if name not in self._modules:
-                self._modules[name] = self.shader_module((KERNELS / f"{name}.wgsl").read_text(), name)
-            module, layout, n_bindings = self._modules[name]
+            if (name, lanes) not in self._modules:
+                source = (KERNELS / f"{name}.wgsl").read_text()
+                if lanes is not None:
+                    source = _LANES.sub(f"const LANES = {lanes}u;", source)
+                self._modules[name, lanes] = self.shader_module(source, name)
+            module, layout, n_bindings = self._modules[name, lanes]
         try:
             handle = self.handle.create_compute_pipeline(
                 label=name,

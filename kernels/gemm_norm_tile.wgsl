@@ -1,0 +1,148 @@
+// out = act(LayerNorm(x) · weight + bias): f32 in, f16 out, for hardware adapters. act is GELU or nothing.
+// LayerNorm(x) = (x - mean) / sqrt(variance + 1e-5) · gain + shift, over each row.
+//
+// A workgroup of 256 first finds mean and variance of its 64 rows, 4 invocations a row, then computes 64 rows by 64 columns with the
+// tile of gemm_tile.wgsl, normalising each piece of x on its way into shared memory; an invocation owns 4 rows by 4 columns.
+//   x       (rows, 4 · inner) f32, of which `width` columns count and the rest are 0    in
+//   gain    (4 · inner,) f32                          in
+//   shift   (4 · inner,) f32                          in
+//   weight  (4 · inner, 8 · columns) f16              in
+//   bias    (8 · columns,) f32                        in
+//   out     (rows, 8 · columns) f16                   out
+// dispatch (ceil(columns / 8), ceil(rows / 64), 1)
+
+struct Params {
+  rows: u32,
+  inner: u32,
+  columns: u32,
+  width: u32,
+}
+
+override GELU = false;
+
+@group(0) @binding(0) var<storage, read> x: array<vec4f>;
+@group(0) @binding(1) var<storage, read> gain: array<vec4f>;
+@group(0) @binding(2) var<storage, read> shift: array<vec4f>;
+@group(0) @binding(3) var<storage, read> weight: array<vec2<u32>>;
+@group(0) @binding(4) var<storage, read> bias: array<vec4f>;
+@group(0) @binding(5) var<storage, read_write> out: array<vec2<u32>>;
+@group(0) @binding(6) var<uniform> params: Params;
+
+var<workgroup> a_tile: array<vec4f, 256>;  // [64 rows][4 quads of the inner dimension]
+var<workgroup> weight_tile: array<vec4f, 256>;  // [16 of the inner dimension][16 quads of columns]
+var<workgroup> sums: array<f32, 256>;  // [64 rows][4 invocations]
+var<workgroup> means: array<f32, 64>;
+var<workgroup> scales: array<f32, 64>;
+
+// <shared gelu>
+// GELU(x) = x · Φ(x), exact up to erf's approximation (Abramowitz & Stegun 7.1.26: 1.5e-7).
+fn gelu(x: vec4f) -> vec4f {
+  let z = abs(x) * 0.7071067811865476;
+  let t = 1.0 / (1.0 + 0.3275911 * z);
+  let series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
+  let tail = 0.5 * series * exp(-z * z);
+  return x * select(tail, 1.0 - tail, x >= vec4f(0.0));
+}
+// </shared>
+
+fn f16x4(packed: vec2<u32>) -> vec4f {
+  return vec4f(unpack2x16float(packed.x), unpack2x16float(packed.y));
+}
+
+// 4 columns of a row, normalised; zeros outside.
+fn load_a(row: u32, quad: u32) -> vec4f {
+  if (row >= params.rows || quad >= params.inner) {
+    return vec4f();
+  }
+  return (x[row * params.inner + quad] - means[row % 64u]) * scales[row % 64u] * gain[quad] + shift[quad];
+}
+
+// The total over a row's 4 invocations of what each has.
+fn row_total(invocation: u32, value: f32) -> f32 {
+  sums[invocation] = value;
+  workgroupBarrier();
+  let first = invocation / 4u * 4u;
+  let total = sums[first] + sums[first + 1u] + sums[first + 2u] + sums[first + 3u];
+  workgroupBarrier();
+  return total;
+}
+
+fn find_means(first_row: u32, invocation: u32) {
+  let start = min(first_row + invocation / 4u, params.rows - 1u) * params.inner;
+  let width = f32(params.width);
+  var sum = vec4f();
+  for (var quad = invocation % 4u; quad < params.inner; quad += 4u) {
+    sum += x[start + quad];
+  }
+  let mean = row_total(invocation, dot(sum, vec4f(1.0))) / width;
+  var squares = vec4f();
+  for (var quad = invocation % 4u; quad < params.inner; quad += 4u) {
+    let centred = x[start + quad] - mean;
+    squares += centred * centred;
+  }
+  // The padding's zeros added mean² each.
+  let padding = (f32(4u * params.inner) - width) * mean * mean;
+  let variance = (row_total(invocation, dot(squares, vec4f(1.0))) - padding) / width;
+  if (invocation % 4u == 0u) {
+    means[invocation / 4u] = mean;
+    scales[invocation / 4u] = inverseSqrt(variance + 1e-5);
+  }
+  workgroupBarrier();
+}
+
+// 4 columns of a row of the result.
+fn store(row: u32, quad: u32, sum: vec4f) {
+  if (row >= params.rows || quad >= 2u * params.columns) {
+    return;
+  }
+  var value = sum + bias[quad];
+  if (GELU) {
+    value = gelu(value);
+  }
+  out[2u * row * params.columns + quad] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+  let first_row = group.y * 64u;
+  let first_quad = group.x * 16u;
+  find_means(first_row, invocation);
+  // <shared product>
+  let local_row = invocation / 16u * 4u;
+  let local_quad = invocation % 16u;
+  var sum0 = vec4f();
+  var sum1 = vec4f();
+  var sum2 = vec4f();
+  var sum3 = vec4f();
+  for (var first = 0u; first < params.inner; first += 4u) {
+    a_tile[invocation] = load_a(first_row + invocation / 4u, first + invocation % 4u);
+    let k = 4u * first + invocation / 16u;
+    let quad = first_quad + invocation % 16u;
+    if (k < 4u * params.inner && quad < 2u * params.columns) {
+      weight_tile[invocation] = f16x4(weight[k * 2u * params.columns + quad]);
+    } else {
+      weight_tile[invocation] = vec4f();
+    }
+    workgroupBarrier();
+    for (var i = 0u; i < 4u; i++) {
+      let w = mat4x4f(
+        weight_tile[64u * i + local_quad],
+        weight_tile[64u * i + 16u + local_quad],
+        weight_tile[64u * i + 32u + local_quad],
+        weight_tile[64u * i + 48u + local_quad],
+      );
+      sum0 += w * a_tile[4u * local_row + i];
+      sum1 += w * a_tile[4u * local_row + 4u + i];
+      sum2 += w * a_tile[4u * local_row + 8u + i];
+      sum3 += w * a_tile[4u * local_row + 12u + i];
+    }
+    workgroupBarrier();
+  }
+  // </shared>
+  // <shared product_stores>
+  store(first_row + local_row, first_quad + local_quad, sum0);
+  store(first_row + local_row + 1u, first_quad + local_quad, sum1);
+  store(first_row + local_row + 2u, first_quad + local_quad, sum2);
+  store(first_row + local_row + 3u, first_quad + local_quad, sum3);
+  // </shared>
+}

@@ -1,0 +1,61 @@
+// out = (x - mean) / sqrt(variance + 1e-5) · gain + shift over each row, as f32 and as f16: the encoder's last step.
+// Workgroup r of 64 invocations normalises row r; an invocation takes every 64th group of 4 columns.
+//   x        (rows, 4 · inner) f32, of which `width` columns count and the rest are 0    in
+//   gain     (4 · inner,) f32           in
+//   shift    (4 · inner,) f32           in
+//   out      (rows, 4 · inner) f32      out
+//   out_f16  (rows, 4 · inner) f16      out
+// dispatch (rows, 1, 1)
+
+struct Params {
+  inner: u32,
+  width: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<vec4f>;
+@group(0) @binding(1) var<storage, read> gain: array<vec4f>;
+@group(0) @binding(2) var<storage, read> shift: array<vec4f>;
+@group(0) @binding(3) var<storage, read_write> out: array<vec4f>;
+@group(0) @binding(4) var<storage, read_write> out_f16: array<vec2<u32>>;
+@group(0) @binding(5) var<uniform> params: Params;
+
+var<workgroup> sums: array<f32, 64>;
+
+// The total over the workgroup of what each invocation has.
+fn row_total(invocation: u32, value: f32) -> f32 {
+  sums[invocation] = value;
+  workgroupBarrier();
+  for (var half = 32u; half > 0u; half /= 2u) {
+    if (invocation < half) {
+      sums[invocation] += sums[invocation + half];
+    }
+    workgroupBarrier();
+  }
+  let total = sums[0];
+  workgroupBarrier();
+  return total;
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+  let start = group.x * params.inner;
+  let width = f32(params.width);
+  var sum = 0.0;
+  for (var k = invocation; k < params.inner; k += 64u) {
+    sum += dot(x[start + k], vec4f(1.0));
+  }
+  let mean = row_total(invocation, sum) / width;
+  var squares = 0.0;
+  for (var k = invocation; k < params.inner; k += 64u) {
+    let centred = x[start + k] - mean;
+    squares += dot(centred, centred);
+  }
+  // The padding's zeros added mean² each.
+  let padding = (f32(4u * params.inner) - width) * mean * mean;
+  let scale = inverseSqrt((row_total(invocation, squares) - padding) / width + 1e-5);
+  for (var k = invocation; k < params.inner; k += 64u) {
+    let value = (x[start + k] - mean) * scale * gain[k] + shift[k];
+    out[start + k] = value;
+    out_f16[start + k] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));
+  }
+}
