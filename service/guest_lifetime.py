@@ -1,0 +1,90 @@
+"""When a guest's run ends before its time: deadline, cancellation, or a reason found by the host."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+TICK_S = 0.02  # how late the end reaches a guest that calls nothing
+
+
+class GuestError(Exception):
+    """A run that did not end well: what happened, where in the guest, what it wrote to stderr. For the log."""
+
+
+class GuestTimeout(GuestError):
+    """The run took longer than its deadline."""
+
+
+class GuestCancelled(GuestError):
+    """The run was cancelled from outside."""
+
+
+class Lifetime:
+    """One run's deadline, its cancellation, and why it was stopped."""
+
+    def __init__(
+        self, interrupt: Callable[[], None], *, deadline_s: float, cancelled: threading.Event | None = None
+    ) -> None:
+        """`interrupt`: makes the guest's code leave at its next branch or call. `deadline_s`: seconds from now."""
+        self.stopped_by: Exception | None = None
+        self._interrupt = interrupt
+        self._deadline_s = deadline_s
+        self._deadline = time.monotonic() + deadline_s
+        self._cancelled = cancelled
+
+    def stop(self, reason: Exception) -> None:
+        """End the run. The first reason counts."""
+        if self.stopped_by is None:
+            self.stopped_by = reason
+        self._interrupt()
+
+    def may_go_on(self) -> bool:
+        """Whether the guest is still to run; stops it when its time is over or it is cancelled."""
+        if self.stopped_by is None:
+            if self._cancelled is not None and self._cancelled.is_set():
+                self.stop(GuestCancelled("the run was cancelled"))
+            elif time.monotonic() >= self._deadline:
+                self.stop(GuestTimeout(f"the guest ran longer than {self._deadline_s:g} s"))
+        return self.stopped_by is None
+
+
+class Watchdog:
+    """Stops overdue and cancelled runs whose guests call nothing. Its thread sleeps while nothing runs."""
+
+    def __init__(self) -> None:
+        self._wake = threading.Condition()
+        self._watched: set[Lifetime] = set()
+        self._thread: threading.Thread | None = None
+        self._asleep = False
+        self._closed = False
+
+    @contextmanager
+    def watching(self, lifetime: Lifetime) -> Iterator[None]:
+        """Look after a run for the length of the block; never touches it afterwards."""
+        with self._wake:
+            self._watched.add(lifetime)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="guest-watchdog", daemon=True)
+                self._thread.start()
+            elif self._asleep:
+                self._wake.notify()
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._watched.discard(lifetime)
+
+    def close(self) -> None:
+        """Let the thread end once the last run has; again does nothing."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+
+    def _watch(self) -> None:
+        with self._wake:
+            while self._watched or not self._closed:
+                self._asleep = not self._watched
+                self._wake.wait(TICK_S if self._watched else None)
+                for lifetime in self._watched:
+                    lifetime.may_go_on()
