@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from service.c_stderr import c_stderr_closed
 from service.errors import AudioTooLong, AudioTooShort, UnreadableAudio
+from service.mp3 import promise_frames
 
 SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1
@@ -26,6 +27,7 @@ RATES = range(1_000, 384_001)  # Hz; outside is a forged or broken header
 MAX_CHANNELS = 32
 MAX_VALUES_PER_SECOND = 192_000  # samples × channels, times the longest audio allowed: bounds a bomb's work
 LOUDEST = 1e9  # beyond this a float sample is no sound (full scale is 1); its square must stay finite in float32
+MAX_TAGS = 8  # in front of the sound
 FORMATS_READ = "WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF, AU and CAF"
 
 Samples = NDArray[np.float32]
@@ -58,26 +60,39 @@ class _Source:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._position = 0
-        self._size = file.seek(0, io.SEEK_END)
+        self.size = file.seek(0, io.SEEK_END)
+        self._first = b""  # shown in place of the file's own first `_skipped` bytes
+        self._skipped = 0
         self.failure: Exception | None = None
 
+    def replace_start(self, first: bytes, skipped: int) -> None:
+        """Show `first` in place of the first `skipped` bytes."""
+        self._first, self._skipped = first, skipped
+        self.size += len(first) - skipped
+
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = min(max(0, start + offset), self._size)
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        self._position = min(max(0, start + offset), self.size)
         return self._position
 
     def tell(self) -> int:
         return self._position
 
     def read(self, count: int) -> bytes:
-        try:
-            self._file.seek(self._position)
-            data = self._file.read(count)
-        except Exception as error:
-            self.failure = error
-            return b""
+        data = self._first[self._position : self._position + count]
+        if not data:
+            try:
+                self._file.seek(self._position - len(self._first) + self._skipped)
+                data = self._file.read(count)
+            except Exception as error:
+                self.failure = error
+                return b""
         self._position += len(data)
         return data
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        self.seek(offset)
+        return self.read(count)
 
 
 class _Sound(soundfile.SoundFile):  # type: ignore[misc, unused-ignore]
@@ -135,12 +150,13 @@ def decode(file: BinaryIO, *, max_seconds: float = 7200.0) -> Audio:
     if kept is not None:
         samples = np.concatenate(kept)
         return Audio(duration, kind, lambda: (samples,))
-    return Audio(duration, kind, lambda: _decode_again(file, kind))
+    return Audio(duration, kind, lambda: _decode_again(file))
 
 
-def _decode_again(file: BinaryIO, kind: str) -> Iterator[Samples]:
+def _decode_again(file: BinaryIO) -> Iterator[Samples]:
     """The 16 kHz mono blocks of a file that decode() has accepted."""
     source = _Source(file)
+    kind = _sniff(source)
     with _quiet(kind), _open(source, kind) as sound:
         resample = _Resampler(sound.samplerate)
         for block in _mono(sound):
@@ -162,15 +178,14 @@ def _quiet(kind: str) -> AbstractContextManager[None]:
 
 def _sniff(source: _Source) -> str:
     """The format of the content. Raises UnreadableAudio for one that is not read here."""
-    source.seek(0)
-    head = source.read(16)
-    tagged = False
-    while head[:3] == b"ID3" and len(head) >= 10:  # a tag with its length in 4 × 7 bits, in front of MP3, FLAC or AAC
-        tagged = True
+    start = 0
+    head = source.read_at(0, 16)
+    for _ in range(MAX_TAGS):  # ID3: a length in 4 × 7 bits, in front of MP3, FLAC or AAC
+        if head[:3] != b"ID3" or len(head) < 10:
+            break
         length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-        here = source.tell() - len(head)
-        source.seek(here + 10 + length + (10 if head[5] & 0x10 else 0))
-        head = source.read(16)
+        start += 10 + length + (10 if head[5] & 0x10 else 0)
+        head = source.read_at(start, 16)
     _raise_failure(source)
     for offset, magic, kind in _READ:
         if head[offset : offset + len(magic)] == magic:
@@ -180,7 +195,8 @@ def _sniff(source: _Source) -> str:
             raise _not_read(kind)
     if len(head) > 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         raise _not_read("AAC")
-    if tagged or (len(head) > 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06):
+    if start or (len(head) > 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06):
+        source.replace_start(*promise_frames(source.read_at, start, source.size))
         return "MP3"
     if not head:
         raise UnreadableAudio(f"The file is empty. Formats read: {FORMATS_READ}.")
