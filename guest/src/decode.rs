@@ -1,0 +1,250 @@
+//! One window, one temperature: openai/whisper's `DecodingTask`.
+
+use crate::model::Model;
+use crate::numeric::{argmax, probability, strip};
+use crate::options::{Argument, Task};
+use crate::rules::Rules;
+use crate::sampling::Random;
+use crate::zlib::compressed_size;
+use crate::{Error, Result};
+
+/// A sequence being sampled: its tokens after the prompt and before the end of text.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Candidate {
+    pub tokens: Vec<i32>,
+    /// One for each of `tokens`.
+    pub logprobs: Vec<f32>,
+    /// With the end of text's, if that was sampled.
+    pub sum_logprob: f32,
+}
+
+impl Candidate {
+    /// Take the next token; false if it ends the sequence.
+    pub(crate) fn push(&mut self, token: i32, logprob: f32, eot: i32) -> bool {
+        self.sum_logprob += logprob;
+        if token == eot {
+            return false;
+        }
+        self.tokens.push(token);
+        self.logprobs.push(logprob);
+        true
+    }
+
+    /// `MaximumLikelihoodRanker`'s score.
+    fn score(&self, length_penalty: Option<f64>) -> f64 {
+        let length = self.tokens.len() as f64;
+        let penalty = match length_penalty {
+            None => length.max(1.0), // the reference divides by zero for a sequence without tokens
+            Some(alpha) => ((5.0 + length) / 6.0).powf(alpha),
+        };
+        f64::from(self.sum_logprob) / penalty
+    }
+}
+
+/// openai/whisper's names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecodingResult {
+    pub tokens: Vec<i32>,
+    pub logprobs: Vec<f32>,
+    pub avg_logprob: f64,
+    /// None for a model without that token.
+    pub no_speech_prob: Option<f64>,
+    pub temperature: f64,
+    pub compression_ratio: f64,
+}
+
+pub struct Decoder<'a> {
+    pub(crate) argument: &'a Argument,
+    pub(crate) rules: Rules,
+    pub(crate) random: Random,
+    /// (n_sequences, n_vocab), of the last step that read them.
+    pub(crate) logits: Vec<f32>,
+    /// [sot], or [sot, language, task]; and no_timestamps.
+    sot_sequence: Vec<i32>,
+    prefix: Vec<i32>,
+    sample_len: usize,
+}
+
+impl<'a> Decoder<'a> {
+    /// `language`: a code that the model has; it matters only to a multilingual one.
+    pub fn new(argument: &'a Argument, language: &str, model: &mut dyn Model) -> Result<Decoder<'a>> {
+        let (tokens, options) = (&argument.tokens, &argument.options);
+        let mut sot_sequence = vec![tokens.sot];
+        if argument.is_multilingual {
+            let task = if options.task == Task::Translate {
+                tokens.translate
+            } else {
+                tokens.transcribe
+            };
+            sot_sequence.extend([tokens.languages[language], task]);
+        }
+        if options.without_timestamps {
+            sot_sequence.push(tokens.no_timestamps);
+        }
+        let half = argument.dims.n_text_ctx / 2;
+        let mut prefix = match &options.prefix {
+            Some(prefix) => model.encode_text(&format!(" {}", strip(prefix)))?,
+            None => Vec::new(),
+        };
+        // As the reference slices: the default sample_len leaves 0, which there means no limit.
+        let max_prefix = half.saturating_sub(options.sample_len.unwrap_or(half));
+        if max_prefix > 0 && prefix.len() > max_prefix {
+            prefix.drain(..prefix.len() - max_prefix);
+        }
+        Ok(Decoder {
+            argument,
+            rules: Rules::new(tokens, options),
+            random: Random::new(options.seed),
+            logits: Vec::new(),
+            sot_sequence,
+            prefix,
+            sample_len: options.sample_len.unwrap_or(half),
+        })
+    }
+
+    /// [sot_prev, prompt…] sot sequence [prefix…]: the prompt's last n_text_ctx / 2 − 1 tokens.
+    fn initial_tokens(&self, prompt: &[i32]) -> Result<Vec<i32>> {
+        let n_text_ctx = self.argument.dims.n_text_ctx;
+        let mut tokens = Vec::new();
+        if !prompt.is_empty() {
+            tokens.push(self.argument.tokens.sot_prev);
+            tokens.extend(&prompt[prompt.len().saturating_sub(n_text_ctx / 2 - 1)..]);
+        }
+        tokens.extend(&self.sot_sequence);
+        tokens.extend(&self.prefix);
+        if tokens.len() > n_text_ctx {
+            return Err(Error(format!(
+                "prompt and prefix take {} tokens where the model has room for {n_text_ctx}",
+                tokens.len()
+            )));
+        }
+        Ok(tokens)
+    }
+
+    /// Decode the encoded window.
+    pub fn decode(&mut self, model: &mut dyn Model, prompt: &[i32], temperature: f64) -> Result<DecodingResult> {
+        let options = &self.argument.options;
+        let initial = self.initial_tokens(prompt)?;
+        let max_sampled = self.sample_len.min(self.argument.dims.n_text_ctx + 1 - initial.len());
+        model.restart()?;
+        let (candidates, no_speech_prob) = if temperature == 0.0 {
+            self.greedy(model, &initial, max_sampled)?
+        } else {
+            model.set_rules(&self.rules.tensor(0, initial.len()))?;
+            let (context, rest) = self.split_at_sot(&initial);
+            let no_speech_prob = self.prime(model, context)?;
+            if !rest.is_empty() {
+                model.append(rest, 1, None)?;
+                model.logits(&mut self.logits)?;
+            }
+            (
+                self.sample(model, options.best_of.unwrap_or(1), max_sampled, temperature)?,
+                no_speech_prob,
+            )
+        };
+        let best = argmax(
+            candidates
+                .iter()
+                .map(|candidate| candidate.score(options.length_penalty)),
+        );
+        let Candidate {
+            tokens,
+            logprobs,
+            sum_logprob,
+        } = candidates.into_iter().nth(best).unwrap_or_default();
+        let text_tokens: Vec<i32> = tokens
+            .iter()
+            .copied()
+            .filter(|&token| token < self.argument.tokens.timestamp_begin)
+            .collect();
+        let text = model.decode_text(&text_tokens)?;
+        let text = strip(&text).as_bytes();
+        Ok(DecodingResult {
+            avg_logprob: f64::from(sum_logprob) / (tokens.len() + 1) as f64,
+            tokens,
+            logprobs,
+            no_speech_prob,
+            temperature,
+            compression_ratio: text.len() as f64 / compressed_size(text) as f64,
+        })
+    }
+
+    /// The prompt up to the start of the transcript, where no_speech_prob is read, and the rest.
+    fn split_at_sot<'t>(&self, initial: &'t [i32]) -> (&'t [i32], &'t [i32]) {
+        let sot = initial.iter().position(|&token| token == self.argument.tokens.sot);
+        initial.split_at(sot.map_or(initial.len(), |index| index + 1))
+    }
+
+    /// Append the tokens up to sot; the no-speech probability from the logits there.
+    fn prime(&mut self, model: &mut dyn Model, context: &[i32]) -> Result<Option<f64>> {
+        model.append(context, 1, None)?;
+        self.logits.resize(self.argument.dims.n_vocab, 0.0);
+        model.logits(&mut self.logits)?;
+        Ok(self
+            .argument
+            .tokens
+            .no_speech
+            .map(|token| probability(&self.logits, token as usize)))
+    }
+
+    /// The fast path: the device chooses, several tokens a compute.
+    fn greedy(
+        &mut self,
+        model: &mut dyn Model,
+        initial: &[i32],
+        max_sampled: usize,
+    ) -> Result<(Vec<Candidate>, Option<f64>)> {
+        let eot = self.argument.tokens.eot;
+        let (context, rest) = self.split_at_sot(initial);
+        // Logits are those of the last position computed: with no prompt left after sot, choose one token there first.
+        let mut n_steps = usize::from(rest.is_empty());
+        model.set_rules(&self.rules.tensor(n_steps, initial.len()))?;
+        let no_speech_prob = self.prime(model, context)?;
+        let mut candidate = Candidate::default();
+        let mut next = rest.to_vec();
+        loop {
+            if next.is_empty() {
+                let (tokens, logprobs) = model.chosen(n_steps)?;
+                for (&token, &logprob) in tokens.iter().zip(&logprobs) {
+                    if !candidate.push(token, logprob, eot) || candidate.tokens.len() == max_sampled {
+                        return Ok((vec![candidate], no_speech_prob));
+                    }
+                }
+                next.push(
+                    *tokens
+                        .last()
+                        .ok_or_else(|| Error("the decoder chose no token".to_string()))?,
+                );
+            }
+            let wanted = self
+                .argument
+                .options
+                .run_ahead
+                .min(max_sampled - candidate.tokens.len());
+            if wanted != n_steps {
+                n_steps = wanted;
+                model.set_rules(&self.rules.tensor(n_steps, initial.len()))?;
+            }
+            model.append(&next, 1, None)?;
+            next.clear();
+        }
+    }
+}
+
+/// The likeliest language of the encoded window, by the logits after sot.
+pub fn detect_language(argument: &Argument, model: &mut dyn Model) -> Result<String> {
+    let tokens = &argument.tokens;
+    let mut logits = vec![0.0; argument.dims.n_vocab];
+    model.restart()?;
+    model.set_rules(&Rules::new(tokens, &argument.options).tensor(0, 1))?;
+    model.append(&[tokens.sot], 1, None)?;
+    model.logits(&mut logits)?;
+    // Ties go to the lower id, as argmax over the vocabulary does.
+    let mut languages: Vec<(&String, i32)> = tokens.languages.iter().map(|(code, &token)| (code, token)).collect();
+    languages.sort_by_key(|&(_, token)| token);
+    let best = argmax(languages.iter().map(|&(_, token)| f64::from(logits[token as usize])));
+    languages
+        .get(best)
+        .map(|(code, _)| code.to_string())
+        .ok_or_else(|| Error("the model has no language tokens".to_string()))
+}

@@ -1,0 +1,268 @@
+//! The guest's one argument: the model's constants and openai/whisper's options. Strict, because a misspelt option that
+//! is passed over silently gives a wrong transcript.
+
+use crate::{Error, Result};
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Seconds per audio token: two frames of 10 ms.
+pub const TIME_PRECISION: f64 = 0.02;
+/// Mel frames per audio token.
+pub const INPUT_STRIDE: usize = 2;
+pub const FRAMES_PER_SECOND: f64 = 100.0;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Argument {
+    /// The name under which the graphs are registered.
+    pub model: String,
+    pub dims: Dimensions,
+    pub is_multilingual: bool,
+    pub tokens: Tokens,
+    #[serde(default)]
+    pub options: Options,
+    /// Log-mel value of digital silence in this audio: pads a short window for language detection, where the reference
+    /// has features of padded audio rather than padded features.
+    #[serde(default)]
+    pub silence: f32,
+}
+
+/// OpenAI's names.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dimensions {
+    pub n_mels: usize,
+    pub n_audio_ctx: usize,
+    pub n_vocab: usize,
+    pub n_text_ctx: usize,
+}
+
+impl Dimensions {
+    /// Mel frames in a window: 3000 where n_audio_ctx is 1500.
+    pub fn n_frames(&self) -> usize {
+        INPUT_STRIDE * self.n_audio_ctx
+    }
+}
+
+/// Ids of the special tokens, and the sets that are never sampled.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tokens {
+    pub sot: i32,
+    pub eot: i32,
+    pub transcribe: i32,
+    pub translate: i32,
+    pub sot_lm: i32,
+    pub sot_prev: i32,
+    pub no_speech: Option<i32>,
+    pub no_timestamps: i32,
+    pub timestamp_begin: i32,
+    /// Language code → token; empty for an English-only model.
+    pub languages: BTreeMap<String, i32>,
+    pub suppress: Vec<i32>,
+    pub blank: Vec<i32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    Transcribe,
+    Translate,
+}
+
+/// Arguments of openai/whisper's `transcribe()` and `DecodingOptions`, with its defaults; then our own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    pub task: Task,
+    pub language: Option<String>,
+    pub temperature: Numbers,
+    pub best_of: Option<usize>,
+    pub sample_len: Option<usize>,
+    pub length_penalty: Option<f64>,
+    pub without_timestamps: bool,
+    pub max_initial_timestamp: Option<f64>,
+    pub suppress_blank: bool,
+    pub prefix: Option<String>,
+    pub initial_prompt: Option<String>,
+    pub carry_initial_prompt: bool,
+    pub condition_on_previous_text: bool,
+    pub no_speech_threshold: Option<f64>,
+    pub logprob_threshold: Option<f64>,
+    pub compression_ratio_threshold: Option<f64>,
+    pub clip_timestamps: Numbers,
+    /// Of the random numbers at temperatures above 0.
+    pub seed: u64,
+    /// Greedy tokens asked for in one compute.
+    pub run_ahead: usize,
+    /// Whether to write an event for each token.
+    pub emit_tokens: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            task: Task::Transcribe,
+            language: None,
+            temperature: Numbers(vec![0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+            best_of: None,
+            sample_len: None,
+            length_penalty: None,
+            without_timestamps: false,
+            max_initial_timestamp: Some(1.0),
+            suppress_blank: true,
+            prefix: None,
+            initial_prompt: None,
+            carry_initial_prompt: false,
+            condition_on_previous_text: true,
+            no_speech_threshold: Some(0.6),
+            logprob_threshold: Some(-1.0),
+            compression_ratio_threshold: Some(2.4),
+            clip_timestamps: Numbers(vec![0.0]),
+            seed: 0,
+            run_ahead: 8,
+            emit_tokens: false,
+        }
+    }
+}
+
+/// One number, a list of them, or a string of them with commas between.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Numbers(pub Vec<f64>);
+
+impl<'de> Deserialize<'de> for Numbers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Numbers, D::Error> {
+        struct NumbersVisitor;
+
+        impl<'de> Visitor<'de> for NumbersVisitor {
+            type Value = Numbers;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a number or a list of numbers")
+            }
+
+            fn visit_f64<E: de::Error>(self, value: f64) -> std::result::Result<Numbers, E> {
+                Ok(Numbers(vec![value]))
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> std::result::Result<Numbers, E> {
+                Ok(Numbers(vec![value as f64]))
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> std::result::Result<Numbers, E> {
+                Ok(Numbers(vec![value as f64]))
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> std::result::Result<Numbers, E> {
+                let numbers = value
+                    .split(',')
+                    .filter(|_| !value.is_empty())
+                    .map(|number| number.trim().parse());
+                let numbers: std::result::Result<Vec<f64>, _> = numbers.collect();
+                numbers
+                    .map(Numbers)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Str(value), &self))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> std::result::Result<Numbers, A::Error> {
+                let mut numbers = Vec::new();
+                while let Some(number) = sequence.next_element()? {
+                    numbers.push(number);
+                }
+                Ok(Numbers(numbers))
+            }
+        }
+
+        deserializer.deserialize_any(NumbersVisitor)
+    }
+}
+
+impl Argument {
+    /// Parse and check; errors name what is wrong and what is expected.
+    pub fn parse(json: Option<&str>) -> Result<Argument> {
+        let json = json.ok_or_else(|| Error("expected one argument: a JSON object".to_string()))?;
+        let argument: Argument = serde_json::from_str(json).map_err(|error| Error(format!("bad argument: {error}")))?;
+        argument
+            .check()
+            .map_err(|Error(reason)| Error(format!("bad argument: {reason}")))?;
+        Ok(argument)
+    }
+
+    fn check(&self) -> Result<()> {
+        let require = |holds: bool, reason: &str| if holds { Ok(()) } else { Err(Error(reason.to_string())) };
+        let Dimensions {
+            n_mels,
+            n_audio_ctx,
+            n_vocab,
+            n_text_ctx,
+        } = self.dims;
+        let (tokens, options) = (&self.tokens, &self.options);
+        require(n_mels > 0 && n_audio_ctx > 0 && n_vocab > 0, "dims must be at least 1")?;
+        require(n_text_ctx >= 8, "n_text_ctx must be at least 8")?;
+        let specials = [
+            tokens.sot,
+            tokens.eot,
+            tokens.transcribe,
+            tokens.translate,
+            tokens.sot_lm,
+            tokens.sot_prev,
+        ];
+        let ids = specials
+            .iter()
+            .chain(&tokens.no_speech)
+            .chain(&tokens.suppress)
+            .chain(&tokens.blank);
+        let ids = ids
+            .chain(tokens.languages.values())
+            .chain([&tokens.no_timestamps, &tokens.timestamp_begin]);
+        require(
+            ids.copied().all(|id| (id as usize) < n_vocab && id >= 0),
+            "a token id is not below n_vocab",
+        )?;
+
+        match &options.language {
+            Some(language) if self.is_multilingual => require(
+                tokens.languages.contains_key(language),
+                &format!("language `{language}` is none of the model's"),
+            )?,
+            Some(language) => require(
+                language == "en",
+                "an English-only model has no other language than `en`",
+            )?,
+            None => require(
+                !self.is_multilingual || !tokens.languages.is_empty(),
+                "a multilingual model needs its language tokens",
+            )?,
+        }
+        require(
+            self.is_multilingual || options.task == Task::Transcribe,
+            "an English-only model cannot translate",
+        )?;
+        let Numbers(temperatures) = &options.temperature;
+        require(!temperatures.is_empty(), "temperature must hold at least one number")?;
+        require(
+            temperatures.iter().all(|t| *t >= 0.0 && t.is_finite()),
+            "temperature must not be negative",
+        )?;
+        require(options.best_of != Some(0), "best_of must be at least 1")?;
+        require(options.sample_len != Some(0), "sample_len must be at least 1")?;
+        require(
+            options
+                .length_penalty
+                .map_or(true, |alpha| (0.0..=1.0).contains(&alpha)),
+            "length_penalty must be between 0 and 1",
+        )?;
+        require(
+            options.max_initial_timestamp.map_or(true, |t| t >= 0.0),
+            "max_initial_timestamp must not be negative",
+        )?;
+        let Numbers(clips) = &options.clip_timestamps;
+        require(
+            clips.iter().all(|t| *t >= 0.0 && t.is_finite()) && clips.windows(2).all(|pair| pair[0] <= pair[1]),
+            "clip_timestamps must not go back: the audio is read once",
+        )?;
+        require(options.run_ahead >= 1, "run_ahead must be at least 1")
+    }
+}
