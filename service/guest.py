@@ -1,10 +1,11 @@
 """The guest: one WebAssembly module, a fresh instance a run, stopped at its deadline and by whoever cancels it."""
 
+import contextlib
 import ctypes
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from wasmtime import (
 )
 
 from service import wasi_nn
+from service.guest_cache import CodeCache
 from service.guest_lifetime import GuestCancelled, GuestError, GuestTimeout, Lifetime, Watchdog
 from service.guest_memory import U32_MAX, GuestMemory
 from service.guest_stdio import GuestStdio, WasiErrno
@@ -44,15 +46,19 @@ TABLE_ELEMENTS = 65_536  # of one instance's tables
 class Guest:
     """A guest module, compiled once, that runs in a fresh instance each time. Safe to use from many threads."""
 
-    def __init__(self, wasm: Path, *, memory_bytes: int = MEMORY_BYTES) -> None:
-        """Compile `wasm` and check what it imports and exports; GuestError says what is wrong with it."""
+    def __init__(self, wasm: Path, *, memory_bytes: int = MEMORY_BYTES, cache_folder: Path | None = None) -> None:
+        """Compile `wasm` and check what it imports and exports; GuestError says what is wrong with it.
+
+        `memory_bytes`: the most that one instance's linear memory may grow to. `cache_folder`: where the machine code
+        is kept between starts (guest_cache.user_cache_folder()); None compiles at every start.
+        """
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()
         self._watchdog = Watchdog()
         self._closed = False
         engine = _engine()
         try:
-            self._module = Module(engine, wasm.read_bytes())
+            self._module = _compile(engine, wasm.read_bytes(), cache_folder)
             _check(self._module)
             self._idle = [_Lane(engine, self._module, memory_bytes)]
         except (WasmtimeError, GuestError) as error:
@@ -105,7 +111,7 @@ class Guest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _lane(self) -> Iterator["_Lane"]:
         with self._lock:
             if self._closed:
@@ -167,7 +173,7 @@ class _Lane:
         self.instances.close()
         self._linker.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def store(self, argv: list[str]) -> Iterator[Store]:
         """A store for one instance, bounded, with `argv` and nothing else of the outside."""
         store = Store(self._engine)
@@ -259,6 +265,21 @@ def _engine() -> Engine:
     config.wasm_multi_memory = False
     config.wasm_threads = False
     return Engine(config)
+
+
+def _compile(engine: Engine, wasm: bytes, cache_folder: Path | None) -> Module:
+    if cache_folder is None:
+        return Module(engine, wasm)
+    cache = CodeCache(cache_folder)
+    key = hashlib.sha256(wasm).hexdigest()
+    code = cache.find(key)
+    if code is not None:
+        # Made by another version, for another processor or with other settings: the library sees it and says so.
+        with contextlib.suppress(WasmtimeError):
+            return Module.deserialize(engine, code)
+    module = Module(engine, wasm)
+    cache.keep(key, bytes(module.serialize()))
+    return module
 
 
 def _check(module: Module) -> None:
