@@ -1,4 +1,4 @@
-// out = act(LayerNorm(x) · weight + bias): f32 in, f16 out, for software adapters. act is GELU or nothing.
+// out = act(LayerNorm(x) · weight + bias): f32 in, f16 out, for software adapters. act is GELU if `gelu` is not 0.
 // LayerNorm(x) = (x - mean) / sqrt(variance + 1e-5) · gain + shift, over each row.
 //
 // A workgroup is one subgroup of LANES lanes and owns 16 rows: it first writes them normalised to `normed`, a row a lane at a time,
@@ -17,10 +17,10 @@ struct Params {
   inner: u32,
   columns: u32,
   width: u32,
+  gelu: u32,
 }
 
 const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text, since a broadcast's lane must be a constant
-override GELU = false;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4f>;
 @group(0) @binding(1) var<storage, read> gain: array<vec4f>;
@@ -75,7 +75,7 @@ fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
   }
   var low = low_sum + bias[2u * column];
   var high = high_sum + bias[2u * column + 1u];
-  if (GELU) {
+  if (params.gelu != 0u) {
     low = gelu(low);
     high = gelu(high);
   }

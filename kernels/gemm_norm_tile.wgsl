@@ -1,4 +1,4 @@
-// out = act(LayerNorm(x) · weight + bias): f32 in, f16 out, for hardware adapters. act is GELU or nothing.
+// out = act(LayerNorm(x) · weight + bias): f32 in, f16 out, for hardware adapters. act is GELU if `gelu` is not 0.
 // LayerNorm(x) = (x - mean) / sqrt(variance + 1e-5) · gain + shift, over each row.
 //
 // A workgroup of 256 first finds mean and variance of its 64 rows, 4 invocations a row, then computes 64 rows by 64 columns with the
@@ -16,9 +16,8 @@ struct Params {
   inner: u32,
   columns: u32,
   width: u32,
+  gelu: u32,
 }
-
-override GELU = false;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4f>;
 @group(0) @binding(1) var<storage, read> gain: array<vec4f>;
@@ -96,7 +95,7 @@ fn store(row: u32, quad: u32, sum: vec4f) {
     return;
   }
   var value = sum + bias[quad];
-  if (GELU) {
+  if (params.gelu != 0u) {
     value = gelu(value);
   }
   out[2u * row * params.columns + quad] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));

@@ -1,5 +1,5 @@
 // out = act(a · weight + bias) + add, f16 times f16 into f32: the product that closes a residual branch, for software adapters.
-// act is GELU or nothing.
+// act is GELU if `gelu` is not 0.
 //
 // The tile is that of gemm_subgroup.wgsl: a workgroup is one subgroup of LANES lanes, 16 rows by 8 · LANES columns; a lane owns 8 columns.
 //   a       (rows, 4 · inner) f16, row_step · 4 from row to row    in
@@ -14,10 +14,10 @@ struct Params {
   inner: u32,
   columns: u32,
   row_step: u32,
+  gelu: u32,
 }
 
 const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text, since a broadcast's lane must be a constant
-override GELU = false;
 
 @group(0) @binding(0) var<storage, read> a: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> weight: array<vec4<u32>>;
@@ -48,7 +48,7 @@ fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
   }
   var low = low_sum + bias[2u * column];
   var high = high_sum + bias[2u * column + 1u];
-  if (GELU) {
+  if (params.gelu != 0u) {
     low = gelu(low);
     high = gelu(high);
   }

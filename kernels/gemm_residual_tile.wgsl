@@ -1,5 +1,5 @@
 // out = act(a · weight + bias) + add, f16 times f16 into f32: the product that closes a residual branch, for hardware adapters.
-// act is GELU or nothing.
+// act is GELU if `gelu` is not 0.
 //
 // The tile is that of gemm_tile.wgsl: a workgroup of 256 for 64 rows by 64 columns, an invocation for 4 by 4.
 //   a       (rows, 4 · inner) f16, row_step · 4 from row to row    in
@@ -14,9 +14,8 @@ struct Params {
   inner: u32,
   columns: u32,
   row_step: u32,
+  gelu: u32,
 }
-
-override GELU = false;
 
 @group(0) @binding(0) var<storage, read> a: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
@@ -57,7 +56,7 @@ fn store(row: u32, quad: u32, sum: vec4f) {
     return;
   }
   var value = sum + bias[quad];
-  if (GELU) {
+  if (params.gelu != 0u) {
     value = gelu(value);
   }
   let place = 2u * row * params.columns + quad;

@@ -1,4 +1,4 @@
-// out = act(a · weight + bias), f16 in and out, f32 sums: the matrix product for software adapters. act is GELU or nothing.
+// out = act(a · weight + bias), f16 in and out, f32 sums: the matrix product for software adapters. act is GELU if `gelu` is not 0.
 //
 // A workgroup is one subgroup of LANES lanes and computes 16 rows by 8 · LANES columns. A lane owns 8 neighbouring columns, whose sums
 // are named variables (an indexed private array is slow memory in lavapipe). A load is dear there, so none is repeated: each lane loads
@@ -6,7 +6,7 @@
 //   a       (rows, 4 · inner) f16, row_step · 4 from row to row    in
 //   weight  (4 · inner, 8 · columns) f16                           in
 //   bias    (8 · columns,) f32                                     in
-//   out     (rows, 8 · columns) f16 after `skip` · 8 elements, or, if CROSS, parts of `part` · 8 columns, alternately keys
+//   out     (rows, 8 · columns) f16 after `skip` · 8 elements, or, if `part` > 0, parts of `part` · 8 columns, alternately keys
 //           (part, rows, 8) and values (rows, part, 8), each `part_step` · 8 elements after the one before       out
 // dispatch (ceil(columns / LANES), ceil(rows / 16), 1)
 
@@ -16,13 +16,12 @@ struct Params {
   columns: u32,
   row_step: u32,
   skip: u32,
+  gelu: u32,
   part: u32,
   part_step: u32,
 }
 
 const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text, since a broadcast's lane must be a constant
-override GELU = false;
-override CROSS = false;
 
 @group(0) @binding(0) var<storage, read> a: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> weight: array<vec4<u32>>;
@@ -52,12 +51,12 @@ fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
   }
   var low = low_sum + bias[2u * column];
   var high = high_sum + bias[2u * column + 1u];
-  if (GELU) {
+  if (params.gelu != 0u) {
     low = gelu(low);
     high = gelu(high);
   }
   var place = params.skip + row * params.columns + column;
-  if (CROSS) {
+  if (params.part > 0u) {
     let part = column / params.part;
     let within = column % params.part;
     place = part * params.part_step + select(within * params.rows + row, row * params.part + within, part % 2u == 1u);

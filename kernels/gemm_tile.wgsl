@@ -1,11 +1,11 @@
-// out = act(a · weight + bias), f16 in and out, f32 sums: the matrix product for hardware adapters. act is GELU or nothing.
+// out = act(a · weight + bias), f16 in and out, f32 sums: the matrix product for hardware adapters. act is GELU if `gelu` is not 0.
 //
 // A workgroup of 256 computes 64 rows by 64 columns, going along the inner dimension 16 at a time through shared memory; an invocation
 // owns 4 rows by 4 columns. Convolutions too: `row_step` lets rows of `a` overlap.
 //   a       (rows, 4 · inner) f16, row_step · 4 from row to row    in
 //   weight  (4 · inner, 8 · columns) f16                           in
 //   bias    (8 · columns,) f32                                     in
-//   out     (rows, 8 · columns) f16 after `skip` · 8 elements, or, if CROSS, parts of `part` · 8 columns, alternately keys
+//   out     (rows, 8 · columns) f16 after `skip` · 8 elements, or, if `part` > 0, parts of `part` · 8 columns, alternately keys
 //           (part, rows, 8) and values (rows, part, 8), each `part_step` · 8 elements after the one before       out
 // dispatch (ceil(columns / 8), ceil(rows / 64), 1)
 
@@ -15,12 +15,10 @@ struct Params {
   columns: u32,
   row_step: u32,
   skip: u32,
+  gelu: u32,
   part: u32,
   part_step: u32,
 }
-
-override GELU = false;
-override CROSS = false;
 
 @group(0) @binding(0) var<storage, read> a: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
@@ -60,12 +58,12 @@ fn store(row: u32, quad: u32, sum: vec4f) {
     return;
   }
   var value = sum + bias[quad];
-  if (GELU) {
+  if (params.gelu != 0u) {
     value = gelu(value);
   }
   let column = quad / 2u;
   var place = params.skip + row * params.columns + column;
-  if (CROSS) {
+  if (params.part > 0u) {
     let part = column / params.part;
     let within = column % params.part;
     place = part * params.part_step + select(within * params.rows + row, row * params.part + within, part % 2u == 1u);

@@ -1,0 +1,126 @@
+"""Whisper's encoder as a graph on a WebGPU device: log-mel in; audio states and cross-attention memory stay there."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.checkpoint import Checkpoint
+from kernels.cross_memory import CrossMemory
+from kernels.device import Device
+from kernels.encoder_program import EncoderProgram, Result, Tiling
+
+IDLE_RESULTS = 4  # kept for the next windows, so that a request allocates nothing
+
+
+class EncoderGraph:
+    """A model's encoder: weights and compiled kernels, shared by its contexts."""
+
+    def __init__(self, device: Device, checkpoint: Checkpoint, tiling: Tiling | None = None) -> None:
+        self.device, self.dims = device, checkpoint.dims
+        self.program = device.run(lambda: EncoderProgram(device, checkpoint, tiling))
+        self._idle: list[Result] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def init_execution_context(self, peers: Mapping[int, Any]) -> "EncoderContext":
+        """A context of its own for one thread at a time; it needs no peers."""
+        return EncoderContext(self)
+
+    def cross_of(self, context: Any) -> CrossMemory:
+        """What a decoder of this model attends to. ValueError unless `context` is this encoder's and has computed."""
+        if not isinstance(context, EncoderContext) or context.graph is not self:
+            raise ValueError("audio is not an encoder context of this model")
+        if context.cross is None:
+            raise ValueError("the encoder context has not computed yet")
+        return context.cross
+
+    def take_result(self) -> Result:
+        """Memory for a window's result, from those given back if there is one."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return self.program.result()
+
+    def give_result(self, result: Result) -> None:
+        """Keep it for the next window, or free it."""
+        with self._lock:
+            if not self._closed and len(self._idle) < IDLE_RESULTS:
+                self._idle.append(result)
+                return
+        result.close()
+
+    def close(self) -> None:
+        """Free the weights and the idle results. Contexts are closed before. Idempotent."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for result in idle:
+            result.close()
+        self.program.close()
+
+
+class EncoderContext:
+    """in 0 `mel` f32 [1, n_mels, 2 · n_audio_ctx] → out 0 `audio_states` f32 [1, n_audio_ctx, n_audio_state], if read.
+
+    compute also leaves `cross`, every decoder layer's keys and values, on the device; a decoder that holds it keeps it.
+    """
+
+    def __init__(self, graph: EncoderGraph) -> None:
+        self.graph = graph
+        self.cross: CrossMemory | None = None
+        self._mel: NDArray[np.float32] | None = None
+        self._result: Result | None = None
+        self._closed = False
+
+    def set_input(self, index: int, tensor: NDArray[Any]) -> None:
+        """The log-mel window. Raises ValueError for another index, type, shape, or a value that is not finite."""
+        dims = self.graph.dims
+        shape = (1, dims.n_mels, 2 * dims.n_audio_ctx)
+        if index != 0:
+            raise ValueError(f"the encoder has no input {index}")
+        if tensor.dtype != np.float32 or tensor.shape != shape:
+            raise ValueError(f"mel must be f32 {list(shape)}, found {tensor.dtype} {list(tensor.shape)}")
+        if not np.isfinite(tensor).all():
+            raise ValueError("mel holds values that are not finite")
+        self._mel = tensor
+
+    def compute(self) -> None:
+        """Encode the window set. Raises ValueError when none is, or after close()."""
+        if self._closed:
+            raise ValueError("this encoder context is closed")
+        if self._mel is None:
+            raise ValueError("mel is not set")
+        mel, graph = self._mel[0], self.graph
+        self._drop()
+        result = graph.take_result()
+        try:
+            graph.device.run(lambda: graph.program.compute(mel, result))
+        except BaseException:
+            graph.give_result(result)
+            raise
+        self._result = result
+        self.cross = CrossMemory(result.layers, lambda: graph.give_result(result))
+
+    def get_output(self, index: int) -> NDArray[np.float32]:
+        """The audio states, copied from the device now. ValueError before the first compute or for another index."""
+        if index != 0:
+            raise ValueError(f"the encoder has no output {index}")
+        result, graph = self._result, self.graph
+        if result is None:
+            raise ValueError("nothing is computed yet")
+        return graph.device.run(lambda: graph.program.read_states(result))
+
+    def _drop(self) -> None:
+        """Hold the last result no longer; its memory is free once no decoder holds it either."""
+        cross, self.cross, self._result = self.cross, None, None
+        if cross is not None:
+            cross.release()
+
+    def close(self) -> None:
+        """Let go of the window and its result; decoders that attend to it keep theirs. Idempotent."""
+        self._closed = True
+        self._mel = None
+        self._drop()

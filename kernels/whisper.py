@@ -1,0 +1,20 @@
+"""A Whisper model on a WebGPU device: the encoder and decoder graphs, and what the one hands to the other."""
+
+from kernels.checkpoint import Checkpoint
+from kernels.decoder import DecoderGraph
+from kernels.device import Device
+from kernels.encoder import EncoderGraph
+
+
+class GpuModel:
+    """A model on a device. Contexts share the weights; each may run in its own thread, the device serves one at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, device: Device) -> None:
+        self.dims = checkpoint.dims
+        self.encoder = EncoderGraph(device, checkpoint)
+        self.decoder = DecoderGraph(device, checkpoint, self.encoder.cross_of)
+
+    def close(self) -> None:
+        """Free the weights and the memory kept for contexts, which close first. The device stays open. Idempotent."""
+        self.decoder.close()
+        self.encoder.close()
