@@ -32,9 +32,8 @@ from wasmtime import (
 from service import wasi_nn
 from service.guest_cache import CodeCache
 from service.guest_lifetime import GuestCancelled, GuestError, GuestTimeout, Lifetime, Watchdog
-from service.guest_memory import U32_MAX, GuestMemory
 from service.guest_stdio import GuestStdio, WasiErrno
-from service.wasi_nn import Graph, WasiNn
+from service.wasi_nn import U32_MAX, Graph, GuestMemory, WasiNn
 
 __all__ = ["Guest", "GuestCancelled", "GuestError", "GuestTimeout"]
 

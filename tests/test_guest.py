@@ -536,7 +536,7 @@ def test_a_run_under_way_outlives_close(compile_guest: Compile) -> None:
 
 
 def test_instances_leave_nothing_behind(compile_guest: Compile) -> None:
-    """3600 instances, used, unused and trapping, of 16 MiB each: the process stays as small as after the first third."""
+    """3600 instances of 16 MiB, used, unused and trapping: the process stays as it was after the first third."""
     guest = compile_guest(
         module(r"""
   (memory (export "memory") 257)
