@@ -1,0 +1,190 @@
+"""The wiring, and the only place of it: settings → model, guest, transcriber → the ASGI application → a server."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.audio import Audio
+from service.errors import StartError, WispError
+from service.features import SAMPLE_RATE
+from service.guest import Guest, GuestError
+from service.model_files import EMBEDDED_NAME, ModelSpec, find_model, parse_preload
+from service.models import Model, load_model
+from service.settings import PRELOAD_VARIABLE, Settings
+from service.transcriber import Options, Transcriber, Transcription
+
+if TYPE_CHECKING:  # imported where it is used: `wisp transcribe` serves nothing
+    from starlette.applications import Starlette
+
+log = logging.getLogger("wisp")
+
+GUEST_WASM = Path(__file__).parent.parent / "assets" / "guest.wasm"
+GRACE_S = 30  # a stopping server lets requests under way take this long
+
+
+def choose_model(settings: Settings) -> ModelSpec:
+    """--model or WISP_MODEL, else the preload string's first model, else what find_model takes. Raises ModelError."""
+    if not settings.model and settings.preload:
+        preloaded = parse_preload(settings.preload)
+        if len(preloaded) > 1:
+            log.warning("%s names %d models; only the first one is served", PRELOAD_VARIABLE, len(preloaded))
+        if preloaded:
+            return preloaded[0]
+    return find_model(settings.model, settings.models_path())
+
+
+def audio_of(samples: NDArray[np.float32]) -> Audio:
+    """(n_samples,) f32 of 16 kHz mono sound that is in memory already."""
+    return Audio(len(samples) / SAMPLE_RATE, "PCM", lambda: (samples,))
+
+
+class Engine:
+    """A model, a guest and their transcriber, loaded in a thread of their own. Owns all three; close() is idempotent.
+
+    `loaded` ends when transcriptions can run, or with the reason why not; `proven` when a first one really has.
+    """
+
+    def __init__(self, settings: Settings, *, guest_wasm: Path = GUEST_WASM) -> None:
+        """Find the model's files; raises ModelError if there are none. Nothing is loaded yet."""
+        self.settings, self.guest_wasm = settings, guest_wasm
+        self.spec = choose_model(settings)
+        self.created = int(time.time())
+        self.loaded: Future[Transcriber] = Future()
+        self.proven: Future[Transcription] = Future()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._opened: list[Any] = []
+
+    def start(self) -> None:
+        """Begin to load. A second call does nothing."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="wisp-load", daemon=True)
+                self._thread.start()
+
+    def load(self) -> Transcriber:
+        """Load in the calling thread: the guest is compiled while the model is read. Raises StartError."""
+        settings = self.settings
+        started = time.monotonic()
+        with ThreadPoolExecutor(1, thread_name_prefix="wisp-guest") as aside:
+            compiling = aside.submit(Guest, self.guest_wasm, memory_bytes=settings.guest_memory_bytes)
+            try:
+                model: Model = load_model(self.spec, settings.target)
+                self._opened.append(model)
+            finally:
+                guest = self._compiled(compiling)
+        transcriber = Transcriber(
+            model,
+            guest,
+            workers=settings.workers,
+            queue_length=settings.queue_length,
+            deadline_floor_s=settings.deadline_floor_s,
+            deadline_factor=settings.deadline_factor,
+        )
+        self._opened.append(transcriber)
+        model.add_speech_graph(lambda samples: transcriber.transcribe(audio_of(samples), Options()).text)
+        if model.name == EMBEDDED_NAME:
+            log.warning(
+                "this is the small model that comes with Wisp and errs often: docs/settings.md tells of tiny.en"
+            )
+        log.info("loaded in %.2f s", time.monotonic() - started)
+        return transcriber
+
+    def _compiled(self, compiling: "Future[Guest]") -> Guest:
+        try:
+            guest = compiling.result()
+        except (GuestError, OSError) as error:
+            raise StartError(f"The guest cannot be loaded: {error}") from error
+        self._opened.append(guest)
+        return guest
+
+    def prove(self, transcriber: Transcriber) -> Transcription:
+        """A first real inference: a second of a soft tone, through the guest, the graphs and back. Raises WispError."""
+        tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * np.float32(2 * np.pi * 440 / SAMPLE_RATE))
+        return transcriber.transcribe(audio_of(tone * np.float32(0.1)), Options())
+
+    def _run(self) -> None:
+        try:
+            transcriber = self.load()
+        except BaseException as error:
+            log.error("%s", error, exc_info=not isinstance(error, WispError))
+            self.loaded.set_exception(error)
+            self.proven.set_exception(error)
+            return
+        self.loaded.set_result(transcriber)
+        try:
+            self.proven.set_result(self.prove(transcriber))
+            log.info("ready: the first inference succeeded")
+        except BaseException as error:
+            log.error("not ready, the first inference failed: %s", error)
+            self.proven.set_exception(error)
+
+    def close(self) -> None:
+        """Wait for loading to end, stop what runs, free the model and the guest."""
+        if self._thread is not None:
+            self._thread.join()
+        while self._opened:
+            self._opened.pop().close()
+
+
+def create_app(engine: Engine) -> "Starlette":
+    """The ASGI application around one engine, which it starts and closes with its lifespan."""
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+
+    from service import routes
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        engine.close()
+
+    app = Starlette(
+        routes=routes.ROUTES,
+        exception_handlers=routes.EXCEPTION_HANDLERS,
+        middleware=[Middleware(routes.RequestLog)],
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.service = routes.Service(engine.settings, engine.spec.name, engine.created, engine.loaded, engine.proven)
+    return app
+
+
+def _log_request_ids() -> None:
+    """Every log line of a request carries its id, in whatever thread it is written."""
+    from service.routes import request_id
+
+    def tag(record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(tag)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(request_id)s %(message)s"))
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop. Raises StartError before anything listens, if the model cannot be had."""
+    import uvicorn
+
+    engine = Engine(settings)
+    _log_request_ids()
+    config = uvicorn.Config(
+        create_app(engine),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    uvicorn.Server(config).run()

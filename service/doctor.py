@@ -1,0 +1,117 @@
+"""wisp doctor: what this machine offers, what would be served on it and why, and whether an inference really works."""
+
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+from service.app import GUEST_WASM, Engine, choose_model
+from service.errors import WispError
+from service.guest import Guest, GuestError
+from service.models import choose_target
+from service.settings import Settings
+
+LIBRARIES = ("wasmtime", "wgpu", "numpy", "soundfile", "soxr", "tokenizers", "starlette", "uvicorn")
+LIMITS = {  # what the kernels depend on
+    "max-buffer-size": "bytes",
+    "max-storage-buffer-binding-size": "bytes",
+    "max-compute-workgroup-storage-size": "bytes",
+    "max-compute-invocations-per-workgroup": "",
+}
+
+Write = Callable[[str], object]
+
+
+def examine(settings: Settings, write: Write) -> bool:
+    """Write the report a section at a time; True when a transcription works."""
+    write(f"wisp {_version('wisp')}, Python {platform.python_version()}, {platform.platform()}\n")
+    write("libraries  " + ", ".join(f"{name} {_version(name)}" for name in LIBRARIES) + "\n")
+    _adapters(write)
+    return all((_target(settings, write), _guest(write), _model(settings, write), _self_test(settings, write)))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _adapters(write: Write) -> None:
+    try:
+        from kernels.device import list_adapters
+
+        adapters = list_adapters()
+    except Exception as error:  # wgpu without its library, a broken Vulkan loader: the report goes on
+        write(f"adapters   none: {error}\n")
+        return
+    if not adapters:
+        write("adapters   none: no Vulkan, Metal or DirectX driver was found\n")
+    for adapter in adapters:
+        write(f"adapter    {adapter.name}: {adapter.kind}, {adapter.backend}, driver {adapter.driver or 'unnamed'}\n")
+        write(f"           features {', '.join(sorted(adapter.features)) or 'none'}\n")
+        for limit, unit in LIMITS.items():
+            if limit in adapter.limits:
+                write(f"           {limit} {adapter.limits[limit]} {unit}".rstrip() + "\n")
+
+
+def _target(settings: Settings, write: Write) -> bool:
+    try:
+        target = choose_target(settings.target)
+    except WispError as error:
+        write(f"target     {settings.target}: FAILED. {error}\n")
+        return False
+    write(f"target     {settings.target} means {target.name}. {target.reason}\n")
+    return True
+
+
+def _guest(write: Write) -> bool:
+    started = time.perf_counter()
+    try:
+        with Guest(GUEST_WASM) as guest:
+            compiled = time.perf_counter()
+            guest.instantiate()
+            instantiated = time.perf_counter()
+    except (GuestError, OSError) as error:
+        write(f"guest      FAILED. {error}\n")
+        return False
+    write(
+        f"guest      {GUEST_WASM.stat().st_size} bytes, imports as they should be, ready in "
+        f"{(compiled - started) * 1e3:.0f} ms, an instance in {(instantiated - compiled) * 1e6:.0f} µs\n"
+    )
+    return True
+
+
+def _model(settings: Settings, write: Write) -> bool:
+    try:
+        spec = choose_model(settings)
+    except WispError as error:
+        write(f"model      FAILED. {error}\n")
+        return False
+    write(f"model      {spec.name}, from {spec.weights}\n")
+    return True
+
+
+def _self_test(settings: Settings, write: Write) -> bool:
+    started = time.perf_counter()
+    engine = None
+    try:
+        engine = Engine(settings)
+        transcriber = engine.load()
+        loaded = time.perf_counter()
+        engine.prove(transcriber)
+        first = time.perf_counter()
+        engine.prove(transcriber)
+        second = time.perf_counter()
+        target = transcriber.model.target.name
+    except WispError as error:
+        write(f"self-test  FAILED. {error}\n")
+        return False
+    finally:
+        if engine is not None:
+            engine.close()
+    write(
+        f"self-test  passed on the {target} target: loaded in {loaded - started:.2f} s, a second of sound transcribed "
+        f"in {first - loaded:.2f} s, once more in {second - first:.2f} s\n"
+    )
+    return True

@@ -1,0 +1,295 @@
+"""The HTTP routes: parse and refuse early, transcribe without blocking the event loop, answer in OpenAI's shapes."""
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import formats
+from service.audio import Audio, decode
+from service.errors import (
+    ClientGone,
+    InternalError,
+    MethodNotAllowed,
+    MissingField,
+    ModelNotFound,
+    NotReady,
+    RequestError,
+    RouteNotFound,
+    UploadTooLarge,
+    WispError,
+)
+from service.fields import TranscriptionFields
+from service.forms import OVERHEAD_BYTES, FormReader
+from service.model_files import canonical_name
+from service.settings import Settings
+from service.transcriber import Options, Segment, Transcriber, Transcription
+
+log = logging.getLogger("wisp")
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
+
+SAFE_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
+LOAD_WAIT_S = 60.0  # how long a transcription waits for the model that is still loading
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes serve: one model, perhaps still loading. `proven` ends after a first real inference."""
+
+    settings: Settings
+    model_name: str
+    created: int  # Unix time
+    loaded: "Future[Transcriber]"
+    proven: "Future[Transcription]"
+
+    def is_served(self, name: str) -> bool:
+        """Whether the model answers to this name: its own in any spelling, or an alias."""
+        return canonical_name(name) == self.model_name or name in self.settings.alias_names()
+
+    async def transcriber(self) -> Transcriber:
+        """The loaded model's transcriber, waiting for it. Raises NotReady when it failed to load or takes too long."""
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self.loaded)), LOAD_WAIT_S)
+        except TimeoutError:
+            raise NotReady("The model is still loading.") from None
+        except Exception:
+            raise NotReady("The model could not be loaded; the server's log says why.") from None
+
+    def model_object(self, name: str) -> dict[str, Any]:
+        """OpenAI's model object."""
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "wisp"}
+
+
+async def transcriptions(request: Request) -> Response:
+    """POST /v1/audio/transcriptions: one file in, its words out, as the form asks."""
+    service: Service = request.app.state.service
+    fields = TranscriptionFields(service.is_served, service.model_name)
+    file = await _read_form(request, fields, service.settings.max_upload_bytes)
+    try:
+        options = fields.finish()
+        transcriber = await service.transcriber()
+        transcriber.check(options)
+        audio = await asyncio.to_thread(decode, file, max_seconds=service.settings.max_audio_s)
+        job = _Job(request, transcriber, audio, options, file)
+    except BaseException:
+        file.close()
+        raise
+    if fields.stream:
+        return await job.stream()
+    result = await job.result()
+    body = formats.render(result, fields.response_format)
+    return Response(body, media_type=formats.MEDIA_TYPES[fields.response_format])
+
+
+async def _read_form(request: Request, fields: TranscriptionFields, max_bytes: int) -> BinaryIO:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes + OVERHEAD_BYTES:
+        raise UploadTooLarge(0, max_bytes)
+    reader = FormReader(request.headers.get("content-type", ""), max_file_bytes=max_bytes, on_field=fields)
+    try:
+        file = await reader.read(request.stream())
+    except ClientDisconnect:
+        raise ClientGone from None
+    if file is None:
+        raise MissingField("file")
+    return file
+
+
+class _Job:
+    """A transcription in another thread, its events brought into the event loop; withdrawn if the client leaves."""
+
+    def __init__(
+        self, request: Request, transcriber: Transcriber, audio: Audio, options: Options, file: BinaryIO
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.events: asyncio.Queue[Segment | Future[Transcription]] = asyncio.Queue()
+        self.cancelled = threading.Event()
+
+        def tell(event: "Segment | Future[Transcription]") -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
+                loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+        self.future = transcriber.submit(audio, options, tell, self.cancelled)
+        self.future.add_done_callback(lambda _: file.close())
+        self.future.add_done_callback(tell)
+        self._watcher = asyncio.create_task(self._withdraw_when_client_leaves(request))
+
+    async def _withdraw_when_client_leaves(self, request: Request) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self._withdraw()
+
+    def _withdraw(self) -> None:
+        self.cancelled.set()
+        self.future.cancel()
+
+    def _finish(self) -> None:
+        """Whatever happened, nothing of the job goes on."""
+        self._watcher.cancel()
+        self._withdraw()
+
+    async def result(self) -> Transcription:
+        """The whole transcription. Raises WispError."""
+        try:
+            while True:
+                event = await self.events.get()
+                if isinstance(event, Future):
+                    return _outcome(event)
+        finally:
+            self._finish()
+
+    async def stream(self) -> Response:
+        """Server-sent events from the first segment on. A failure before it is an error response of its own."""
+        try:
+            event = await self.events.get()
+            if isinstance(event, Future):
+                _outcome(event)
+        except BaseException:
+            self._finish()
+            raise
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(self._frames(event), media_type="text/event-stream", headers=headers)
+
+    async def _frames(self, event: "Segment | Future[Transcription]") -> AsyncIterator[bytes]:
+        try:
+            first = True
+            while isinstance(event, Segment):
+                yield formats.delta_event(event, first)
+                first = False
+                event = await self.events.get()
+            try:
+                yield formats.done_event(_outcome(event))
+            except WispError as error:
+                yield formats.error_event(error)
+        finally:
+            self._finish()
+
+
+def _outcome(future: "Future[Transcription]") -> Transcription:
+    if future.cancelled():
+        raise ClientGone
+    return future.result()
+
+
+async def models(request: Request) -> Response:
+    """GET /v1/models."""
+    service: Service = request.app.state.service
+    return JSONResponse({"object": "list", "data": [service.model_object(service.model_name)]})
+
+
+async def model(request: Request) -> Response:
+    """GET /v1/models/{id}, by the model's name or an alias."""
+    service: Service = request.app.state.service
+    name = request.path_params["id"]
+    if not service.is_served(name):
+        raise ModelNotFound(name, [service.model_name])
+    return JSONResponse(service.model_object(name))
+
+
+async def healthz(request: Request) -> Response:
+    """GET /healthz: the process answers. Says nothing of the model."""
+    return JSONResponse({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """GET /readyz: 200 once the model has done a real inference, else 503."""
+    service: Service = request.app.state.service
+    if not service.proven.done():
+        raise NotReady("The model is still loading.")
+    if service.proven.cancelled() or service.proven.exception() is not None:
+        raise NotReady("The model could not be loaded; the server's log says why.")
+    return JSONResponse({"status": "ready", "model": service.model_name})
+
+
+ROUTES = [
+    Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
+    Route("/v1/models", models),
+    Route("/v1/models/{id:path}", model),
+    Route("/healthz", healthz),
+    Route("/readyz", readyz),
+]
+
+
+def error_response(error: WispError) -> Response:
+    """OpenAI's envelope, whatever went wrong."""
+    return JSONResponse(error.envelope(), status_code=error.status, headers=dict(error.headers))
+
+
+async def on_wisp_error(request: Request, error: Exception) -> Response:
+    """A WispError that a route raised."""
+    assert isinstance(error, WispError)
+    return error_response(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals, in the envelope: no such path, wrong method."""
+    assert isinstance(error, HTTPException)
+    match error.status_code:
+        case 404:
+            response = error_response(RouteNotFound(f"There is nothing at {request.url.path}."))
+        case 405:
+            response = error_response(MethodNotAllowed(f"{request.url.path} cannot be asked with {request.method}."))
+        case _:
+            refusal = RequestError(f"{error.detail}.")
+            refusal.status = error.status_code
+            response = error_response(refusal)
+    response.headers.update(error.headers or {})
+    return response
+
+
+EXCEPTION_HANDLERS: dict[Any, Callable[[Request, Exception], Coroutine[Any, Any, Response]]] = {
+    WispError: on_wisp_error,
+    HTTPException: on_http_exception,
+}
+
+
+class RequestLog:
+    """ASGI middleware: a request id in and out, a log line a request, and an envelope for what nothing else caught."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        identity = sent if SAFE_REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+        request_id.set(identity)
+        started = time.monotonic()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", identity.encode("ascii")),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request failed")
+            if status:  # the response has begun and cannot be changed any more; the server closes the connection
+                raise
+            await error_response(InternalError())(scope, receive, send_with_id)
+        finally:
+            log.info("%s %s %d %.3f s", scope["method"], scope["path"], status, time.monotonic() - started)

@@ -1,0 +1,213 @@
+"""One transcription: audio → features → guest → segments; and admission: so many run, so many may wait."""
+
+import contextvars
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.audio import Audio
+from service.errors import ClientGone, DeadlineExceeded, InternalError, QueueFull, UnsupportedValue, WispError
+from service.features import log_mel_frames
+from service.guest import Guest, GuestCancelled, GuestError, GuestTimeout
+from service.languages import language_name
+from service.models import Model
+
+log = logging.getLogger("wisp")
+
+RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
+FIRST_GUESS_S = 1.0  # how long a job takes, before any has finished: only Retry-After needs it
+LONGEST_RETRY_S = 60
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may ask for. `language` is Whisper's code or None to detect it.
+
+    `temperature` as in openai/whisper: 0 is greedy; of several, the next is tried when a window fails its checks.
+    """
+
+    language: str | None = None
+    prompt: str | None = None
+    temperature: tuple[float, ...] = (0.0,)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment as openai/whisper makes it: start, end in seconds, seek in frames of 10 ms, text with its space."""
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """The whole answer: text without space around it, Whisper's language code, seconds of audio, segments in order."""
+
+    text: str
+    language: str
+    duration: float
+    segments: tuple[Segment, ...]
+
+
+SegmentListener = Callable[[Segment], None]
+
+
+@dataclass
+class _Events:
+    """Collects a guest's JSON lines."""
+
+    on_segment: SegmentListener | None
+    segments: list[Segment] = field(default_factory=list)
+    done: dict[str, Any] | None = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        match event.get("event"):
+            case "segment":
+                values = {name: event[name] for name in Segment.__dataclass_fields__}
+                segment = Segment(**values | {"tokens": tuple(event["tokens"])})
+                self.segments.append(segment)
+                if self.on_segment is not None:
+                    self.on_segment(segment)
+            case "done":
+                self.done = event
+
+
+class Transcriber:
+    """Runs transcriptions of one model, `workers` at once and `queue_length` waiting. Thread-safe; owns its threads."""
+
+    def __init__(
+        self,
+        model: Model,
+        guest: Guest,
+        *,
+        workers: int = 2,
+        queue_length: int = 128,
+        deadline_floor_s: float = 60.0,
+        deadline_factor: float = 10.0,
+    ) -> None:
+        self.model, self.guest = model, guest
+        self.workers, self.queue_length = workers, queue_length
+        self.deadline_floor_s, self.deadline_factor = deadline_floor_s, deadline_factor
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="wisp-job")
+        self._lock = threading.Lock()
+        self._admitted: set[threading.Event] = set()  # the cancellation of every job that runs or waits
+        self._job_s = FIRST_GUESS_S
+
+    def check(self, options: Options) -> None:
+        """Raise UnsupportedValue for what this model cannot do; cheap, so that a request fails before it waits."""
+        languages = self.model.tokenizer.languages
+        if options.language is None or options.language in (languages or {"en": 0}):
+            return
+        spoken = "English only" if not languages else f"{len(languages)} languages, this one not among them"
+        asked = f"{language_name(options.language).capitalize()} ('{options.language}')"
+        raise UnsupportedValue(f"{asked} is not a language of {self.model.name}: it knows {spoken}.", param="language")
+
+    def submit(
+        self, audio: Audio, options: Options, on_segment: SegmentListener | None, cancelled: threading.Event
+    ) -> "Future[Transcription]":
+        """Queue a transcription. Raises QueueFull at once; the future raises what transcribe() raises.
+
+        `on_segment` is called in the job's thread. To withdraw the job, waiting or running, set `cancelled` and cancel
+        the future.
+        """
+        self.check(options)
+        with self._lock:
+            if len(self._admitted) >= self.workers + self.queue_length:
+                raise QueueFull(min(LONGEST_RETRY_S, math.ceil(self._job_s * len(self._admitted) / self.workers)))
+            self._admitted.add(cancelled)
+        try:
+            # The request's context goes along, so that what the job logs carries the request's id.
+            context = contextvars.copy_context()
+            future = self._threads.submit(context.run, self.transcribe, audio, options, on_segment, cancelled)
+        except BaseException:
+            self._leave(cancelled)
+            raise
+        future.add_done_callback(lambda _: self._leave(cancelled))
+        return future
+
+    def _leave(self, cancelled: threading.Event) -> None:
+        with self._lock:
+            self._admitted.discard(cancelled)
+
+    def transcribe(
+        self,
+        audio: Audio,
+        options: Options,
+        on_segment: SegmentListener | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Transcription:
+        """Transcribe in the calling thread, within a deadline that grows with the audio's length.
+
+        Raises WispError classes only: DeadlineExceeded, ClientGone when cancelled, UnreadableAudio when the file breaks
+        off in the middle, InternalError for a fault of the guest's, whose report goes to the log.
+        """
+        started = time.monotonic()
+        deadline_s = self.deadline_floor_s + self.deadline_factor * audio.duration
+        frames = (block.tobytes() for block in log_mel_frames(audio.blocks, self.model.dims.n_mels))
+        events = _Events(on_segment)
+        try:
+            if cancelled is not None and cancelled.is_set():
+                raise ClientGone
+            self.guest.run(
+                self.argument(options), frames, self.model.graphs, events, deadline_s=deadline_s, cancelled=cancelled
+            )
+        except GuestCancelled:
+            raise ClientGone from None
+        except GuestTimeout as error:
+            log.error("guest timed out: %s", error)
+            raise DeadlineExceeded(deadline_s) from error
+        except GuestError as error:
+            log.error("guest failed: %s", error)
+            raise InternalError from error
+        except WispError:
+            raise
+        except Exception as error:
+            log.exception("transcription failed")
+            raise InternalError from error
+        if events.done is None:
+            log.error("guest ended without a result")
+            raise InternalError
+        took_s = time.monotonic() - started
+        with self._lock:
+            self._job_s += (took_s - self._job_s) / 4
+        log.info("transcribed %.2f s of audio in %.3f s, %d segments", audio.duration, took_s, len(events.segments))
+        return Transcription(
+            events.done["text"].strip(), events.done["language"], audio.duration, tuple(events.segments)
+        )
+
+    def argument(self, options: Options) -> dict[str, Any]:
+        """The guest's argument: the model's constants and openai/whisper's option names."""
+        model = self.model
+        return {
+            "model": model.name,
+            "dims": {name: getattr(model.dims, name) for name in ("n_mels", "n_audio_ctx", "n_vocab", "n_text_ctx")},
+            "is_multilingual": model.tokenizer.is_multilingual,
+            "tokens": model.tokenizer.guest_tokens(),
+            "options": {
+                "task": "transcribe",
+                "language": options.language or model.language,
+                "temperature": list(options.temperature),
+                "initial_prompt": options.prompt or None,
+                "run_ahead": RUN_AHEAD,
+            },
+        }
+
+    def close(self) -> None:
+        """Cancel what runs and waits, and end the threads. Idempotent."""
+        with self._lock:
+            for cancelled in self._admitted:
+                cancelled.set()
+        self._threads.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,107 @@
+"""Response bodies: what OpenAI's clients, subtitle players and event readers find in them."""
+
+import json
+
+import pytest
+
+from service import formats
+from service.transcriber import Segment, Transcription
+
+
+def segment(number: int, start: float, end: float, text: str) -> Segment:
+    return Segment(number, 0, start, end, text, (50_363, 383, 50_463), 0.0, -0.25, 1.1, 0.01)
+
+
+SPOKEN = Transcription(
+    "Ask not <b>what</b> & why --> how.",
+    "en",
+    10.2,
+    (segment(0, 0.0, 2.5, " Ask not <b>what</b>"), segment(1, 2.5, 3661.5, " & why --> how.")),
+)
+SILENT = Transcription("", "en", 3.0, ())
+
+
+def test_json_is_the_text_and_begun_seconds() -> None:
+    assert json.loads(formats.render(SPOKEN, "json")) == {
+        "text": SPOKEN.text,
+        "usage": {"type": "duration", "seconds": 11},
+    }
+
+
+def test_text_is_the_text_and_a_newline() -> None:
+    assert formats.render(SPOKEN, "text") == SPOKEN.text + "\n"
+    assert formats.render(SILENT, "text") == "\n"
+
+
+def test_verbose_json_has_every_key_openai_requires() -> None:
+    body = json.loads(formats.render(SPOKEN, "verbose_json"))
+    assert (body["task"], body["language"], body["duration"], body["text"]) == (
+        "transcribe",
+        "english",
+        10.2,
+        SPOKEN.text,
+    )
+    assert [s["id"] for s in body["segments"]] == [0, 1]
+    numbers = {"id", "seek", "start", "end", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob"}
+    for item in body["segments"]:
+        assert set(item) == numbers | {"text", "tokens"}
+        assert all(isinstance(item[key], int | float) for key in numbers)
+    assert body["segments"][0]["text"] == " Ask not <b>what</b>"
+    assert "words" not in body
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stamp"),
+    [
+        (0.0, "00:00:00,000"),
+        (0.9995, "00:00:01,000"),
+        (59.9996, "00:01:00,000"),
+        (3599.9999, "01:00:00,000"),
+        (4505.0, "01:15:05,000"),
+        (360_000.0, "100:00:00,000"),
+        (-0.5, "00:00:00,000"),
+    ],
+)
+def test_timestamps_carry_their_rounding(seconds: float, stamp: str) -> None:
+    assert formats.timestamp(seconds, ",") == stamp
+
+
+def test_srt_numbers_its_cues_and_keeps_arrows_out_of_the_text() -> None:
+    assert formats.render(SPOKEN, "srt") == (
+        "1\n00:00:00,000 --> 00:00:02,500\nAsk not <b>what</b>\n\n2\n00:00:02,500 --> 01:01:01,500\n& why -> how.\n"
+    )
+
+
+def test_vtt_escapes_what_would_open_a_tag_or_an_entity() -> None:
+    assert formats.render(SPOKEN, "vtt") == (
+        "WEBVTT\n"
+        "\n"
+        "00:00:00.000 --> 00:00:02.500\nAsk not &lt;b>what&lt;/b>\n"
+        "\n"
+        "00:00:02.500 --> 01:01:01.500\n&amp; why -> how.\n"
+    )
+
+
+def test_silence_is_an_empty_subtitle_file() -> None:
+    assert formats.render(SILENT, "srt") == ""
+    assert formats.render(SILENT, "vtt") == "WEBVTT\n"
+
+
+@pytest.mark.parametrize("text", ["a\n\nb", "a\r\n2\r\n00:00:00,000 --> 00:00:09,000", "--->", "---->"])
+def test_a_cue_cannot_be_broken_out_of(text: str) -> None:
+    one = Transcription(text, "en", 1.0, (segment(0, 0.0, 1.0, text),))
+    for body in (formats.render(one, "srt"), formats.render(one, "vtt")):
+        assert body.count("-->") == 1
+        assert "\n\n" not in body.strip().removeprefix("WEBVTT\n\n")
+
+
+def test_no_format_is_served_as_html() -> None:
+    assert not any("html" in media_type for media_type in formats.MEDIA_TYPES.values())
+
+
+def test_deltas_joined_are_the_text_of_the_last_event() -> None:
+    frames = [formats.delta_event(s, i == 0) for i, s in enumerate(SPOKEN.segments)] + [formats.done_event(SPOKEN)]
+    assert all(frame.startswith(b"data: {") and frame.endswith(b"}\n\n") and frame.isascii() for frame in frames)
+    events = [json.loads(frame[len(b"data: ") :]) for frame in frames]
+    assert [event["type"] for event in events] == ["transcript.text.delta"] * 2 + ["transcript.text.done"]
+    assert "".join(event["delta"] for event in events[:-1]) == events[-1]["text"] == SPOKEN.text

@@ -1,0 +1,395 @@
+"""The API as clients meet it: words for sound in every format, and OpenAI's envelope for everything else."""
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
+
+from service.app import Engine, create_app
+from service.routes import RequestLog
+from service.transcriber import Options
+from tests import serving, synthetic
+from tests.conftest import shared_path
+from tests.serving import assert_error, engine_for, ready, settings_for, tone_audio, wav
+
+PATH = "/v1/audio/transcriptions"
+ODD = sorted((shared_path() / "audio-odd").glob("*.wav"))
+DEAD_GUEST = '(module (memory (export "memory") 1) (func $heart (export "_start") unreachable))'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[TestClient]:
+    settings = settings_for(folder, max_upload_bytes=300_000, max_audio_s=20.0)
+    with engine_for(settings) as engine, TestClient(create_app(engine)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def hostile_engine(folder: Path) -> Iterator[Engine]:
+    settings = settings_for(folder, workers=1, queue_length=0, deadline_floor_s=2.0, deadline_factor=0.0)
+    with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
+        yield ready(engine)
+
+
+@pytest.fixture(scope="module")
+def hostile(hostile_engine: Engine) -> TestClient:
+    return TestClient(create_app(hostile_engine))
+
+
+def post(client: TestClient, file: bytes = wav(1.0), **fields: str) -> Any:
+    return client.post(PATH, data=fields, files={"file": ("upload", file, "application/octet-stream")})
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    frames = text.split("\n\n")
+    assert frames.pop() == ""
+    assert all(frame.startswith("data: ") and "\n" not in frame for frame in frames)
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames]
+
+
+# Words for sound
+
+
+def test_a_file_alone_gives_its_words(client: TestClient) -> None:
+    response = post(client)
+    assert response.status_code == 200
+    assert response.json() == {"text": synthetic.SENTENCE, "usage": {"type": "duration", "seconds": 1}}
+
+
+@pytest.mark.parametrize(
+    ("response_format", "media_type", "start"),
+    [
+        ("json", "application/json", '{"text": "Ask not what"'),
+        ("text", "text/plain; charset=utf-8", "Ask not what\n"),
+        ("srt", "text/plain; charset=utf-8", "1\n00:00:00,000 --> 00:00:02,000\nAsk not what\n"),
+        ("vtt", "text/vtt; charset=utf-8", "WEBVTT\n\n00:00:00.000 --> 00:00:02.000\nAsk not what\n"),
+    ],
+)
+def test_formats(client: TestClient, response_format: str, media_type: str, start: str) -> None:
+    response = post(client, response_format=response_format)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == media_type
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.text.startswith(start)
+
+
+def test_verbose_json_has_segments_and_the_audios_length(client: TestClient) -> None:
+    body = post(client, wav(4.5), response_format="verbose_json").json()
+    assert (body["task"], body["language"], body["duration"]) == ("transcribe", "english", 4.5)
+    assert [(s["start"], s["end"], s["text"]) for s in body["segments"]] == [
+        (0.0, 2.0, " Ask not what"),
+        (3.0, 5.0, " Ask not what"),
+    ]
+    assert body["text"] == "Ask not what Ask not what"
+
+
+def test_any_rate_is_heard(client: TestClient) -> None:
+    assert post(client, wav(1.0, rate=44_100), response_format="text").text == synthetic.SENTENCE + "\n"
+
+
+@pytest.mark.parametrize("name", ["tests/speech.wav", "../../etc/passwd", "名前.wav", ""])
+def test_a_files_name_means_nothing(client: TestClient, name: str) -> None:
+    response = client.post(PATH, files={"file": (name or "x", wav(1.0))})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("name", ["synthetic", "whisper-1", "Synthetic", ""])
+def test_the_model_answers_to_its_name_and_aliases(client: TestClient, name: str) -> None:
+    assert post(client, model=name).status_code == 200
+
+
+@pytest.mark.parametrize("language", ["", "en", "en-US", "EN", "english"])
+def test_language_is_forgiving(client: TestClient, language: str) -> None:
+    assert post(client, language=language).status_code == 200
+
+
+def test_a_stream_is_deltas_and_one_whole_text(client: TestClient) -> None:
+    response = post(client, wav(7.0), stream="true")
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *deltas, done = events(response.text)
+    assert [event["type"] for event in deltas] == ["transcript.text.delta"] * 3
+    assert done["type"] == "transcript.text.done"
+    assert "".join(event["delta"] for event in deltas) == done["text"] == " ".join([synthetic.SENTENCE] * 3)
+
+
+# What is refused, and how
+
+
+def test_a_form_without_a_file_is_refused(client: TestClient) -> None:
+    assert_error(client.post(PATH, files={"model": (None, "whisper-1")}), 400, "missing_required_parameter", "file")
+
+
+def test_a_body_that_is_no_form_is_refused(client: TestClient) -> None:
+    assert_error(client.post(PATH, json={"file": "x"}), 400, "malformed_form")
+    assert_error(client.post(PATH), 400, "malformed_form")
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param"),
+    [
+        ({"model": "gpt-5"}, 404, "model_not_found", "model"),
+        ({"response_format": "docx"}, 400, "unsupported_value", "response_format"),
+        ({"temperature": "2"}, 400, "invalid_value", "temperature"),
+        ({"language": "klingon"}, 400, "invalid_value", "language"),
+        ({"language": "de"}, 400, "unsupported_value", "language"),
+        ({"timestamp_granularities[]": "word"}, 400, "unsupported_value", "timestamp_granularities[]"),
+        ({"stream": "true", "response_format": "srt"}, 400, "unsupported_value", "response_format"),
+        ({"colour": "red"}, 400, "unknown_parameter", "colour"),
+    ],
+)
+def test_fields_are_refused_by_name(
+    client: TestClient, fields: dict[str, Any], status: int, code: str, param: str
+) -> None:
+    assert_error(post(client, **fields), status, code, param)
+
+
+def test_a_bad_field_is_refused_before_a_bad_file(client: TestClient) -> None:
+    assert_error(post(client, b"no sound", temperature="hot"), 400, "invalid_value", "temperature")
+
+
+@pytest.mark.parametrize("file", [b"", b"no sound", b"\x00" * 5000, b"RIFF\xff\xff\xff\xffWAVEfmt "])
+def test_what_is_no_sound_is_refused(client: TestClient, file: bytes) -> None:
+    assert "WAV" in assert_error(post(client, file), 400, "unreadable_audio", "file")
+
+
+def test_a_moment_of_sound_is_too_short(client: TestClient) -> None:
+    assert_error(post(client, wav(0.05)), 400, "audio_too_short", "file")
+
+
+def test_sound_is_measured_as_decoded(client: TestClient) -> None:
+    assert_error(post(client, wav(30.0, rate=4000)), 413, "audio_too_long", "file")
+
+
+def test_an_upload_over_the_cap_is_refused(client: TestClient) -> None:
+    message = assert_error(post(client, b"x" * 400_000), 413, "upload_too_large", "file")
+    assert "300000" in message
+
+
+def test_an_upload_that_announces_too_much_is_not_read(client: TestClient) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=x", "content-length": str(10**12)}
+    message = assert_error(client.post(PATH, content=b"", headers=headers), 413, "upload_too_large", "file")
+    assert "0 bytes were read" in message
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/audio/transcriptions/", "/v1/nothing", "/%2e%2e/etc/passwd"])
+def test_an_unknown_path_is_told_in_the_envelope(client: TestClient, path: str) -> None:
+    assert_error(client.get(path), 404, "not_found")
+
+
+def test_a_wrong_method_is_told_in_the_envelope(client: TestClient) -> None:
+    response = client.get(PATH)
+    assert_error(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("path", ODD, ids=lambda path: path.name)
+def test_odd_files_are_heard_or_refused(client: TestClient, path: Path) -> None:
+    response = post(client, path.read_bytes())
+    if response.status_code != 200:
+        assert response.status_code in (400, 413)
+        assert_error(response, response.status_code, response.json()["error"]["code"], "file")
+
+
+def test_a_wav_cut_off_anywhere_is_heard_or_refused(client: TestClient) -> None:
+    whole = wav(0.2)
+    for length in [*range(64), *range(64, len(whole), 211)]:
+        response = post(client, whole[:length])
+        assert response.status_code in (200, 400), (length, response.text)
+        if response.status_code == 400:
+            assert_error(response, 400, response.json()["error"]["code"], "file")
+
+
+# Models, health, request ids
+
+
+def test_models_are_listed_and_found(client: TestClient) -> None:
+    body = client.get("/v1/models").json()
+    (model,) = body["data"]
+    assert body["object"] == "list"
+    assert set(model) == {"id", "object", "created", "owned_by"}
+    assert (model["id"], model["object"]) == ("synthetic", "model") and isinstance(model["created"], int)
+    assert client.get("/v1/models/synthetic").json() == model
+    assert client.get("/v1/models/whisper-1").json()["id"] == "whisper-1"
+    assert_error(client.get("/v1/models/gpt-5"), 404, "model_not_found", "model")
+    assert_error(client.get("/v1/models/openai/nothing"), 404, "model_not_found", "model")
+
+
+def test_health_is_told_at_once_and_readiness_after_an_inference(folder: Path) -> None:
+    with engine_for(settings_for(folder)) as engine:
+        client = TestClient(create_app(engine))
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert_error(client.get("/readyz"), 503, "not_ready")
+        ready(engine)
+        assert client.get("/readyz").json() == {"status": "ready", "model": "synthetic"}
+
+
+def test_a_guest_that_cannot_infer_is_never_ready(folder: Path) -> None:
+    with engine_for(settings_for(folder), guest=DEAD_GUEST) as engine:
+        client = TestClient(create_app(ready(engine)))
+        assert_error(client.get("/readyz"), 503, "not_ready")
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_model_that_fails_to_load_is_told_to_those_who_wait_for_it(folder: Path) -> None:
+    with engine_for(settings_for(folder), guest="no guest at all") as engine:
+        client = TestClient(create_app(ready(engine)))
+        assert_error(client.get("/readyz"), 503, "not_ready")
+        message = assert_error(post(client), 503, "not_ready")
+        assert "guest" not in message, "the reason belongs into the log"
+
+
+def test_a_request_id_is_made_or_kept(client: TestClient) -> None:
+    made = [client.get("/healthz").headers["x-request-id"] for _ in range(2)]
+    assert made[0] != made[1]
+    for sent, kept in {"trace-42": True, "a" * 129: False, "a b": False, "": False}.items():
+        got = client.get("/nowhere", headers={"x-request-id": sent}).headers["x-request-id"]
+        assert (got == sent) == kept and got
+
+
+# When things go wrong inside
+
+
+@pytest.mark.parametrize(
+    ("prompt", "status", "code", "logged"),
+    [
+        (serving.TRAP, 500, "internal_error", "window_that_traps"),
+        (serving.EAT, 500, "internal_error", "window_that_eats"),
+        (serving.LOOP, 503, "deadline_exceeded", "window_that_loops"),
+        (serving.EXIT, 500, "internal_error", "3"),
+    ],
+)
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_guest_that_fails_fails_alone(
+    hostile: TestClient, caplog: pytest.LogCaptureFixture, prompt: str, status: int, code: str, logged: str, stream: str
+) -> None:
+    message = assert_error(post(hostile, prompt=prompt, stream=stream), status, code)
+    assert "window_that" not in message
+    assert logged in caplog.text
+    assert post(hostile, response_format="text").text == "All is well.\n"
+
+
+def test_a_full_queue_says_when_to_come_back(hostile: TestClient, hostile_engine: Engine) -> None:
+    transcriber = hostile_engine.loaded.result(timeout=60)
+    stop = threading.Event()
+    running = transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP), None, stop)
+    response = post(hostile)
+    stop.set()
+    running.exception(timeout=60)
+    assert_error(response, 429, "queue_full")
+    assert int(response.headers["retry-after"]) >= 1
+    assert post(hostile).status_code == 200
+
+
+def test_a_client_that_leaves_takes_its_job_along(folder: Path) -> None:
+    """The guest would run for a minute; it ends because its client does."""
+    file = wav(0.5)
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n' + serving.LOOP.encode() + b"\r\n"
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + file + b"\r\n--x--\r\n"
+    )
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": PATH,
+        "raw_path": PATH.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
+    }
+    with engine_for(settings_for(folder), guest=serving.HOSTILE_GUEST) as engine:
+        app = create_app(ready(engine))
+        for stream in (b"", b'--x\r\nContent-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n'):
+            messages: list[Message] = [
+                {"type": "http.request", "body": stream + form, "more_body": False},
+                {"type": "http.disconnect"},
+            ]
+            sent: list[Message] = []
+
+            async def receive(messages: list[Message] = messages) -> Message:
+                return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+            async def send(message: Message, sent: list[Message] = sent) -> None:
+                sent.append(message)
+
+            asyncio.run(app(scope, receive, send))
+            assert sent[0]["status"] == 499
+
+
+def test_an_exception_nobody_expected_is_logged_and_told_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("the secret reason")
+
+    with caplog.at_level(logging.ERROR):
+        response = TestClient(RequestLog(broken)).get("/", headers={"x-request-id": "r1"})
+    assert "secret" not in assert_error(response, 500, "internal_error")
+    assert response.headers["x-request-id"] == "r1"
+    assert "the secret reason" in caplog.text
+
+
+# Through a socket, as the OpenAI client speaks
+
+
+@contextmanager
+def served(engine: Engine) -> Iterator[str]:
+    """A real server on a port of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(create_app(engine), log_config=None, access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_the_openai_client_works_unchanged(folder: Path) -> None:
+    with (
+        engine_for(settings_for(folder, max_upload_bytes=2_000_000)) as engine,
+        served(engine) as url,
+        openai.OpenAI(base_url=url, api_key="none", max_retries=0) as api,
+    ):
+        create: Any = api.audio.transcriptions.create
+        assert create(file=wav(1.0), model="whisper-1").text == synthetic.SENTENCE
+        verbose = create(file=wav(4.0), model="whisper-1", response_format="verbose_json", language="en")
+        assert (verbose.language, verbose.duration, len(verbose.segments)) == ("english", 4.0, 2)
+        assert create(file=wav(1.0), model="whisper-1", response_format="srt").startswith("1\n00:00:00,000 --> ")
+        assert create(file=("a.wav", wav(1.0)), model="whisper-1", response_format="text") == synthetic.SENTENCE + "\n"
+        stream = list(create(file=wav(4.0), model="whisper-1", stream=True))
+        assert [event.type for event in stream] == ["transcript.text.delta"] * 2 + ["transcript.text.done"]
+        assert stream[-1].text == "Ask not what Ask not what"
+        assert [model.id for model in api.models.list()] == ["synthetic"]
+        with pytest.raises(openai.BadRequestError) as bad:
+            create(file=b"no sound at all", model="whisper-1")
+        assert (bad.value.code, bad.value.param) == ("unreadable_audio", "file") and bad.value.request_id
+        with pytest.raises(openai.NotFoundError):
+            create(file=wav(1.0), model="gpt-5")
+        with pytest.raises(openai.APIStatusError) as large:
+            create(file=b"x" * 8_000_000, model="whisper-1")
+        assert (large.value.status_code, large.value.code) == (413, "upload_too_large")
+
+
+def test_jfk_over_http(shared: Path) -> None:
+    with (
+        engine_for(settings_for(shared / "models" / "tiny_en")) as engine,
+        TestClient(create_app(engine)) as client,
+    ):
+        for name in ("jfk.wav", "jfk.flac", "jfk.mp3"):
+            text = post(client, (shared / "speech" / name).read_bytes()).json()["text"]
+            assert "ask not what your country can do for you" in text.lower().replace(",", ""), name
