@@ -165,7 +165,11 @@ class _Lane:
             self._linker.define_func(WASI, name, FuncType([i32] * 4, [i32]), partial(self._stdio, call))
         self._linker.define_func(WASI, "poll_oneoff", FuncType([i32] * 4, [i32]), lambda *_: int(WasiErrno.NOSYS))
         wasi_nn.define(self._linker, self._enter)
-        self.instances = self._linker.instantiate_pre(module)
+        try:
+            self.instances = self._linker.instantiate_pre(module)
+        except WasmtimeError:
+            self._linker.close()
+            raise
 
     def close(self) -> None:
         """Free the code and the linked functions, which refer back to this lane."""

@@ -88,3 +88,4 @@ class Watchdog:
                 self._wake.wait(TICK_S if self._watched else None)
                 for lifetime in self._watched:
                     lifetime.may_go_on()
+            self._thread = None  # a run that began as the guest was closed starts another

@@ -11,7 +11,7 @@ from service.wasi_nn import GuestMemory, OutOfBounds
 
 MAX_IOVECS = 1024  # a call: Linux's IOV_MAX
 MAX_WRITE_BYTES = 65_536  # taken from one fd_write; the guest writes the rest with its next
-MAX_LINE_BYTES = 8 * 2**20  # one event, 8 MiB: the whole text of a day of speech
+MAX_LINE_BYTES = 2 * 2**20  # one event, 2 MiB: the whole text of a day of speech
 STDERR_TAIL_BYTES = 4096
 
 STDIN, STDOUT, STDERR = 0, 1, 2

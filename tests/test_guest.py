@@ -535,6 +535,15 @@ def test_a_run_under_way_outlives_close(compile_guest: Compile) -> None:
     assert events == [{"still": "here"}]
 
 
+def test_a_run_under_way_meets_its_deadline_after_close(moody: Guest) -> None:
+    def stdin() -> Iterator[bytes]:
+        moody.close()
+        yield b"h"
+
+    with pytest.raises(GuestTimeout):
+        moody.run({}, stdin(), {}, lambda _: None, deadline_s=0.05)
+
+
 def test_instances_leave_nothing_behind(compile_guest: Compile) -> None:
     """3600 instances of 16 MiB, used, unused and trapping: the process stays as it was after the first third."""
     guest = compile_guest(
