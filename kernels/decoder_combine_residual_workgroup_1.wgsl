@@ -1,0 +1,110 @@
+// y[row] += x @ weight.T + bias, where x joins the SPLITS parts of the row's cross-attention.
+// LANES invocations sum 4 neighbouring outputs of one row, each over every LANES-th 8 columns; TILES times.
+// Written by decoder_sources.py.
+//   parts (rows, SPLITS, N_IN) f32
+//   stats (rows, heads, SPLITS) × (max, sum) f32
+//   weight (N_OUT, N_IN) f16
+//   bias (N_OUT,) f32
+//   state u32, see decoder_state.py
+//   y (rows, N_OUT) f32  in and  out
+// dispatch (ceil(outputs / (4 * WORKGROUP / LANES * TILES)), rows, 1)
+
+@group(0) @binding(0) var<storage, read> parts: array<vec4f>;
+@group(0) @binding(1) var<storage, read> stats: array<vec2f>;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> bias: array<vec4f>;
+@group(0) @binding(4) var<storage, read> state: array<u32>;
+@group(0) @binding(5) var<storage, read_write> y: array<vec4f>;
+
+override WORKGROUP = 256u;
+override LANES = 64u;
+override TILES = 4u;
+override N_IN = 384u;
+override N_OUT = 384u;
+override SPLITS = 1u;
+override HEAD8 = 8u;  // a head's columns / 8
+const LOWEST = -3.0e38;
+const ROWS = 1u;
+var<workgroup> inputs: array<vec4f, ROWS * (N_IN / 4u)>;
+var<workgroup> sums: array<vec4f, WORKGROUP>;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+  @builtin(workgroup_id) workgroup: vec3<u32>,
+  @builtin(local_invocation_index) invocation: u32,
+) {
+  if (state[1] != 0u) {
+    return;  // every sequence has ended
+  }
+  let lane = invocation % LANES;
+  let group = invocation / LANES;
+  let eights = N_IN / 8u;
+  let first_row = workgroup.y * ROWS;
+  for (var item = invocation; item < ROWS * eights; item += WORKGROUP) {
+    let row = first_row + item / eights;
+    let k = item % eights;
+    let from_stats = (row * (eights / HEAD8) + k / HEAD8) * SPLITS;
+    var most = LOWEST;
+    for (var split = 0u; split < SPLITS; split++) {
+      most = max(most, stats[from_stats + split].x);
+    }
+    var total = 0.0;
+    var low = vec4f();
+    var high = vec4f();
+    for (var split = 0u; split < SPLITS; split++) {
+      let stat = stats[from_stats + split];
+      let part = ((row * SPLITS + split) * eights + k) * 2u;
+      let share = exp(stat.x - most);
+      total += share * stat.y;
+      low += share * parts[part];
+      high += share * parts[part + 1u];
+    }
+    inputs[2u * item] = low / total;
+    inputs[2u * item + 1u] = high / total;
+  }
+  workgroupBarrier();
+  for (var tile = 0u; tile < TILES; tile++) {
+    let out = ((workgroup.x * TILES + tile) * (WORKGROUP / LANES) + group) * 4u;
+    let w0 = min(out + 0u, N_OUT - 1u) * eights;
+    let w1 = min(out + 1u, N_OUT - 1u) * eights;
+    let w2 = min(out + 2u, N_OUT - 1u) * eights;
+    let w3 = min(out + 3u, N_OUT - 1u) * eights;
+    var s0_0 = 0.0;
+    var s0_1 = 0.0;
+    var s0_2 = 0.0;
+    var s0_3 = 0.0;
+    for (var k = lane; k < eights; k += LANES) {
+      let aw0 = weight[w0 + k];
+      let al0 = vec4f(unpack2x16float(aw0.x), unpack2x16float(aw0.y));
+      let ah0 = vec4f(unpack2x16float(aw0.z), unpack2x16float(aw0.w));
+      let aw1 = weight[w1 + k];
+      let al1 = vec4f(unpack2x16float(aw1.x), unpack2x16float(aw1.y));
+      let ah1 = vec4f(unpack2x16float(aw1.z), unpack2x16float(aw1.w));
+      let aw2 = weight[w2 + k];
+      let al2 = vec4f(unpack2x16float(aw2.x), unpack2x16float(aw2.y));
+      let ah2 = vec4f(unpack2x16float(aw2.z), unpack2x16float(aw2.w));
+      let aw3 = weight[w3 + k];
+      let al3 = vec4f(unpack2x16float(aw3.x), unpack2x16float(aw3.y));
+      let ah3 = vec4f(unpack2x16float(aw3.z), unpack2x16float(aw3.w));
+      let xa0 = inputs[0u * (2u * eights) + 2u * k];
+      let xb0 = inputs[0u * (2u * eights) + 2u * k + 1u];
+      s0_0 += dot(al0, xa0) + dot(ah0, xb0);
+      s0_1 += dot(al1, xa0) + dot(ah1, xb0);
+      s0_2 += dot(al2, xa0) + dot(ah2, xb0);
+      s0_3 += dot(al3, xa0) + dot(ah3, xb0);
+    }
+    sums[invocation] = vec4f(s0_0, s0_1, s0_2, s0_3);
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+      workgroupBarrier();
+      if (lane < half) {
+        sums[invocation] += sums[invocation + half];
+      }
+    }
+    workgroupBarrier();
+    let y0 = sums[invocation - lane];
+    workgroupBarrier();
+    if (lane == 0u && out < N_OUT) {
+      y[((first_row + 0u) * N_OUT + out) / 4u] += y0 + bias[out / 4u];
+    }
+  }
+}

@@ -1,0 +1,112 @@
+// parts[row, split, head] = exp(query · keys - max) @ values over a split of the audio; stats = (max, sum of those exp).
+// An invocation scores each WORKGROUP-th key, then mixes 8 columns of each (WORKGROUP / HEAD8)-th value.
+// Written by decoder_attention_sources.py.
+//   query (rows, heads, 8 HEAD8) f32, scaled
+//   keys (n / 8, N_CTX, 8) f16, n = 8 HEAD8 N_HEAD
+//   values (N_CTX, n / 8, 8) f16
+//   state u32, see decoder_state.py
+//   parts (rows, SPLITS, n) f32  out
+//   stats (rows, heads, SPLITS) × (max, sum) f32  out
+// dispatch (heads, rows, SPLITS)
+
+@group(0) @binding(0) var<storage, read> query: array<vec4f>;
+@group(0) @binding(1) var<storage, read> keys: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> state: array<u32>;
+@group(0) @binding(4) var<storage, read_write> parts: array<vec4f>;
+@group(0) @binding(5) var<storage, read_write> stats: array<vec2f>;
+
+override WORKGROUP = 64u;  // HEAD8 times a power of two
+override HEAD8 = 8u;  // a head's columns / 8
+override N_HEAD = 6u;
+override N_CTX = 1500u;
+override SPLITS = 1u;
+const LOWEST = -3.0e38;
+var<workgroup> scores: array<f32, (N_CTX + SPLITS - 1u) / SPLITS>;
+var<workgroup> shared_values: array<f32, WORKGROUP>;
+var<workgroup> mixes: array<vec4f, 2u * WORKGROUP>;
+
+fn halves(u: vec2<u32>) -> vec4f {
+  return vec4f(unpack2x16float(u.x), unpack2x16float(u.y));
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+  @builtin(workgroup_id) workgroup: vec3<u32>,
+  @builtin(local_invocation_index) invocation: u32,
+) {
+  if (state[1] != 0u) {
+    return;  // every sequence has ended
+  }
+  let n8 = N_HEAD * HEAD8;
+  let head = workgroup.x;
+  let row = workgroup.y;
+  let share_of_keys = (N_CTX + SPLITS - 1u) / SPLITS;
+  let first = min(workgroup.z * share_of_keys, N_CTX);
+  let count = min(share_of_keys, N_CTX - first);
+  var most = LOWEST;
+  for (var i = invocation; i < count; i += WORKGROUP) {
+    let t = first + i;
+    let k = head * HEAD8 * N_CTX + t;
+    var s = 0.0;
+    for (var c = 0u; c < HEAD8; c++) {
+      let at = (row * n8 + head * HEAD8 + c) * 2u;
+      let u = keys[k + c * N_CTX];
+      s += dot(halves(u.xy), query[at]) + dot(halves(u.zw), query[at + 1u]);
+    }
+    scores[i] = s;
+    most = max(most, s);
+  }
+  shared_values[invocation] = most;
+  for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (invocation < half) {
+      shared_values[invocation] = max(shared_values[invocation], shared_values[invocation + half]);
+    }
+  }
+  workgroupBarrier();
+  let top = shared_values[0];
+  workgroupBarrier();
+  var total = 0.0;
+  for (var i = invocation; i < count; i += WORKGROUP) {
+    let share = exp(scores[i] - top);
+    scores[i] = share;
+    total += share;
+  }
+  shared_values[invocation] = total;
+  for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (invocation < half) {
+      shared_values[invocation] = shared_values[invocation] + shared_values[invocation + half];
+    }
+  }
+  workgroupBarrier();
+  let sum = shared_values[0];
+  workgroupBarrier();
+
+  let column = invocation % HEAD8;
+  var low = vec4f();
+  var high = vec4f();
+  for (var i = invocation / HEAD8; i < count; i += WORKGROUP / HEAD8) {
+    let share = scores[i];
+    let t = first + i;
+    let u = values[t * n8 + head * HEAD8 + column];
+    low += share * halves(u.xy);
+    high += share * halves(u.zw);
+  }
+  mixes[2u * invocation] = low;
+  mixes[2u * invocation + 1u] = high;
+  workgroupBarrier();
+  if (invocation < HEAD8) {
+    for (var i = invocation + HEAD8; i < WORKGROUP; i += HEAD8) {
+      low += mixes[2u * i];
+      high += mixes[2u * i + 1u];
+    }
+    let to = ((row * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
+    parts[to] = low;
+    parts[to + 1u] = high;
+  }
+  if (invocation == 0u) {
+    stats[(row * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top, sum);
+  }
+}

@@ -1,0 +1,135 @@
+// y[row] += x[row] @ weight.T + bias.
+// A workgroup is one subgroup; a lane sums 4 neighbouring outputs of one row at a time, TILES times.
+// Written by decoder_sources.py.
+//   x (rows, N_IN) f32
+//   weight (N_OUT, N_IN) f16
+//   bias (N_OUT,) f32
+//   state u32, see decoder_state.py
+//   y (rows, N_OUT) f32  in and  out
+// dispatch (ceil(outputs / (4 * LANES * TILES)), rows, 1)
+
+@group(0) @binding(0) var<storage, read> x: array<vec4f>;
+@group(0) @binding(1) var<storage, read> weight: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> bias: array<vec4f>;
+@group(0) @binding(3) var<storage, read> state: array<u32>;
+@group(0) @binding(4) var<storage, read_write> y: array<vec4f>;
+
+override LANES = 8u;
+override TILES = 4u;
+override N_IN = 384u;
+override N_OUT = 384u;
+const ROWS = 1u;
+
+@compute @workgroup_size(LANES)
+fn main(
+  @builtin(workgroup_id) workgroup: vec3<u32>,
+  @builtin(local_invocation_index) invocation: u32,
+) {
+  if (state[1] != 0u) {
+    return;  // every sequence has ended
+  }
+  let lane = invocation;
+  let eights = N_IN / 8u;
+  let first_row = workgroup.y * ROWS;
+  for (var tile = 0u; tile < TILES; tile++) {
+    let first_out = (workgroup.x * TILES + tile) * LANES * 4u;
+    if (first_out >= N_OUT) {
+      break;
+    }
+    let out = first_out + 4u * lane;
+    let w0 = min(out + 0u, N_OUT - 1u) * eights;
+    let w1 = min(out + 1u, N_OUT - 1u) * eights;
+    let w2 = min(out + 2u, N_OUT - 1u) * eights;
+    let w3 = min(out + 3u, N_OUT - 1u) * eights;
+    var s0_0 = 0.0;
+    var s0_1 = 0.0;
+    var s0_2 = 0.0;
+    var s0_3 = 0.0;
+    for (var k = 0u; k < eights; k += 4u) {
+      // Lane l holds part l % 4 of the next 4 × 8 columns of x.
+      let at = k + lane % 4u;
+      var a0 = vec4f();
+      var b0 = vec4f();
+      if (at < eights) {
+        a0 = x[(first_row + 0u) * (2u * eights) + 2u * at];
+        b0 = x[(first_row + 0u) * (2u * eights) + 2u * at + 1u];
+      }
+      let aw0 = weight[w0 + min(k + 0u, eights - 1u)];
+      let al0 = vec4f(unpack2x16float(aw0.x), unpack2x16float(aw0.y));
+      let ah0 = vec4f(unpack2x16float(aw0.z), unpack2x16float(aw0.w));
+      let aw1 = weight[w1 + min(k + 0u, eights - 1u)];
+      let al1 = vec4f(unpack2x16float(aw1.x), unpack2x16float(aw1.y));
+      let ah1 = vec4f(unpack2x16float(aw1.z), unpack2x16float(aw1.w));
+      let aw2 = weight[w2 + min(k + 0u, eights - 1u)];
+      let al2 = vec4f(unpack2x16float(aw2.x), unpack2x16float(aw2.y));
+      let ah2 = vec4f(unpack2x16float(aw2.z), unpack2x16float(aw2.w));
+      let aw3 = weight[w3 + min(k + 0u, eights - 1u)];
+      let al3 = vec4f(unpack2x16float(aw3.x), unpack2x16float(aw3.y));
+      let ah3 = vec4f(unpack2x16float(aw3.z), unpack2x16float(aw3.w));
+      let xa0_0 = subgroupBroadcast(a0, 0u);
+      let xb0_0 = subgroupBroadcast(b0, 0u);
+      s0_0 += dot(al0, xa0_0) + dot(ah0, xb0_0);
+      s0_1 += dot(al1, xa0_0) + dot(ah1, xb0_0);
+      s0_2 += dot(al2, xa0_0) + dot(ah2, xb0_0);
+      s0_3 += dot(al3, xa0_0) + dot(ah3, xb0_0);
+      let bw0 = weight[w0 + min(k + 1u, eights - 1u)];
+      let bl0 = vec4f(unpack2x16float(bw0.x), unpack2x16float(bw0.y));
+      let bh0 = vec4f(unpack2x16float(bw0.z), unpack2x16float(bw0.w));
+      let bw1 = weight[w1 + min(k + 1u, eights - 1u)];
+      let bl1 = vec4f(unpack2x16float(bw1.x), unpack2x16float(bw1.y));
+      let bh1 = vec4f(unpack2x16float(bw1.z), unpack2x16float(bw1.w));
+      let bw2 = weight[w2 + min(k + 1u, eights - 1u)];
+      let bl2 = vec4f(unpack2x16float(bw2.x), unpack2x16float(bw2.y));
+      let bh2 = vec4f(unpack2x16float(bw2.z), unpack2x16float(bw2.w));
+      let bw3 = weight[w3 + min(k + 1u, eights - 1u)];
+      let bl3 = vec4f(unpack2x16float(bw3.x), unpack2x16float(bw3.y));
+      let bh3 = vec4f(unpack2x16float(bw3.z), unpack2x16float(bw3.w));
+      let xa0_1 = subgroupBroadcast(a0, 1u);
+      let xb0_1 = subgroupBroadcast(b0, 1u);
+      s0_0 += dot(bl0, xa0_1) + dot(bh0, xb0_1);
+      s0_1 += dot(bl1, xa0_1) + dot(bh1, xb0_1);
+      s0_2 += dot(bl2, xa0_1) + dot(bh2, xb0_1);
+      s0_3 += dot(bl3, xa0_1) + dot(bh3, xb0_1);
+      let cw0 = weight[w0 + min(k + 2u, eights - 1u)];
+      let cl0 = vec4f(unpack2x16float(cw0.x), unpack2x16float(cw0.y));
+      let ch0 = vec4f(unpack2x16float(cw0.z), unpack2x16float(cw0.w));
+      let cw1 = weight[w1 + min(k + 2u, eights - 1u)];
+      let cl1 = vec4f(unpack2x16float(cw1.x), unpack2x16float(cw1.y));
+      let ch1 = vec4f(unpack2x16float(cw1.z), unpack2x16float(cw1.w));
+      let cw2 = weight[w2 + min(k + 2u, eights - 1u)];
+      let cl2 = vec4f(unpack2x16float(cw2.x), unpack2x16float(cw2.y));
+      let ch2 = vec4f(unpack2x16float(cw2.z), unpack2x16float(cw2.w));
+      let cw3 = weight[w3 + min(k + 2u, eights - 1u)];
+      let cl3 = vec4f(unpack2x16float(cw3.x), unpack2x16float(cw3.y));
+      let ch3 = vec4f(unpack2x16float(cw3.z), unpack2x16float(cw3.w));
+      let xa0_2 = subgroupBroadcast(a0, 2u);
+      let xb0_2 = subgroupBroadcast(b0, 2u);
+      s0_0 += dot(cl0, xa0_2) + dot(ch0, xb0_2);
+      s0_1 += dot(cl1, xa0_2) + dot(ch1, xb0_2);
+      s0_2 += dot(cl2, xa0_2) + dot(ch2, xb0_2);
+      s0_3 += dot(cl3, xa0_2) + dot(ch3, xb0_2);
+      let dw0 = weight[w0 + min(k + 3u, eights - 1u)];
+      let dl0 = vec4f(unpack2x16float(dw0.x), unpack2x16float(dw0.y));
+      let dh0 = vec4f(unpack2x16float(dw0.z), unpack2x16float(dw0.w));
+      let dw1 = weight[w1 + min(k + 3u, eights - 1u)];
+      let dl1 = vec4f(unpack2x16float(dw1.x), unpack2x16float(dw1.y));
+      let dh1 = vec4f(unpack2x16float(dw1.z), unpack2x16float(dw1.w));
+      let dw2 = weight[w2 + min(k + 3u, eights - 1u)];
+      let dl2 = vec4f(unpack2x16float(dw2.x), unpack2x16float(dw2.y));
+      let dh2 = vec4f(unpack2x16float(dw2.z), unpack2x16float(dw2.w));
+      let dw3 = weight[w3 + min(k + 3u, eights - 1u)];
+      let dl3 = vec4f(unpack2x16float(dw3.x), unpack2x16float(dw3.y));
+      let dh3 = vec4f(unpack2x16float(dw3.z), unpack2x16float(dw3.w));
+      let xa0_3 = subgroupBroadcast(a0, 3u);
+      let xb0_3 = subgroupBroadcast(b0, 3u);
+      s0_0 += dot(dl0, xa0_3) + dot(dh0, xb0_3);
+      s0_1 += dot(dl1, xa0_3) + dot(dh1, xb0_3);
+      s0_2 += dot(dl2, xa0_3) + dot(dh2, xb0_3);
+      s0_3 += dot(dl3, xa0_3) + dot(dh3, xb0_3);
+    }
+    let y0 = vec4f(s0_0, s0_1, s0_2, s0_3);
+    if (out < N_OUT) {
+      y[((first_row + 0u) * N_OUT + out) / 4u] += y0 + bias[out / 4u];
+    }
+  }
+}
