@@ -1,5 +1,6 @@
 """The wiring, and the only place of it: settings → model, guest, transcriber → the ASGI application → a server."""
 
+import asyncio
 import contextlib
 import logging
 import threading
@@ -17,7 +18,7 @@ from service.errors import StartError, WispError
 from service.features import SAMPLE_RATE
 from service.guest import Guest, GuestError
 from service.model_files import EMBEDDED_NAME, ModelSpec, find_model, parse_preload
-from service.models import Model, load_model
+from service.models import ReadModel, read_model
 from service.settings import PRELOAD_VARIABLE, Settings
 from service.transcriber import Options, Transcriber, Transcription
 
@@ -47,9 +48,11 @@ def audio_of(samples: NDArray[np.float32]) -> Audio:
 
 
 class Engine:
-    """A model, a guest and their transcriber, loaded in a thread of their own. Owns all three; close() is idempotent.
+    """A model, a guest and their transcriber. Owns all three; close() is idempotent.
 
-    `loaded` ends when transcriptions can run, or with the reason why not; `proven` when a first one really has.
+    `read()` finds out in a moment whether the model can be had, `load()` gets everything ready in the calling thread,
+    `start()` does so in a thread of its own. Then `loaded` ends when transcriptions can run, or with the reason why
+    not, and `proven` when a first one really has.
     """
 
     def __init__(self, settings: Settings, *, guest_wasm: Path = GUEST_WASM) -> None:
@@ -61,6 +64,7 @@ class Engine:
         self.proven: Future[Transcription] = Future()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._read: ReadModel | None = None
         self._opened: list[Any] = []
 
     def start(self) -> None:
@@ -70,6 +74,12 @@ class Engine:
                 self._thread = threading.Thread(target=self._run, name="wisp-load", daemon=True)
                 self._thread.start()
 
+    def read(self) -> ReadModel:
+        """Read and check the model's files, once. Raises StartError."""
+        if self._read is None:
+            self._read = read_model(self.spec, self.settings.target)
+        return self._read
+
     def load(self) -> Transcriber:
         """Load in the calling thread: the guest is compiled while the model is read. Raises StartError."""
         settings = self.settings
@@ -77,7 +87,8 @@ class Engine:
         with ThreadPoolExecutor(1, thread_name_prefix="wisp-guest") as aside:
             compiling = aside.submit(Guest, self.guest_wasm, memory_bytes=settings.guest_memory_bytes)
             try:
-                model: Model = load_model(self.spec, settings.target)
+                model = self.read().make_ready()
+                self._read = None  # the kernels keep what they need of it
                 self._opened.append(model)
             finally:
                 guest = self._compiled(compiling)
@@ -146,7 +157,7 @@ def create_app(engine: Engine) -> "Starlette":
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         engine.start()
         yield
-        engine.close()
+        await asyncio.to_thread(engine.close)
 
     app = Starlette(
         routes=routes.ROUTES,
@@ -177,6 +188,7 @@ def serve(settings: Settings) -> None:
     import uvicorn
 
     engine = Engine(settings)
+    engine.read()
     _log_request_ids()
     config = uvicorn.Config(
         create_app(engine),

@@ -31,8 +31,11 @@ class Target:
 class Kernels(Protocol):
     """A checkpoint made ready to compute, by either target."""
 
-    encoder: Graph
-    decoder: Graph
+    @property
+    def encoder(self) -> Graph: ...
+
+    @property
+    def decoder(self) -> Graph: ...
 
     def close(self) -> None: ...
 
@@ -103,8 +106,24 @@ class Model:
             self._kernels = None
 
 
-def load_model(spec: ModelSpec, target: str = "auto") -> Model:
-    """Read the checkpoint and make it ready on `target` (the spec's own goes before it).
+@dataclass(frozen=True)
+class ReadModel:
+    """A model whose files have been read and found whole, and the target it will run on; nothing is computed yet."""
+
+    spec: ModelSpec
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    target: Target
+
+    def make_ready(self) -> Model:
+        """Prepare the kernels: seconds on some devices. Raises DeviceUnavailable."""
+        kernels = _GpuKernels(self.checkpoint) if self.target.name == "gpu" else _cpu_kernels(self.checkpoint)
+        log.info("model %s on the %s target. %s", self.spec.name, self.target.name, self.target.reason)
+        return Model(self.spec, self.checkpoint.dims, self.tokenizer, self.target, kernels)
+
+
+def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
+    """Read the checkpoint and choose the target (the spec's own goes before `target`).
 
     Raises ModelError (files missing, broken, of another model) or DeviceUnavailable, each with what to do.
     """
@@ -116,9 +135,12 @@ def load_model(spec: ModelSpec, target: str = "auto") -> Model:
             f"The model '{spec.name}' cannot be loaded: {error}. Fetch its files again, or name another with --model."
         ) from error
     tokenizer = Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
-    kernels = _GpuKernels(checkpoint) if chosen.name == "gpu" else _cpu_kernels(checkpoint)
-    log.info("model %s on the %s target. %s", spec.name, chosen.name, chosen.reason)
-    return Model(spec, checkpoint.dims, tokenizer, chosen, kernels)
+    return ReadModel(spec, checkpoint, tokenizer, chosen)
+
+
+def load_model(spec: ModelSpec, target: str = "auto") -> Model:
+    """A model from its files to its graphs, in one call. Raises as its two steps do."""
+    return read_model(spec, target).make_ready()
 
 
 def _cpu_kernels(checkpoint: Checkpoint) -> Kernels:

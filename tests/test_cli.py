@@ -1,0 +1,164 @@
+"""The wisp command, run as a user runs it: data on stdout, sentences on stderr, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.settings import TABLE
+from tests import synthetic
+from tests.conftest import ROOT
+from tests.serving import wav
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    synthetic.save_synthetic(folder / "tiny_en")
+    return folder
+
+
+@pytest.fixture
+def wisp(models: Path, tmp_path: Path) -> Run:
+    """Run `wisp` with these arguments in an empty folder; the only model installed is the synthetic one, as tiny_en."""
+
+    def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("WISP_", "WASMEDGE_"))}
+        environment |= {"WISP_MODELS_DIR": str(models), "WISP_TARGET": "cpu", "PYTHONPATH": str(ROOT), **variables}
+        code = "import sys; from service.cli import main; sys.exit(main())"
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+            env=environment,
+        )
+
+    return run
+
+
+def one_sentence(stderr: str) -> str:
+    """What a failed command says: one line of wisp's own, no traceback."""
+    assert stderr.startswith("wisp: ") and stderr.endswith(".\n") and stderr.count("\n") == 1, stderr
+    return stderr
+
+
+def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
+    code = "import sys; from service.cli import main\ntry: main(['--help'])\nfinally: print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert all(command in done.stdout for command in ("serve", "transcribe", "doctor"))
+    assert not any(f"'{heavy}'" in done.stdout for heavy in ("numpy", "wasmtime", "starlette", "wgpu", "asyncio"))
+
+
+def test_version_is_the_packages(wisp: Run) -> None:
+    done = wisp("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("wisp 0.")
+
+
+def test_every_setting_with_a_flag_is_a_flag_of_serve(wisp: Run) -> None:
+    text = wisp("serve", "--help").stdout
+    assert all(setting.flag in text for setting in TABLE)
+
+
+def test_transcribe_writes_the_words_and_nothing_else(wisp: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(1.0))
+    done = wisp("transcribe", "a.wav")
+    assert (done.returncode, done.stdout, done.stderr) == (0, synthetic.SENTENCE + "\n", "")
+
+
+def test_transcribe_goes_on_after_a_file_that_fails(wisp: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(1.0))
+    (tmp_path / "b.wav").write_bytes(b"no sound")
+    done = wisp("transcribe", "--format", "json", "a.wav", "b.wav", "missing.wav", ".", "a.wav")
+    assert done.returncode == 1
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == [synthetic.SENTENCE] * 2
+    complaints = done.stderr.splitlines()
+    assert [line.split(":")[1].strip() for line in complaints] == ["b.wav", "missing.wav", "."]
+
+
+@pytest.mark.parametrize(
+    ("format", "start"),
+    [
+        ("verbose_json", '{"task": "transcribe"'),
+        ("srt", "1\n00:00:00,000 --> "),
+        ("vtt", "WEBVTT\n\n00:00:00.000 --> "),
+    ],
+)
+def test_transcribe_speaks_every_format(wisp: Run, tmp_path: Path, format: str, start: str) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(1.0))
+    assert wisp("transcribe", "--format", format, "a.wav").stdout.startswith(start)
+
+
+def test_transcribe_takes_a_models_folder(wisp: Run, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(1.0))
+    done = wisp("transcribe", "--model", str(models / "tiny_en"), "a.wav", WISP_MODELS_DIR=str(tmp_path / "none"))
+    assert (done.returncode, done.stdout) == (0, synthetic.SENTENCE + "\n")
+
+
+def test_the_demos_preload_string_chooses_the_model(wisp: Run, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(1.0))
+    files = ":".join(str(models / "tiny_en" / name) for name in ("model.safetensors", "config.json", "tokenizer.json"))
+    done = wisp("transcribe", "a.wav", WASMEDGE_WASINN_PRELOAD=f"default:Burn:CPU:{files}:en", WISP_MODELS_DIR="none")
+    assert (done.returncode, done.stdout) == (0, synthetic.SENTENCE + "\n")
+    done = wisp("transcribe", "a.wav", WASMEDGE_WASINN_PRELOAD="default:Burn")
+    assert done.returncode == 1
+    assert "WASMEDGE_WASINN_PRELOAD" in one_sentence(done.stderr)
+
+
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("transcribe", "a.wav"), ("doctor",)])
+def test_a_missing_model_is_one_sentence_and_exit_code_1(wisp: Run, command: tuple[str, ...]) -> None:
+    done = wisp(*command, "--model", "nowhere")
+    assert done.returncode == 1
+    if command[0] == "doctor":
+        assert "model      FAILED" in done.stdout
+    else:
+        assert "nowhere" in one_sentence(done.stderr)
+
+
+def test_serve_refuses_a_broken_model_before_it_listens(wisp: Run, models: Path, tmp_path: Path) -> None:
+    broken = synthetic.save_synthetic(tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    done = wisp("serve", "--port", "0", "--model", str(broken), "--log-level", "error")
+    assert done.returncode == 1
+    assert "broken" in one_sentence(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("serve", "--port", "http"), "--port"),
+        (("serve", "--target", "tpu"), "--target"),
+        (("transcribe", "--language", "klingon", "a.wav"), "klingon"),
+        (("transcribe", "--language", "de", "a.wav"), "German"),
+    ],
+)
+def test_a_usage_error_is_exit_code_2(wisp: Run, arguments: tuple[str, ...], words: str) -> None:
+    done = wisp(*arguments)
+    assert done.returncode == 2
+    assert words in one_sentence(done.stderr)
+
+
+@pytest.mark.parametrize("arguments", [(), ("sing",), ("transcribe",), ("serve", "--no-such-flag")])
+def test_an_unknown_command_is_argparses_usage_error(wisp: Run, arguments: tuple[str, ...]) -> None:
+    done = wisp(*arguments)
+    assert done.returncode == 2 and "usage: wisp" in done.stderr and done.stdout == ""
+
+
+def test_the_cpu_path_never_loads_wgpu(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(1.0))
+    code = (
+        "import sys; from service.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "assert code == 0 and not {'wgpu', 'starlette', 'uvicorn'} & set(sys.modules)"
+    )
+    arguments = ["transcribe", "--target", "cpu", "--model", str(models / "tiny_en"), str(tmp_path / "a.wav")]
+    subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, check=True, timeout=120)
