@@ -2,9 +2,9 @@
 //
 // A workgroup is one subgroup of LANES lanes, for 4 · LANES queries of one head; a lane owns 4 queries, their sums in named variables
 // (an indexed private array is slow memory in lavapipe). Key after key: the lanes together load the key's and the value's 64 columns,
-// 8 columns a load, and subgroupBroadcast hands each to all. The softmax runs over blocks of 64 keys: within a block scores are taken
-// relative to the largest of the blocks before (the first key's, at first), and the sums are rescaled only between blocks. A score would
-// have to leap by more than 100 powers of 2 within a block to be cut off.
+// 8 columns a load, and subgroupBroadcast hands each to all. Scores are taken relative to the largest seen before this block of keys; the
+// sums are rescaled between blocks only, since that costs as much as a key. A block ends after 64 keys, or before a key one of whose
+// scores leaps so far above the reference that its weight might overflow (the first key's always does).
 //   qkv  (rows, 3, heads, 64) f16: queries, keys, values    in
 //   out  (rows, heads, 64) f16                              out
 // params: rows; heads; scale, the scores' factor, times log2(e)
@@ -18,7 +18,7 @@ struct Params {
 
 const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text, since a broadcast's lane must be a constant
 const BLOCK = 64u;  // keys between rescalings
-const LEAP = 100.0;  // the most a score may exceed the last block's largest, in powers of 2
+const LEAP = 100.0;  // the most a score may exceed the reference, in powers of 2: 64 weights of 2^100 do not overflow f32
 
 @group(0) @binding(0) var<storage, read> qkv: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read_write> out: array<vec4<u32>>;
@@ -153,11 +153,34 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   var o3_7l = vec4f(); var o3_7h = vec4f();
   // </shared>
   var top = vec4f(-1e30);  // each query's reference: the largest score before this block
+  var seen = top;  // the largest so far
   var total = vec4f();  // each query's sum of weights
-  for (var block = 0u; block < params.rows; block += BLOCK) {
-    var seen = top;
-    for (var key = block; key < min(block + BLOCK, params.rows); key++) {
-      // <shared attention_key>
+  var key = 0u;
+  while (key < params.rows) {
+    let fade = exp2(top - seen);
+    top = seen;
+    total *= fade;
+    // <shared attention_fade>
+    o0_0l *= fade.x; o1_0l *= fade.y; o2_0l *= fade.z; o3_0l *= fade.w;
+    o0_0h *= fade.x; o1_0h *= fade.y; o2_0h *= fade.z; o3_0h *= fade.w;
+    o0_1l *= fade.x; o1_1l *= fade.y; o2_1l *= fade.z; o3_1l *= fade.w;
+    o0_1h *= fade.x; o1_1h *= fade.y; o2_1h *= fade.z; o3_1h *= fade.w;
+    o0_2l *= fade.x; o1_2l *= fade.y; o2_2l *= fade.z; o3_2l *= fade.w;
+    o0_2h *= fade.x; o1_2h *= fade.y; o2_2h *= fade.z; o3_2h *= fade.w;
+    o0_3l *= fade.x; o1_3l *= fade.y; o2_3l *= fade.z; o3_3l *= fade.w;
+    o0_3h *= fade.x; o1_3h *= fade.y; o2_3h *= fade.z; o3_3h *= fade.w;
+    o0_4l *= fade.x; o1_4l *= fade.y; o2_4l *= fade.z; o3_4l *= fade.w;
+    o0_4h *= fade.x; o1_4h *= fade.y; o2_4h *= fade.z; o3_4h *= fade.w;
+    o0_5l *= fade.x; o1_5l *= fade.y; o2_5l *= fade.z; o3_5l *= fade.w;
+    o0_5h *= fade.x; o1_5h *= fade.y; o2_5h *= fade.z; o3_5h *= fade.w;
+    o0_6l *= fade.x; o1_6l *= fade.y; o2_6l *= fade.z; o3_6l *= fade.w;
+    o0_6h *= fade.x; o1_6h *= fade.y; o2_6h *= fade.z; o3_6h *= fade.w;
+    o0_7l *= fade.x; o1_7l *= fade.y; o2_7l *= fade.z; o3_7l *= fade.w;
+    o0_7h *= fade.x; o1_7h *= fade.y; o2_7h *= fade.z; o3_7h *= fade.w;
+    // </shared>
+    let end = min(key + BLOCK, params.rows);
+    for (; key < end; key++) {
+      // <shared attention_scores>
       // Load i is held by lane i % LANES in held[i / LANES]: 0 to 7 are the key's columns, 8 to 15 its value's.
       let held = array<Columns, 4>(
         load_shared(key, head, lane + 0u % (16u / LANES) * LANES),
@@ -186,10 +209,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       let k7l = subgroupBroadcast(held[7u / LANES].low, 7u % LANES); s0 += q0_7l * k7l; s1 += q1_7l * k7l; s2 += q2_7l * k7l; s3 += q3_7l * k7l;
       let k7h = subgroupBroadcast(held[7u / LANES].high, 7u % LANES); s0 += q0_7h * k7h; s1 += q1_7h * k7h; s2 += q2_7h * k7h; s3 += q3_7h * k7h;
       let score = vec4f(dot(s0, vec4f(1.0)), dot(s1, vec4f(1.0)), dot(s2, vec4f(1.0)), dot(s3, vec4f(1.0)));
-      top = select(top, score, vec4<bool>(key == 0u));
+      // </shared>
       seen = max(seen, score);
-      let p = exp2(min(score - top, vec4f(LEAP)));
+      if (subgroupAny(any(score > top + LEAP))) {
+        break;
+      }
+      let p = exp2(score - top);
       total += p;
+      // <shared attention_sums>
       let v0l = subgroupBroadcast(held[8u / LANES].low, 8u % LANES); o0_0l += p.x * v0l; o1_0l += p.y * v0l; o2_0l += p.z * v0l; o3_0l += p.w * v0l;
       let v0h = subgroupBroadcast(held[8u / LANES].high, 8u % LANES); o0_0h += p.x * v0h; o1_0h += p.y * v0h; o2_0h += p.z * v0h; o3_0h += p.w * v0h;
       let v1l = subgroupBroadcast(held[9u / LANES].low, 9u % LANES); o0_1l += p.x * v1l; o1_1l += p.y * v1l; o2_1l += p.z * v1l; o3_1l += p.w * v1l;
@@ -208,27 +235,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       let v7h = subgroupBroadcast(held[15u / LANES].high, 15u % LANES); o0_7h += p.x * v7h; o1_7h += p.y * v7h; o2_7h += p.z * v7h; o3_7h += p.w * v7h;
       // </shared>
     }
-    let fade = exp2(top - seen);
-    top = seen;
-    total *= fade;
-    // <shared attention_fade>
-    o0_0l *= fade.x; o1_0l *= fade.y; o2_0l *= fade.z; o3_0l *= fade.w;
-    o0_0h *= fade.x; o1_0h *= fade.y; o2_0h *= fade.z; o3_0h *= fade.w;
-    o0_1l *= fade.x; o1_1l *= fade.y; o2_1l *= fade.z; o3_1l *= fade.w;
-    o0_1h *= fade.x; o1_1h *= fade.y; o2_1h *= fade.z; o3_1h *= fade.w;
-    o0_2l *= fade.x; o1_2l *= fade.y; o2_2l *= fade.z; o3_2l *= fade.w;
-    o0_2h *= fade.x; o1_2h *= fade.y; o2_2h *= fade.z; o3_2h *= fade.w;
-    o0_3l *= fade.x; o1_3l *= fade.y; o2_3l *= fade.z; o3_3l *= fade.w;
-    o0_3h *= fade.x; o1_3h *= fade.y; o2_3h *= fade.z; o3_3h *= fade.w;
-    o0_4l *= fade.x; o1_4l *= fade.y; o2_4l *= fade.z; o3_4l *= fade.w;
-    o0_4h *= fade.x; o1_4h *= fade.y; o2_4h *= fade.z; o3_4h *= fade.w;
-    o0_5l *= fade.x; o1_5l *= fade.y; o2_5l *= fade.z; o3_5l *= fade.w;
-    o0_5h *= fade.x; o1_5h *= fade.y; o2_5h *= fade.z; o3_5h *= fade.w;
-    o0_6l *= fade.x; o1_6l *= fade.y; o2_6l *= fade.z; o3_6l *= fade.w;
-    o0_6h *= fade.x; o1_6h *= fade.y; o2_6h *= fade.z; o3_6h *= fade.w;
-    o0_7l *= fade.x; o1_7l *= fade.y; o2_7l *= fade.z; o3_7l *= fade.w;
-    o0_7h *= fade.x; o1_7h *= fade.y; o2_7h *= fade.z; o3_7h *= fade.w;
-    // </shared>
   }
   // <shared attention_stores>
   store(row + 0u, head, 0u, o0_0l / total.x, o0_0h / total.x);

@@ -235,7 +235,10 @@ class Device:
             return found
         with self._lock:
             if (name, lanes) not in self._modules:
-                source = (KERNELS / f"{name}.wgsl").read_text()
+                path = KERNELS / f"{name}.wgsl"
+                if not path.exists():
+                    raise DeviceError(f"there is no kernel named {name}")
+                source = path.read_text()
                 if lanes is not None:
                     source = _LANES.sub(f"const LANES = {lanes}u;", source)
                 self._modules[name, lanes] = self.shader_module(source, name)

@@ -3,8 +3,8 @@
     mel → conv1+GELU → conv2+GELU+positions → each layer: LN+QKV → attention → out+residual → LN+fc1+GELU → fc2+residual
         → final LN → every decoder layer's cross-attention keys and values
 
-Activations are f16 between kernels, the residual stream `x` and all sums f32. A convolution is a product whose rows of input
-overlap: with time-major input [t][channel], row t of the unfolded input is the 3 · channels values from frame t - 1 on.
+Activations are f16 between kernels, the residual stream `x` and all sums f32. A convolution is a product whose rows of
+input overlap: with time-major input [t][channel], row t of the unfolded one is 3 · channels values from frame t - 1 on.
 """
 
 import math
@@ -89,8 +89,8 @@ class Layer:
 
 
 class Result:
-    """One window's result on the device: `audio_states` f32 (n_audio_ctx, padded n_audio_state), and `layers`, each decoder
-    layer's (keys, values) in `cross`, as kernels/cross_memory.py lays them out. `recording` computes it all."""
+    """One window's result on the device: `audio_states` f32 (n_audio_ctx, padded n_audio_state), and `layers`, each
+    decoder layer's (keys, values) in `cross`, as kernels/cross_memory.py lays them out. `recording` computes it all."""
 
     def __init__(self, audio_states: Buffer, cross: Buffer, layers: Sequence[tuple[View, View]], recording: Recording):
         self.audio_states, self.cross, self.layers, self.recording = audio_states, cross, layers, recording

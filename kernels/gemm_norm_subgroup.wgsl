@@ -56,7 +56,8 @@ fn normalise(row: u32) {
     squares += centred * centred;
   }
   // The padding's zeros added mean² each.
-  let variance = (dot(squares, vec4f(1.0)) - (f32(4u * params.inner) - width) * mean * mean) / width;
+  let padding = (f32(4u * params.inner) - width) * mean * mean;
+  let variance = max(0.0, dot(squares, vec4f(1.0)) - padding) / width;
   let scale = inverseSqrt(variance + 1e-5);
   for (var k = 0u; k < params.inner; k++) {
     let value = (x[start + k] - mean) * scale * gain[k] + shift[k];

@@ -81,7 +81,7 @@ fn find_means(first_row: u32, invocation: u32) {
   }
   // The padding's zeros added mean² each.
   let padding = (f32(4u * params.inner) - width) * mean * mean;
-  let variance = (row_total(invocation, dot(squares, vec4f(1.0))) - padding) / width;
+  let variance = max(0.0, row_total(invocation, dot(squares, vec4f(1.0))) - padding) / width;
   if (invocation % 4u == 0u) {
     means[invocation / 4u] = mean;
     scales[invocation / 4u] = inverseSqrt(variance + 1e-5);

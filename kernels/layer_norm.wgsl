@@ -52,7 +52,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   }
   // The padding's zeros added mean² each.
   let padding = (f32(4u * params.inner) - width) * mean * mean;
-  let scale = inverseSqrt((row_total(invocation, squares) - padding) / width + 1e-5);
+  let scale = inverseSqrt(max(0.0, row_total(invocation, squares) - padding) / width + 1e-5);
   for (var k = invocation; k < params.inner; k += 64u) {
     let value = (x[start + k] - mean) * scale * gain[k] + shift[k];
     out[start + k] = value;

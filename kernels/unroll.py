@@ -110,8 +110,8 @@ def _broadcast(index: int, half: str) -> str:
     return f"subgroupBroadcast(held[{index}u / LANES].{half}, {index}u % LANES)"
 
 
-def attention_key() -> str:
-    """One key's scores with 4 queries, their weights, and its value added to their sums."""
+def attention_scores() -> str:
+    """Loads one key and value over the lanes, and scores the key with the 4 queries: `score`."""
     lines = [
         "// Load i is held by lane i % LANES in held[i / LANES]: 0 to 7 are the key's columns, 8 to 15 its value's."
     ]
@@ -124,13 +124,12 @@ def attention_key() -> str:
             sums = " ".join(f"s{query} += q{query}_{eighth}{letter} * {name};" for query in range(QUERIES))
             lines.append(f"let {name} = {_broadcast(eighth, half)}; {sums}")
     scores = ", ".join(f"dot(s{query}, vec4f(1.0))" for query in range(QUERIES))
-    lines += [
-        f"let score = vec4f({scores});",
-        "top = select(top, score, vec4<bool>(key == 0u));",
-        "seen = max(seen, score);",
-        "let p = exp2(min(score - top, vec4f(LEAP)));",
-        "total += p;",
-    ]
+    return "\n".join([*lines, f"let score = vec4f({scores});"])
+
+
+def attention_sums() -> str:
+    """Adds the value, by the weights `p`, to the 4 queries' sums."""
+    lines = []
     for eighth in range(EIGHTHS):
         for half, letter in (("low", "l"), ("high", "h")):
             name = f"v{eighth}{letter}"
@@ -165,7 +164,8 @@ SHARED: dict[str, Callable[[], str]] = {
     "tile": tile,
     "stores": stores,
     "attention_queries": attention_queries,
-    "attention_key": attention_key,
+    "attention_scores": attention_scores,
+    "attention_sums": attention_sums,
     "attention_fade": attention_fade,
     "attention_stores": attention_stores,
 }

@@ -7,7 +7,7 @@ from kernels.encoder import EncoderGraph
 
 
 class GpuModel:
-    """A model on a device. Contexts share the weights; each may run in its own thread, the device serves one at a time."""
+    """A model on a device. Contexts share the weights; each may run in its own thread, one at a time runs."""
 
     def __init__(self, checkpoint: Checkpoint, device: Device) -> None:
         self.dims = checkpoint.dims

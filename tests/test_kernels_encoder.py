@@ -1,0 +1,340 @@
+"""The encoder's kernels against NumPy in float64, in both tilings, and the whole encoder against the CPU target."""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels import check
+from kernels.checkpoint import Checkpoint, Dimensions, load_checkpoint
+from kernels.cpu import CpuModel
+from kernels.device import Device, list_adapters, open_device
+from kernels.encoder import EncoderContext, EncoderGraph
+from kernels.encoder_program import SUBGROUP_SIZES, Tiling, pack, pack_vector, padded
+from kernels.formats_common import expected_shapes
+from kernels.recording import Buffer, Recording
+from tests.conftest import ROOT
+
+Array = NDArray[Any]
+F32, F16 = 2e-5, 2e-3  # how far a kernel's output of that type may be from float64, relative to the largest value
+SIZES = [(1, 1, 1), (3, 129, 129), (17, 240, 72), (150, 384, 1152)]  # rows, inner, columns
+TILINGS: list[Tiling] = ["subgroup", "tile"]
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[Device]:
+    if not list_adapters():
+        pytest.skip("no WebGPU adapter on this machine")
+    opened = open_device()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=TILINGS)
+def tiling(request: pytest.FixtureRequest, device: Device) -> Tiling:
+    if request.param == "subgroup" and device.subgroup_size not in SUBGROUP_SIZES:
+        pytest.skip(f"subgroups of {device.subgroup_size}: those kernels are for {SUBGROUP_SIZES}")
+    chosen: Tiling = request.param
+    return chosen
+
+
+def random(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def f16(array: Array) -> Array:
+    """float64 that f16 holds exactly."""
+    return array.astype(np.float16).astype(np.float64)
+
+
+def assert_close(got: Array, wanted: Array, tolerance: float) -> None:
+    assert got.shape == wanted.shape
+    error = np.abs(got - wanted).max() / np.abs(wanted).max()
+    assert error <= tolerance, f"{error:.2e} of the largest value"
+
+
+def gelu(x: Array) -> Array:
+    return np.asarray(x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2)
+
+
+def layer_norm(x: Array, gain: Array, shift: Array) -> Array:
+    return np.asarray((x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5) * gain + shift)
+
+
+def run_product(
+    device: Device, tiling: Tiling, kernel: str, bindings: list[Any], params: list[int], out: Buffer
+) -> None:
+    """Launch a product kernel over arrays and the buffers it writes, `params` starting with rows, inner, columns."""
+    rows, _, columns = params[:3]
+    lanes = device.subgroup_size if tiling == "subgroup" else None
+    grid = (-(-columns // 8), -(-rows // 64)) if lanes is None else (-(-columns // lanes), -(-rows // 16))
+    if lanes is not None and kernel == "gemm_norm":
+        bindings.insert(-1, device.buffer(rows * params[1] * 8))
+        grid = 1, grid[1]
+    buffers = [b if isinstance(b, Buffer) else device.buffer(b) for b in bindings]
+    recording = Recording(device)
+    pipeline = device.pipeline(f"{kernel}_{tiling}", lanes=lanes)
+    recording.dispatch(pipeline, [*buffers, device.buffer(np.array(params, np.uint32), uniform=True)], *grid)
+    device.submit(recording)
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), SIZES)
+@pytest.mark.parametrize("act", [False, True])
+def test_product(device: Device, tiling: Tiling, rows: int, inner: int, columns: int, act: bool) -> None:
+    a, weight = f16(random(0, rows, inner)), f16(random(1, inner, columns) / math.sqrt(inner))
+    bias = random(2, columns).astype(np.float32)
+    wanted = a @ weight + bias
+    out = device.buffer(rows * padded(columns) * 2)
+    params = [rows, padded(inner) // 4, padded(columns) // 8, padded(inner) // 4, 0, int(act), 0, 0]
+    run_product(device, tiling, "gemm", [pack(a, rows), pack(weight), pack_vector(bias), out], params, out)
+    got = device.read(out, np.float16).reshape(rows, -1).astype(np.float64)
+    assert_close(got[:, :columns], gelu(wanted) if act else wanted, F16)
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), SIZES)
+@pytest.mark.parametrize("act", [False, True])
+def test_product_with_residual(device: Device, tiling: Tiling, rows: int, inner: int, columns: int, act: bool) -> None:
+    a, weight = f16(random(0, rows, inner)), f16(random(1, inner, columns) / math.sqrt(inner))
+    bias, add = random(2, columns).astype(np.float32), random(3, rows, columns).astype(np.float32)
+    wanted = a @ weight + bias
+    out = device.buffer(rows * padded(columns) * 4)
+    padded_add = np.pad(add, [(0, 0), (0, -columns % 8)])
+    params = [rows, padded(inner) // 4, padded(columns) // 8, padded(inner) // 4, int(act)]
+    bindings = [pack(a, rows), pack(weight), pack_vector(bias), padded_add, out]
+    run_product(device, tiling, "gemm_residual", bindings, params, out)
+    got = device.read(out).reshape(rows, -1)[:, :columns]
+    assert_close(got, (gelu(wanted) if act else wanted) + add, F32)
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), SIZES)
+@pytest.mark.parametrize("act", [False, True])
+def test_product_of_layer_norm(device: Device, tiling: Tiling, rows: int, inner: int, columns: int, act: bool) -> None:
+    x = (random(0, rows, inner) * 3 + 5).astype(np.float32)
+    weight = f16(random(1, inner, columns) / math.sqrt(inner))
+    bias, gain, shift = (random(seed, n).astype(np.float32) for seed, n in ((2, columns), (3, inner), (4, inner)))
+    wanted = layer_norm(x.astype(np.float64), gain, shift) @ weight + bias
+    out = device.buffer(rows * padded(columns) * 2)
+    padded_x = np.pad(x, [(0, 0), (0, -inner % 8)])
+    params = [rows, padded(inner) // 4, padded(columns) // 8, inner, int(act)]
+    bindings = [padded_x, pack_vector(gain), pack_vector(shift), pack(weight), pack_vector(bias), out]
+    run_product(device, tiling, "gemm_norm", bindings, params, out)
+    got = device.read(out, np.float16).reshape(rows, -1)[:, :columns].astype(np.float64)
+    assert_close(got, gelu(wanted) if act else wanted, F16)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 129), (50, 384)])
+def test_layer_norm(device: Device, rows: int, width: int) -> None:
+    x = (random(0, rows, width) * 3 + 5).astype(np.float32)
+    gain, shift = random(1, width).astype(np.float32), random(2, width).astype(np.float32)
+    out, out_f16 = device.buffer(rows * padded(width) * 4), device.buffer(rows * padded(width) * 2)
+    params = device.buffer(np.array([padded(width) // 4, width], np.uint32), uniform=True)
+    inputs = [np.pad(x, [(0, 0), (0, -width % 8)]), pack_vector(gain), pack_vector(shift)]
+    recording = Recording(device)
+    bindings = [*(device.buffer(array) for array in inputs), out, out_f16, params]
+    recording.dispatch(device.pipeline("layer_norm"), bindings, rows)
+    device.submit(recording)
+    wanted = layer_norm(x.astype(np.float64), gain, shift)
+    assert_close(device.read(out).reshape(rows, -1)[:, :width], wanted, F32)
+    assert_close(device.read(out_f16, np.float16).reshape(rows, -1)[:, :width].astype(np.float64), wanted, F16)
+
+
+@pytest.mark.parametrize(("rows", "heads", "spread"), [(1, 1, 1.0), (3, 2, 1.0), (129, 2, 1.0), (200, 1, 6.0)])
+def test_attention(device: Device, tiling: Tiling, rows: int, heads: int, spread: float) -> None:
+    qkv = random(0, rows, 3, heads, 64)
+    qkv[:, :2] *= spread
+    q, k, v = np.moveaxis(f16(qkv), 1, 0)
+    scores = np.einsum("qhd,khd->hqk", q, k) / 8
+    weights = np.exp(scores - scores.max(2, keepdims=True))
+    wanted = np.einsum("hqk,khd->qhd", weights / weights.sum(2, keepdims=True), v)
+    scale = int(np.float32(math.log2(math.e) / 8).view(np.uint32))
+    params, out = (
+        device.buffer(np.array([rows, heads, scale], np.uint32), uniform=True),
+        device.buffer(rows * heads * 128),
+    )
+    lanes = device.subgroup_size if tiling == "subgroup" else None
+    recording = Recording(device)
+    pipeline = device.pipeline(f"attention_{tiling}", lanes=lanes)
+    bindings = [device.buffer(qkv.astype(np.float16)), out, params]
+    recording.dispatch(pipeline, bindings, -(-rows // (32 if lanes is None else 4 * lanes)), heads)
+    device.submit(recording)
+    assert_close(device.read(out, np.float16).reshape(wanted.shape).astype(np.float64), wanted, F16)
+
+
+def checkpoint(**changed: int) -> Checkpoint:
+    """A small Whisper of random weights that f16 holds exactly."""
+    names = Dimensions.__dataclass_fields__
+    base = dict(zip(names, (80, 50, 128, 2, 2, 300, 16, 128, 2, 3), strict=True))
+    dims = Dimensions(**base | changed)
+    arrays = {}
+    for seed, (name, shape) in enumerate(expected_shapes(dims).items()):
+        scale = 1 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.1
+        arrays[name] = (random(seed, *shape) * scale + name.endswith(("ln.weight", "ln_post.weight"))).astype(
+            np.float16
+        )
+    return Checkpoint(dims, arrays, "{}", (), False)
+
+
+def mel_for(dims: Dimensions, seed: int) -> NDArray[np.float32]:
+    return (random(seed, 1, dims.n_mels, 2 * dims.n_audio_ctx) * 0.5).astype(np.float32)
+
+
+def cross_of(graph: EncoderGraph, context: EncoderContext) -> Array:
+    """(n_text_layer, 2, n_audio_ctx, n_text_state): keys and values as a decoder reads them."""
+    dims, device = graph.dims, graph.device
+    layers = []
+    for keys, values in graph.cross_of(context).layers:
+        k = device.read(keys, np.float16).reshape(dims.n_text_state // 8, dims.n_audio_ctx, 8).transpose(1, 0, 2)
+        layers.append([k.reshape(dims.n_audio_ctx, -1), device.read(values, np.float16).reshape(dims.n_audio_ctx, -1)])
+    return np.array(layers, np.float64)
+
+
+def assert_encodes_as_numpy(graph: EncoderGraph, model: Checkpoint, mel: NDArray[np.float32]) -> None:
+    context = graph.init_execution_context({})
+    context.set_input(0, mel)
+    context.compute()
+    cpu = CpuModel(model)
+    oracle = cpu.encoder.init_execution_context({})
+    oracle.set_input(0, mel)
+    oracle.compute()
+    assert_close(context.get_output(0), oracle.get_output(0), F16)
+    assert oracle.encoded is not None
+    dims, heads = model.dims, oracle.encoded.cross.transpose(0, 1, 3, 2, 4)
+    assert_close(cross_of(graph, context), heads.reshape(dims.n_text_layer, 2, dims.n_audio_ctx, -1), 2 * F16)
+    context.close()
+    cpu.close()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {
+            "n_mels": 128,
+            "n_audio_ctx": 75,
+            "n_audio_state": 192,
+            "n_text_state": 192,
+            "n_audio_head": 3,
+            "n_text_head": 3,
+        },
+        {"n_mels": 5, "n_audio_ctx": 1, "n_audio_layer": 1, "n_text_layer": 1},
+        {"n_audio_ctx": 37, "n_audio_head": 4, "n_text_head": 4, "n_audio_layer": 1},
+    ],
+    ids=["plain", "128 mels, 3 heads", "one position", "narrow heads"],
+)
+def test_encoder_of_any_dims(device: Device, tiling: Tiling, changed: dict[str, int]) -> None:
+    model = checkpoint(**changed)
+    graph = EncoderGraph(device, model, tiling)
+    assert_encodes_as_numpy(graph, model, mel_for(model.dims, 0))
+    graph.close()
+
+
+def test_cross_memory_over_the_binding_limit_is_split(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = checkpoint()
+    whole = EncoderGraph(device, model)
+    monkeypatch.setattr(device, "max_binding", 70_000)
+    split = EncoderGraph(device, model)
+    assert split.program.n_dispatches > whole.program.n_dispatches
+    assert_encodes_as_numpy(split, model, mel_for(model.dims, 0))
+    split.close()
+    whole.close()
+
+
+def test_a_held_result_outlives_its_context_and_the_next_window(device: Device) -> None:
+    model = checkpoint()
+    graph = EncoderGraph(device, model)
+    context = graph.init_execution_context({})
+    context.set_input(0, mel_for(model.dims, 0))
+    context.compute()
+    first = cross_of(graph, context)
+    held = graph.cross_of(context).hold()
+    context.set_input(0, mel_for(model.dims, 1))
+    context.compute()
+    assert not np.array_equal(cross_of(graph, context), first)
+    context.close()
+    context.close()
+    keys = device.read(held.layers[0][0], np.float16).reshape(16, -1, 8).transpose(1, 0, 2)
+    assert np.array_equal(keys.reshape(-1, 128), first[0, 0])
+    held.release()
+    again = graph.init_execution_context({})
+    again.set_input(0, mel_for(model.dims, 0))
+    again.compute()
+    assert np.array_equal(cross_of(graph, again), first)
+    again.close()
+    graph.close()
+
+
+def test_misuse_of_a_context_is_told(device: Device) -> None:
+    model = checkpoint()
+    graph, other = EncoderGraph(device, model), EncoderGraph(device, model)
+    context = graph.init_execution_context({})
+    mel = mel_for(model.dims, 0)
+    with pytest.raises(ValueError, match="mel is not set"):
+        context.compute()
+    with pytest.raises(ValueError, match="nothing is computed"):
+        context.get_output(0)
+    with pytest.raises(ValueError, match="not computed"):
+        graph.cross_of(context)
+    with pytest.raises(ValueError, match="no input 1"):
+        context.set_input(1, mel)
+    with pytest.raises(ValueError, match=r"mel must be f32 \[1, 80, 100\]"):
+        context.set_input(0, mel[:, :, 1:])
+    with pytest.raises(ValueError, match="not finite"):
+        context.set_input(0, np.where(mel > 1, np.float32(np.nan), mel))
+    with pytest.raises(ValueError, match="not an encoder context of this model"):
+        other.cross_of(context)
+    context.set_input(0, mel)
+    context.compute()
+    with pytest.raises(ValueError, match="no output 1"):
+        context.get_output(1)
+    context.close()
+    with pytest.raises(ValueError, match="closed"):
+        context.compute()
+    graph.close()
+    graph.close()
+    other.close()
+
+
+def test_tiny_en_in_at_most_26_launches(device: Device, shared: Path) -> None:
+    model = load_checkpoint(shared / "models" / "tiny_en")
+    graph = EncoderGraph(device, model)
+    assert graph.program.n_dispatches <= 26
+    with np.load(shared / "expected" / "features-jfk.npz") as features:
+        mel = features[features.files[0]].astype(np.float32)
+    window = np.zeros((1, 80, 3000), np.float32)
+    window[0, :, : mel.shape[1]] = mel[:, :3000]
+    assert_encodes_as_numpy(graph, model, window)
+    graph.close()
+
+
+def test_every_kernel_is_valid_documented_and_up_to_date(device: Device) -> None:
+    assert check.problems(device) == []
+
+
+def test_a_kernel_without_its_head_is_reported() -> None:
+    source = "// y = 2x\n//   x  (n,) f32  in\n@group(0) @binding(0) var<storage, read> x: array<f32>;\n"
+    source += "@group(0) @binding(1) var<storage, read_write> y: array<f32>;\n"
+    assert check.head_problems(source) == [
+        "its head does not end with the dispatch size",
+        "its head has no line for the binding y",
+    ]
+
+
+@pytest.mark.parametrize("width", ["128", "256"])
+def test_other_subgroup_sizes(width: str) -> None:
+    """The same tests where lavapipe's subgroups have 4 and 8 lanes; the environment decides that once a process."""
+    if os.environ.get("LP_NATIVE_VECTOR_WIDTH", "512") == width:
+        pytest.skip("this is the size already tested here")
+    if not any("llvmpipe" in info.name for info in list_adapters()):
+        pytest.skip("no lavapipe on this machine")
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "subgroup and not other", __file__]
+    environment = os.environ | {"LP_NATIVE_VECTOR_WIDTH": width}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
