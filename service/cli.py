@@ -129,6 +129,7 @@ def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
     from service.audio import decode
     from service.errors import RequestError, WispError
     from service.formats import render
+    from service.guest_cache import user_cache_folder
     from service.languages import language_code
     from service.transcriber import Options
 
@@ -136,7 +137,7 @@ def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.language and language is None:
         return _fail(f"'{arguments.language}' is not a language.", USAGE)
     options = Options(language=language, prompt=arguments.prompt or None)
-    engine = Engine(settings)
+    engine = Engine(settings, cache_folder=user_cache_folder())
     code = 0
     try:
         transcriber = engine.load()

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from service.app import GUEST_WASM, Engine, choose_model
 from service.errors import WispError
 from service.guest import Guest, GuestError
+from service.guest_cache import user_cache_folder
 from service.models import choose_target
 from service.settings import Settings
 
@@ -68,7 +69,7 @@ def _target(settings: Settings, write: Write) -> bool:
 def _guest(write: Write) -> bool:
     started = time.perf_counter()
     try:
-        with Guest(GUEST_WASM) as guest:
+        with Guest(GUEST_WASM, cache_folder=user_cache_folder()) as guest:
             compiled = time.perf_counter()
             guest.instantiate()
             instantiated = time.perf_counter()
@@ -96,7 +97,7 @@ def _self_test(settings: Settings, write: Write) -> bool:
     started = time.perf_counter()
     engine = None
     try:
-        engine = Engine(settings)
+        engine = Engine(settings, cache_folder=user_cache_folder())
         transcriber = engine.load()
         loaded = time.perf_counter()
         engine.prove(transcriber)

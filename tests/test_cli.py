@@ -19,7 +19,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
+    folder = tmp_path_factory.mktemp("home") / "models"
     synthetic.save_synthetic(folder / "tiny_en")
     return folder
 
@@ -30,7 +30,8 @@ def wisp(models: Path, tmp_path: Path) -> Run:
 
     def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("WISP_", "WASMEDGE_"))}
-        environment |= {"WISP_MODELS_DIR": str(models), "WISP_TARGET": "cpu", "PYTHONPATH": str(ROOT), **variables}
+        environment |= {"WISP_MODELS_DIR": str(models), "WISP_TARGET": "cpu", "PYTHONPATH": str(ROOT)}
+        environment |= {"XDG_CACHE_HOME": str(models.parent / "cache"), **variables}
         code = "import sys; from service.cli import main; sys.exit(main())"
         return subprocess.run(
             [sys.executable, "-c", code, *arguments],

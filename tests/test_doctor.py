@@ -10,6 +10,12 @@ from tests import synthetic
 from tests.serving import settings_for
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest's machine code is kept out of the home of whoever runs the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 def report(settings: Settings) -> tuple[bool, str]:
     lines: list[str] = []
     passed = examine(settings, lines.append)
