@@ -22,6 +22,9 @@ FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH  # 100
 KEPT_FRAMES = 300 * FRAMES_PER_SECOND  # 5 minutes, 9.6 MB at 80 mels: longer audio is read twice instead of kept
 BLOCK_FRAMES = 256  # frames transformed at once: 0.4 MB of windows and as much of spectrum stay in a core's cache
 
+# Products above this size OpenBLAS gives to all cores, which wait for each other: on a busy machine 10 times as long.
+SMALL_PRODUCT = 1 << 18
+
 Samples = NDArray[np.float32]
 Mel = NDArray[np.float32]
 
@@ -63,12 +66,16 @@ def _log_power(padded: Samples, n_frames: int, n_mels: int) -> Mel:
         return out
     frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP_LENGTH]
     window, filters = _window(), mel_filters(n_mels).T
+    rows = max(1, SMALL_PRODUCT // filters.size)
     for start in range(0, n_frames, BLOCK_FRAMES):
         stop = min(start + BLOCK_FRAMES, n_frames)
         spectrum = np.fft.rfft(frames[start:stop] * window)  # float32 in, complex64 out
         power = np.square(spectrum.real)
         power += np.square(spectrum.imag)
-        np.matmul(power, filters, out=out[start:stop])
+        whole = power.shape[0] // rows * rows
+        batches, sums = power[:whole].reshape(-1, rows, power.shape[1]), out[start : start + whole]
+        np.matmul(batches, filters, out=sums.reshape(-1, rows, n_mels))
+        np.matmul(power[whole:], filters, out=out[start + whole : stop])
     np.maximum(out, 1e-10, out=out)
     return np.log10(out, out=out)
 
