@@ -30,6 +30,7 @@ log = logging.getLogger("wisp")
 
 GUEST_WASM = Path(__file__).parent.parent / "assets" / "guest.wasm"
 GRACE_S = 30  # a stopping server lets requests under way take this long
+GRACE_FOR_CLIENTS_S = 0.1  # a model just loaded waits this long for requests before it tries itself
 
 
 def choose_model(settings: Settings) -> ModelSpec:
@@ -65,7 +66,7 @@ class Engine:
         self.spec = choose_model(settings)
         self.created = int(time.time())
         self.loaded: Future[Transcriber] = Future()
-        self.proven: Future[Transcription] = Future()
+        self.proven: Future[None] = Future()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._read: ReadModel | None = None
@@ -138,7 +139,10 @@ class Engine:
             return
         self.loaded.set_result(transcriber)
         try:
-            self.proven.set_result(self.prove(transcriber))
+            # Clients that waited for the model go first, and what succeeds for one of them is proof enough.
+            if not transcriber.settle(GRACE_FOR_CLIENTS_S):
+                self.prove(transcriber)
+            self.proven.set_result(None)
             log.info("ready: the first inference succeeded")
         except BaseException as error:
             log.error("not ready, the first inference failed: %s", error)

@@ -54,7 +54,7 @@ class Service:
     model_name: str
     created: int  # Unix time
     loaded: "Future[Transcriber]"
-    proven: "Future[Transcription]"
+    proven: "Future[None]"
 
     def is_served(self, name: str) -> bool:
         """Whether the model answers to this name: its own in any spelling, or an alias."""
@@ -81,9 +81,10 @@ async def transcriptions(request: Request) -> Response:
     file = await _read_form(request, fields, service.settings.max_upload_bytes)
     try:
         options = fields.finish()
-        transcriber = await service.transcriber()
-        transcriber.check(options)
+        if service.loaded.done():  # else the file is decoded while the model loads
+            (await service.transcriber()).check(options)
         audio = await asyncio.to_thread(decode, file, max_seconds=service.settings.max_audio_s)
+        transcriber = await service.transcriber()
         job = _Job(request, transcriber, audio, options, file)
     except BaseException:
         file.close()

@@ -102,9 +102,17 @@ class Transcriber:
         self.workers, self.queue_length = workers, queue_length
         self.deadline_floor_s, self.deadline_factor = deadline_floor_s, deadline_factor
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="wisp-job")
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()  # notified when a job comes or leaves
         self._admitted: set[threading.Event] = set()  # the cancellation of every job that runs or waits
         self._job_s = FIRST_GUESS_S
+        self._succeeded = False
+
+    def settle(self, grace_s: float) -> bool:
+        """Wait while jobs run or wait, or `grace_s` for the first to come; True once any has succeeded."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._admitted, grace_s)
+            self._lock.wait_for(lambda: self._succeeded or not self._admitted)
+            return self._succeeded
 
     def check(self, options: Options) -> None:
         """Raise UnsupportedValue for what this model cannot do; cheap, so that a request fails before it waits."""
@@ -128,6 +136,7 @@ class Transcriber:
             if len(self._admitted) >= self.workers + self.queue_length:
                 raise QueueFull(min(LONGEST_RETRY_S, math.ceil(self._job_s * len(self._admitted) / self.workers)))
             self._admitted.add(cancelled)
+            self._lock.notify_all()
         try:
             # The request's context goes along, so that what the job logs carries the request's id.
             context = contextvars.copy_context()
@@ -141,6 +150,7 @@ class Transcriber:
     def _leave(self, cancelled: threading.Event) -> None:
         with self._lock:
             self._admitted.discard(cancelled)
+            self._lock.notify_all()
 
     def transcribe(
         self,
@@ -183,6 +193,7 @@ class Transcriber:
         took_s = time.monotonic() - started
         with self._lock:
             self._job_s += (took_s - self._job_s) / 4
+            self._succeeded = True
         log.info("transcribed %.2f s of audio in %.3f s, %d segments", audio.duration, took_s, len(events.segments))
         return Transcription(
             events.done["text"].strip(), events.done["language"], audio.duration, tuple(events.segments)
