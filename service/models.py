@@ -1,9 +1,9 @@
 """The loaded model and the target it runs on: its tokenizer, its WASI-NN graphs, what it holds on the device."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,20 @@ from service.model_files import ModelSpec, TargetName, find_model, parse_preload
 from service.tokenizer import Tokenizer
 from service.wasi_nn import Graph
 
-__all__ = ["Model", "ModelSpec", "Target", "choose_target", "find_model", "load_model", "parse_preload"]
+if TYPE_CHECKING:  # it imports wgpu
+    from kernels.device import AdapterInfo
+
+__all__ = [
+    "Model",
+    "ModelSpec",
+    "ReadModel",
+    "Target",
+    "choose_target",
+    "find_model",
+    "load_model",
+    "parse_preload",
+    "read_model",
+]
 
 log = logging.getLogger("wisp")
 
@@ -54,22 +67,25 @@ def choose_target(asked: str) -> Target:
 
         adapters = list_adapters()
     except Exception as error:  # wgpu without its library, a Vulkan loader that fails: there is no adapter either way
-        adapters, trouble = [], f" ({error})"
-    else:
-        trouble = ""
+        return _target_among(asked, (), f" ({error})")
+    return _target_among(asked, adapters, "")
+
+
+def _target_among(asked: str, adapters: "Sequence[AdapterInfo]", trouble: str) -> Target:
+    """The choice for `auto` and `gpu` among adapters, the best one first."""
+    if not adapters:
+        if asked == "auto":
+            return Target("cpu", f"No WebGPU adapter was found{trouble}.")
+        raise DeviceUnavailable(
+            f"The target gpu was asked for, but no WebGPU adapter was found{trouble}: install a Vulkan driver "
+            "(a software one is in mesa-vulkan-drivers, with libvulkan1), or use --target cpu."
+        )
+    best = adapters[0]
     if asked == "gpu":
-        if not adapters:
-            raise DeviceUnavailable(
-                f"The target gpu was asked for, but no WebGPU adapter was found{trouble}: install a Vulkan driver "
-                "(a software one is in mesa-vulkan-drivers, with libvulkan1), or use --target cpu."
-            )
-        return Target("gpu", f"The GPU was asked for; the best adapter is {adapters[0].name} ({adapters[0].kind}).")
-    hardware = [adapter for adapter in adapters if not adapter.is_software]
-    if hardware:
-        return Target("gpu", f"There is a hardware adapter: {hardware[0].name} ({hardware[0].kind}).")
-    if adapters:
-        return Target("cpu", f"The only WebGPU adapter is software ({adapters[0].name}), which the CPU target outruns.")
-    return Target("cpu", f"No WebGPU adapter was found{trouble}.")
+        return Target("gpu", f"The GPU was asked for; the best adapter is {best.name} ({best.kind}).")
+    if best.is_software:
+        return Target("cpu", f"The only WebGPU adapter is software ({best.name}), which the CPU target outruns.")
+    return Target("gpu", f"There is a hardware adapter: {best.name} ({best.kind}).")
 
 
 class Model:
@@ -114,12 +130,13 @@ class ReadModel:
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     target: Target
+    may_fall_back: bool  # to the CPU, because the GPU was Wisp's choice and nobody's wish
 
     def make_ready(self) -> Model:
         """Prepare the kernels: seconds on some devices. Raises DeviceUnavailable."""
-        kernels = _GpuKernels(self.checkpoint) if self.target.name == "gpu" else _cpu_kernels(self.checkpoint)
-        log.info("model %s on the %s target. %s", self.spec.name, self.target.name, self.target.reason)
-        return Model(self.spec, self.checkpoint.dims, self.tokenizer, self.target, kernels)
+        kernels, target = _kernels(self.checkpoint, self.target, self.may_fall_back)
+        log.info("model %s on the %s target. %s", self.spec.name, target.name, target.reason)
+        return Model(self.spec, self.checkpoint.dims, self.tokenizer, target, kernels)
 
 
 def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
@@ -127,7 +144,8 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
 
     Raises ModelError (files missing, broken, of another model) or DeviceUnavailable, each with what to do.
     """
-    chosen = choose_target(spec.target or target)
+    asked = spec.target or target
+    chosen = choose_target(asked)
     try:
         checkpoint = load_checkpoint(spec.weights, config=spec.config, tokenizer=spec.tokenizer)
     except CheckpointError as error:
@@ -135,7 +153,7 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
             f"The model '{spec.name}' cannot be loaded: {error}. Fetch its files again, or name another with --model."
         ) from error
     tokenizer = Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
-    return ReadModel(spec, checkpoint, tokenizer, chosen)
+    return ReadModel(spec, checkpoint, tokenizer, chosen, may_fall_back=asked == "auto")
 
 
 def load_model(spec: ModelSpec, target: str = "auto") -> Model:
@@ -143,19 +161,26 @@ def load_model(spec: ModelSpec, target: str = "auto") -> Model:
     return read_model(spec, target).make_ready()
 
 
-def _cpu_kernels(checkpoint: Checkpoint) -> Kernels:
+def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> tuple[Kernels, Target]:
+    """The checkpoint ready to compute on `target`, or on the CPU where a GPU does not do and it may."""
+    if target.name == "gpu":
+        try:
+            return _GpuKernels(checkpoint), target
+        except DeviceUnavailable as error:
+            if not may_fall_back:
+                raise
+            target = Target("cpu", f"{target.reason} But: {error}")
     from kernels.cpu import CpuModel
 
-    return CpuModel(checkpoint)
+    return CpuModel(checkpoint), target
 
 
 class _GpuKernels:
     """A model on a device of its own, closed with it."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        from kernels.whisper import GpuModel
-
         from kernels.device import DeviceError, open_device
+        from kernels.whisper import GpuModel
 
         try:
             self._device = open_device()
@@ -165,7 +190,10 @@ class _GpuKernels:
                 self._device.close()
                 raise
         except DeviceError as error:
-            raise DeviceUnavailable(f"The model cannot run on the GPU: {error}. Use --target cpu.") from error
+            raise DeviceUnavailable(
+                f"The model cannot run on the GPU: {error}; --target cpu runs it on the CPU."
+            ) from error
+        checkpoint.release_pages()
         self.encoder: Graph = self._model.encoder
         self.decoder: Graph = self._model.decoder
 
