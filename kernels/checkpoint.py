@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.formats_burn import read_burn
 from kernels.formats_common import CheckpointError, Dimensions, Stored, expected_shapes, parse_json, read_text
+from kernels.formats_ggml import read_ggml
 from kernels.formats_huggingface import read_huggingface
+from kernels.formats_openai import read_openai
 
 __all__ = ["Checkpoint", "CheckpointError", "Dimensions", "load_checkpoint", "sinusoids"]
 
@@ -86,7 +89,13 @@ def _read(weights: Path, config: Path | None) -> Stored:
         raise CheckpointError(f"{weights}: no such file")
     if weights.name.endswith((".safetensors", ".safetensors.index.json")):
         return read_huggingface(weights, config or weights.parent / "config.json")
-    raise CheckpointError(f"{weights.name}: unknown checkpoint format (expected .safetensors)")
+    if weights.name.endswith((".mpk", ".mpk.gz")):
+        return read_burn(weights, config or weights.parent / f"{weights.name.split('.mpk')[0]}.cfg")
+    if weights.suffix == ".pt":
+        return read_openai(weights)
+    if weights.suffix == ".bin":
+        return read_ggml(weights)
+    raise CheckpointError(f"{weights.name}: unknown format (expected .safetensors, .mpk, .mpk.gz, .pt or .bin)")
 
 
 def _checked(weights: Path, stored: Stored) -> dict[str, NDArray[Any]]:
