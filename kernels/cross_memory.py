@@ -1,13 +1,13 @@
-"""One encoder result as the decoder reads it: every decoder layer's cross-attention keys and values, held by their readers.
+"""One encoder result as the decoder reads it: each decoder layer's cross-attention keys and values, held by readers.
 
 One pair of buffers a decoder layer, f16 packed two a u32 (`pack2x16float`, the lower index in the low half), read by
 `decoder_cross_attention_*.wgsl` as `array<vec4<u32>>`, 8 neighbouring columns an element. Column `c` of `n_text_state`
 belongs to head `c // head_dim`, as everywhere in Whisper.
 
     keys   (n_text_state / 8, n_audio_ctx, 8): [c / 8, t, c % 8] is column c of `audio_states[t] @ key.weight.T`
-    values (n_audio_ctx, n_text_state / 8, 8): [t, c / 8, c % 8] is column c of `audio_states[t] @ value.weight.T + bias`
+    values (n_audio_ctx, n_text_state / 8, 8): [t, c / 8, c % 8], the same of `audio_states[t] @ value.weight.T + bias`
 
-So neighbouring invocations load neighbouring keys for q·k (t fastest) and neighbouring columns for p·v (column fastest).
+So neighbouring invocations load neighbouring keys for q·k (t fastest) and neighbouring columns for p·v (c fastest).
 Keys are unscaled: `head_dim ** -0.5` is multiplied into the query. No padding: each buffer has
 n_audio_ctx * n_text_state * 2 bytes.
 """
@@ -21,8 +21,8 @@ from kernels.recording import Buffer
 class CrossMemory:
     """(keys, values) of each decoder layer, once computed never written again.
 
-    Whoever keeps it holds it; the encoder context that computed it is the first holder. The last release() calls `free`,
-    which may close the buffers or reuse them.
+    Whoever keeps it holds it; the encoder context that computed it is the first holder. The last release() calls
+    `free`, which may close the buffers or reuse them.
     """
 
     def __init__(self, layers: Sequence[tuple[Buffer, Buffer]], free: Callable[[], None]) -> None:

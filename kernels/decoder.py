@@ -1,30 +1,21 @@
 """Whisper's decoder as WGSL dispatches: token ids in, chosen tokens, log-probabilities or logits out.
 
 A model makes it with `DecoderGraph(device, checkpoint, cross_of)`: `cross_of(context)` returns the `CrossMemory` (its
-layout is in kernels/cross_memory.py) of one of this model's encoder contexts that has computed, and raises ValueError for
-any other context. The decoder holds it for as long as it attends to it.
+layout is in kernels/cross_memory.py) of one of this model's encoder contexts that has computed, and raises ValueError
+for any other context. The decoder holds it for as long as it attends to it.
 
 A token takes 8 launches a layer, one for the logits and one that chooses: 34 for Whisper tiny. Rows, positions and the
-rules' state live in a device buffer (decoder_state.py), so every step is the same recording and several go in one submit.
+rules' state live in a device buffer (decoder_state.py), so every step is the same recording; several go in one submit.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint
 from kernels.cross_memory import CrossMemory
-from kernels.decoder_program import DecoderBuffers, DecoderProgram, Tiling
-from kernels.decoder_state import MAX_ROWS, Row, mask_words, state_words
+from kernels.decoder_context import DecoderContext
+from kernels.decoder_program import DecoderPool, DecoderProgram, Tiling
 from kernels.device import Device
-from kernels.recording import Dispatch, Recording
-from kernels.rules import Rules
-
-AUDIO, TOKENS, ORIGINS, RULES = range(4)
-LOGITS, CHOSEN, LOG_PROBABILITIES, CROSS_ATTENTION, TOKEN_PROBABILITIES = range(5)
 
 
 class DecoderGraph:
@@ -37,337 +28,15 @@ class DecoderGraph:
         cross_of: Callable[[Any], CrossMemory],
         tiling: Tiling | None = None,
     ) -> None:
-        self.device, self.dims, self.cross_of = device, checkpoint.dims, cross_of
-        self.alignment_heads = checkpoint.alignment_heads
+        self._alignment_heads, self._cross_of = checkpoint.alignment_heads, cross_of
         self.program = device.run(lambda: DecoderProgram(device, checkpoint, tiling))
-        self._idle: dict[int, list[DecoderBuffers]] = {}
-        self._lock = threading.Lock()
+        self._pool = DecoderPool(self.program)
 
-    def init_execution_context(self, peers: Mapping[int, Any]) -> "DecoderContext":
+    def init_execution_context(self, peers: Mapping[int, Any]) -> DecoderContext:
         """A decoder with an empty cache. `peers`: the contexts its `audio` input may name."""
-        return DecoderContext(self, peers)
-
-    def take_buffers(self, n_sequences: int) -> DecoderBuffers:
-        """Buffers for at least that many sequences, from those given back if any fit."""
-        capacity = 1 << (n_sequences - 1).bit_length()
-        with self._lock:
-            if self._idle.get(capacity):
-                return self._idle[capacity].pop()
-        return self.program.buffers(capacity)
-
-    def give_buffers(self, buffers: DecoderBuffers) -> None:
-        """Keep them for the next context."""
-        with self._lock:
-            self._idle.setdefault(buffers.capacity, []).append(buffers)
+        return DecoderContext(self._pool, self._cross_of, self._alignment_heads, peers)
 
     def close(self) -> None:
         """Free the weights and idle buffers. Contexts are closed before. Idempotent."""
-        with self._lock:
-            idle, self._idle = self._idle, {}
-        for buffers in (item for items in idle.values() for item in items):
-            buffers.close()
+        self._pool.close()
         self.program.close()
-
-
-class DecoderContext:
-    """One guest's sequences over one encoder result. Inputs and outputs as the constants above name them."""
-
-    def __init__(self, graph: DecoderGraph, peers: Mapping[int, Any]) -> None:
-        self._graph, self._peers = graph, peers
-        self._device, self._dims, self._program = graph.device, graph.dims, graph.program
-        self._cross: CrossMemory | None = None
-        self._buffers: DecoderBuffers | None = None
-        self._launches: dict[tuple[str, int], list[Dispatch]] = {}
-        self._tokens: NDArray[np.int32] | None = None
-        self._origins: list[int] | None = None
-        self._rules: Rules | None = None
-        self._mask_of: Rules | None = None  # whose mask is on the device
-        self._histories: list[list[int]] = []  # each sequence's tokens in the cache
-        self._slots = np.zeros(
-            (0, 0), np.uint32
-        )  # (sequences, n_text_ctx): the slot that holds a position's keys and values
-        self._computed: NDArray[np.int32] | None = None  # the tokens of the last compute
-        self._start = 0  # their first position
-        self._chosen: NDArray[np.int32] | None = None
-        self._log_probabilities: NDArray[np.float32] | None = None
-        self._logits: NDArray[np.float32] | None = None
-        self._logits_on_device = False
-
-    def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        """0 audio, 1 tokens, 2 origins, 3 rules. Raises ValueError for a wrong shape, type or value."""
-        if index not in (AUDIO, TOKENS, ORIGINS, RULES):
-            raise ValueError(f"the decoder has no input {index}")
-        if tensor.dtype != np.int32:
-            raise ValueError(f"input {index} is {tensor.dtype}, expected int32")
-        if index == AUDIO:
-            self._set_audio(tensor)
-        elif index == TOKENS:
-            if tensor.ndim != 2 or not 1 <= tensor.shape[0] <= MAX_ROWS or tensor.shape[1] < 1:
-                raise ValueError(f"tokens has shape {list(tensor.shape)}, expected [1 to {MAX_ROWS}, 1 or more]")
-            if tensor.min() < 0 or tensor.max() >= self._dims.n_vocab:
-                raise ValueError(f"a token is outside the vocabulary of {self._dims.n_vocab}")
-            self._tokens = tensor
-        elif index == ORIGINS:
-            if tensor.ndim != 1:
-                raise ValueError(f"origins has shape {list(tensor.shape)}, expected [n_sequences]")
-            self._origins = [int(origin) for origin in tensor]
-        else:
-            self._rules = Rules.parse(tensor, self._dims.n_vocab)
-
-    def _set_audio(self, tensor: NDArray[Any]) -> None:
-        if tensor.size != 1 or int(tensor.flat[0]) not in self._peers:
-            raise ValueError(f"audio {np.ravel(tensor)[:4].tolist()} is not an encoder context of this instance")
-        cross = self._graph.cross_of(self._peers[int(tensor.flat[0])]).hold()
-        self._drop_audio()
-        self._cross = cross
-        self._histories, self._computed, self._tokens, self._origins = [], None, None, None
-        self._chosen = self._log_probabilities = self._logits = None
-
-    def _drop_audio(self) -> None:
-        self._launches.clear()
-        if self._cross is not None:
-            self._cross.release()
-            self._cross = None
-
-    def compute(self) -> None:
-        """Append the tokens; then choose, if the rules ask for it. Raises ValueError where the inputs do not fit."""
-        if self._cross is None or self._tokens is None:
-            raise ValueError("audio and tokens must be set before compute")
-        n, n_new = self._tokens.shape
-        cached = len(self._histories)
-        origins = list(range(n)) if self._origins is None else self._origins
-        if len(origins) != n or (self._origins is None and cached not in (0, n)):
-            raise ValueError(f"{n} sequences of tokens, {cached} cached, {len(origins)} origins")
-        if self._origins is not None and not all(0 <= origin < max(cached, 1) for origin in origins):
-            raise ValueError(f"an origin is outside the {cached} cached sequences")
-        length = len(self._histories[0]) if cached else 0
-        if length + n_new > self._dims.n_text_ctx:
-            raise ValueError(f"{length} + {n_new} tokens, but n_text_ctx is {self._dims.n_text_ctx}")
-        tokens, self._tokens, self._origins = self._tokens, None, None
-        self._chosen = self._log_probabilities = self._logits = None
-        self._device.run(lambda: self._compute(tokens, origins, length))
-
-    def _compute(self, tokens: NDArray[np.int32], origins: list[int], length: int) -> None:
-        n = len(tokens)
-        self._make_room(n)
-        self._follow(origins, length)
-        self._computed, self._start = tokens, length
-        self._logits_on_device = False
-        passes = self._passes()
-        for rows in passes[:-1]:
-            self._submit_pass(rows)
-        for history, new in zip(self._histories, tokens, strict=True):
-            history.extend(int(token) for token in new)
-        if self._rules is None or self._rules.n_steps == 0:
-            self._submit_pass(passes[-1])
-        else:
-            self._choose(passes[-1], self._rules)
-
-    def _make_room(self, n: int) -> None:
-        """Buffers with a slot for each of n sequences, what is cached copied over."""
-        old = self._buffers
-        if old is not None and old.capacity >= n:
-            return
-        new = self._buffers = self._graph.take_buffers(n)
-        self._launches.clear()
-        self._mask_of = None
-        slots = np.repeat(np.arange(new.capacity, dtype=np.uint32)[:, None], self._dims.n_text_ctx, axis=1)
-        if old is not None:
-            slots[: old.capacity] = self._slots
-            r = Recording(self._device)
-            n_bytes = old.capacity * self._dims.n_text_ctx * self._dims.n_text_state * 2
-            for source, target in zip(old.keys + old.values, new.keys + new.values, strict=True):
-                r.copy(source.view(0, n_bytes), target.view(0, n_bytes))
-            self._device.submit(r)
-            self._graph.give_buffers(old)
-        self._slots = slots
-        self._device.write(new.slots, slots)
-
-    def _follow(self, origins: list[int], length: int) -> None:
-        """Let sequence i continue cached sequence origins[i]: only who wrote which position moves, no key or value does."""
-        assert self._buffers is not None
-        if length and origins != list(range(len(self._histories))):
-            self._slots[: len(origins), :length] = self._slots[origins, :length]
-            self._histories = [list(self._histories[origin]) for origin in origins]
-        elif not length:
-            self._histories = [[] for _ in origins]
-            own = np.arange(self._buffers.capacity, dtype=np.uint32)[:, None]
-            if (self._slots == own).all():
-                return
-            self._slots[:] = own
-        else:
-            return
-        self._device.write(self._buffers.slots, self._slots)
-
-    def _passes(self) -> list[list[Row]]:
-        """The last compute's tokens as rows, position by position, MAX_ROWS at a time; the last position by itself."""
-        assert self._computed is not None
-        n, n_new = self._computed.shape
-        rows = [Row(int(self._computed[s, p]), s, self._start + p) for p in range(n_new) for s in range(n)]
-        before = rows[:-n]
-        return [*(before[i : i + MAX_ROWS] for i in range(0, len(before), MAX_ROWS)), rows[-n:]]
-
-    def _launch(self, what: str, n_rows: int) -> list[Dispatch]:
-        """A part of a pass, recorded once for this audio and these buffers."""
-        assert self._buffers is not None and self._cross is not None
-        if (what, n_rows) not in self._launches:
-            b, program = self._buffers, self._program
-            if what == "layers":
-                made = program.layers(b, self._cross, n_rows)
-            elif what == "logits":
-                made = program.logits(b, n_rows)
-            else:
-                made = program.choose(b, n_rows) if what == "choose" else program.embed(b, n_rows)
-            self._launches[what, n_rows] = made
-        return self._launches[what, n_rows]
-
-    def _record(self, n_rows: int, parts: Sequence[str]) -> Recording:
-        recording = Recording(self._device)
-        for part in parts:
-            recording.steps.extend(self._launch(part, n_rows))
-        return recording
-
-    def _submit_pass(self, rows: Sequence[Row]) -> None:
-        """Embed the rows and run the layers over them, choosing nothing."""
-        assert self._buffers is not None
-        self._device.write(self._buffers.state, state_words(rows, self._dims.n_vocab))
-        self._device.submit(self._record(len(rows), ("embed", "layers")))
-
-    def _choose(self, rows: Sequence[Row], rules: Rules) -> None:
-        """The last position, then up to n_steps chosen tokens; the last one stays outside the cache."""
-        tokens: list[NDArray[np.int32]] = []
-        log_probabilities: list[NDArray[np.float32]] = []
-        n_left = min(rules.n_steps, self._dims.n_text_ctx - len(self._histories[0]) + 1)
-        while n_left > 0:
-            # Before the first sampled token the rules ask how long the sequence is, which only the host follows.
-            early = len(self._histories[0]) < rules.sample_begin
-            chosen, likelihoods = self._run_ahead(rows, rules, 1 if early else n_left)
-            tokens.append(chosen)
-            log_probabilities.append(likelihoods)
-            n_left -= chosen.shape[1]
-            if not early or (chosen[:, -1] == rules.eot).all():
-                n_left = 0
-            elif n_left:
-                rows = [
-                    Row(int(token[-1]), row.slot, row.position + 1) for token, row in zip(chosen, rows, strict=True)
-                ]
-            for history, new in zip(self._histories, chosen, strict=True):
-                history.extend(new.tolist() if n_left else new[:-1].tolist())
-        self._chosen = np.ascontiguousarray(np.concatenate(tokens, axis=1))
-        self._log_probabilities = np.ascontiguousarray(np.concatenate(log_probabilities, axis=1))
-        self._logits_on_device = True
-        if np.isnan(self._log_probabilities).any():
-            raise ValueError("the rules leave no token to choose")
-
-    def _run_ahead(
-        self, rows: Sequence[Row], rules: Rules, n_steps: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """→ (n_sequences, n_chosen) tokens and log-probabilities, n_steps of them or fewer where all have ended."""
-        assert self._buffers is not None
-        b, n, n_vocab = self._buffers, len(rows), self._dims.n_vocab
-        if self._mask_of is not rules:
-            self._device.write(b.mask, mask_words(rules, n_vocab))
-            self._mask_of = rules
-        self._device.write(b.state, state_words(rows, n_vocab, rules, self._histories))
-        n_done, parts = 0, ["embed"]
-        while True:
-            count = min(n_steps - n_done, self._program.tiling.steps_per_submit)
-            recording = self._record(n, [*parts, *("layers", "logits", "choose") * count])
-            n_done, parts = n_done + count, []
-            reading = self._device.submit(recording, reads=[b.state.view(0, 16), b.chosen.view(0, 8 * n * n_done)])
-            assert reading is not None
-            header, words = (read.view(np.uint32) for read in reading.wait())
-            if n_done >= n_steps or header[1]:
-                break
-        chosen = words.reshape(-1, n, 2)[: header[2]].transpose(2, 1, 0)
-        return chosen[0].astype(np.int32), np.ascontiguousarray(chosen[1]).view(np.float32)
-
-    def get_output(self, index: int) -> NDArray[Any]:
-        """0 logits, 1 chosen, 2 log-probabilities, 3 cross-attention, 4 token probabilities; ValueError if there is none."""
-        if self._computed is None:
-            raise ValueError("compute comes before get_output")
-        if index == LOGITS:
-            return self._device.run(self._read_logits)
-        if index in (CHOSEN, LOG_PROBABILITIES):
-            result = self._chosen if index == CHOSEN else self._log_probabilities
-            if result is None:
-                raise ValueError("no token was chosen: rules with n_steps of 1 or more ask for it")
-            return result
-        if index == CROSS_ATTENTION:
-            return self._device.run(self._cross_attention)
-        if index == TOKEN_PROBABILITIES:
-            return self._device.run(self._token_probabilities)
-        raise ValueError(f"the decoder has no output {index}")
-
-    def _read_logits(self) -> NDArray[np.float32]:
-        """(n_sequences, n_vocab) of the last position, computed now unless choosing a token did."""
-        assert self._buffers is not None
-        if self._logits is None:
-            n, n_vocab = len(self._histories), self._dims.n_vocab
-            recording = self._record(n, () if self._logits_on_device else ("logits",))
-            reading = self._device.submit(recording, reads=[self._buffers.logits.view(0, 4 * n * n_vocab)])
-            assert reading is not None
-            self._logits = reading.wait()[0].view(np.float32).reshape(n, n_vocab)
-        return self._logits
-
-    def _again(self) -> Iterator[Sequence[Row]]:
-        """The last compute's passes once more, each to read from. They write what the cache already holds."""
-        self._read_logits()  # a pass leaves nothing of what these were computed from
-        for rows in self._passes():
-            self._submit_pass(rows)
-            yield rows
-
-    def _cross_attention(self) -> NDArray[np.float32]:
-        """(n_alignment_heads, n_new, n_audio_ctx) query · key of sequence 0's new tokens, scaled, before softmax."""
-        assert self._buffers is not None and self._cross is not None and self._computed is not None
-        dims, heads = self._dims, self._graph.alignment_heads
-        n, n_audio = dims.n_text_state, dims.n_audio_ctx
-        width = n // dims.n_text_head
-        keys = {
-            layer: self._device.read(self._cross.layers[layer][0], np.float16)[: n * n_audio]
-            .reshape(n // 8, n_audio, 8)
-            .transpose(0, 2, 1)
-            .reshape(dims.n_text_head, width, n_audio)
-            .astype(np.float32)
-            for layer in {layer for layer, _ in heads}
-        }
-        scores = np.empty((len(heads), self._computed.shape[1], n_audio), np.float32)
-        for rows in self._again():
-            queries = self._device.read(self._buffers.cross_query).reshape(dims.n_text_layer, MAX_ROWS, -1, width)
-            for i, row in enumerate(rows):
-                if row.slot == 0:
-                    for at, (layer, head) in enumerate(heads):
-                        scores[at, row.position - self._start] = queries[layer, i, head] @ keys[layer][head]
-        return scores
-
-    def _token_probabilities(self) -> NDArray[np.float32]:
-        """(n_sequences, n_new): how likely each new token was among those below eot; the first is NaN."""
-        assert self._buffers is not None and self._computed is not None
-        eot = self._dims.n_vocab if self._rules is None else self._rules.eot
-        result = np.full(self._computed.shape, np.nan, np.float32)
-        logits, partials = (
-            self._device.buffer(MAX_ROWS * size) for size in (4 * self._dims.n_vocab, 32 * self._program.n_groups)
-        )
-        for rows in self._again():
-            recording = Recording(self._device)
-            recording.steps.extend(self._program.logits(self._buffers, len(rows), logits, partials))
-            reading = self._device.submit(recording, reads=[logits.view(0, 4 * len(rows) * self._dims.n_vocab)])
-            assert reading is not None
-            all_logits = reading.wait()[0].view(np.float32).reshape(len(rows), -1)[:, :eot].astype(np.float64)
-            for row, values in zip(rows, all_logits, strict=True):
-                at = row.position - self._start + 1
-                if at < result.shape[1]:
-                    likelihoods = np.exp(values - values.max())
-                    token = int(self._computed[row.slot, at])
-                    result[row.slot, at] = likelihoods[token] / likelihoods.sum() if token < eot else 0.0
-        logits.close()
-        partials.close()
-        return result
-
-    def close(self) -> None:
-        """Give buffers and encoder result back. Idempotent."""
-        self._drop_audio()
-        buffers, self._buffers = self._buffers, None
-        self._computed = self._tokens = None
-        if buffers is not None:
-            self._graph.give_buffers(buffers)

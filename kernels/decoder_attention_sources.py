@@ -7,7 +7,7 @@
 from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 
 _SELF = """\
-// y[row, head] = softmax(query · keys) @ values over the positions up to the row's own, each in the slot that wrote it.
+// y[row, head] = softmax(query · keys) @ values over positions up to the row's own, each in the slot that wrote it.
 // {who}
 // Written by decoder_attention_sources.py.
 //   query (rows, heads, 8 HEAD8) f32, scaled
@@ -29,7 +29,7 @@ _SELF = """\
 override N_CTX = 448u;
 """
 _CROSS = """\
-// parts[row, split, head] = exp(query · keys - max) @ values over a split of the audio; stats = (max, sum of those exp).
+// parts[row, split, head] = exp(query · keys - max) @ values over a split of the audio; stats = (max, sum of exp).
 // {who}
 // Written by decoder_attention_sources.py.
 //   query (rows, heads, 8 HEAD8) f32, scaled
@@ -52,7 +52,7 @@ override N_CTX = 1500u;
 override SPLITS = 1u;
 """
 _WHO = {
-    SUBGROUP: "A workgroup is one subgroup: a lane scores 4 neighbouring keys at a time, then mixes 8 columns of 4 values.",
+    SUBGROUP: "A workgroup is one subgroup: a lane scores 4 neighbouring keys at a time, mixes 8 columns of 4 values.",
     WORKGROUP: "An invocation scores each WORKGROUP-th key, then mixes 8 columns of each (WORKGROUP / HEAD8)-th value.",
 }
 _COMMON_OVERRIDES = "override HEAD8 = 8u;  // a head's columns / 8\noverride N_HEAD = 6u;"
@@ -199,11 +199,15 @@ def _workgroup_body(kind: str) -> list[str]:
     text += ["    scores[i] = share;", "    total += share;", "  }"]
     text += [_TREE.format("total", "shared_values[invocation] + shared_values[invocation + half]", "sum"), ""]
     text += ["  let column = invocation % HEAD8;", "  var low = vec4f();", "  var high = vec4f();"]
-    text += ["  for (var i = invocation / HEAD8; i < count; i += WORKGROUP / HEAD8) {", "    let share = scores[i];"]
+    text += ["  let groups = WORKGROUP / HEAD8;", "  let group = invocation / HEAD8;"]
+    text += [
+        "  for (var i = select(count, group, group < groups); i < count; i += groups) {",
+        "    let share = scores[i];",
+    ]
     text += ["    let t = first + i;", f"    let u = values[{_value(kind, 't')}];", "    low += share * halves(u.xy);"]
     text += ["    high += share * halves(u.zw);", "  }", "  mixes[2u * invocation] = low;"]
     text += ["  mixes[2u * invocation + 1u] = high;", "  workgroupBarrier();", "  if (invocation < HEAD8) {"]
-    text += ["    for (var i = invocation + HEAD8; i < WORKGROUP; i += HEAD8) {", "      low += mixes[2u * i];"]
+    text += ["    for (var i = invocation + HEAD8; i < groups * HEAD8; i += HEAD8) {", "      low += mixes[2u * i];"]
     return [*text, "      high += mixes[2u * i + 1u];", "    }", _SELF_END if kind == "self" else _CROSS_END, "  }"]
 
 
@@ -215,7 +219,7 @@ def attention_sources() -> dict[str, str]:
             size = (
                 "override LANES = 8u;"
                 if tiling == SUBGROUP
-                else "override WORKGROUP = 64u;  // HEAD8 times a power of two"
+                else "override WORKGROUP = 64u;  // a power of two, HEAD8 or more"
             )
             head = (_SELF if kind == "self" else _CROSS).format(
                 who=_WHO[tiling], overrides=f"{size}\n{_COMMON_OVERRIDES}"

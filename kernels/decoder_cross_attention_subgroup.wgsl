@@ -1,5 +1,5 @@
-// parts[row, split, head] = exp(query · keys - max) @ values over a split of the audio; stats = (max, sum of those exp).
-// A workgroup is one subgroup: a lane scores 4 neighbouring keys at a time, then mixes 8 columns of 4 values.
+// parts[row, split, head] = exp(query · keys - max) @ values over a split of the audio; stats = (max, sum of exp).
+// A workgroup is one subgroup: a lane scores 4 neighbouring keys at a time, mixes 8 columns of 4 values.
 // Written by decoder_attention_sources.py.
 //   query (rows, heads, 8 HEAD8) f32, scaled
 //   keys (n / 8, N_CTX, 8) f16, n = 8 HEAD8 N_HEAD

@@ -1,4 +1,4 @@
-// (q, k, v) = layer_norm(x[row]) @ weight.T + bias; q * SCALE to query, k and v to the cache.
+// q, k, v = layer_norm(x[row]) @ weight.T + bias; q * SCALE to query, k and v to the cache.
 // layer_norm(x) = (x - mean(x)) / sqrt(var(x) + 1e-5) * norm[0] + norm[1]
 // A workgroup is one subgroup; a lane sums 4 neighbouring outputs of four rows at a time, TILES times.
 // Written by decoder_sources.py.

@@ -1,19 +1,17 @@
-"""The decoder's launches: weights on the device, a context's buffers, and which kernel runs over what."""
+"""The decoder's launches: weights on the device, which kernel runs over what buffers, in which tiling."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from kernels.checkpoint import Checkpoint, Dimensions
+from kernels.checkpoint import Checkpoint
 from kernels.cross_memory import CrossMemory
+from kernels.decoder_memory import DecoderBuffers, DecoderWeights
 from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.decoder_sources import TILE
-from kernels.decoder_state import MAX_ROWS, N_WORDS
 from kernels.device import Device
-from kernels.recording import Binding, Buffer, Dispatch, Pipeline, Recording, View
+from kernels.recording import Binding, Dispatch, Pipeline, Recording, View
 
 
 @dataclass(frozen=True)
@@ -50,88 +48,6 @@ class Tiling:
         return {"LANES": self.lanes} if self.kind == SUBGROUP else {"LANES": self.lanes, "WORKGROUP": self.workgroup}
 
 
-class DecoderWeights:
-    """The decoder's tensors on the device: matrices f16, the rest f32. close() is idempotent."""
-
-    def __init__(self, device: Device, checkpoint: Checkpoint) -> None:
-        arrays, dims = checkpoint.arrays, checkpoint.dims
-        self._buffers: list[Buffer] = []
-
-        def put(names: Sequence[str], dtype: type[np.generic]) -> Buffer:
-            stacked = np.concatenate([_array(arrays, f"decoder.{name}", dims).astype(dtype) for name in names])
-            self._buffers.append(device.buffer(stacked))
-            return self._buffers[-1]
-
-        def linear(*names: str) -> tuple[Buffer, Buffer]:
-            return put([f"{n}.weight" for n in names], np.float16), put([f"{n}.bias" for n in names], np.float32)
-
-        def norm(name: str) -> Buffer:
-            return put([f"{name}.weight", f"{name}.bias"], np.float32)
-
-        self.table = put(["token_embedding.weight"], np.float16)
-        self.positions = put(["positional_embedding"], np.float32)
-        self.norm = norm("ln")
-        self.layers: list[dict[str, tuple[Buffer, ...]]] = [
-            {
-                "attn_ln": (norm(f"blocks.{i}.attn_ln"),),
-                "qkv": linear(*(f"blocks.{i}.attn.{n}" for n in ("query", "key", "value"))),
-                "out": linear(f"blocks.{i}.attn.out"),
-                "cross_ln": (norm(f"blocks.{i}.cross_attn_ln"),),
-                "cross_query": linear(f"blocks.{i}.cross_attn.query"),
-                "cross_out": linear(f"blocks.{i}.cross_attn.out"),
-                "mlp_ln": (norm(f"blocks.{i}.mlp_ln"),),
-                "fc1": linear(f"blocks.{i}.mlp.0"),
-                "fc2": linear(f"blocks.{i}.mlp.2"),
-            }
-            for i in range(dims.n_text_layer)
-        ]
-
-    def close(self) -> None:
-        for buffer in self._buffers:
-            buffer.close()
-
-
-def _array(arrays: Mapping[str, NDArray[Any]], name: str, dims: Dimensions) -> NDArray[Any]:
-    """A tensor, rows first. Whisper's key projections have no bias: theirs is zero."""
-    if name.endswith(".key.bias"):
-        return np.zeros(dims.n_text_state, np.float32)
-    return arrays[name]
-
-
-class DecoderBuffers:
-    """What one context needs on the device for up to `capacity` sequences: caches, activations, logits, state."""
-
-    def __init__(self, device: Device, dims: Dimensions, tiling: Tiling, n_groups: int, capacity: int) -> None:
-        n, f32 = dims.n_text_state, 4
-        self.capacity = capacity
-        self.row_bytes = MAX_ROWS * n * f32
-        cache = capacity * dims.n_text_ctx * n * 2
-        self.keys = [device.buffer(cache) for _ in range(dims.n_text_layer)]
-        self.values = [device.buffer(cache) for _ in range(dims.n_text_layer)]
-        self.slots = device.buffer(capacity * dims.n_text_ctx * 4)  # (capacity, n_text_ctx) u32: who wrote a position
-        self.state = device.buffer(N_WORDS * 4)
-        self.mask = device.buffer(2 * -(-dims.n_vocab // 32) * 4)
-        self.x = device.buffer(self.row_bytes)
-        self.query = device.buffer(self.row_bytes)
-        self.cross_query = device.buffer(dims.n_text_layer * self.row_bytes)  # a layer's queries stay for output 3
-        self.attended = device.buffer(self.row_bytes)
-        self.parts = device.buffer(tiling.splits * self.row_bytes)
-        self.stats = device.buffer(MAX_ROWS * dims.n_text_head * tiling.splits * 8)
-        self.hidden = device.buffer(4 * self.row_bytes)
-        self.logits = device.buffer(capacity * dims.n_vocab * f32)
-        self.partials = device.buffer(capacity * n_groups * 2 * 16)
-        self.chosen = device.buffer((dims.n_text_ctx + 1) * capacity * 8)
-        self.groups: dict[tuple[int, tuple[View, ...]], Any] = {}
-
-    def close(self) -> None:
-        """Free all of it. Idempotent."""
-        self.groups.clear()
-        lists = [value if isinstance(value, list) else [value] for value in vars(self).values()]
-        for buffer in (item for items in lists for item in items):
-            if isinstance(buffer, Buffer):
-                buffer.close()
-
-
 class _Groups:
     """Makes each bind group once: those of a buffer set live as long as it does."""
 
@@ -162,8 +78,13 @@ class DecoderProgram:
             self.ranges.append((start, stop, self.n_groups))
             self.n_groups += self._n_logits_groups(stop - start)
 
+    @property
+    def partial_bytes(self) -> int:
+        """Of what a row's logits leave for the choice."""
+        return self.n_groups * 2 * 16
+
     def buffers(self, capacity: int) -> DecoderBuffers:
-        return DecoderBuffers(self.device, self.dims, self.tiling, self.n_groups, capacity)
+        return DecoderBuffers(self.device, self.dims, self.tiling.splits, self.partial_bytes, capacity)
 
     def close(self) -> None:
         self.weights.close()
@@ -280,3 +201,32 @@ class DecoderProgram:
 
 def _dispatches(recording: Recording) -> list[Dispatch]:
     return [step for step in recording.steps if isinstance(step, Dispatch)]
+
+
+class DecoderPool:
+    """Buffer sets that contexts take and give back, so that the next request allocates nothing. Thread-safe."""
+
+    def __init__(self, program: "DecoderProgram") -> None:
+        self.program = program
+        self._idle: dict[int, list[DecoderBuffers]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, n_sequences: int) -> DecoderBuffers:
+        """Buffers for at least that many sequences."""
+        capacity = 1 << (n_sequences - 1).bit_length()
+        with self._lock:
+            if self._idle.get(capacity):
+                return self._idle[capacity].pop()
+        return self.program.buffers(capacity)
+
+    def give(self, buffers: DecoderBuffers) -> None:
+        """Keep them for the next context."""
+        with self._lock:
+            self._idle.setdefault(buffers.capacity, []).append(buffers)
+
+    def close(self) -> None:
+        """Free the idle ones. Idempotent."""
+        with self._lock:
+            idle, self._idle = self._idle, {}
+        for buffers in (item for items in idle.values() for item in items):
+            buffers.close()

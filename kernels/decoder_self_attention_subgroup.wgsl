@@ -1,5 +1,5 @@
-// y[row, head] = softmax(query · keys) @ values over the positions up to the row's own, each in the slot that wrote it.
-// A workgroup is one subgroup: a lane scores 4 neighbouring keys at a time, then mixes 8 columns of 4 values.
+// y[row, head] = softmax(query · keys) @ values over positions up to the row's own, each in the slot that wrote it.
+// A workgroup is one subgroup: a lane scores 4 neighbouring keys at a time, mixes 8 columns of 4 values.
 // Written by decoder_attention_sources.py.
 //   query (rows, heads, 8 HEAD8) f32, scaled
 //   keys (slots, n / 8, N_CTX, 8) f16, n = 8 HEAD8 N_HEAD

@@ -1,4 +1,4 @@
-// y[row, head] = softmax(query · keys) @ values over the positions up to the row's own, each in the slot that wrote it.
+// y[row, head] = softmax(query · keys) @ values over positions up to the row's own, each in the slot that wrote it.
 // An invocation scores each WORKGROUP-th key, then mixes 8 columns of each (WORKGROUP / HEAD8)-th value.
 // Written by decoder_attention_sources.py.
 //   query (rows, heads, 8 HEAD8) f32, scaled
@@ -16,7 +16,7 @@
 @group(0) @binding(4) var<storage, read> state: array<u32>;
 @group(0) @binding(5) var<storage, read_write> y: array<vec4f>;
 
-override WORKGROUP = 64u;  // HEAD8 times a power of two
+override WORKGROUP = 64u;  // a power of two, HEAD8 or more
 override HEAD8 = 8u;  // a head's columns / 8
 override N_HEAD = 6u;
 override N_CTX = 448u;
@@ -86,7 +86,9 @@ fn main(
   let column = invocation % HEAD8;
   var low = vec4f();
   var high = vec4f();
-  for (var i = invocation / HEAD8; i < count; i += WORKGROUP / HEAD8) {
+  let groups = WORKGROUP / HEAD8;
+  let group = invocation / HEAD8;
+  for (var i = select(count, group, group < groups); i < count; i += groups) {
     let share = scores[i];
     let t = first + i;
     let u = values[(slots[from_slots + t] * N_CTX + t) * n8 + head * HEAD8 + column];
@@ -97,7 +99,7 @@ fn main(
   mixes[2u * invocation + 1u] = high;
   workgroupBarrier();
   if (invocation < HEAD8) {
-    for (var i = invocation + HEAD8; i < WORKGROUP; i += HEAD8) {
+    for (var i = invocation + HEAD8; i < groups * HEAD8; i += HEAD8) {
       low += mixes[2u * i];
       high += mixes[2u * i + 1u];
     }

@@ -6,7 +6,7 @@ LAYER_NORM = "layer_norm(x) = (x - mean(x)) / sqrt(var(x) + 1e-5) * norm[0] + no
 # Kernel → its formula, its inputs and its outputs, in the order of the bindings.
 DESCRIPTIONS: dict[str, tuple[str, list[str], list[str]]] = {
     "ln_qkv": (
-        "(q, k, v) = layer_norm(x[row]) @ weight.T + bias; q * SCALE to query, k and v to the cache.",
+        "q, k, v = layer_norm(x[row]) @ weight.T + bias; q * SCALE to query, k and v to the cache.",
         [
             "x (rows, N_IN) f32",
             "norm (2, N_IN) f32",

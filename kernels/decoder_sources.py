@@ -3,10 +3,10 @@
 On lavapipe an indexed private array is slow memory, so a tile's sums must be named variables. The files are committed:
 `python -m kernels.decoder_sources` rewrites them, and a check compares them with sources().
 
-Two tilings of every matrix-vector kernel. `subgroup`: a workgroup is one subgroup; a lane owns 4 neighbouring outputs, so
-no sum crosses lanes, and each lane loads another part of x and broadcasts it, so no load is repeated; for software adapters.
-`workgroup`: LANES invocations share 4 rows of weights and their sums meet in workgroup memory; it needs no subgroups.
-Each comes for 1 and for 4 rows of activations, the weights loaded once for all of them.
+Two tilings of every matrix-vector kernel. `subgroup`: a workgroup is one subgroup; a lane owns 4 neighbouring outputs,
+so no sum crosses lanes, and each lane loads another part of x and broadcasts it; for software adapters. `workgroup`:
+LANES invocations share 4 rows of weights and their sums meet in workgroup memory; it needs no subgroups. Each comes
+for 1 and for 4 rows of activations, the weights loaded once for all of them.
 """
 
 from pathlib import Path
