@@ -1,8 +1,10 @@
 """The loaded model and the target it runs on: its tokenizer, its WASI-NN graphs, what it holds on the device."""
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 log = logging.getLogger("wisp")
+
+GPU_NODES = ("dri/*", "nvidia*", "dxg", "kgsl*", "mali*")  # what Linux's Vulkan drivers for hardware open, below /dev
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ def choose_target(asked: str) -> Target:
         raise DeviceUnavailable(f"The target '{asked}' is not one of {', '.join(get_args(TargetName))}.")
     if asked == "cpu":
         return Target("cpu", "The CPU was asked for.")
+    if asked == "auto" and not may_have_hardware():
+        return Target("cpu", "This machine has no graphics device (there is no node of one under /dev).")
     try:
         from kernels.device import list_adapters
 
@@ -69,6 +75,11 @@ def choose_target(asked: str) -> Target:
     except Exception as error:  # wgpu without its library, a Vulkan loader that fails: there is no adapter either way
         return _target_among(asked, (), f" ({error})")
     return _target_among(asked, adapters, "")
+
+
+def may_have_hardware() -> bool:
+    """False where no driver could find a GPU. To ask wgpu takes half a second, and 70 MB for the software adapter."""
+    return sys.platform != "linux" or any(True for pattern in GPU_NODES for _ in Path("/dev").glob(pattern))
 
 
 def _target_among(asked: str, adapters: "Sequence[AdapterInfo]", trouble: str) -> Target:

@@ -14,7 +14,7 @@ from kernels.device import AdapterInfo
 from service import model_files
 from service.errors import DeviceUnavailable, ModelError
 from service.model_files import canonical_name
-from service.models import ModelSpec, _target_among, find_model, load_model, parse_preload
+from service.models import ModelSpec, _target_among, find_model, load_model, may_have_hardware, parse_preload
 from tests.conftest import ROOT
 from tests.synthetic import SENTENCE, save_synthetic
 
@@ -176,8 +176,17 @@ def test_without_an_adapter_auto_takes_the_cpu_and_gpu_fails_clearly() -> None:
         "except DeviceUnavailable as error: print(error)"
     )
     auto, gpu = answer.splitlines()
-    assert "name='cpu'" in auto and "No WebGPU adapter was found" in auto
+    assert "name='cpu'" in auto
     assert gpu.startswith("The target gpu was asked for, but no WebGPU adapter was found") and "mesa" in gpu
+
+
+@pytest.mark.skipif(may_have_hardware(), reason="this machine may have a GPU")
+def test_a_machine_without_a_graphics_device_is_not_asked_for_adapters() -> None:
+    answer = run_without_adapters(
+        "import sys; from service.models import choose_target\n"
+        "print(choose_target('auto').reason, 'wgpu' in sys.modules)"
+    )
+    assert answer == "This machine has no graphics device (there is no node of one under /dev). False"
 
 
 def test_the_cpu_target_never_loads_wgpu(synthetic: Path) -> None:
