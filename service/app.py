@@ -1,6 +1,5 @@
 """The wiring, and the only place of it: settings → model, guest, transcriber → the ASGI application → a server."""
 
-import asyncio
 import contextlib
 import logging
 import threading
@@ -158,6 +157,8 @@ class Engine:
 
 def create_app(engine: Engine) -> "Starlette":
     """The ASGI application around one engine, which it starts and closes with its lifespan."""
+    import asyncio
+
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
 

@@ -159,7 +159,7 @@ def test_the_cpu_path_never_loads_wgpu(models: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from service.cli import main\n"
         "code = main(sys.argv[1:])\n"
-        "assert code == 0 and not {'wgpu', 'starlette', 'uvicorn'} & set(sys.modules)"
+        "assert code == 0 and not {'wgpu', 'starlette', 'uvicorn', 'asyncio'} & set(sys.modules)"
     )
     arguments = ["transcribe", "--target", "cpu", "--model", str(models / "tiny_en"), str(tmp_path / "a.wav")]
     subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, check=True, timeout=120)
