@@ -30,7 +30,7 @@ def tokenizer_json(path: Path, tokens: list[bytes], n_vocab: int, n_audio_ctx: i
     """
     ordinary = tokens[: next((i for i, token in enumerate(tokens) if _SPECIAL.fullmatch(token)), len(tokens))]
     specials = _special_tokens(path, n_vocab - len(ordinary), n_audio_ctx)
-    names = _byte_names()
+    names = byte_names()
     vocab: dict[str, int] = {}
     for rank, token in enumerate(ordinary):
         vocab.setdefault("".join(names[byte] for byte in token), rank)
@@ -90,7 +90,7 @@ def _special_tokens(path: Path, count: int, n_audio_ctx: int) -> list[tuple[str,
     return specials + [(f"<|{index * TIMESTAMP_SECONDS:.2f}|>", False) for index in range(n_timestamps)]
 
 
-def _byte_names() -> list[str]:
+def byte_names() -> list[str]:
     """A printable character for every byte: itself, else one from U+0100 on. Source: GPT-2's byte-level BPE."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = (byte for byte in range(256) if byte not in printable)

@@ -1,0 +1,217 @@
+"""Writes small Whisper checkpoints in every format, as that format's own tools do, for the tests of the readers."""
+
+import gzip
+import io
+import json
+import pickle
+import struct
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from kernels.checkpoint import Dimensions
+from kernels.formats_common import expected_shapes
+
+Arrays = dict[str, NDArray[Any]]
+DIMS = Dimensions(4, 6, 8, 2, 1, 283, 10, 8, 2, 2)
+PIECES = (b" a", b"th", b"the", b" the", b"in", b"an", b"and", b" and", b"er", b"")
+TOKENS = [*(bytes([byte]) for byte in range(256)), *PIECES]
+TOKENIZER = json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}})
+
+
+def arrays_of(dtype: type = np.float16) -> Arrays:
+    """Random values for every tensor of DIMS under OpenAI's names, exact in bf16 so that every dtype holds the same."""
+    rng = np.random.default_rng(0)
+    return {name: (rng.integers(-64, 64, shape) / 32).astype(dtype) for name, shape in expected_shapes(DIMS).items()}
+
+
+# One writer a format: (folder, arrays, dims) → the path to load.
+
+
+def write_huggingface(folder: Path, arrays: Arrays) -> Path:
+    parts = {
+        "attn.query": "self_attn.q_proj",
+        "attn.key": "self_attn.k_proj",
+        "attn.value": "self_attn.v_proj",
+        "attn.out": "self_attn.out_proj",
+        "attn_ln": "self_attn_layer_norm",
+        "cross_attn.query": "encoder_attn.q_proj",
+        "cross_attn.key": "encoder_attn.k_proj",
+        "cross_attn.value": "encoder_attn.v_proj",
+        "cross_attn.out": "encoder_attn.out_proj",
+        "cross_attn_ln": "encoder_attn_layer_norm",
+        "mlp.0": "fc1",
+        "mlp.2": "fc2",
+        "mlp_ln": "final_layer_norm",
+    }
+    whole = {
+        "encoder.positional_embedding": "model.encoder.embed_positions.weight",
+        "decoder.positional_embedding": "model.decoder.embed_positions.weight",
+        "decoder.token_embedding.weight": "model.decoder.embed_tokens.weight",
+        "encoder.ln_post.weight": "model.encoder.layer_norm.weight",
+        "encoder.ln_post.bias": "model.encoder.layer_norm.bias",
+        "decoder.ln.weight": "model.decoder.layer_norm.weight",
+        "decoder.ln.bias": "model.decoder.layer_norm.bias",
+    }
+    named: Arrays = {}
+    for name, array in arrays.items():
+        theirs = whole.get(name, f"model.{name}")
+        if ".blocks." in name:
+            half, _, layer, part = name.split(".", 3)
+            stem, suffix = part.rsplit(".", 1)
+            theirs = f"model.{half}.layers.{layer}.{parts[stem]}.{suffix}"
+        named[theirs] = array
+    save_file(named, folder / "model.safetensors")
+    config = {
+        "num_mel_bins": DIMS.n_mels,
+        "max_source_positions": DIMS.n_audio_ctx,
+        "d_model": DIMS.n_audio_state,
+        "encoder_attention_heads": DIMS.n_audio_head,
+        "encoder_layers": DIMS.n_audio_layer,
+        "vocab_size": DIMS.n_vocab,
+        "max_target_positions": DIMS.n_text_ctx,
+        "decoder_attention_heads": DIMS.n_text_head,
+        "decoder_layers": DIMS.n_text_layer,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(TOKENIZER)
+    return folder
+
+
+def burn_record(arrays: Arrays, encode: Callable[[NDArray[Any]], dict[str, Any]]) -> dict[str, Any]:
+    """The nested record Burn writes: Linear weights [in, out], gamma and beta, absent options nil."""
+    item: dict[str, Any] = {"encoder": {"n_mels": None}, "decoder": {"n_vocab": None}}
+    for name, array in [*arrays.items(), ("decoder.mask", np.zeros((10, 10), np.float32))]:
+        is_linear = name.endswith(".weight") and ("attn." in name or "mlp." in name)
+        is_norm = "_ln." in name or ".ln" in name
+        path = name.replace("mlp.0", "mlp.lin1").replace("mlp.2", "mlp.lin2")
+        path = path.replace("token_embedding.weight", "token_embedding")
+        if is_norm:
+            path = path.replace(".weight", ".gamma").replace(".bias", ".beta")
+        *parents, last = path.split(".")
+        node = item
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = {"id": f"id-{name}", "param": encode(array.T if is_linear else array)}
+        if last == "weight" and parents[-1] == "key":
+            node["bias"] = None
+        if is_norm:
+            node["epsilon"] = None
+    for half in item.values():
+        half["blocks"] = [half["blocks"][str(layer)] for layer in range(len(half["blocks"]))]
+    return {"metadata": {"float": "f32", "format": None}, "item": item, "_b": []}
+
+
+def burn_values(array: NDArray[Any]) -> dict[str, Any]:
+    return {"value": array.astype(np.float32).reshape(-1).tolist(), "shape": list(array.shape)}
+
+
+def burn_bytes(array: NDArray[Any]) -> dict[str, Any]:
+    return {"bytes": array.tobytes(), "shape": list(array.shape), "dtype": {2: "F16", 4: "F32"}[array.itemsize]}
+
+
+def write_burn(folder: Path, arrays: Arrays, *, encode: Any = burn_bytes, zipped: bool = False) -> Path:
+    sizes = asdict(DIMS)
+    config = {
+        "audio_encoder_config": {name: sizes[name] for name in sizes if "audio" in name or "mels" in name},
+        "text_decoder_config": {name: sizes[name] for name in sizes if "text" in name or "vocab" in name},
+    }
+    (folder / "small.cfg").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(TOKENIZER)
+    packed = msgpack.packb(burn_record(arrays, encode), use_single_float=True)
+    path = folder / ("small.mpk.gz" if zipped else "small.mpk")
+    path.write_bytes(gzip.compress(packed) if zipped else packed)
+    return path
+
+
+def write_openai(folder: Path, arrays: Arrays, *, extra: Any = None, zipped: bool = False) -> Path:
+    """A .pt as torch.save writes it, with stand-ins for torch's names, which pickle only writes down."""
+    codes = {"float16": "HalfStorage", "float32": "FloatStorage", "uint16": "BFloat16Storage"}
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    for name in codes.values():
+        setattr(torch, name, type(name, (), {"__module__": "torch"}))
+
+    def rebuild(*arguments: object) -> None: ...
+
+    rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    utils._rebuild_tensor_v2 = rebuild  # type: ignore[attr-defined]
+
+    class Stored:
+        def __init__(self, key: str, array: NDArray[Any]) -> None:
+            self.reference = ("storage", getattr(torch, codes[array.dtype.name]), key, "cpu", array.size)
+
+    class Tensor:
+        def __init__(self, key: str, array: NDArray[Any]) -> None:
+            strides = tuple(stride // array.itemsize for stride in array.strides)
+            self.parts: tuple[Any, ...] = (Stored(key, array), 0, array.shape, strides, False, OrderedDict())
+
+        def __reduce__(self) -> Any:
+            return rebuild, self.parts
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: object) -> Any:
+            return value.reference if isinstance(value, Stored) else None
+
+    state = OrderedDict((name, Tensor(str(index), array)) for index, (name, array) in enumerate(arrays.items()))
+    content = {"dims": asdict(DIMS), "model_state_dict": state}
+    if extra is not None:
+        content["extra"] = extra
+    buffer = io.BytesIO()
+    before = {name: sys.modules.get(name) for name in ("torch", "torch._utils")}
+    sys.modules |= {"torch": torch, "torch._utils": utils}
+    try:
+        Pickler(buffer, 2).dump(content)
+    finally:
+        for name, module in before.items():
+            sys.modules.pop(name)
+            if module is not None:
+                sys.modules[name] = module
+    path = folder / "small.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if zipped else zipfile.ZIP_STORED) as archive:
+        archive.writestr("small/data.pkl", buffer.getvalue())
+        archive.writestr("small/version", "3\n")
+        for index, array in enumerate(arrays.values()):
+            archive.writestr(f"small/data/{index}", np.ascontiguousarray(array).tobytes())
+    (folder / "tokenizer.json").write_text(TOKENIZER)
+    return path
+
+
+def write_ggml(folder: Path, arrays: Arrays) -> Path:
+    order = ["n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer"]
+    order += ["n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels"]
+    half = next(iter(arrays.values())).dtype == np.float16
+    out = struct.pack("<12i", 0x67676D6C, *(asdict(DIMS)[name] for name in order), int(half))
+    out += struct.pack("<2i", DIMS.n_mels, 201) + np.zeros((DIMS.n_mels, 201), np.float32).tobytes()
+    out += struct.pack("<i", len(TOKENS)) + b"".join(struct.pack("<i", len(token)) + token for token in TOKENS)
+    for name, array in arrays.items():
+        if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
+            array = array[:, None]
+        is_half = half and array.ndim > 1 and not name.endswith(("bias", "positional_embedding"))
+        out += struct.pack("<3i", array.ndim, len(name), int(is_half))
+        out += struct.pack(f"<{array.ndim}i", *reversed(array.shape)) + name.encode()
+        out += array.astype(np.float16 if is_half else np.float32).tobytes()
+    path = folder / "small.bin"
+    path.write_bytes(out)
+    return path
+
+
+Writer = Callable[[Path, Arrays], Path]
+WRITERS: dict[str, Writer] = {
+    "safetensors": write_huggingface,
+    "mpk": write_burn,
+    "mpk-values": lambda folder, arrays: write_burn(folder, arrays, encode=burn_values),
+    "mpk.gz": lambda folder, arrays: write_burn(folder, arrays, zipped=True),
+    "mpk.gz-values": lambda folder, arrays: write_burn(folder, arrays, encode=burn_values, zipped=True),
+    "pt": write_openai,
+    "bin": write_ggml,
+}
