@@ -23,7 +23,7 @@ from kernels.recording import Binding, Buffer, Recording, View
 Tiling = Literal["subgroup", "tile"]
 HEAD_COLUMNS = 64  # of a head in the attention kernels; narrower heads are padded with zeros
 SUBGROUP_SIZES = (4, 8, 16)  # that the subgroup kernels are written for
-SUBGROUP_ROWS, TILE_ROWS, TILE_COLUMNS = 16, 64, 8  # of a product's workgroup; columns in groups of 8
+SUBGROUP_ROWS, NORM_ROWS, TILE_ROWS, TILE_COLUMNS = 16, 64, 64, 8  # of a product's workgroup; columns in groups of 8
 Array = NDArray[Any]
 
 
@@ -277,7 +277,7 @@ class EncoderProgram:
         """Workgroups of a product of that many rows and groups of 8 columns."""
         if self._lanes is None:
             return -(-columns // TILE_COLUMNS), -(-rows // TILE_ROWS)
-        return -(-columns // self._lanes), -(-rows // SUBGROUP_ROWS)
+        return -(-rows // SUBGROUP_ROWS), -(-columns // self._lanes)
 
     def _record_gemm(
         self,
@@ -320,11 +320,10 @@ class EncoderProgram:
         rows, inner, columns = self.dims.n_audio_ctx, product.inner // 4, product.columns // 8
         params = self._params(rows, inner, columns, self.dims.n_audio_state, int(gelu))
         bindings = [x, norm.gain, norm.shift, product.weight, product.bias]
-        n_columns, n_rows = self._grid(rows, columns)
         if self._lanes is None:
-            recording.dispatch(self._gemm_norm, [*bindings, out, params], n_columns, n_rows)
+            recording.dispatch(self._gemm_norm, [*bindings, out, params], *self._grid(rows, columns))
         else:  # a workgroup normalises its rows once, for all columns
-            recording.dispatch(self._gemm_norm, [*bindings, self._normed, out, params], 1, n_rows)
+            recording.dispatch(self._gemm_norm, [*bindings, self._normed, out, params], -(-rows // NORM_ROWS))
 
     def close(self) -> None:
         """Free weights and working memory. Idempotent."""

@@ -1,8 +1,9 @@
 // out = act(LayerNorm(x) · weight + bias): f32 in, f16 out, for software adapters. act is GELU if `gelu` is not 0.
 // LayerNorm(x) = (x - mean) / sqrt(variance + 1e-5) · gain + shift, over each row.
 //
-// A workgroup is one subgroup of LANES lanes and owns 16 rows: it first writes them normalised to `normed`, a row a lane at a time,
-// then goes over all columns with the tile of gemm_subgroup.wgsl, 8 · LANES columns at a time, a lane owning 8 of them.
+// A workgroup is one subgroup of LANES lanes and owns ROWS rows: it first writes them normalised to `normed`, a row a lane at a time.
+// Then it goes over all columns, 8 · LANES at a time, with the tile of gemm_subgroup.wgsl: for 16 rows after 16, so that these columns
+// of `weight` come from the core's cache, a lane owning 8 columns.
 //   x       (rows, 4 · inner) f32, of which `width` columns count and the rest are 0    in
 //   gain    (4 · inner,) f32                          in
 //   shift   (4 · inner,) f32                          in
@@ -10,7 +11,7 @@
 //   bias    (8 · columns,) f32                        in
 //   normed  (rows, 4 · inner) f16                     scratch
 //   out     (rows, 8 · columns) f16                   out
-// dispatch (1, ceil(rows / 16), 1)
+// dispatch (ceil(rows / ROWS), 1, 1)
 
 struct Params {
   rows: u32,
@@ -21,6 +22,7 @@ struct Params {
 }
 
 const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text, since a broadcast's lane must be a constant
+override ROWS = 64u;  // a multiple of 16
 
 @group(0) @binding(0) var<storage, read> x: array<vec4f>;
 @group(0) @binding(1) var<storage, read> gain: array<vec4f>;
@@ -86,132 +88,135 @@ fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let row = group.y * 16u;
-  for (var i = lane; i < 16u && row + i < params.rows; i += LANES) {
-    normalise(row + i);
+  let first_row = group.x * ROWS;
+  let end_row = min(first_row + ROWS, params.rows);
+  for (var row = first_row + lane; row < end_row; row += LANES) {
+    normalise(row);
   }
   storageBarrier();
   for (var first = 0u; first < params.columns; first += LANES) {
     let column = first + lane;
     let loaded_column = min(column, params.columns - 1u);
-    // <shared tile>
-    var low0 = vec4f(); var high0 = vec4f();
-    var low1 = vec4f(); var high1 = vec4f();
-    var low2 = vec4f(); var high2 = vec4f();
-    var low3 = vec4f(); var high3 = vec4f();
-    var low4 = vec4f(); var high4 = vec4f();
-    var low5 = vec4f(); var high5 = vec4f();
-    var low6 = vec4f(); var high6 = vec4f();
-    var low7 = vec4f(); var high7 = vec4f();
-    var low8 = vec4f(); var high8 = vec4f();
-    var low9 = vec4f(); var high9 = vec4f();
-    var low10 = vec4f(); var high10 = vec4f();
-    var low11 = vec4f(); var high11 = vec4f();
-    var low12 = vec4f(); var high12 = vec4f();
-    var low13 = vec4f(); var high13 = vec4f();
-    var low14 = vec4f(); var high14 = vec4f();
-    var low15 = vec4f(); var high15 = vec4f();
-    for (var k = 0u; k < params.inner; k++) {
-      // Row r is held by lane r % LANES in held[r / LANES].
-      let held = array<vec4f, 4>(load_rows(0u, row + lane, k), load_rows(1u % (16u / LANES), row + lane, k),
-        load_rows(2u % (16u / LANES), row + lane, k), load_rows(3u % (16u / LANES), row + lane, k));
-      let w0 = weight[(4u * k + 0u) * params.columns + loaded_column];
-      let wl0 = vec4f(unpack2x16float(w0.x), unpack2x16float(w0.y));
-      let wh0 = vec4f(unpack2x16float(w0.z), unpack2x16float(w0.w));
-      let a0_0 = subgroupBroadcast(held[0u / LANES].x, 0u % LANES); low0 += a0_0 * wl0; high0 += a0_0 * wh0;
-      let a1_0 = subgroupBroadcast(held[1u / LANES].x, 1u % LANES); low1 += a1_0 * wl0; high1 += a1_0 * wh0;
-      let a2_0 = subgroupBroadcast(held[2u / LANES].x, 2u % LANES); low2 += a2_0 * wl0; high2 += a2_0 * wh0;
-      let a3_0 = subgroupBroadcast(held[3u / LANES].x, 3u % LANES); low3 += a3_0 * wl0; high3 += a3_0 * wh0;
-      let a4_0 = subgroupBroadcast(held[4u / LANES].x, 4u % LANES); low4 += a4_0 * wl0; high4 += a4_0 * wh0;
-      let a5_0 = subgroupBroadcast(held[5u / LANES].x, 5u % LANES); low5 += a5_0 * wl0; high5 += a5_0 * wh0;
-      let a6_0 = subgroupBroadcast(held[6u / LANES].x, 6u % LANES); low6 += a6_0 * wl0; high6 += a6_0 * wh0;
-      let a7_0 = subgroupBroadcast(held[7u / LANES].x, 7u % LANES); low7 += a7_0 * wl0; high7 += a7_0 * wh0;
-      let a8_0 = subgroupBroadcast(held[8u / LANES].x, 8u % LANES); low8 += a8_0 * wl0; high8 += a8_0 * wh0;
-      let a9_0 = subgroupBroadcast(held[9u / LANES].x, 9u % LANES); low9 += a9_0 * wl0; high9 += a9_0 * wh0;
-      let a10_0 = subgroupBroadcast(held[10u / LANES].x, 10u % LANES); low10 += a10_0 * wl0; high10 += a10_0 * wh0;
-      let a11_0 = subgroupBroadcast(held[11u / LANES].x, 11u % LANES); low11 += a11_0 * wl0; high11 += a11_0 * wh0;
-      let a12_0 = subgroupBroadcast(held[12u / LANES].x, 12u % LANES); low12 += a12_0 * wl0; high12 += a12_0 * wh0;
-      let a13_0 = subgroupBroadcast(held[13u / LANES].x, 13u % LANES); low13 += a13_0 * wl0; high13 += a13_0 * wh0;
-      let a14_0 = subgroupBroadcast(held[14u / LANES].x, 14u % LANES); low14 += a14_0 * wl0; high14 += a14_0 * wh0;
-      let a15_0 = subgroupBroadcast(held[15u / LANES].x, 15u % LANES); low15 += a15_0 * wl0; high15 += a15_0 * wh0;
-      let w1 = weight[(4u * k + 1u) * params.columns + loaded_column];
-      let wl1 = vec4f(unpack2x16float(w1.x), unpack2x16float(w1.y));
-      let wh1 = vec4f(unpack2x16float(w1.z), unpack2x16float(w1.w));
-      let a0_1 = subgroupBroadcast(held[0u / LANES].y, 0u % LANES); low0 += a0_1 * wl1; high0 += a0_1 * wh1;
-      let a1_1 = subgroupBroadcast(held[1u / LANES].y, 1u % LANES); low1 += a1_1 * wl1; high1 += a1_1 * wh1;
-      let a2_1 = subgroupBroadcast(held[2u / LANES].y, 2u % LANES); low2 += a2_1 * wl1; high2 += a2_1 * wh1;
-      let a3_1 = subgroupBroadcast(held[3u / LANES].y, 3u % LANES); low3 += a3_1 * wl1; high3 += a3_1 * wh1;
-      let a4_1 = subgroupBroadcast(held[4u / LANES].y, 4u % LANES); low4 += a4_1 * wl1; high4 += a4_1 * wh1;
-      let a5_1 = subgroupBroadcast(held[5u / LANES].y, 5u % LANES); low5 += a5_1 * wl1; high5 += a5_1 * wh1;
-      let a6_1 = subgroupBroadcast(held[6u / LANES].y, 6u % LANES); low6 += a6_1 * wl1; high6 += a6_1 * wh1;
-      let a7_1 = subgroupBroadcast(held[7u / LANES].y, 7u % LANES); low7 += a7_1 * wl1; high7 += a7_1 * wh1;
-      let a8_1 = subgroupBroadcast(held[8u / LANES].y, 8u % LANES); low8 += a8_1 * wl1; high8 += a8_1 * wh1;
-      let a9_1 = subgroupBroadcast(held[9u / LANES].y, 9u % LANES); low9 += a9_1 * wl1; high9 += a9_1 * wh1;
-      let a10_1 = subgroupBroadcast(held[10u / LANES].y, 10u % LANES); low10 += a10_1 * wl1; high10 += a10_1 * wh1;
-      let a11_1 = subgroupBroadcast(held[11u / LANES].y, 11u % LANES); low11 += a11_1 * wl1; high11 += a11_1 * wh1;
-      let a12_1 = subgroupBroadcast(held[12u / LANES].y, 12u % LANES); low12 += a12_1 * wl1; high12 += a12_1 * wh1;
-      let a13_1 = subgroupBroadcast(held[13u / LANES].y, 13u % LANES); low13 += a13_1 * wl1; high13 += a13_1 * wh1;
-      let a14_1 = subgroupBroadcast(held[14u / LANES].y, 14u % LANES); low14 += a14_1 * wl1; high14 += a14_1 * wh1;
-      let a15_1 = subgroupBroadcast(held[15u / LANES].y, 15u % LANES); low15 += a15_1 * wl1; high15 += a15_1 * wh1;
-      let w2 = weight[(4u * k + 2u) * params.columns + loaded_column];
-      let wl2 = vec4f(unpack2x16float(w2.x), unpack2x16float(w2.y));
-      let wh2 = vec4f(unpack2x16float(w2.z), unpack2x16float(w2.w));
-      let a0_2 = subgroupBroadcast(held[0u / LANES].z, 0u % LANES); low0 += a0_2 * wl2; high0 += a0_2 * wh2;
-      let a1_2 = subgroupBroadcast(held[1u / LANES].z, 1u % LANES); low1 += a1_2 * wl2; high1 += a1_2 * wh2;
-      let a2_2 = subgroupBroadcast(held[2u / LANES].z, 2u % LANES); low2 += a2_2 * wl2; high2 += a2_2 * wh2;
-      let a3_2 = subgroupBroadcast(held[3u / LANES].z, 3u % LANES); low3 += a3_2 * wl2; high3 += a3_2 * wh2;
-      let a4_2 = subgroupBroadcast(held[4u / LANES].z, 4u % LANES); low4 += a4_2 * wl2; high4 += a4_2 * wh2;
-      let a5_2 = subgroupBroadcast(held[5u / LANES].z, 5u % LANES); low5 += a5_2 * wl2; high5 += a5_2 * wh2;
-      let a6_2 = subgroupBroadcast(held[6u / LANES].z, 6u % LANES); low6 += a6_2 * wl2; high6 += a6_2 * wh2;
-      let a7_2 = subgroupBroadcast(held[7u / LANES].z, 7u % LANES); low7 += a7_2 * wl2; high7 += a7_2 * wh2;
-      let a8_2 = subgroupBroadcast(held[8u / LANES].z, 8u % LANES); low8 += a8_2 * wl2; high8 += a8_2 * wh2;
-      let a9_2 = subgroupBroadcast(held[9u / LANES].z, 9u % LANES); low9 += a9_2 * wl2; high9 += a9_2 * wh2;
-      let a10_2 = subgroupBroadcast(held[10u / LANES].z, 10u % LANES); low10 += a10_2 * wl2; high10 += a10_2 * wh2;
-      let a11_2 = subgroupBroadcast(held[11u / LANES].z, 11u % LANES); low11 += a11_2 * wl2; high11 += a11_2 * wh2;
-      let a12_2 = subgroupBroadcast(held[12u / LANES].z, 12u % LANES); low12 += a12_2 * wl2; high12 += a12_2 * wh2;
-      let a13_2 = subgroupBroadcast(held[13u / LANES].z, 13u % LANES); low13 += a13_2 * wl2; high13 += a13_2 * wh2;
-      let a14_2 = subgroupBroadcast(held[14u / LANES].z, 14u % LANES); low14 += a14_2 * wl2; high14 += a14_2 * wh2;
-      let a15_2 = subgroupBroadcast(held[15u / LANES].z, 15u % LANES); low15 += a15_2 * wl2; high15 += a15_2 * wh2;
-      let w3 = weight[(4u * k + 3u) * params.columns + loaded_column];
-      let wl3 = vec4f(unpack2x16float(w3.x), unpack2x16float(w3.y));
-      let wh3 = vec4f(unpack2x16float(w3.z), unpack2x16float(w3.w));
-      let a0_3 = subgroupBroadcast(held[0u / LANES].w, 0u % LANES); low0 += a0_3 * wl3; high0 += a0_3 * wh3;
-      let a1_3 = subgroupBroadcast(held[1u / LANES].w, 1u % LANES); low1 += a1_3 * wl3; high1 += a1_3 * wh3;
-      let a2_3 = subgroupBroadcast(held[2u / LANES].w, 2u % LANES); low2 += a2_3 * wl3; high2 += a2_3 * wh3;
-      let a3_3 = subgroupBroadcast(held[3u / LANES].w, 3u % LANES); low3 += a3_3 * wl3; high3 += a3_3 * wh3;
-      let a4_3 = subgroupBroadcast(held[4u / LANES].w, 4u % LANES); low4 += a4_3 * wl3; high4 += a4_3 * wh3;
-      let a5_3 = subgroupBroadcast(held[5u / LANES].w, 5u % LANES); low5 += a5_3 * wl3; high5 += a5_3 * wh3;
-      let a6_3 = subgroupBroadcast(held[6u / LANES].w, 6u % LANES); low6 += a6_3 * wl3; high6 += a6_3 * wh3;
-      let a7_3 = subgroupBroadcast(held[7u / LANES].w, 7u % LANES); low7 += a7_3 * wl3; high7 += a7_3 * wh3;
-      let a8_3 = subgroupBroadcast(held[8u / LANES].w, 8u % LANES); low8 += a8_3 * wl3; high8 += a8_3 * wh3;
-      let a9_3 = subgroupBroadcast(held[9u / LANES].w, 9u % LANES); low9 += a9_3 * wl3; high9 += a9_3 * wh3;
-      let a10_3 = subgroupBroadcast(held[10u / LANES].w, 10u % LANES); low10 += a10_3 * wl3; high10 += a10_3 * wh3;
-      let a11_3 = subgroupBroadcast(held[11u / LANES].w, 11u % LANES); low11 += a11_3 * wl3; high11 += a11_3 * wh3;
-      let a12_3 = subgroupBroadcast(held[12u / LANES].w, 12u % LANES); low12 += a12_3 * wl3; high12 += a12_3 * wh3;
-      let a13_3 = subgroupBroadcast(held[13u / LANES].w, 13u % LANES); low13 += a13_3 * wl3; high13 += a13_3 * wh3;
-      let a14_3 = subgroupBroadcast(held[14u / LANES].w, 14u % LANES); low14 += a14_3 * wl3; high14 += a14_3 * wh3;
-      let a15_3 = subgroupBroadcast(held[15u / LANES].w, 15u % LANES); low15 += a15_3 * wl3; high15 += a15_3 * wh3;
-    }
-    // </shared>
-    if (column < params.columns) {
-      // <shared stores>
-      store(row + 0u, column, low0, high0);
-      store(row + 1u, column, low1, high1);
-      store(row + 2u, column, low2, high2);
-      store(row + 3u, column, low3, high3);
-      store(row + 4u, column, low4, high4);
-      store(row + 5u, column, low5, high5);
-      store(row + 6u, column, low6, high6);
-      store(row + 7u, column, low7, high7);
-      store(row + 8u, column, low8, high8);
-      store(row + 9u, column, low9, high9);
-      store(row + 10u, column, low10, high10);
-      store(row + 11u, column, low11, high11);
-      store(row + 12u, column, low12, high12);
-      store(row + 13u, column, low13, high13);
-      store(row + 14u, column, low14, high14);
-      store(row + 15u, column, low15, high15);
+    for (var row = first_row; row < end_row; row += 16u) {
+      // <shared tile>
+      var low0 = vec4f(); var high0 = vec4f();
+      var low1 = vec4f(); var high1 = vec4f();
+      var low2 = vec4f(); var high2 = vec4f();
+      var low3 = vec4f(); var high3 = vec4f();
+      var low4 = vec4f(); var high4 = vec4f();
+      var low5 = vec4f(); var high5 = vec4f();
+      var low6 = vec4f(); var high6 = vec4f();
+      var low7 = vec4f(); var high7 = vec4f();
+      var low8 = vec4f(); var high8 = vec4f();
+      var low9 = vec4f(); var high9 = vec4f();
+      var low10 = vec4f(); var high10 = vec4f();
+      var low11 = vec4f(); var high11 = vec4f();
+      var low12 = vec4f(); var high12 = vec4f();
+      var low13 = vec4f(); var high13 = vec4f();
+      var low14 = vec4f(); var high14 = vec4f();
+      var low15 = vec4f(); var high15 = vec4f();
+      for (var k = 0u; k < params.inner; k++) {
+        // Row r is held by lane r % LANES in held[r / LANES].
+        let held = array<vec4f, 4>(load_rows(0u, row + lane, k), load_rows(1u % (16u / LANES), row + lane, k),
+          load_rows(2u % (16u / LANES), row + lane, k), load_rows(3u % (16u / LANES), row + lane, k));
+        let w0 = weight[(4u * k + 0u) * params.columns + loaded_column];
+        let wl0 = vec4f(unpack2x16float(w0.x), unpack2x16float(w0.y));
+        let wh0 = vec4f(unpack2x16float(w0.z), unpack2x16float(w0.w));
+        let a0_0 = subgroupBroadcast(held[0u / LANES].x, 0u % LANES); low0 += a0_0 * wl0; high0 += a0_0 * wh0;
+        let a1_0 = subgroupBroadcast(held[1u / LANES].x, 1u % LANES); low1 += a1_0 * wl0; high1 += a1_0 * wh0;
+        let a2_0 = subgroupBroadcast(held[2u / LANES].x, 2u % LANES); low2 += a2_0 * wl0; high2 += a2_0 * wh0;
+        let a3_0 = subgroupBroadcast(held[3u / LANES].x, 3u % LANES); low3 += a3_0 * wl0; high3 += a3_0 * wh0;
+        let a4_0 = subgroupBroadcast(held[4u / LANES].x, 4u % LANES); low4 += a4_0 * wl0; high4 += a4_0 * wh0;
+        let a5_0 = subgroupBroadcast(held[5u / LANES].x, 5u % LANES); low5 += a5_0 * wl0; high5 += a5_0 * wh0;
+        let a6_0 = subgroupBroadcast(held[6u / LANES].x, 6u % LANES); low6 += a6_0 * wl0; high6 += a6_0 * wh0;
+        let a7_0 = subgroupBroadcast(held[7u / LANES].x, 7u % LANES); low7 += a7_0 * wl0; high7 += a7_0 * wh0;
+        let a8_0 = subgroupBroadcast(held[8u / LANES].x, 8u % LANES); low8 += a8_0 * wl0; high8 += a8_0 * wh0;
+        let a9_0 = subgroupBroadcast(held[9u / LANES].x, 9u % LANES); low9 += a9_0 * wl0; high9 += a9_0 * wh0;
+        let a10_0 = subgroupBroadcast(held[10u / LANES].x, 10u % LANES); low10 += a10_0 * wl0; high10 += a10_0 * wh0;
+        let a11_0 = subgroupBroadcast(held[11u / LANES].x, 11u % LANES); low11 += a11_0 * wl0; high11 += a11_0 * wh0;
+        let a12_0 = subgroupBroadcast(held[12u / LANES].x, 12u % LANES); low12 += a12_0 * wl0; high12 += a12_0 * wh0;
+        let a13_0 = subgroupBroadcast(held[13u / LANES].x, 13u % LANES); low13 += a13_0 * wl0; high13 += a13_0 * wh0;
+        let a14_0 = subgroupBroadcast(held[14u / LANES].x, 14u % LANES); low14 += a14_0 * wl0; high14 += a14_0 * wh0;
+        let a15_0 = subgroupBroadcast(held[15u / LANES].x, 15u % LANES); low15 += a15_0 * wl0; high15 += a15_0 * wh0;
+        let w1 = weight[(4u * k + 1u) * params.columns + loaded_column];
+        let wl1 = vec4f(unpack2x16float(w1.x), unpack2x16float(w1.y));
+        let wh1 = vec4f(unpack2x16float(w1.z), unpack2x16float(w1.w));
+        let a0_1 = subgroupBroadcast(held[0u / LANES].y, 0u % LANES); low0 += a0_1 * wl1; high0 += a0_1 * wh1;
+        let a1_1 = subgroupBroadcast(held[1u / LANES].y, 1u % LANES); low1 += a1_1 * wl1; high1 += a1_1 * wh1;
+        let a2_1 = subgroupBroadcast(held[2u / LANES].y, 2u % LANES); low2 += a2_1 * wl1; high2 += a2_1 * wh1;
+        let a3_1 = subgroupBroadcast(held[3u / LANES].y, 3u % LANES); low3 += a3_1 * wl1; high3 += a3_1 * wh1;
+        let a4_1 = subgroupBroadcast(held[4u / LANES].y, 4u % LANES); low4 += a4_1 * wl1; high4 += a4_1 * wh1;
+        let a5_1 = subgroupBroadcast(held[5u / LANES].y, 5u % LANES); low5 += a5_1 * wl1; high5 += a5_1 * wh1;
+        let a6_1 = subgroupBroadcast(held[6u / LANES].y, 6u % LANES); low6 += a6_1 * wl1; high6 += a6_1 * wh1;
+        let a7_1 = subgroupBroadcast(held[7u / LANES].y, 7u % LANES); low7 += a7_1 * wl1; high7 += a7_1 * wh1;
+        let a8_1 = subgroupBroadcast(held[8u / LANES].y, 8u % LANES); low8 += a8_1 * wl1; high8 += a8_1 * wh1;
+        let a9_1 = subgroupBroadcast(held[9u / LANES].y, 9u % LANES); low9 += a9_1 * wl1; high9 += a9_1 * wh1;
+        let a10_1 = subgroupBroadcast(held[10u / LANES].y, 10u % LANES); low10 += a10_1 * wl1; high10 += a10_1 * wh1;
+        let a11_1 = subgroupBroadcast(held[11u / LANES].y, 11u % LANES); low11 += a11_1 * wl1; high11 += a11_1 * wh1;
+        let a12_1 = subgroupBroadcast(held[12u / LANES].y, 12u % LANES); low12 += a12_1 * wl1; high12 += a12_1 * wh1;
+        let a13_1 = subgroupBroadcast(held[13u / LANES].y, 13u % LANES); low13 += a13_1 * wl1; high13 += a13_1 * wh1;
+        let a14_1 = subgroupBroadcast(held[14u / LANES].y, 14u % LANES); low14 += a14_1 * wl1; high14 += a14_1 * wh1;
+        let a15_1 = subgroupBroadcast(held[15u / LANES].y, 15u % LANES); low15 += a15_1 * wl1; high15 += a15_1 * wh1;
+        let w2 = weight[(4u * k + 2u) * params.columns + loaded_column];
+        let wl2 = vec4f(unpack2x16float(w2.x), unpack2x16float(w2.y));
+        let wh2 = vec4f(unpack2x16float(w2.z), unpack2x16float(w2.w));
+        let a0_2 = subgroupBroadcast(held[0u / LANES].z, 0u % LANES); low0 += a0_2 * wl2; high0 += a0_2 * wh2;
+        let a1_2 = subgroupBroadcast(held[1u / LANES].z, 1u % LANES); low1 += a1_2 * wl2; high1 += a1_2 * wh2;
+        let a2_2 = subgroupBroadcast(held[2u / LANES].z, 2u % LANES); low2 += a2_2 * wl2; high2 += a2_2 * wh2;
+        let a3_2 = subgroupBroadcast(held[3u / LANES].z, 3u % LANES); low3 += a3_2 * wl2; high3 += a3_2 * wh2;
+        let a4_2 = subgroupBroadcast(held[4u / LANES].z, 4u % LANES); low4 += a4_2 * wl2; high4 += a4_2 * wh2;
+        let a5_2 = subgroupBroadcast(held[5u / LANES].z, 5u % LANES); low5 += a5_2 * wl2; high5 += a5_2 * wh2;
+        let a6_2 = subgroupBroadcast(held[6u / LANES].z, 6u % LANES); low6 += a6_2 * wl2; high6 += a6_2 * wh2;
+        let a7_2 = subgroupBroadcast(held[7u / LANES].z, 7u % LANES); low7 += a7_2 * wl2; high7 += a7_2 * wh2;
+        let a8_2 = subgroupBroadcast(held[8u / LANES].z, 8u % LANES); low8 += a8_2 * wl2; high8 += a8_2 * wh2;
+        let a9_2 = subgroupBroadcast(held[9u / LANES].z, 9u % LANES); low9 += a9_2 * wl2; high9 += a9_2 * wh2;
+        let a10_2 = subgroupBroadcast(held[10u / LANES].z, 10u % LANES); low10 += a10_2 * wl2; high10 += a10_2 * wh2;
+        let a11_2 = subgroupBroadcast(held[11u / LANES].z, 11u % LANES); low11 += a11_2 * wl2; high11 += a11_2 * wh2;
+        let a12_2 = subgroupBroadcast(held[12u / LANES].z, 12u % LANES); low12 += a12_2 * wl2; high12 += a12_2 * wh2;
+        let a13_2 = subgroupBroadcast(held[13u / LANES].z, 13u % LANES); low13 += a13_2 * wl2; high13 += a13_2 * wh2;
+        let a14_2 = subgroupBroadcast(held[14u / LANES].z, 14u % LANES); low14 += a14_2 * wl2; high14 += a14_2 * wh2;
+        let a15_2 = subgroupBroadcast(held[15u / LANES].z, 15u % LANES); low15 += a15_2 * wl2; high15 += a15_2 * wh2;
+        let w3 = weight[(4u * k + 3u) * params.columns + loaded_column];
+        let wl3 = vec4f(unpack2x16float(w3.x), unpack2x16float(w3.y));
+        let wh3 = vec4f(unpack2x16float(w3.z), unpack2x16float(w3.w));
+        let a0_3 = subgroupBroadcast(held[0u / LANES].w, 0u % LANES); low0 += a0_3 * wl3; high0 += a0_3 * wh3;
+        let a1_3 = subgroupBroadcast(held[1u / LANES].w, 1u % LANES); low1 += a1_3 * wl3; high1 += a1_3 * wh3;
+        let a2_3 = subgroupBroadcast(held[2u / LANES].w, 2u % LANES); low2 += a2_3 * wl3; high2 += a2_3 * wh3;
+        let a3_3 = subgroupBroadcast(held[3u / LANES].w, 3u % LANES); low3 += a3_3 * wl3; high3 += a3_3 * wh3;
+        let a4_3 = subgroupBroadcast(held[4u / LANES].w, 4u % LANES); low4 += a4_3 * wl3; high4 += a4_3 * wh3;
+        let a5_3 = subgroupBroadcast(held[5u / LANES].w, 5u % LANES); low5 += a5_3 * wl3; high5 += a5_3 * wh3;
+        let a6_3 = subgroupBroadcast(held[6u / LANES].w, 6u % LANES); low6 += a6_3 * wl3; high6 += a6_3 * wh3;
+        let a7_3 = subgroupBroadcast(held[7u / LANES].w, 7u % LANES); low7 += a7_3 * wl3; high7 += a7_3 * wh3;
+        let a8_3 = subgroupBroadcast(held[8u / LANES].w, 8u % LANES); low8 += a8_3 * wl3; high8 += a8_3 * wh3;
+        let a9_3 = subgroupBroadcast(held[9u / LANES].w, 9u % LANES); low9 += a9_3 * wl3; high9 += a9_3 * wh3;
+        let a10_3 = subgroupBroadcast(held[10u / LANES].w, 10u % LANES); low10 += a10_3 * wl3; high10 += a10_3 * wh3;
+        let a11_3 = subgroupBroadcast(held[11u / LANES].w, 11u % LANES); low11 += a11_3 * wl3; high11 += a11_3 * wh3;
+        let a12_3 = subgroupBroadcast(held[12u / LANES].w, 12u % LANES); low12 += a12_3 * wl3; high12 += a12_3 * wh3;
+        let a13_3 = subgroupBroadcast(held[13u / LANES].w, 13u % LANES); low13 += a13_3 * wl3; high13 += a13_3 * wh3;
+        let a14_3 = subgroupBroadcast(held[14u / LANES].w, 14u % LANES); low14 += a14_3 * wl3; high14 += a14_3 * wh3;
+        let a15_3 = subgroupBroadcast(held[15u / LANES].w, 15u % LANES); low15 += a15_3 * wl3; high15 += a15_3 * wh3;
+      }
       // </shared>
+      if (column < params.columns) {
+        // <shared stores>
+        store(row + 0u, column, low0, high0);
+        store(row + 1u, column, low1, high1);
+        store(row + 2u, column, low2, high2);
+        store(row + 3u, column, low3, high3);
+        store(row + 4u, column, low4, high4);
+        store(row + 5u, column, low5, high5);
+        store(row + 6u, column, low6, high6);
+        store(row + 7u, column, low7, high7);
+        store(row + 8u, column, low8, high8);
+        store(row + 9u, column, low9, high9);
+        store(row + 10u, column, low10, high10);
+        store(row + 11u, column, low11, high11);
+        store(row + 12u, column, low12, high12);
+        store(row + 13u, column, low13, high13);
+        store(row + 14u, column, low14, high14);
+        store(row + 15u, column, low15, high15);
+        // </shared>
+      }
     }
   }
 }

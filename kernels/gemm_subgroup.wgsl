@@ -8,7 +8,7 @@
 //   bias    (8 · columns,) f32                                     in
 //   out     (rows, 8 · columns) f16 after `skip` · 8 elements, or, if `part` > 0, parts of `part` · 8 columns, alternately keys
 //           (part, rows, 8) and values (rows, part, 8), each `part_step` · 8 elements after the one before       out
-// dispatch (ceil(columns / LANES), ceil(rows / 16), 1)
+// dispatch (ceil(rows / 16), ceil(columns / LANES), 1): rows first, so that a core keeps its columns of `weight` in its cache
 
 struct Params {
   rows: u32,
@@ -66,8 +66,8 @@ fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let row = group.y * 16u;
-  let column = group.x * LANES + lane;
+  let row = group.x * 16u;
+  let column = group.y * LANES + lane;
   let loaded_column = min(column, params.columns - 1u);
   // <shared tile>
   var low0 = vec4f(); var high0 = vec4f();

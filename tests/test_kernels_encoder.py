@@ -74,10 +74,10 @@ def run_product(
     """Launch a product kernel over arrays and the buffers it writes, `params` starting with rows, inner, columns."""
     rows, _, columns = params[:3]
     lanes = device.subgroup_size if tiling == "subgroup" else None
-    grid = (-(-columns // 8), -(-rows // 64)) if lanes is None else (-(-columns // lanes), -(-rows // 16))
+    grid = (-(-columns // 8), -(-rows // 64)) if lanes is None else (-(-rows // 16), -(-columns // lanes))
     if lanes is not None and kernel == "gemm_norm":
         bindings.insert(-1, device.buffer(rows * params[1] * 8))
-        grid = 1, grid[1]
+        grid = -(-rows // 64), 1
     buffers = [b if isinstance(b, Buffer) else device.buffer(b) for b in bindings]
     recording = Recording(device)
     pipeline = device.pipeline(f"{kernel}_{tiling}", lanes=lanes)
