@@ -40,7 +40,7 @@ def _version(name: str) -> str:
 
 def _adapters(write: Write) -> None:
     try:
-        from kernels.device import list_adapters
+        from kernels.device import WANTED_FEATURES, list_adapters
 
         adapters = list_adapters()
     except Exception as error:  # wgpu without its library, a broken Vulkan loader: the report goes on
@@ -50,7 +50,8 @@ def _adapters(write: Write) -> None:
         write("adapters   none: no Vulkan, Metal or DirectX driver was found\n")
     for adapter in adapters:
         write(f"adapter    {adapter.name}: {adapter.kind}, {adapter.backend}, driver {adapter.driver or 'unnamed'}\n")
-        write(f"           features {', '.join(sorted(adapter.features)) or 'none'}\n")
+        features = (f"{name} {'yes' if name in adapter.features else 'no'}" for name in WANTED_FEATURES)
+        write(f"           features: {', '.join(features)}\n")
         for limit, unit in LIMITS.items():
             if limit in adapter.limits:
                 write(f"           {limit} {adapter.limits[limit]} {unit}".rstrip() + "\n")
@@ -107,6 +108,9 @@ def _self_test(settings: Settings, write: Write) -> bool:
         target = transcriber.model.target.name
     except WispError as error:
         write(f"self-test  FAILED. {error}\n")
+        return False
+    except Exception as error:  # whatever a driver or a library raises, finding it is what this command is for
+        write(f"self-test  FAILED. {type(error).__name__}: {error}\n")
         return False
     finally:
         if engine is not None:

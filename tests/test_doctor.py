@@ -41,7 +41,7 @@ def test_adapters_are_listed_or_said_to_be_none(folder: Path) -> None:
     _, text = report(settings_for(folder, target="auto"))
     assert "\nadapter    " in text or "\nadapters   none" in text
     if "\nadapter    " in text:
-        assert "features" in text and "max-buffer-size" in text
+        assert "features: shader-f16 " in text and "max-buffer-size" in text
 
 
 def test_a_missing_model_fails_and_the_rest_is_still_told(tmp_path: Path) -> None:
