@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from service.c_stderr import c_stderr_closed
 from service.errors import AudioTooLong, AudioTooShort, UnreadableAudio
 from service.mp3 import promise_frames
+from service.ogg import links
 
 SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1
@@ -60,15 +61,15 @@ class _Source:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._position = 0
+        self._first = b""
+        self._start = 0
         self.size = file.seek(0, io.SEEK_END)
-        self._first = b""  # shown in place of the file's own first `_skipped` bytes
-        self._skipped = 0
         self.failure: Exception | None = None
 
-    def replace_start(self, first: bytes, skipped: int) -> None:
-        """Show `first` in place of the first `skipped` bytes."""
-        self._first, self._skipped = first, skipped
-        self.size += len(first) - skipped
+    def show(self, first: bytes, start: int, end: int) -> None:
+        """From now on be a file of `first` and then the bytes from `start` to `end`, offsets in the real file."""
+        self._first, self._start, self._position = first, start, 0
+        self.size = len(first) + end - start
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
@@ -79,10 +80,11 @@ class _Source:
         return self._position
 
     def read(self, count: int) -> bytes:
+        count = min(count, self.size - self._position)
         data = self._first[self._position : self._position + count]
         if not data:
             try:
-                self._file.seek(self._position - len(self._first) + self._skipped)
+                self._file.seek(self._position - len(self._first) + self._start)
                 data = self._file.read(count)
             except Exception as error:
                 self.failure = error
@@ -126,25 +128,26 @@ def decode(file: BinaryIO, *, max_seconds: float = 7200.0) -> Audio:
     channels and so high a rate that it decodes to as much data).
     """
     source = _Source(file)
-    kind = _sniff(source)
+    kind, start = _sniff(source)
     kept: list[Samples] | None = []
-    n_frames = 0
-    with _quiet(kind), _open(source, kind) as sound:
+    duration = 0.0
+    for sound in _sounds(source, kind, start):
         rate = sound.samplerate
-        most_frames = int(max_seconds * min(rate, MAX_VALUES_PER_SECOND / sound.channels))
+        most_seconds = max_seconds * min(1.0, MAX_VALUES_PER_SECOND / (sound.channels * rate))
         resample = _Resampler(rate)
+        before, n_frames = duration, 0
         for block in _mono(sound):
             n_frames += block.shape[0]
-            if n_frames > most_frames:
-                raise AudioTooLong(n_frames / rate, most_frames / rate)
-            if n_frames > KEPT_SECONDS * rate:
+            duration = before + n_frames / rate
+            if duration > most_seconds:
+                raise AudioTooLong(duration, most_seconds)
+            if duration > KEPT_SECONDS:
                 kept = None
             if kept is not None:
                 kept.append(resample(block))
         if kept is not None:
             kept.append(resample.rest())
     _raise_failure(source)
-    duration = n_frames / rate
     if duration < MIN_SECONDS:
         raise AudioTooShort(duration, MIN_SECONDS)
     if kept is not None:
@@ -156,8 +159,7 @@ def decode(file: BinaryIO, *, max_seconds: float = 7200.0) -> Audio:
 def _decode_again(file: BinaryIO) -> Iterator[Samples]:
     """The 16 kHz mono blocks of a file that decode() has accepted."""
     source = _Source(file)
-    kind = _sniff(source)
-    with _quiet(kind), _open(source, kind) as sound:
+    for sound in _sounds(source, *_sniff(source)):
         resample = _Resampler(sound.samplerate)
         for block in _mono(sound):
             if (resampled := resample(block)).size:
@@ -172,12 +174,8 @@ def _raise_failure(source: _Source) -> None:
         raise source.failure
 
 
-def _quiet(kind: str) -> AbstractContextManager[None]:
-    return c_stderr_closed() if kind == "MP3" else nullcontext()
-
-
-def _sniff(source: _Source) -> str:
-    """The format of the content. Raises UnreadableAudio for one that is not read here."""
+def _sniff(source: _Source) -> tuple[str, int]:
+    """The format of the content, and where it starts behind its tags. UnreadableAudio for one that is not read here."""
     start = 0
     head = source.read_at(0, 16)
     for _ in range(MAX_TAGS):  # ID3: a length in 4 × 7 bits, in front of MP3, FLAC or AAC
@@ -189,15 +187,14 @@ def _sniff(source: _Source) -> str:
     _raise_failure(source)
     for offset, magic, kind in _READ:
         if head[offset : offset + len(magic)] == magic:
-            return kind
+            return kind, start
     for offset, magic, kind in _NOT_READ:
         if head[offset : offset + len(magic)] == magic:
             raise _not_read(kind)
     if len(head) > 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         raise _not_read("AAC")
     if start or (len(head) > 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06):
-        source.replace_start(*promise_frames(source.read_at, start, source.size))
-        return "MP3"
+        return "MP3", start
     if not head:
         raise UnreadableAudio(f"The file is empty. Formats read: {FORMATS_READ}.")
     raise UnreadableAudio(f"The file's format is not known. Formats read: {FORMATS_READ}.")
@@ -209,10 +206,36 @@ def _not_read(kind: str) -> UnreadableAudio:
     )
 
 
+def _sounds(source: _Source, kind: str, start: int) -> Iterator[_Sound]:
+    """The recordings in the file, one but for a chained OGG, each to be read before the next and closed after it.
+
+    Raises UnreadableAudio if the first cannot be opened; another such is passed over.
+    """
+    size = source.size
+    parts = [(b"", 0, size)]
+    if kind == "OGG":
+        parts = [(b"", *link) for link in links(source.read_at, size)]
+    elif kind == "MP3":
+        first, go_on = promise_frames(source.read_at, start, size)
+        parts = [(first, go_on, size)]
+    for part in parts:
+        source.show(*part)
+        try:
+            sound = _open(source, kind)
+        except UnreadableAudio:
+            if part is parts[0]:
+                raise
+            continue
+        try:
+            yield sound
+        finally:
+            sound.close()
+
+
 def _open(source: _Source, kind: str) -> _Sound:
-    source.seek(0)
     try:
-        sound = _Sound(source)
+        with _quiet(kind == "MP3"):
+            sound = _Sound(source)
     except soundfile.LibsndfileError as error:
         _raise_failure(source)
         raise UnreadableAudio(
@@ -228,13 +251,18 @@ def _open(source: _Source, kind: str) -> _Sound:
     return sound
 
 
+def _quiet(is_mp3: bool) -> AbstractContextManager[None]:
+    return c_stderr_closed() if is_mp3 else nullcontext()
+
+
 def _mono(sound: _Sound) -> Iterator[Samples]:
     """(n,) f32 blocks at the file's own rate, channels averaged. Ends where decoding ends, in order or not."""
     values = np.empty((BLOCK_VALUES // sound.channels, sound.channels), np.float32)
     while True:
         values.fill(0.0)
         try:
-            n = sound.buffer_read_into(values, "float32")
+            with _quiet(sound.format == "MP3"):
+                n = sound.buffer_read_into(values, "float32")
             failed = False
         except soundfile.LibsndfileError:
             # How much came before the fault is not told: what is not zero did.

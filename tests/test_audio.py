@@ -167,6 +167,18 @@ def test_mp3s_are_read_to_their_end_whatever_their_header_says(mode: str, rate: 
     assert 2 < decode(io.BytesIO(bare[: len(bare) // 2])).duration < 9.9
 
 
+@pytest.mark.parametrize(("subtype", "rate"), [("VORBIS", 44_100), ("OPUS", 48_000)])
+def test_chained_oggs_are_read_to_their_end(subtype: str, rate: int) -> None:
+    one = encoded(speechlike(rate, 2, 2), rate, "OGG", subtype)
+    other = encoded(speechlike(16_000, 1, 3), 16_000, "OGG", "VORBIS")
+    audio = decode(io.BytesIO(one + other + one))
+    assert audio.duration == pytest.approx(7)
+    sound = samples(audio)
+    assert similarity(speechlike(SAMPLE_RATE, 1, 3)[:, 0], sound[2 * SAMPLE_RATE : 5 * SAMPLE_RATE]) > 0.995
+    np.testing.assert_array_equal(sound[: 2 * SAMPLE_RATE], sound[5 * SAMPLE_RATE :])
+    assert decode(io.BytesIO(one + other[:30])).duration == pytest.approx(2)
+
+
 def test_an_mp3_with_a_large_picture_in_its_tag() -> None:
     tag = b"ID3\x04\0\0\x01\0\0\0" + os.urandom(1 << 21)  # 2 MiB, in 4 × 7 bits
     assert decode(io.BytesIO(tag + encoded(speechlike(44_100, 1), 44_100, "MP3"))).duration == pytest.approx(1, abs=0.1)
