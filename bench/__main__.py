@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.engines import ENGINES, PEERS
+from bench.engines import ENGINES, PEERS, timed
 from bench.report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,11 +89,8 @@ def measure_instances(count: int = 2000) -> float:
     """Seconds that one fresh instance of the prepared guest takes, as the median of `count`."""
     from service.guest import Guest
 
-    guest = Guest(ROOT / "assets" / "guest.wasm")
-    try:
-        return statistics.median(guest.time_instance() for _ in range(count))
-    finally:
-        guest.close()
+    with Guest(ROOT / "assets" / "guest.wasm") as guest:
+        return statistics.median(timed(guest.instantiate) for _ in range(count))
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ def read_clip(path: Path) -> FloatArray:
         if (file.getframerate(), file.getnchannels(), file.getsampwidth()) != (SAMPLE_RATE, 1, 2):
             raise ValueError(f"{path}: the benchmark reads 16 kHz mono 16-bit WAV")
         frames = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-    return frames.astype(np.float32) / 32768
+    return frames.astype(np.float32) / np.float32(32768)
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -54,13 +54,15 @@ class Wisp:
     """Wisp itself on one target: the graphs directly for encode and token, the guest for transcribe."""
 
     def __init__(self, model: Path, clip: Path, target: str) -> None:
-        from service.app import open_transcriber
+        from service.app import Engine as App
         from service.features import log_mel_spectrogram
+        from service.guest_cache import user_cache_folder
         from service.settings import Settings
 
-        self.transcriber = open_transcriber(Settings(model=str(model), target=target))
+        app = App(Settings(model=str(model), target=target), cache_folder=user_cache_folder())
+        self.transcriber = app.load()
         loaded = self.transcriber.model
-        dims = loaded.checkpoint.dims
+        dims = loaded.dims
         samples = read_clip(clip)
         window = np.zeros(dims.n_audio_ctx * 2 * 160, np.float32)
         window[: len(samples)] = samples[: len(window)]
@@ -85,7 +87,7 @@ class Wisp:
         self.decoder.set_input(1, self.start)
         self.decoder.set_input(3, self.rules)
         seconds = timed(self.decoder.compute)
-        return seconds / self.decoder.get_output(1).shape[1]
+        return seconds / int(self.decoder.get_output(1).shape[1])
 
     def transcribe(self) -> float:
         from service.audio import decode
