@@ -291,7 +291,8 @@ class DecoderContext:
         if self._rules is None:
             raise ValueError("rules are not set, and with them end of text")
         eot, n_vocab = self._rules.eot, self._dims.n_vocab
-        result = np.full(self._computed.shape, np.nan, np.float32)
+        n, n_new = self._computed.shape
+        result = np.full((n, n_new), np.nan, np.float32)
         logits, partials = (
             self._device.buffer(MAX_ROWS * 4 * n_vocab),
             self._device.buffer(MAX_ROWS * self._program.partial_bytes),
@@ -303,7 +304,7 @@ class DecoderContext:
             all_logits: NDArray[np.float32] = raw.view(np.float32).reshape(-1, n_vocab)
             for row, values in zip(rows, all_logits, strict=True):
                 at = row.position - self._start + 1
-                if at < result.shape[1]:
+                if at < n_new:
                     token = int(self._computed[row.slot, at])
                     shares = np.exp(values[:eot] - values[:eot].max())
                     result[row.slot, at] = shares[token] / shares.sum() if token < eot else 0.0

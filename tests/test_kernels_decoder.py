@@ -4,7 +4,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,16 +54,18 @@ def close(found: Array, expected: Array, tolerance: float) -> bool:
 def norm64(x: Array, norm: Array) -> Array:
     x = x.astype(np.float64)
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * norm[0] + norm[1]
+    normed: Array = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * norm[0] + norm[1]
+    return normed
 
 
 def gelu64(x: Array) -> Array:
-    return np.vectorize(lambda v: 0.5 * v * (1 + math.erf(v / 2**0.5)))(x)
+    return np.array([0.5 * v * (1 + math.erf(v / 2**0.5)) for v in x.ravel()]).reshape(x.shape)
 
 
 def softmax64(x: Array) -> Array:
-    shares = np.exp(x - x.max(-1, keepdims=True))
-    return shares / shares.sum(-1, keepdims=True)
+    shares: Array = np.exp(x - x.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    return shares
 
 
 class Bench:
@@ -76,7 +78,9 @@ class Bench:
     def normal(self, *shape: int, scale: float = 1.0) -> Array:
         return (self.rng.standard_normal(shape) * scale).astype(np.float32)
 
-    def run(self, name: str, constants: dict[str, float], arrays: list[Array], dispatch: Sequence[int]) -> list[Array]:
+    def run(
+        self, name: str, constants: Mapping[str, float], arrays: list[Array], dispatch: Sequence[int]
+    ) -> list[Array]:
         """Every array after the kernel, in its own type and shape."""
         buffers = [self.device.buffer(array) for array in arrays]
         recording = Recording(self.device)
@@ -89,7 +93,7 @@ class Bench:
         return found
 
     def linear(
-        self, kernel: str, rows: int, n_out: int, constants: dict[str, float], arrays: list[Array]
+        self, kernel: str, rows: int, n_out: int, constants: Mapping[str, float], arrays: list[Array]
     ) -> list[Array]:
         t, tile_rows = self.tiling, 1 if rows == 1 else 4
         constants = {**t.constants(), "TILES": 2, "N_OUT": n_out, **constants}
