@@ -125,13 +125,16 @@ def _serve(settings: Settings) -> int:
 
 
 def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
     from service.app import Engine
     from service.audio import decode
     from service.errors import RequestError, WispError
     from service.formats import render
     from service.guest_cache import user_cache_folder
     from service.languages import language_code
-    from service.transcriber import Options
+    from service.transcriber import Options, Transcription
 
     language = language_code(arguments.language) if arguments.language else None
     if arguments.language and language is None:
@@ -139,6 +142,15 @@ def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
     options = Options(language=language, prompt=arguments.prompt or None)
     engine = Engine(settings, cache_folder=user_cache_folder())
     code = 0
+    cancelled = threading.Event()
+
+    def words_of(name: str) -> Transcription:
+        with Path(name).open("rb") as file:
+            audio = decode(file, max_seconds=settings.max_audio_s)
+            return transcriber.transcribe(audio, options, cancelled=cancelled)
+
+    # Not in the main thread: Ctrl-C is raised there, and a C library calling back into Python would swallow it.
+    aside = ThreadPoolExecutor(1)
     try:
         transcriber = engine.load()
         try:
@@ -147,8 +159,7 @@ def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
             return _fail(str(error), USAGE)
         for name in arguments.files:
             try:
-                with Path(name).open("rb") as file:
-                    result = transcriber.transcribe(decode(file, max_seconds=settings.max_audio_s), options)
+                result = aside.submit(words_of, name).result()
             except (WispError, OSError) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
                 code = _fail(f"{name}: {reason}", FAILED)
@@ -156,6 +167,8 @@ def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
             sys.stdout.write(render(result, arguments.format).rstrip("\n") + "\n")
             sys.stdout.flush()
     finally:
+        cancelled.set()
+        aside.shutdown()
         engine.close()
     return code
 

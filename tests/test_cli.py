@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,6 +153,27 @@ def test_a_usage_error_is_exit_code_2(wisp: Run, arguments: tuple[str, ...], wor
 def test_an_unknown_command_is_argparses_usage_error(wisp: Run, arguments: tuple[str, ...]) -> None:
     done = wisp(*arguments)
     assert done.returncode == 2 and "usage: wisp" in done.stderr and done.stdout == ""
+
+
+def test_ctrl_c_ends_a_long_transcription(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.wav").write_bytes(wav(1.0))
+    (tmp_path / "long.wav").write_bytes(wav(1800.0, rate=8000))
+    code = "import sys; from service.cli import main; sys.exit(main())"
+    arguments = ["transcribe", "--target", "cpu", "--model", str(models / "tiny_en"), "short.wav", "long.wav"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(models.parent / "cache")}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == synthetic.SENTENCE + "\n"
+        process.send_signal(signal.SIGINT)
+        rest, complaints = process.communicate(timeout=120)
+    assert (process.returncode, rest, complaints) == (130, "", "")
 
 
 def test_the_cpu_path_never_loads_wgpu(models: Path, tmp_path: Path) -> None:
