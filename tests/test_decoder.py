@@ -278,17 +278,17 @@ def test_a_token_table_over_the_binding_limit_is_split(device: Device) -> None:
 
 
 class Scripted:
-    """A decoder of no layers that says, at position p, the logits of row p, whatever came before: for the rules alone.
+    """A decoder of no layers that says, at position p, the logits of row p less their mean, whatever came before.
 
-    The token table is 1/8192 of the identity, so that a position's embedding is, normed, the logits times 8192.
+    The token table is 2⁻¹⁴ of the identity: the positions' embeddings are the logits, the tokens' hardly add to them.
     """
 
     def __init__(self, device: Device, logits: Array) -> None:
         n_positions, n_vocab = logits.shape
         n = -(-(n_vocab + 2) // 8) * 8
         rows = np.zeros((n_positions, n), np.float64)
-        rows[:, :n_vocab] = logits
-        scale = 2 * np.sqrt((logits**2).sum(1) / n).max() + np.abs(logits.sum(1)).max() / np.sqrt(n) + 1
+        rows[:, :n_vocab] = logits - logits.mean(1, keepdims=True)
+        scale = 1.1 * float(np.sqrt((rows**2).sum(1) / n).max()) + 0.1
         rows /= scale
         # The two columns after the vocabulary's make the mean 0 and the variance 1.
         mean, left = -rows.sum(1) / 2, n - (rows**2).sum(1)
@@ -296,9 +296,9 @@ class Scripted:
         rows[:, n_vocab], rows[:, n_vocab + 1] = mean + spread, mean - spread
         dims = Dimensions(8, 8, 8, 1, 1, n_vocab, n_positions, n, 1, 0)
         arrays: dict[str, Array] = {
-            "decoder.token_embedding.weight": (np.eye(n_vocab, n) / 8192).astype(np.float16),
+            "decoder.token_embedding.weight": (np.eye(n_vocab, n) / 2**14).astype(np.float16),
             "decoder.positional_embedding": rows.astype(np.float32),
-            "decoder.ln.weight": np.full(n, 8192 * scale, np.float32),
+            "decoder.ln.weight": np.full(n, 2**14 * scale, np.float32),
             "decoder.ln.bias": np.zeros(n, np.float32),
         }
         checkpoint = Checkpoint(dims, arrays, "{}", (), False)
