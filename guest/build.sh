@@ -2,8 +2,7 @@
 # Builds assets/guest.wasm from this crate with Debian 12's Rust, byte for byte the same in any checkout.
 #   guest/build.sh           build and put the result into assets/
 #   guest/build.sh --check   build and compare with assets/guest.wasm
-#   guest/build.sh test      unit tests, on this machine
-#   guest/build.sh lint      rustfmt and clippy, warnings are errors
+#   guest/build.sh test      unit tests on this machine, rustfmt, and clippy with warnings as errors
 set -eu
 
 guest=$(cd "$(dirname "$0")" && pwd -P)
@@ -27,7 +26,7 @@ need librust-serde-dev "$crates"/serde-1.*
 need librust-serde-derive-dev "$crates"/serde_derive-1.*
 need librust-serde-json-dev "$crates"/serde_json-1.*
 need python3 /usr/bin/python3
-if [ "${1-}" = lint ]; then
+if [ "${1-}" = test ]; then
     need rustfmt /usr/bin/rustfmt
     need rust-clippy /usr/bin/cargo-clippy
 fi
@@ -37,11 +36,13 @@ if [ -n "$missing" ]; then
 fi
 
 # Debian's compiler and crates alone: no rustup, no configuration or flags of the user's, no network.
-run_cargo() {
+run_cargo() { # run_cargo COMMAND [ARGUMENT…]
+    command=$1
+    shift
     # Debian's crates are one version each: a lock left by another toolchain could only name others.
     rm -f "$guest/Cargo.lock"
     (cd "$guest" && env -i PATH=/usr/bin:/bin HOME="$target" CARGO_HOME="$target/cargo" CARGO_TARGET_DIR="$target" \
-        RUSTC=/usr/bin/rustc RUSTFLAGS="--remap-path-prefix=$guest=guest" /usr/bin/cargo --offline --quiet \
+        RUSTC=/usr/bin/rustc RUSTFLAGS="--remap-path-prefix=$guest=guest" /usr/bin/cargo "$command" --offline --quiet \
         --config 'source.crates-io.replace-with="debian"' --config "source.debian.directory=\"$crates\"" "$@")
 }
 
@@ -65,14 +66,12 @@ build)
     ;;
 test)
     run_cargo test --lib
-    ;;
-lint)
     (cd "$guest" && /usr/bin/rustfmt --check --edition 2021 src/lib.rs src/main.rs)
     run_cargo clippy --all-targets -- -D warnings
     run_cargo clippy --target wasm32-wasi -- -D warnings
     ;;
 *)
-    sed -n '2,6s/^# //p' "$0" >&2
+    sed -n '2,5s/^# //p' "$0" >&2
     exit 2
     ;;
 esac

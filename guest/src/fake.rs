@@ -1,11 +1,13 @@
 //! A scripted model with a tiny vocabulary, for the unit tests of the policy.
 
+use crate::features::Features;
 use crate::model::Model;
 use crate::numeric::log_softmax;
 use crate::options::Argument;
 use crate::rules::Rules;
 use crate::Result;
 use serde_json::{json, Value};
+use std::io::Cursor;
 
 pub const EOT: i32 = 100;
 pub const SOT: i32 = 101;
@@ -46,6 +48,12 @@ pub fn json_argument(is_multilingual: bool, languages: Value, options: Value) ->
 fn parse(is_multilingual: bool, languages: Value, options: Value) -> Argument {
     let json = json_argument(is_multilingual, languages, options).to_string();
     Argument::parse(Some(&json)).expect("a good argument")
+}
+
+/// Log-mel features of one band: frame i is the number i.
+pub fn features(n_frames: usize) -> Features<Cursor<Vec<u8>>> {
+    let bytes = (0..n_frames).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    Features::new(Cursor::new(bytes), 1)
 }
 
 /// Logits from a script: (window, the sequence with its prompt) → the ids that stand out of zeros.

@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn log_sum_exp_survives_large_and_absent_values() {
-        assert!((log_sum_exp(&[1000.0, 1000.0]) - 1000.693_147).abs() < 1e-5);
+        assert!((log_sum_exp(&[1000.0, 1000.0]) - 1_000.693_147).abs() < 1e-5);
         assert_eq!(log_sum_exp(&[f32::NEG_INFINITY]), f64::NEG_INFINITY);
         assert_eq!(log_sum_exp(&[]), f64::NEG_INFINITY);
     }

@@ -266,3 +266,83 @@ impl Argument {
         require(options.run_ahead >= 1, "run_ahead must be at least 1")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::json_argument;
+    use serde_json::{json, Value};
+
+    fn error(is_multilingual: bool, options: Value) -> String {
+        let languages = if is_multilingual {
+            json!({"en": 102, "de": 103})
+        } else {
+            json!({})
+        };
+        let json = json_argument(is_multilingual, languages, options).to_string();
+        Argument::parse(Some(&json)).map(|_| ()).unwrap_err().0
+    }
+
+    #[test]
+    fn every_bad_option_is_named() {
+        for (options, expected) in [
+            (json!({"temprature": 0}), "unknown field `temprature`"),
+            (json!({"temperature": "hot"}), "expected a number or a list of numbers"),
+            (json!({"temperature": []}), "temperature must hold at least one number"),
+            (json!({"temperature": [-1]}), "temperature must not be negative"),
+            (
+                json!({"suppress_blank": 1}),
+                "invalid type: integer `1`, expected a boolean",
+            ),
+            (json!({"task": "sing"}), "unknown variant `sing`"),
+            (json!({"task": "translate"}), "an English-only model cannot translate"),
+            (json!({"language": "de"}), "no other language than `en`"),
+            (json!({"run_ahead": 0}), "run_ahead must be at least 1"),
+            (json!({"best_of": 0}), "best_of must be at least 1"),
+            (json!({"sample_len": 0}), "sample_len must be at least 1"),
+            (json!({"length_penalty": 1.5}), "length_penalty must be between 0 and 1"),
+            (json!({"clip_timestamps": [5, 2]}), "clip_timestamps must not go back"),
+            (
+                json!({"clip_timestamps": "5;2"}),
+                "expected a number or a list of numbers",
+            ),
+            (
+                json!({"max_initial_timestamp": -1}),
+                "max_initial_timestamp must not be negative",
+            ),
+        ] {
+            let error = error(false, options);
+            assert!(
+                error.starts_with("bad argument: ") && error.contains(expected),
+                "{error}"
+            );
+        }
+        assert!(error(true, json!({"language": "fr"})).contains("language `fr` is none of the model's"));
+        assert_eq!(
+            Argument::parse(None).unwrap_err().0,
+            "expected one argument: a JSON object"
+        );
+    }
+
+    #[test]
+    fn token_ids_lie_in_the_vocabulary() {
+        let mut json = json_argument(false, json!({}), json!({}));
+        json["tokens"]["suppress"] = json!([5, 5000]);
+        let error = Argument::parse(Some(&json.to_string())).unwrap_err().0;
+        assert_eq!(error, "bad argument: a token id is not below n_vocab");
+    }
+
+    #[test]
+    fn numbers_come_alone_in_lists_and_in_strings() {
+        for (json, expected) in [
+            ("0", vec![0.0]),
+            ("0.5", vec![0.5]),
+            ("-1", vec![-1.0]),
+            ("[0, 0.2]", vec![0.0, 0.2]),
+            ("\"1.5, 2\"", vec![1.5, 2.0]),
+            ("\"\"", vec![]),
+        ] {
+            assert_eq!(serde_json::from_str::<Numbers>(json).unwrap(), Numbers(expected));
+        }
+    }
+}
