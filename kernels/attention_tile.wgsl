@@ -21,9 +21,9 @@ const KEYS = 32u;  // in shared memory at a time: SPLITS groups of 4
 @group(0) @binding(1) var<storage, read_write> out: array<vec2<u32>>;
 @group(0) @binding(2) var<uniform> params: Params;
 
-var<workgroup> tile: array<vec4f, 1024>;  // keys [32][16 quads of columns], then values alike; at the end sums [16 quads][32 queries]
-var<workgroup> tops: array<f32, 32>;
-var<workgroup> totals: array<f32, 32>;
+// Keys [32][16 quads of columns], then values alike: all of WebGPU's default 16 KiB. At the end another split's sums [16 quads][32 queries],
+// then its (maximum, total) [32 queries].
+var<workgroup> tile: array<vec4f, 1024>;
 
 // 4 columns of a row: `part` 0 is its query, 1 its key, 2 its value.
 fn load(row: u32, part: u32, head: u32, quad: u32) -> vec4f {
@@ -81,19 +81,19 @@ fn main(
   }
   for (var other = 1u; other < SPLITS; other++) {
     if (split == other) {
-      tops[query] = top;
-      totals[query] = total;
+      tile[16u * QUERIES + query] = vec4f(top, total, 0.0, 0.0);
       for (var quad = 0u; quad < 16u; quad++) {
         tile[quad * QUERIES + query] = sums[quad];
       }
     }
     workgroupBarrier();
     if (split == 0u) {
-      let new_top = max(top, tops[query]);
+      let theirs = tile[16u * QUERIES + query];
+      let new_top = max(top, theirs.x);
       let fade = exp2(top - new_top);
-      let other_fade = exp2(tops[query] - new_top);
+      let other_fade = exp2(theirs.x - new_top);
       top = new_top;
-      total = total * fade + totals[query] * other_fade;
+      total = total * fade + theirs.y * other_fade;
       for (var quad = 0u; quad < 16u; quad++) {
         sums[quad] = sums[quad] * fade + tile[quad * QUERIES + query] * other_fade;
       }

@@ -5,13 +5,10 @@
 
 import re
 import sys
-from pathlib import Path
 
 from kernels import decoder_sources, unroll
 from kernels.device import Device, DeviceError, open_device
-
-KERNELS = Path(__file__).parent
-_VARIABLE = re.compile(r"@binding\(\d+\)\s*var<(\w+)[^>]*>\s*(\w+)\s*:")
+from kernels.wgsl import KERNELS, bindings
 
 
 def head_problems(source: str) -> list[str]:
@@ -24,8 +21,8 @@ def head_problems(source: str) -> list[str]:
     problems = [] if head and re.match(r"// \S", head[0]) else ["its head does not begin with what it computes"]
     if not head or not head[-1].startswith("// dispatch ("):
         problems.append("its head does not end with the dispatch size")
-    for space, name in _VARIABLE.findall(source):
-        if space == "storage" and not any(re.match(rf"//   {name}\s+\S", line) for line in head):
+    for kind, name in bindings(source):
+        if kind != "uniform" and not any(re.match(rf"//   {name}\s+\S", line) for line in head):
             problems.append(f"its head has no line for the binding {name}")
     return problems
 

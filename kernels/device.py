@@ -7,10 +7,10 @@ Every compute is a job for the device's one thread: `device.run(job)`.
 import functools
 import math
 import os
-import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,30 +18,30 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import wgpu
 from numpy.typing import ArrayLike, DTypeLike, NDArray
+from wgpu.backends.wgpu_native import ffi, lib
 from wgpu.backends.wgpu_native.extras import set_instance_extras
 
-from kernels.recording import Binding, Buffer, Pipeline, Recording, View, as_view
+from kernels.recording import Binding, Buffer, Copy, Dispatch, Pipeline, Recording, View, as_view
+from kernels.wgsl import bindings, read_kernel
 
-KERNELS = Path(__file__).parent
-# Every limit kernels may want more of than WebGPU's defaults give; asked for as far as the adapter goes.
-WANTED_LIMITS = (
-    "max-buffer-size",
-    "max-storage-buffer-binding-size",
-    "max-storage-buffers-per-shader-stage",
-    "max-compute-workgroup-storage-size",
-    "max-compute-invocations-per-workgroup",
-    "max-compute-workgroup-size-x",
-    "min-storage-buffer-offset-alignment",
-)
+# Limits whose names begin so are asked for as far as the adapter goes: kernels may want more than WebGPU's defaults.
+WANTED_LIMITS = ("max-buffer-size", "max-storage-buffer", "max-compute", "min-storage-buffer")
 WANTED_FEATURES = ("shader-f16", "subgroup", "timestamp-query")
 _T = TypeVar("_T")
 _KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "software"}
-_LANES = re.compile(r"const LANES = \d+u;")
-_BINDING = re.compile(r"@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(uniform|storage)\s*(?:,\s*(\w+)\s*)?>")
 
 
 class DeviceError(RuntimeError):
     """No adapter, no memory, a lost device, an invalid kernel: one sentence says which."""
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """wgpu's errors as ours: what failed, then its own words."""
+    try:
+        yield
+    except (wgpu.GPUError, RuntimeError) as error:
+        raise DeviceError(f"{what}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,8 @@ def open_device(adapter: Literal["any", "hardware", "software"] = "any") -> "Dev
     found = _enumerate()
     for info, handle in found:
         if adapter == "any" or info.is_software == (adapter == "software"):
-            try:
+            with _told(f"the adapter {info.name} gave no device"):
                 return Device(info, handle)
-            except (wgpu.GPUError, RuntimeError) as error:
-                raise DeviceError(f"the adapter {info.name} gave no device: {error}") from error
     raise DeviceError(f"no {'' if adapter == 'any' else adapter + ' '}WebGPU adapter among the {len(found)} found")
 
 
@@ -121,10 +119,8 @@ class Reading:
 
     def wait(self) -> list[NDArray[np.uint8]]:
         """Block until the submitted work is done; the bytes of each view asked for. May be called once."""
-        try:
+        with _told("the device was lost"):
             self._promise.sync_wait()
-        except (wgpu.GPUError, RuntimeError) as error:
-            raise DeviceError(f"the device was lost: {error}") from error
         mapped = np.frombuffer(self._staging.read_mapped(copy=False), np.uint8)
         starts = np.cumsum([0, *self._sizes])
         parts = [mapped[start : start + size].copy() for start, size in zip(starts, self._sizes, strict=False)]
@@ -138,7 +134,7 @@ class Device:
     """One open WebGPU device. Thread-safe; close() is idempotent, and use after it raises DeviceError."""
 
     def __init__(self, info: AdapterInfo, adapter: Any) -> None:
-        limits = {name: info.limits[name] for name in WANTED_LIMITS}
+        limits = {name: value for name, value in info.limits.items() if name.startswith(WANTED_LIMITS)}
         features = [name for name in WANTED_FEATURES if name in info.features]
         self._handle: Any = adapter.request_device_sync(required_limits=limits, required_features=features)
         self.info = info
@@ -182,23 +178,24 @@ class Device:
             raise DeviceError("the device is closed")
         if threading.get_ident() == self._thread_id:
             return job()
-        return self._thread.submit(job).result()
+        try:
+            waiting = self._thread.submit(job)
+        except RuntimeError as error:
+            raise DeviceError("the device is closed") from error
+        return waiting.result()
 
     def buffer(self, contents: ArrayLike | int, *, uniform: bool = False) -> Buffer:
         """Device memory holding an array's bytes, or that many zeros: storage, or a uniform (for `params`)."""
         usage = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
         usage |= wgpu.BufferUsage.UNIFORM if uniform else wgpu.BufferUsage.STORAGE
-        array = None if isinstance(contents, int) else np.ascontiguousarray(contents)
-        nbytes = contents if isinstance(contents, int) else np.ascontiguousarray(contents).nbytes
+        array = np.zeros(0, np.uint8) if isinstance(contents, int) else np.ascontiguousarray(contents)
+        nbytes = contents if isinstance(contents, int) else array.nbytes
         allocated = max(16, -(-nbytes // 16) * 16)
         if allocated > self.info.limits["max-buffer-size"]:
             raise DeviceError(f"a buffer of {nbytes} bytes is over this device's limit")
-        try:
+        with _told(f"the device has no memory for a buffer of {nbytes} bytes"):
             made = Buffer(self.handle.create_buffer(size=allocated, usage=usage), nbytes, allocated)
-        except wgpu.GPUError as error:
-            raise DeviceError(f"the device has no memory for a buffer of {nbytes} bytes: {error}") from error
-        if array is not None:
-            self.write(made, array)
+        self.write(made, array)
         return made
 
     def write(self, target: Binding, array: ArrayLike) -> None:
@@ -210,10 +207,8 @@ class Device:
         if data.nbytes % 4:
             data = np.concatenate([data, np.zeros(-data.nbytes % 4, np.uint8)])
         if data.nbytes:
-            try:
+            with _told("the device took no data"):
                 self.handle.queue.write_buffer(view.buffer.handle, view.offset, data)
-            except wgpu.GPUError as error:
-                raise DeviceError(f"the device took no data: {error}") from error
 
     def row_ranges(self, n_rows: int, row_bytes: int) -> list[tuple[int, int]]:
         """Rows [start, stop) of a matrix that fit one binding and start where one may: several for a large table."""
@@ -235,39 +230,33 @@ class Device:
             return found
         with self._lock:
             if (name, lanes) not in self._modules:
-                path = KERNELS / f"{name}.wgsl"
-                if not path.exists():
-                    raise DeviceError(f"there is no kernel named {name}")
-                source = path.read_text()
-                if lanes is not None:
-                    source = _LANES.sub(f"const LANES = {lanes}u;", source)
+                try:
+                    source = read_kernel(name, lanes)
+                except OSError as error:
+                    raise DeviceError(f"there is no kernel named {name}") from error
                 self._modules[name, lanes] = self.shader_module(source, name)
             module, layout, n_bindings = self._modules[name, lanes]
-        try:
+        with _told(f"kernel {name} with {dict(constants or {})} does not compile"):
             handle = self.handle.create_compute_pipeline(
                 label=name,
                 layout=self.handle.create_pipeline_layout(bind_group_layouts=[layout]),
                 compute={"module": module, "entry_point": "main", "constants": dict(constants or {})},
             )
-        except wgpu.GPUError as error:
-            raise DeviceError(f"kernel {name} with {dict(constants or {})} does not compile: {error}") from error
         return self._pipelines.setdefault(key, Pipeline(name, handle, layout, n_bindings))
 
     def shader_module(self, source: str, name: str) -> tuple[Any, Any, int]:
         """WGSL → (module, bind group layout, number of bindings). Raises DeviceError where it is not valid WGSL."""
-        found = sorted((int(number), space, access) for number, space, access in _BINDING.findall(source))
-        if [number for number, _, _ in found] != list(range(len(found))):
-            raise DeviceError(f"kernel {name}: bindings {[number for number, _, _ in found]} are not 0, 1, 2…")
-        kinds = ["uniform" if space == "uniform" else _storage(access) for _, space, access in found]
+        try:
+            kinds = [kind for kind, _ in bindings(source)]
+        except ValueError as error:
+            raise DeviceError(f"kernel {name}: {error}") from error
         entries = [
             {"binding": number, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": kind}}
             for number, kind in enumerate(kinds)
         ]
-        try:
+        with _told(f"kernel {name} is not valid WGSL"):
             module = self.handle.create_shader_module(label=name, code=source)
-            return module, self.handle.create_bind_group_layout(entries=entries), len(found)
-        except wgpu.GPUError as error:
-            raise DeviceError(f"kernel {name} is not valid WGSL: {error}") from error
+            return module, self.handle.create_bind_group_layout(entries=entries), len(kinds)
 
     def bind_group(self, pipeline: Pipeline, views: Sequence[View]) -> Any:
         """The views as bindings 0, 1, 2… of that pipeline."""
@@ -277,18 +266,16 @@ class Device:
             {"binding": i, "resource": {"buffer": v.buffer.handle, "offset": v.offset, "size": v.nbytes}}
             for i, v in enumerate(views)
         ]
-        try:
+        with _told(pipeline.name):
             return self.handle.create_bind_group(layout=pipeline.layout, entries=entries)
-        except wgpu.GPUError as error:
-            raise DeviceError(f"{pipeline.name}: {error}") from error
 
     def submit(self, recording: Recording, *, repeat: int = 1, reads: Sequence[Binding] = ()) -> Reading | None:
         """Send the recording to the device `repeat` times as one command buffer, with `reads` to come back after it."""
         views = [as_view(view) for view in reads]
-        try:
+        with _told("the device refused the work"):
             encoder = self.handle.create_command_encoder()
             for _ in range(repeat):
-                recording.encode(encoder)
+                _replay(encoder, recording.steps)
             if not views:
                 self.handle.queue.submit([encoder.finish()])
                 return None
@@ -301,8 +288,6 @@ class Device:
             self.handle.queue.submit([encoder.finish()])
             # NOSYNC: a plain READ would submit another, empty, command buffer first.
             promise = staging.map_async("READ_NOSYNC", 0, sum(sizes))
-        except wgpu.GPUError as error:
-            raise DeviceError(f"the device refused the work: {error}") from error
         return Reading(self, sizes, staging, capacity, promise)
 
     def read(self, source: Binding, dtype: DTypeLike = np.float32) -> NDArray[Any]:
@@ -327,7 +312,7 @@ class Device:
             self._staging.setdefault(capacity, []).append(staging)
 
     def close(self) -> None:
-        """Finish the waiting jobs and free everything on the device."""
+        """Finish the waiting jobs and free everything on the device. Not from a job."""
         if self._handle is not None:
             self._thread.shutdown()
             handle, self._handle = self._handle, None
@@ -337,5 +322,29 @@ class Device:
             handle.destroy()
 
 
-def _storage(access: str) -> str:
-    return "storage" if access == "read_write" else "read-only-storage"
+def _replay(encoder: Any, steps: Sequence[Dispatch | Copy]) -> None:
+    """Put the steps on a command encoder, one compute pass for each run of launches; it cannot be sent twice.
+
+    The launches go straight to wgpu-native: a token is dozens of them, and wgpu-py's own calls take 3 times as long.
+    An error among them comes to light where the encoder finishes.
+    """
+    set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
+    launch, nothing = lib.wgpuComputePassEncoderDispatchWorkgroups, ffi.NULL
+    compute = None
+    for step in steps:
+        if isinstance(step, Dispatch):
+            if compute is None:
+                compute = encoder.begin_compute_pass()
+                native = compute._internal
+            set_pipeline(native, step.pipeline.handle._internal)
+            set_group(native, 0, step.group._internal, 0, nothing)
+            launch(native, *step.workgroups)
+            continue
+        if compute is not None:
+            compute.end()
+            compute = None
+        source, target = step.source, step.target
+        size = min(source.nbytes, target.nbytes)
+        encoder.copy_buffer_to_buffer(source.buffer.handle, source.offset, target.buffer.handle, target.offset, size)
+    if compute is not None:
+        compute.end()

@@ -8,7 +8,7 @@ MAX_WORKGROUPS = 65_535  # of a dispatch, in each dimension
 
 
 class Buffer:
-    """Device memory. `nbytes` is what was asked for; the allocation is rounded up to 16 bytes. close() frees it."""
+    """Device memory. `nbytes` is what was asked for; the allocation is rounded up to 16 bytes."""
 
     def __init__(self, handle: Any, nbytes: int, allocated: int) -> None:
         self._handle = handle
@@ -27,10 +27,11 @@ class Buffer:
         return View(self, offset, self.allocated - offset if nbytes is None else nbytes)
 
     def close(self) -> None:
-        """Free the memory, once the work submitted with it is done. Idempotent."""
-        if self._handle is not None:
-            self._handle.destroy()
-            self._handle = None
+        """Let go of the memory: it is free once no recording is bound to it. Idempotent.
+
+        Not destroyed outright: submitting a recording bound to a destroyed buffer makes wgpu-native end the process.
+        """
+        self._handle = None
 
 
 @dataclass(frozen=True)
@@ -105,27 +106,3 @@ class Recording:
     def copy(self, source: Binding, target: Binding) -> None:
         """Add a copy of all of `source` to the start of `target`; offsets and sizes are multiples of 4 bytes."""
         self.steps.append(Copy(as_view(source), as_view(target)))
-
-    def encode(self, encoder: Any) -> None:
-        """Replay onto a command encoder; a command buffer cannot be submitted twice. One pass per run of launches."""
-        compute = None
-        for step in self.steps:
-            if isinstance(step, Dispatch):
-                compute = compute or encoder.begin_compute_pass()
-                compute.set_pipeline(step.pipeline.handle)
-                compute.set_bind_group(0, step.group)
-                compute.dispatch_workgroups(*step.workgroups)
-                continue
-            if compute is not None:
-                compute.end()
-                compute = None
-            source, target = step.source, step.target
-            encoder.copy_buffer_to_buffer(
-                source.buffer.handle,
-                source.offset,
-                target.buffer.handle,
-                target.offset,
-                min(source.nbytes, target.nbytes),
-            )
-        if compute is not None:
-            compute.end()

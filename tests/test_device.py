@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernels import device as device_module
+from kernels import wgsl
 from kernels.device import Device, DeviceError, list_adapters, open_device
 from kernels.recording import Recording
 from tests.conftest import ROOT
@@ -40,7 +40,7 @@ def device() -> Iterator[Device]:
 
 @pytest.fixture
 def own_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(device_module, "KERNELS", tmp_path)
+    monkeypatch.setattr(wgsl, "KERNELS", tmp_path)
     return tmp_path
 
 
