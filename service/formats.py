@@ -84,10 +84,15 @@ def cue_text(text: str) -> str:
     return ARROW.sub("->", " ".join(text.split()))
 
 
+def spoken(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments with words. Whisper also makes some without, where it heard nothing."""
+    return [segment for segment in segments if segment.text.strip()]
+
+
 def srt(segments: Sequence[Segment]) -> str:
     """SubRip: numbered cues; empty when nothing was said."""
     cues = []
-    for number, segment in enumerate(segments, start=1):
+    for number, segment in enumerate(spoken(segments), start=1):
         start, end = timestamp(segment.start, ","), timestamp(segment.end, ",")
         cues.append(f"{number}\n{start} --> {end}\n{cue_text(segment.text)}\n")
     return "\n".join(cues)
@@ -96,7 +101,7 @@ def srt(segments: Sequence[Segment]) -> str:
 def vtt(segments: Sequence[Segment]) -> str:
     """WebVTT, with the characters escaped that would open a tag or an entity."""
     cues = ["WEBVTT\n"]
-    for segment in segments:
+    for segment in spoken(segments):
         start, end = timestamp(segment.start, "."), timestamp(segment.end, ".")
         text = cue_text(segment.text).replace("&", "&amp;").replace("<", "&lt;")
         cues.append(f"{start} --> {end}\n{text}\n")

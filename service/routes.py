@@ -169,8 +169,9 @@ class _Job:
         try:
             first = True
             while isinstance(event, Segment):
-                yield formats.delta_event(event, first)
-                first = False
+                if formats.spoken([event]):
+                    yield formats.delta_event(event, first)
+                    first = False
                 event = await self.events.get()
             try:
                 yield formats.done_event(_outcome(event))

@@ -19,6 +19,7 @@ SPOKEN = Transcription(
     (segment(0, 0.0, 2.5, " Ask not <b>what</b>"), segment(1, 2.5, 3661.5, " & why --> how.")),
 )
 SILENT = Transcription("", "en", 3.0, ())
+WORDLESS = Transcription("", "en", 3.0, (segment(0, 0.0, 0.02, ""),))  # what Whisper makes of five seconds of zeros
 
 
 def test_json_is_the_text_and_begun_seconds() -> None:
@@ -30,7 +31,6 @@ def test_json_is_the_text_and_begun_seconds() -> None:
 
 def test_text_is_the_text_and_a_newline() -> None:
     assert formats.render(SPOKEN, "text") == SPOKEN.text + "\n"
-    assert formats.render(SILENT, "text") == "\n"
 
 
 def test_verbose_json_has_every_key_openai_requires() -> None:
@@ -82,9 +82,11 @@ def test_vtt_escapes_what_would_open_a_tag_or_an_entity() -> None:
     )
 
 
-def test_silence_is_an_empty_subtitle_file() -> None:
-    assert formats.render(SILENT, "srt") == ""
-    assert formats.render(SILENT, "vtt") == "WEBVTT\n"
+@pytest.mark.parametrize("silence", [SILENT, WORDLESS])
+def test_silence_is_an_empty_subtitle_file(silence: Transcription) -> None:
+    assert formats.render(silence, "srt") == ""
+    assert formats.render(silence, "vtt") == "WEBVTT\n"
+    assert formats.render(silence, "text") == "\n"
 
 
 @pytest.mark.parametrize("text", ["a\n\nb", "a\r\n2\r\n00:00:00,000 --> 00:00:09,000", "--->", "---->"])

@@ -1,6 +1,7 @@
 """The API as clients meet it: words for sound in every format, and OpenAI's envelope for everything else."""
 
 import asyncio
+import io
 import json
 import logging
 import socket
@@ -12,11 +13,13 @@ from typing import Any
 
 import openai
 import pytest
+import soundfile
 import uvicorn
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from service.app import Engine, create_app
+from service.audio import SAMPLE_RATE
 from service.routes import RequestLog
 from service.transcriber import Options
 from tests import serving, synthetic
@@ -383,6 +386,20 @@ def test_the_openai_client_works_unchanged(folder: Path) -> None:
         with pytest.raises(openai.APIStatusError) as large:
             create(file=b"x" * 8_000_000, model="whisper-1")
         assert (large.value.status_code, large.value.code) == (413, "upload_too_large")
+
+
+def test_silence_is_no_words_and_no_error(shared: Path) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, [0.0] * 5 * SAMPLE_RATE, SAMPLE_RATE, format="WAV")
+    with (
+        engine_for(settings_for(shared / "models" / "tiny_en")) as engine,
+        TestClient(create_app(engine)) as client,
+    ):
+        assert post(client, buffer.getvalue()).json()["text"] == ""
+        assert post(client, buffer.getvalue(), response_format="srt").text == ""
+        assert [e["type"] for e in events(post(client, buffer.getvalue(), stream="true").text)] == [
+            "transcript.text.done"
+        ]
 
 
 def test_jfk_over_http(shared: Path) -> None:

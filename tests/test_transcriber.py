@@ -1,16 +1,20 @@
 """The transcriber: words out of sound, and what happens when there is too much of it or the guest fails."""
 
+import json
 import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from numpy.typing import NDArray
 
-from service.audio import Audio, decode
+from service.app import audio_of
+from service.audio import SAMPLE_RATE, Audio, decode
 from service.errors import (
     ClientGone,
     DeadlineExceeded,
@@ -167,13 +171,51 @@ def test_a_fault_of_ours_is_logged_whole_and_told_as_an_internal_error(
     assert "disk" not in str(raised.value)
 
 
-def test_jfk_is_understood(shared: Path) -> None:
-    settings = settings_for(shared / "models" / "tiny_en")
-    with engine_for(settings) as engine, (shared / "speech" / "jfk.wav").open("rb") as file:
-        result = engine.load().transcribe(decode(file), Options())
+@pytest.fixture(scope="module")
+def tiny_en(shared: Path) -> Iterator[Transcriber]:
+    with engine_for(settings_for(shared / "models" / "tiny_en")) as engine:
+        yield engine.load()
+
+
+def test_jfk_is_understood(tiny_en: Transcriber, shared: Path) -> None:
+    with (shared / "speech" / "jfk.wav").open("rb") as file:
+        result = tiny_en.transcribe(decode(file), Options())
     assert "ask not what your country can do for you" in result.text.lower().replace(",", "")
     assert result.duration == pytest.approx(11.0, abs=0.01)
     assert result.segments and result.segments[0].start < 1.0
+
+
+def expected(shared: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (shared / "expected" / name).read_text().splitlines()]
+
+
+def assert_same_segments(found: tuple[Segment, ...], segments: list[dict[str, Any]]) -> None:
+    assert [s.tokens for s in found] == [tuple(s["tokens"]) for s in segments]
+    assert [(s.seek, s.text) for s in found] == [(s["seek"], s["text"]) for s in segments]
+    for key in ("start", "end", "avg_logprob", "no_speech_prob", "compression_ratio"):
+        assert [getattr(s, key) for s in found] == pytest.approx([s[key] for s in segments], abs=1e-3), key
+
+
+def test_a_minute_of_speech_gives_openai_whispers_segments(tiny_en: Transcriber, shared: Path) -> None:
+    reference = next(r for r in expected(shared, "transcribe-long.jsonl") if r["options"] == {"temperature": 0.0})
+    pieces: list[NDArray[np.float32]] = []
+    for name in reference["files"]:
+        samples, rate = soundfile.read(shared / "speech" / name, dtype="float32")
+        assert rate == SAMPLE_RATE
+        pieces += [samples, np.zeros(int(reference["gap_s"] * SAMPLE_RATE), np.float32)]
+    result = tiny_en.transcribe(audio_of(np.concatenate(pieces)), Options())
+    assert_same_segments(result.segments, reference["segments"])
+    assert result.text == reference["text"].strip()
+
+
+def test_quiet_gives_what_openai_whisper_gives(tiny_en: Transcriber, shared: Path) -> None:
+    sounds = {
+        "zeros-5s": np.zeros(5 * SAMPLE_RATE, np.float32),
+        "noise-10s": (np.random.default_rng(0).standard_normal(160_000) * 0.01).astype(np.float32),
+    }
+    references = {r["name"]: r for r in expected(shared, "transcribe-quiet.jsonl")}
+    for name, samples in sounds.items():
+        assert_same_segments(tiny_en.transcribe(audio_of(samples), Options()).segments, references[name]["segments"])
 
 
 def test_the_whole_graph_turns_pcm_into_text(transcriber: Transcriber) -> None:
