@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -29,6 +31,7 @@ log = logging.getLogger("wisp")
 
 GUEST_WASM = Path(__file__).parent.parent / "assets" / "guest.wasm"
 GRACE_S = 30  # a stopping server lets requests under way take this long
+BACKLOG = 2048  # connections the kernel holds for us until they are accepted
 GRACE_FOR_CLIENTS_S = 0.1  # a model just loaded waits this long for requests before it tries itself
 
 
@@ -195,7 +198,7 @@ def _log_request_ids() -> None:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until told to stop. Raises StartError before anything listens, if the model cannot be had."""
+    """Serve until told to stop. Raises StartError if the model cannot be had, before anything listens, or the port."""
     import uvicorn
 
     engine = Engine(settings, cache_folder=user_cache_folder())
@@ -203,11 +206,22 @@ def serve(settings: Settings) -> None:
     _log_request_ids()
     config = uvicorn.Config(
         create_app(engine),
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
     )
-    uvicorn.Server(config).run()
+    with _listen(settings.host, settings.port) as listener:
+        log.info("listening on http://%s:%d", settings.host, listener.getsockname()[1])
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
+        )
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        sentence = f"Cannot listen on {host} port {port}: {reason}; choose others with --host and --port."
+        raise StartError(sentence) from None

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +135,36 @@ def test_serve_refuses_a_broken_model_before_it_listens(wisp: Run, models: Path,
     done = wisp("serve", "--port", "0", "--model", str(broken), "--log-level", "error")
     assert done.returncode == 1
     assert "broken" in one_sentence(done.stderr)
+
+
+def test_a_port_that_is_taken_is_one_sentence_and_exit_code_1(wisp: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = wisp("serve", "--port", str(taken.getsockname()[1]), "--log-level", "error")
+    assert done.returncode == 1
+    assert "Address already in use" in one_sentence(done.stderr)
+
+
+def test_serve_says_where_it_listens_and_what_serves_and_drains_on_sigterm(models: Path, tmp_path: Path) -> None:
+    code = "import sys; from service.cli import main; sys.exit(main())"
+    arguments = ["serve", "--target", "cpu", "--model", str(models / "tiny_en"), "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(models.parent / "cache")}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    ) as process:
+        assert process.stderr is not None
+        log = ""
+        while "ready" not in log:
+            line = process.stderr.readline()
+            assert line, log
+            log += line
+        found = re.search(r"listening on (http://127\.0\.0\.1:\d+)\n", log)
+        assert found and "model tiny_en on the cpu target. The CPU was asked for." in log
+        with urllib.request.urlopen(f"{found[1]}/readyz") as response:
+            assert response.status == 200
+        process.send_signal(signal.SIGTERM)
+        log += process.communicate(timeout=120)[1]
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize(
