@@ -9,16 +9,28 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from service.cli import main
 from service.settings import TABLE
 from tests import synthetic
 from tests.conftest import ROOT
 from tests.serving import wav
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +41,25 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def wisp(models: Path, tmp_path: Path) -> Run:
+def wisp(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run `wisp` with these arguments in an empty folder; the only model installed is the synthetic one, as tiny_en."""
+    for name in [name for name in os.environ if name.startswith(("WISP_", "WASMEDGE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("WISP_", "WASMEDGE_"))}
-        environment |= {"WISP_MODELS_DIR": str(models), "WISP_TARGET": "cpu", "PYTHONPATH": str(ROOT)}
-        environment |= {"XDG_CACHE_HOME": str(models.parent / "cache"), **variables}
-        code = "import sys; from service.cli import main; sys.exit(main())"
-        return subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=tmp_path,
-            env=environment,
-        )
+    def run(*arguments: str, **variables: str) -> Done:
+        defaults = {
+            "WISP_MODELS_DIR": str(models),
+            "WISP_TARGET": "cpu",
+            "XDG_CACHE_HOME": str(models.parent / "cache"),
+        }
+        for name, value in (defaults | variables).items():
+            monkeypatch.setenv(name, value)
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Done(code, *capfd.readouterr())
 
     return run
 
