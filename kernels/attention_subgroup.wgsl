@@ -54,7 +54,7 @@ fn store(row: u32, head: u32, eighth: u32, low: vec4f, high: vec4f) {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let head = group.y;
   let row = (group.x * LANES + lane) * 4u;
-  // <shared attention_queries>
+  // <unroll.py attention_queries>
   let q0_0 = load(min(row + 0u, params.rows - 1u), 0u, head, 0u);
   let q0_0l = q0_0.low * params.scale; let q0_0h = q0_0.high * params.scale;
   var o0_0l = vec4f(); var o0_0h = vec4f();
@@ -151,7 +151,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let q3_7 = load(min(row + 3u, params.rows - 1u), 0u, head, 7u);
   let q3_7l = q3_7.low * params.scale; let q3_7h = q3_7.high * params.scale;
   var o3_7l = vec4f(); var o3_7h = vec4f();
-  // </shared>
+  // </unroll.py>
   var top = vec4f(-1e30);  // each query's reference: the largest score before this block
   var seen = top;  // the largest so far
   var total = vec4f();  // each query's sum of weights
@@ -160,7 +160,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let fade = exp2(top - seen);
     top = seen;
     total *= fade;
-    // <shared attention_fade>
+    // <unroll.py attention_fade>
     o0_0l *= fade.x; o1_0l *= fade.y; o2_0l *= fade.z; o3_0l *= fade.w;
     o0_0h *= fade.x; o1_0h *= fade.y; o2_0h *= fade.z; o3_0h *= fade.w;
     o0_1l *= fade.x; o1_1l *= fade.y; o2_1l *= fade.z; o3_1l *= fade.w;
@@ -177,10 +177,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     o0_6h *= fade.x; o1_6h *= fade.y; o2_6h *= fade.z; o3_6h *= fade.w;
     o0_7l *= fade.x; o1_7l *= fade.y; o2_7l *= fade.z; o3_7l *= fade.w;
     o0_7h *= fade.x; o1_7h *= fade.y; o2_7h *= fade.z; o3_7h *= fade.w;
-    // </shared>
+    // </unroll.py>
     let end = min(key + BLOCK, params.rows);
     for (; key < end; key++) {
-      // <shared attention_scores>
+      // <unroll.py attention_scores>
       // Load i is held by lane i % LANES in held[i / LANES]: 0 to 7 are the key's columns, 8 to 15 its value's.
       let held = array<Columns, 4>(
         load_shared(key, head, lane + 0u % (16u / LANES) * LANES),
@@ -209,14 +209,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       let k7l = subgroupBroadcast(held[7u / LANES].low, 7u % LANES); s0 += q0_7l * k7l; s1 += q1_7l * k7l; s2 += q2_7l * k7l; s3 += q3_7l * k7l;
       let k7h = subgroupBroadcast(held[7u / LANES].high, 7u % LANES); s0 += q0_7h * k7h; s1 += q1_7h * k7h; s2 += q2_7h * k7h; s3 += q3_7h * k7h;
       let score = vec4f(dot(s0, vec4f(1.0)), dot(s1, vec4f(1.0)), dot(s2, vec4f(1.0)), dot(s3, vec4f(1.0)));
-      // </shared>
+      // </unroll.py>
       seen = max(seen, score);
       if (subgroupAny(any(score > top + LEAP))) {
         break;
       }
       let p = exp2(score - top);
       total += p;
-      // <shared attention_sums>
+      // <unroll.py attention_sums>
       let v0l = subgroupBroadcast(held[8u / LANES].low, 8u % LANES); o0_0l += p.x * v0l; o1_0l += p.y * v0l; o2_0l += p.z * v0l; o3_0l += p.w * v0l;
       let v0h = subgroupBroadcast(held[8u / LANES].high, 8u % LANES); o0_0h += p.x * v0h; o1_0h += p.y * v0h; o2_0h += p.z * v0h; o3_0h += p.w * v0h;
       let v1l = subgroupBroadcast(held[9u / LANES].low, 9u % LANES); o0_1l += p.x * v1l; o1_1l += p.y * v1l; o2_1l += p.z * v1l; o3_1l += p.w * v1l;
@@ -233,10 +233,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       let v6h = subgroupBroadcast(held[14u / LANES].high, 14u % LANES); o0_6h += p.x * v6h; o1_6h += p.y * v6h; o2_6h += p.z * v6h; o3_6h += p.w * v6h;
       let v7l = subgroupBroadcast(held[15u / LANES].low, 15u % LANES); o0_7l += p.x * v7l; o1_7l += p.y * v7l; o2_7l += p.z * v7l; o3_7l += p.w * v7l;
       let v7h = subgroupBroadcast(held[15u / LANES].high, 15u % LANES); o0_7h += p.x * v7h; o1_7h += p.y * v7h; o2_7h += p.z * v7h; o3_7h += p.w * v7h;
-      // </shared>
+      // </unroll.py>
     }
   }
-  // <shared attention_stores>
+  // <unroll.py attention_stores>
   store(row + 0u, head, 0u, o0_0l / total.x, o0_0h / total.x);
   store(row + 0u, head, 1u, o0_1l / total.x, o0_1h / total.x);
   store(row + 0u, head, 2u, o0_2l / total.x, o0_2h / total.x);
@@ -269,5 +269,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   store(row + 3u, head, 5u, o3_5l / total.w, o3_5h / total.w);
   store(row + 3u, head, 6u, o3_6l / total.w, o3_6h / total.w);
   store(row + 3u, head, 7u, o3_7l / total.w, o3_7h / total.w);
-  // </shared>
+  // </unroll.py>
 }

@@ -33,7 +33,7 @@ override ROWS = 64u;  // a multiple of 16
 @group(0) @binding(6) var<storage, read_write> out: array<vec4<u32>>;
 @group(0) @binding(7) var<uniform> params: Params;
 
-// <shared gelu>
+// <unroll.py gelu>
 // GELU(x) = x · Φ(x), exact up to erf's approximation (Abramowitz & Stegun 7.1.26: 1.5e-7).
 fn gelu(x: vec4f) -> vec4f {
   let z = abs(x) * 0.7071067811865476;
@@ -42,7 +42,7 @@ fn gelu(x: vec4f) -> vec4f {
   let tail = 0.5 * series * exp(-z * z);
   return x * select(tail, 1.0 - tail, x >= vec4f(0.0));
 }
-// </shared>
+// </unroll.py>
 
 fn normalise(row: u32) {
   let start = row * params.inner;
@@ -98,7 +98,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let column = first + lane;
     let loaded_column = min(column, params.columns - 1u);
     for (var row = first_row; row < end_row; row += 16u) {
-      // <shared tile>
+      // <unroll.py tile>
       var low0 = vec4f(); var high0 = vec4f();
       var low1 = vec4f(); var high1 = vec4f();
       var low2 = vec4f(); var high2 = vec4f();
@@ -196,9 +196,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let a14_3 = subgroupBroadcast(held[14u / LANES].w, 14u % LANES); low14 += a14_3 * wl3; high14 += a14_3 * wh3;
         let a15_3 = subgroupBroadcast(held[15u / LANES].w, 15u % LANES); low15 += a15_3 * wl3; high15 += a15_3 * wh3;
       }
-      // </shared>
+      // </unroll.py>
       if (column < params.columns) {
-        // <shared stores>
+        // <unroll.py stores>
         store(row + 0u, column, low0, high0);
         store(row + 1u, column, low1, high1);
         store(row + 2u, column, low2, high2);
@@ -215,7 +215,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         store(row + 13u, column, low13, high13);
         store(row + 14u, column, low14, high14);
         store(row + 15u, column, low15, high15);
-        // </shared>
+        // </unroll.py>
       }
     }
   }

@@ -26,7 +26,7 @@ const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text,
 @group(0) @binding(4) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(5) var<uniform> params: Params;
 
-// <shared gelu>
+// <unroll.py gelu>
 // GELU(x) = x · Φ(x), exact up to erf's approximation (Abramowitz & Stegun 7.1.26: 1.5e-7).
 fn gelu(x: vec4f) -> vec4f {
   let z = abs(x) * 0.7071067811865476;
@@ -35,7 +35,7 @@ fn gelu(x: vec4f) -> vec4f {
   let tail = 0.5 * series * exp(-z * z);
   return x * select(tail, 1.0 - tail, x >= vec4f(0.0));
 }
-// </shared>
+// </unroll.py>
 
 fn load_rows(index: u32, row: u32, k: u32) -> vec4f {
   let held = a[min(row + index * LANES, params.rows - 1u) * params.row_step + k];
@@ -62,7 +62,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let row = group.x * 16u;
   let column = group.y * LANES + lane;
   let loaded_column = min(column, params.columns - 1u);
-  // <shared tile>
+  // <unroll.py tile>
   var low0 = vec4f(); var high0 = vec4f();
   var low1 = vec4f(); var high1 = vec4f();
   var low2 = vec4f(); var high2 = vec4f();
@@ -160,9 +160,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let a14_3 = subgroupBroadcast(held[14u / LANES].w, 14u % LANES); low14 += a14_3 * wl3; high14 += a14_3 * wh3;
     let a15_3 = subgroupBroadcast(held[15u / LANES].w, 15u % LANES); low15 += a15_3 * wl3; high15 += a15_3 * wh3;
   }
-  // </shared>
+  // </unroll.py>
   if (column < params.columns) {
-    // <shared stores>
+    // <unroll.py stores>
     store(row + 0u, column, low0, high0);
     store(row + 1u, column, low1, high1);
     store(row + 2u, column, low2, high2);
@@ -179,6 +179,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     store(row + 13u, column, low13, high13);
     store(row + 14u, column, low14, high14);
     store(row + 15u, column, low15, high15);
-    // </shared>
+    // </unroll.py>
   }
 }

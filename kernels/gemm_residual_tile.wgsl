@@ -27,7 +27,7 @@ struct Params {
 var<workgroup> a_tile: array<vec4f, 256>;  // [64 rows][4 quads of the inner dimension]
 var<workgroup> weight_tile: array<vec4f, 256>;  // [16 of the inner dimension][16 quads of columns]
 
-// <shared gelu>
+// <unroll.py gelu>
 // GELU(x) = x · Φ(x), exact up to erf's approximation (Abramowitz & Stegun 7.1.26: 1.5e-7).
 fn gelu(x: vec4f) -> vec4f {
   let z = abs(x) * 0.7071067811865476;
@@ -36,7 +36,7 @@ fn gelu(x: vec4f) -> vec4f {
   let tail = 0.5 * series * exp(-z * z);
   return x * select(tail, 1.0 - tail, x >= vec4f(0.0));
 }
-// </shared>
+// </unroll.py>
 
 fn f16x4(packed: vec2<u32>) -> vec4f {
   return vec4f(unpack2x16float(packed.x), unpack2x16float(packed.y));
@@ -67,7 +67,7 @@ fn store(row: u32, quad: u32, sum: vec4f) {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
   let first_row = group.y * 64u;
   let first_quad = group.x * 16u;
-  // <shared product>
+  // <unroll.py product>
   let local_row = invocation / 16u * 4u;
   let local_quad = invocation % 16u;
   var sum0 = vec4f();
@@ -98,11 +98,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
   }
-  // </shared>
-  // <shared product_stores>
+  // </unroll.py>
+  // <unroll.py product_stores>
   store(first_row + local_row, first_quad + local_quad, sum0);
   store(first_row + local_row + 1u, first_quad + local_quad, sum1);
   store(first_row + local_row + 2u, first_quad + local_quad, sum2);
   store(first_row + local_row + 3u, first_quad + local_quad, sum3);
-  // </shared>
+  // </unroll.py>
 }

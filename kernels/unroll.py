@@ -1,6 +1,6 @@
 """Writes the parts of the WGSL kernels that repeat: unrolled tiles, and functions several kernels share.
 
-A kernel marks such a part `// <shared NAME>` … `// </shared>`. `python -m kernels.unroll` rewrites them in place and
+A kernel marks such a part `// <unroll.py NAME>` … `// </unroll.py>`. `python -m kernels.unroll` rewrites them in place,
 `python -m kernels.check` verifies that they are what this module writes. Why unroll: lavapipe keeps an indexed private
 array in slow memory, so a tile's sums must be variables with names.
 """
@@ -13,7 +13,7 @@ KERNELS = Path(__file__).parent
 ROWS = 16  # of a subgroup's tile
 QUERIES = 4  # a lane's, in attention
 EIGHTHS = 8  # of a head's 64 columns, 8 columns each
-_REGION = re.compile(r"^( *)// <shared (\w+)>\n(?:.*\n)*?\1// </shared>$", re.MULTILINE)
+_REGION = re.compile(r"^( *)// <unroll.py (\w+)>\n(?:.*\n)*?\1// </unroll.py>$", re.MULTILINE)
 
 GELU = """\
 // GELU(x) = x · Φ(x), exact up to erf's approximation (Abramowitz & Stegun 7.1.26: 1.5e-7).
@@ -177,7 +177,7 @@ def rewrite(source: str) -> str:
     def part(match: re.Match[str]) -> str:
         indent, name = match[1], match[2]
         body = "\n".join(indent + line if line else line for line in SHARED[name]().splitlines())
-        return f"{indent}// <shared {name}>\n{body}\n{indent}// </shared>"
+        return f"{indent}// <unroll.py {name}>\n{body}\n{indent}// </unroll.py>"
 
     return _REGION.sub(part, source)
 

@@ -110,6 +110,18 @@ def test_a_recording_is_replayed_in_order_and_counted(device: Device, own_kernel
     assert device.pipeline("fill", {"FACTOR": 3}) is device.pipeline("fill", {"FACTOR": 3})
 
 
+def test_a_recording_outlives_the_close_of_its_buffers(device: Device, own_kernels: Path) -> None:
+    (own_kernels / "fill.wgsl").write_text(FILL)
+    source, out = device.buffer(np.arange(8, dtype=np.uint32)), device.buffer(32)
+    recording = Recording(device)
+    params = device.buffer(np.array([5, 0, 0, 0], np.uint32), uniform=True)
+    recording.dispatch(device.pipeline("fill"), [source, out, params], 2)
+    source.close()
+    params.close()
+    device.submit(recording)
+    assert device.read(out, np.uint32).tolist() == list(range(5, 13))
+
+
 def test_misuse_of_a_kernel_is_told(device: Device, own_kernels: Path) -> None:
     (own_kernels / "fill.wgsl").write_text(FILL)
     (own_kernels / "wrong.wgsl").write_text("fn main( {")
