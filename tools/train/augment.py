@@ -1,0 +1,60 @@
+"""Rooms, microphones and noise, put on log10 mel power (n_frames, 80); cheap enough for every example at every step."""
+
+import numpy as np
+from scipy.signal import lfilter
+
+from tools.train.features import FLOOR, N_MELS, Floats
+
+Rng = np.random.Generator
+
+
+def curve(rng: Rng, size: float) -> Floats:
+    """(80,) smooth random curve over the bands, about `size` high: a tilt and three cosines."""
+    at = np.linspace(0.0, 1.0, N_MELS, dtype=np.float32)
+    shape = rng.normal() * (at - 0.5)
+    for waves in (1, 2, 3):
+        shape = shape + rng.normal() / (waves + 1) * np.cos(np.pi * waves * at + rng.uniform(0, np.pi))
+    return np.asarray(size * shape, dtype=np.float32)
+
+
+def noise(rng: Rng, n_frames: int) -> Floats:
+    """(n_frames, 80) mel power of coloured noise around 1, that may swell and fade."""
+    grains = rng.gamma(rng.uniform(1.5, 8.0), size=(n_frames, N_MELS)).astype(np.float32)
+    colour = 10.0 ** (curve(rng, 0.7) - rng.uniform(0.0, 2.0) * np.linspace(0.0, 1.0, N_MELS, dtype=np.float32))
+    power = grains / grains.mean() * colour / colour.mean()
+    if rng.random() < 0.4:
+        power = power * 10.0 ** (0.5 * np.sin(np.arange(n_frames) / rng.uniform(5, 60) + rng.uniform(0, 6)))[:, None]
+    return np.asarray(power, dtype=np.float32)
+
+
+def augment(raw: Floats, rng: Rng) -> Floats:
+    """A window's log10 mel → the same window heard elsewhere: reverberation, equaliser, narrow band, noise, gain."""
+    power = 10.0 ** np.maximum(raw, FLOOR)
+    level = max(float(power.mean()), 1e-9)
+    if rng.random() < 0.35:  # reverberation: power that decays to a thousandth in 0.1–0.8 s
+        decay = 10.0 ** (-3.0 / (100 * rng.uniform(0.1, 0.8)))
+        tail = lfilter([0.0, 1.0 - decay], [1.0, -decay], power, axis=0)
+        power = power + rng.uniform(0.1, 1.0) * tail
+    if rng.random() < 0.7:
+        power = power * 10.0 ** curve(rng, 0.45)
+    if rng.random() < 0.12:  # a telephone, or a recording that was resampled
+        low, high = rng.integers(0, 8), rng.integers(48, 78)
+        power[:, :low] *= 1e-5
+        power[:, high:] *= 1e-5
+    if rng.random() < 0.75:
+        power = power + noise(rng, len(power)) * level * 10.0 ** -rng.uniform(0.3, 4.5)
+    return np.asarray(np.log10(np.maximum(power, 1e-10)) + rng.uniform(-2.5, 0.7), dtype=np.float32)
+
+
+def spec_augment(mel: Floats, rng: Rng) -> Floats:
+    """Scaled log-mel with up to two bands and two stretches of time replaced by its mean."""
+    mean = float(mel.mean())
+    for _ in range(int(rng.integers(0, 3))):
+        width = int(rng.integers(1, 14))
+        start = int(rng.integers(0, N_MELS - width))
+        mel[:, start : start + width] = mean
+    for _ in range(int(rng.integers(0, 3))):
+        width = int(rng.integers(1, min(25, max(2, len(mel) // 10))))
+        start = int(rng.integers(0, max(1, len(mel) - width)))
+        mel[start : start + width] = mean
+    return mel

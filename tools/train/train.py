@@ -1,0 +1,324 @@
+"""Train Whisper on the shards: cross-entropy, a CTC head, the teacher's states, and attention guided diagonally.
+
+A run trains one of three parts. "encoder" learns to give the teacher's states; meanwhile "decoder" learns to read them,
+which needs no encoder; "joint" starts from both and trains the whole. Everything is measured in hours of sound heard,
+so a run that is stopped and resumed follows the same schedule; `--hours` may be changed on resuming. Weights are
+averaged (EMA) for export. State is `OUT/state.pt`, the log `OUT/log.jsonl`. On a CPU, `--workers 2` runs a process of
+one thread a core and averages their gradients: threads that wait for each other at every operation starve when the
+machine has other work.
+"""
+
+import argparse
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.nn import functional as F
+
+from tools.train.data import CTC_SYMBOLS, IGNORE, TEACHER_STATES, Batch, Examples, Stage, batches
+from tools.train.model import Dims, Whisper
+
+# Part → up to this share of the hours → what the windows are like. Short first, so that attention finds the sound.
+STAGES = {
+    "encoder": (
+        (
+            0.2,
+            Stage(500, joined=0.0, full=0.01, human=0.15, silent=0.03, frames=3600, changed=0.3, prompts=0.0),
+        ),
+        (
+            0.5,
+            Stage(500, joined=0.0, full=0.01, human=0.15, silent=0.03, frames=3600, changed=0.8, prompts=0.0),
+        ),
+        (
+            1.01,
+            Stage(980, joined=0.05, full=0.1, human=0.15, silent=0.03, frames=4000, changed=0.9, prompts=0.0),
+        ),
+    ),
+    "decoder": (
+        (0.1, Stage(260, joined=0.0, full=0.0, human=0.0, silent=0.01, frames=6000, changed=0.0, prompts=0.0)),
+        (
+            0.45,
+            Stage(500, joined=0.0, full=0.1, human=0.0, silent=0.02, frames=8000, changed=0.0, prompts=0.02),
+        ),
+        (
+            1.01,
+            Stage(980, joined=0.25, full=0.3, human=0.0, silent=0.02, frames=9000, changed=0.0, prompts=0.15),
+        ),
+    ),
+    "joint": (
+        (
+            0.6,
+            Stage(980, joined=0.1, full=0.15, human=0.12, silent=0.03, frames=3600, changed=0.9, prompts=0.1),
+        ),
+        (
+            1.01,
+            Stage(980, joined=0.35, full=0.4, human=0.1, silent=0.04, frames=4500, changed=0.9, prompts=0.25),
+        ),
+    ),
+}
+WEIGHTS = {"text": 1.0, "ctc": 0.3, "teacher": 2.0, "guide": 0.3}
+MUON_RATE = 3e-3
+ADAM_RATE = 2e-3
+UNTRAINED = {"encoder": "model.decoder.", "decoder": "model.encoder.", "joint": "principal"}
+WARMUP_STEPS = 60
+DECAY_FROM = 0.6  # share of the hours: the rate is constant to here, then falls to a fiftieth
+EMA = 0.99
+
+
+class Student(nn.Module):  # type: ignore[misc, unused-ignore]
+    """The model with two helpers that the export drops: a CTC head, and the teacher's states in the student's width."""
+
+    def __init__(self, dims: Dims, principal: Tensor | None = None) -> None:
+        super().__init__()
+        self.model = Whisper(dims)
+        self.ctc = nn.Linear(dims.n_audio_state, len(CTC_SYMBOLS) + 1)
+        self.principal: Tensor  # (384, n_audio_state)
+        empty = torch.zeros(TEACHER_STATES, dims.n_audio_state)
+        self.register_buffer("principal", empty if principal is None else principal)
+
+    def bridge(self, states: Tensor) -> Tensor:
+        """Teacher's states (batch, n, 384), 0 where nobody speaks → the encoder's aim, (batch, n, n_audio_state).
+
+        The position, taken out of the teacher's states, is put back as the student's own, for timestamps; each vector
+        has mean 0 and deviation 1, as the encoder's last layer norm makes them.
+        """
+        positions = self.model.encoder.embed_positions.weight[: states.shape[1]]
+        return F.layer_norm(states @ self.principal + 0.5 * positions, positions.shape[1:])
+
+    def losses(self, batch: Batch, part: str) -> dict[str, Tensor]:
+        """The losses of a batch, each a mean that does not depend on the batch's size.
+
+        Part "encoder" learns the teacher's states and CTC; "decoder" learns to read those states, blurred as much as a
+        young encoder will blur them; "joint" does all at once on the student's own states.
+        """
+        wanted = self.bridge(batch.states)
+        found = {}
+        if part == "decoder":
+            blur = torch.rand(len(wanted), 1, 1, device=wanted.device) * 0.7
+            audio = F.layer_norm(wanted + blur * torch.randn_like(wanted), wanted.shape[-1:])
+        else:
+            audio = self.model.encoder(batch.mel)
+            difference = (audio.float() - wanted).square().mean(dim=-1)
+            weight = 0.2 + 0.8 * batch.heard
+            found["teacher"] = (difference * weight).sum() / weight.sum()
+        written = batch.ctc_lengths > 0
+        if bool(written.any()):
+            log_probs = self.ctc(audio[written]).float().log_softmax(dim=-1).transpose(0, 1)
+            n_states = torch.full((log_probs.shape[1],), log_probs.shape[0], dtype=torch.long)
+            lengths = batch.ctc_lengths[written]
+            found["ctc"] = F.ctc_loss(log_probs, batch.ctc[written], n_states, lengths, zero_infinity=True)
+        said = (batch.targets != IGNORE).any(dim=1)
+        if part != "encoder" and bool(said.any()):
+            logits = self.model.decoder(batch.tokens[said], audio[said], keep=True).float()
+            targets = batch.targets[said].flatten()
+            found["text"] = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORE, label_smoothing=0.05)
+            found["guide"] = self.guide_loss(batch.guide[said])
+        return found
+
+    def guide_loss(self, guide: Tensor) -> Tensor:
+        """How far the alignment heads look from where the words are: 0 is right there, 1 far away."""
+        rows = (guide.amax(dim=-1) > 0).sum().clamp(min=1)
+        losses = []
+        for layer, head in alignment_heads(self.model.dims):
+            weights = self.model.decoder.layers[layer].encoder_attn.weights
+            losses.append((weights[:, head].float() * guide).sum() / rows)
+        return torch.stack(losses).mean()
+
+
+def alignment_heads(dims: Dims) -> list[tuple[int, int]]:
+    """(layer, head) of the cross-attention that is taught to follow the speech: half of every layer but the first."""
+    return [(layer, head) for layer in range(1, dims.n_text_layer) for head in range(dims.n_text_head // 2)]
+
+
+def prefetched(source: Iterator[Batch], depth: int = 6) -> Iterator[Batch]:
+    """The same batches, made ahead in a thread."""
+    waiting: queue.Queue[Batch] = queue.Queue(maxsize=depth)
+
+    def fill() -> None:
+        for batch in source:
+            waiting.put(batch)
+
+    threading.Thread(target=fill, daemon=True).start()
+    while True:
+        yield waiting.get()
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """The batch with its tensors on the device."""
+    if device == "cpu":
+        return batch
+    moved = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, **moved)
+
+
+class Run:
+    """One training run: the student, its optimisers, its average, and where it stands."""
+
+    def __init__(self, student: Student, part: str, device: str, rank: int = 0, workers: int = 1) -> None:
+        self.part = part
+        self.device, self.rank, self.workers = device, rank, workers
+        self.student = student.to(device)
+        hidden: list[Tensor] = []
+        other: list[Tensor] = []
+        for name, value in self.student.named_parameters():
+            if value.requires_grad and not name.startswith(UNTRAINED[part]):
+                (hidden if ".layers." in name and value.ndim == 2 else other).append(value)
+        self.optimisers = (
+            torch.optim.Muon(hidden, lr=MUON_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=4),
+            torch.optim.AdamW(other, lr=ADAM_RATE, weight_decay=0.01, betas=(0.9, 0.98)),
+        )
+        self.average = {name: value.detach().clone() for name, value in self.student.state_dict().items()}
+        self.steps = 0
+        self.heard = 0.0  # seconds
+        self.spent = 0.0  # seconds of wall time
+
+    def rate(self, progress: float) -> float:
+        """The learning rate's factor: warm-up, then constant, then a straight fall."""
+        warm = min(1.0, (self.steps + 1) / WARMUP_STEPS)
+        return warm * max(0.02, min(1.0, (1.0 - progress) / (1.0 - DECAY_FROM)))
+
+    def step(self, batch: Batch, progress: float) -> dict[str, float]:
+        """One step down; returns the losses."""
+        factor = self.rate(progress)
+        for optimiser, rate in zip(self.optimisers, (MUON_RATE, ADAM_RATE), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * factor
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            losses = self.student.losses(to_device(batch, self.device), self.part)
+        total = sum(WEIGHTS[name] * value for name, value in losses.items())
+        assert isinstance(total, Tensor)
+        total.backward()  # type: ignore[no-untyped-call, unused-ignore]
+        seconds = self.share(batch.seconds)
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), 2.0)
+        for optimiser in self.optimisers:
+            if bool(norm.isfinite()):
+                optimiser.step()
+            optimiser.zero_grad()
+        self.steps += 1
+        self.heard += seconds
+        keep = min(EMA, self.steps / (self.steps + 20))
+        state = self.student.state_dict()
+        torch._foreach_lerp_(list(self.average.values()), [state[name] for name in self.average], 1 - keep)
+        return {name: float(value.detach()) for name, value in losses.items()} | {"norm": float(norm), "rate": factor}
+
+    def share(self, seconds: float) -> float:
+        """Make every worker's gradients their mean; returns the seconds of sound all of them heard."""
+        if self.workers == 1:
+            return seconds
+        values = [value for value in self.student.parameters() if value.requires_grad]
+        parts = [torch.zeros_like(value) if value.grad is None else value.grad for value in values]
+        flat = torch.cat([*(part.flatten() for part in parts), torch.tensor([seconds])])
+        distributed.all_reduce(flat)
+        means = (flat[:-1] / self.workers).split([value.numel() for value in values])
+        for value, mean in zip(values, means, strict=True):
+            value.grad = mean.view_as(value)
+        return float(flat[-1])
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to go on, whole or not at all."""
+        dims = vars(self.student.model.dims)
+        state: dict[str, Any] = {"student": self.student.state_dict(), "average": self.average, "dims": dims}
+        state |= {"optimisers": [optimiser.state_dict() for optimiser in self.optimisers]}
+        state |= {"part": self.part, "steps": self.steps, "heard": self.heard, "spent": self.spent}
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from `save`."""
+        state = torch.load(path, map_location=self.device)
+        self.student.load_state_dict(state["student"])
+        self.average = state["average"]
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.steps, self.heard, self.spent = state["steps"], state["heard"], state["spent"]
+
+
+def main() -> None:
+    """`python -m tools.train.train --data FOLDER --out FOLDER --hours 80`"""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="shards with their states, and tokenizer.json")
+    parser.add_argument("--out", type=Path, required=True, help="where state.pt and log.jsonl go; resumes from there")
+    parser.add_argument("--part", choices=sorted(STAGES), default="joint")
+    parser.add_argument("--start", type=Path, action="append", help="a run's folder to start from; once a part")
+    parser.add_argument("--hours", type=float, default=80.0, help="hours of sound to hear in all")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--port", type=int, default=29_517, help="where the workers meet, on this machine")
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each, on a CPU")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.workers == 1:
+        work(0, options)
+    else:
+        multiprocessing.spawn(work, (options,), nprocs=options.workers)
+
+
+def work(rank: int, options: argparse.Namespace) -> None:
+    """One worker, from where the last run stopped to the end of the schedule."""
+    torch.set_num_threads(1 if options.workers > 1 else torch.get_num_threads())
+    if options.workers > 1:
+        store = distributed.TCPStore("127.0.0.1", options.port, options.workers, rank == 0)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=options.workers)
+    tokenizer = Tokenizer.from_file(str(options.data / "tokenizer.json"))
+    torch.manual_seed(1)
+    student = Student(Dims(n_vocab=tokenizer.get_vocab_size()), torch.from_numpy(np.load(options.data / "bridge.npy")))
+    for folder in options.start or ():
+        take(student, folder)
+    torch.manual_seed(2 + rank)
+    run = Run(student, options.part, options.device, rank, options.workers)
+    state_path = options.out / "state.pt"
+    if state_path.exists():
+        run.load(state_path)
+    for until, stage in STAGES[options.part]:
+        window = 2 * student.model.dims.n_audio_ctx
+        examples = Examples(tokenizer, window, run.steps * options.workers + rank, stage, options.part != "decoder")
+        if run.heard < until * options.hours * 3600:
+            follow(run, prefetched(batches(options.data, examples)), until, options.hours, options.out)
+
+
+def take(student: Student, folder: Path) -> None:
+    """Start from another run's averaged weights: of its own part only, so that an encoder and a decoder join."""
+    state = torch.load(folder / "state.pt", map_location="cpu")
+    weights = {name: value for name, value in state["average"].items() if not name.startswith(UNTRAINED[state["part"]])}
+    if state["part"] == "decoder":
+        weights = {name: value for name, value in weights.items() if name.startswith("model.decoder.")}
+    student.load_state_dict(weights, strict=False)
+
+
+def follow(run: Run, source: Iterator[Batch], until: float, hours: float, out: Path) -> None:
+    """Train until `until` of the hours are heard, logging every 20 steps, saving every 2 minutes."""
+    saved = clock = time.monotonic()
+    sums: dict[str, float] = {}
+    for batch in source:
+        progress = run.heard / 3600 / hours
+        if progress >= min(until, 1.0):
+            if run.rank == 0:
+                run.save(out / "state.pt")
+            return
+        for name, value in run.step(batch, progress).items():
+            sums[name] = sums.get(name, 0.0) + value / 20
+        now = time.monotonic()
+        run.spent += now - clock
+        clock = now
+        if run.rank > 0:
+            continue
+        if run.steps % 20 == 0:
+            row = {"step": run.steps, "heard_hours": run.heard / 3600, "spent_minutes": run.spent / 60}
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps({name: round(value, 4) for name, value in (row | sums).items()}) + "\n")
+            sums = {}
+        if now - saved > 120:
+            run.save(out / "state.pt")
+            saved = now
+
+
+if __name__ == "__main__":
+    main()
