@@ -72,30 +72,17 @@ def encode(mel: Float, dims: Dimensions, weights: Weights, cores: Cores) -> Enco
     """
     n_state, n_head, d = dims.n_audio_state, dims.n_audio_head, dims.n_audio_state // dims.n_audio_head
     positions = slices(dims.n_audio_ctx, ROWS)
-    mel_windows = conv_windows(np.ascontiguousarray(mel.T), stride=1)
-    features = np.empty((len(mel_windows), n_state), np.float32)
-
-    def convolve(rows: slice) -> None:
-        features[rows] = gelu(linear(mel_windows[rows], weights.conv1.weight, weights.conv1.bias))
-
-    cores.each(convolve, slices(len(mel_windows), ROWS))
-    feature_windows = conv_windows(features, stride=2)
-    x = np.empty((dims.n_audio_ctx, n_state), np.float32)
+    x = embed(mel, weights, cores)
     qkv = np.empty((dims.n_audio_ctx, 3, n_head, d), np.float32)
     attended = np.empty((dims.n_audio_ctx, n_head, d), np.float32)
     d_text = n_state // dims.n_text_head
     cross = np.empty((dims.n_text_layer * 2, dims.n_text_head, dims.n_audio_ctx, d_text), np.float32)
 
-    def begin(rows: slice, block: Block) -> None:
+    def begin(rows: slice, block: Block = weights.encoder[0]) -> None:
         normal = layer_norm(x[rows], block.attn_ln.weight, block.attn_ln.bias)
         qkv[rows] = linear(normal, block.qkv.weight, block.qkv.bias).reshape(-1, 3, n_head, d)
 
-    def embed(rows: slice) -> None:
-        x[rows] = gelu(linear(feature_windows[rows], weights.conv2.weight, weights.conv2.bias))
-        x[rows] += weights.audio_positions[rows]
-        begin(rows, weights.encoder[0])
-
-    cores.each(embed, positions)
+    cores.each(begin, positions)
 
     def attend(piece: tuple[int, slice]) -> None:
         head, rows = piece
@@ -122,3 +109,23 @@ def encode(mel: Float, dims: Dimensions, weights: Weights, cores: Cores) -> Enco
         cores.each(after, positions)
     x.flags.writeable = False
     return Encoded(weights, x, cross.reshape(dims.n_text_layer, 2, dims.n_text_head, dims.n_audio_ctx, d_text))
+
+
+def embed(mel: Float, weights: Weights, cores: Cores) -> Float:
+    """(n_mels, 2 · n_audio_ctx) log-mel → (n_audio_ctx, n_audio_state): two convolutions, and the positions."""
+    windows = conv_windows(np.ascontiguousarray(mel.T), stride=1)
+    features = np.empty((len(windows), len(weights.conv1.weight)), np.float32)
+
+    def first(rows: slice) -> None:
+        features[rows] = gelu(linear(windows[rows], weights.conv1.weight, weights.conv1.bias))
+
+    cores.each(first, slices(len(windows), ROWS))
+    halved = conv_windows(features, stride=2)
+    x = np.empty_like(weights.audio_positions)
+
+    def second(rows: slice) -> None:
+        x[rows] = gelu(linear(halved[rows], weights.conv2.weight, weights.conv2.bias))
+        x[rows] += weights.audio_positions[rows]
+
+    cores.each(second, slices(len(x), ROWS))
+    return x

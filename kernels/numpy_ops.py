@@ -15,6 +15,8 @@ Float = NDArray[np.float32]
 Item = TypeVar("Item")
 
 LAYER_NORM_EPSILON = 1e-5  # torch.nn.LayerNorm's default, which Whisper uses
+FEW_ROWS = 5
+CACHED_VALUES = 1 << 18  # f32 values that stay in a core's second-level cache while a few rows are multiplied by them
 SPLIT_FLOPS = 1 << 24  # a product smaller than this costs less than handing half of it to another thread
 
 # Φ(-a) = exp(-a²/2) · (c₁t + … + c₆t⁶), t = 1 / (1 + 0.28a): the form of Abramowitz & Stegun 26.2.17, coefficients
@@ -117,15 +119,22 @@ def linear(x: Float, weight: Float, bias: Float | None = None, cores: Cores | No
     """(rows, n_in) and weight [n_out, n_in] → (rows, n_out) = x · weightᵀ + bias, over all `cores` where that pays."""
     n_out, n_in = weight.shape
     y = np.empty((len(x), n_out), np.float32)
-    # One row is bound by reading the weight, many by arithmetic; about eight rows are where one becomes the other.
-    if cores is not None and max(len(x), 8) * n_out * n_in > SPLIT_FLOPS:
 
-        def product(columns: slice) -> None:
+    def product(columns: slice) -> None:
+        if 1 < len(x) <= FEW_ROWS:
+            # BLAS packs the whole weight for a matrix of any height; for a few rows it is faster to read it row by row.
+            for part in slices(columns.stop - columns.start, max(1, CACHED_VALUES // n_in)):
+                some = slice(columns.start + part.start, columns.start + part.stop)
+                for row, out in zip(x, y, strict=True):
+                    np.matmul(weight[some], row, out=out[some])
+        else:
             np.matmul(x, weight[columns].T, out=y[:, columns])
 
+    # One row is bound by reading the weight, many by arithmetic; about eight rows are where one becomes the other.
+    if cores is not None and max(len(x), 8) * n_out * n_in > SPLIT_FLOPS:
         cores.each(product, slices(n_out, -(-n_out // (2 * cores.count))))
     else:
-        np.matmul(x, weight.T, out=y)
+        product(slice(0, n_out))
     if bias is not None:
         y += bias
     return y
