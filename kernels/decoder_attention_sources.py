@@ -2,6 +2,8 @@
 
 `subgroup`: a workgroup is one subgroup, a lane scores 4 neighbouring keys at a time, the query broadcast between lanes.
 `workgroup`: an invocation scores one key at a time, so that neighbouring invocations load neighbouring memory.
+Cross-attention comes for 1 and for 4 rows, keys and values loaded once for all of them; self-attention's rows have each
+their own. In the texts below `#` stands for a row of the four, and a line with one is written once for each.
 """
 
 from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
@@ -38,7 +40,7 @@ _CROSS = """\
 //   state u32, see decoder_state.py
 //   parts (rows, SPLITS, n) f32  out
 //   stats (rows, heads, SPLITS) × (max, sum) f32  out
-// dispatch (heads, rows, SPLITS)
+// dispatch (heads, {dispatch_rows}, SPLITS)
 
 @group(0) @binding(0) var<storage, read> query: array<vec4f>;
 @group(0) @binding(1) var<storage, read> keys: array<vec4<u32>>;
@@ -55,195 +57,239 @@ _WHO = {
     SUBGROUP: "A workgroup is one subgroup: a lane scores 4 neighbouring keys at a time, mixes 8 columns of 4 values.",
     WORKGROUP: "An invocation scores each WORKGROUP-th key, then mixes 8 columns of each (WORKGROUP / HEAD8)-th value.",
 }
-_COMMON_OVERRIDES = "override HEAD8 = 8u;  // a head's columns / 8\noverride N_HEAD = 6u;"
-_HALVES = """
-fn halves(u: vec2<u32>) -> vec4f {
-  return vec4f(unpack2x16float(u.x), unpack2x16float(u.y));
+_SIZES = {
+    SUBGROUP: "override LANES = 8u;",
+    WORKGROUP: "override WORKGROUP = 64u;  // a power of two, HEAD8 or more",
 }
-"""
-_SELF_START = """\
+_COMMON_OVERRIDES = "override HEAD8 = 8u;  // a head's columns / 8\noverride N_HEAD = 6u;"
+_MAIN = """\
+
+fn halves(u: vec2<u32>) -> vec4f {{
+  return vec4f(unpack2x16float(u.x), unpack2x16float(u.y));
+}}
+
+@compute @workgroup_size({size})
+fn main(
+  @builtin(workgroup_id) workgroup: vec3<u32>,
+  @builtin(local_invocation_index) invocation: u32,
+) {{
+  if (state[1] != 0u) {{
+    return;  // every sequence has ended
+  }}
   let n8 = N_HEAD * HEAD8;
   let head = workgroup.x;
-  let row = workgroup.y;
+  let row = workgroup.y * ROWS;"""
+_START = {
+    "self": """\
   let from_slots = state[8u + 4u * row + 1u] * N_CTX;
   let first = 0u;
-  let count = state[8u + 4u * row + 2u] + 1u;"""
-_CROSS_START = """\
-  let n8 = N_HEAD * HEAD8;
-  let head = workgroup.x;
-  let row = workgroup.y;
+  let count = state[8u + 4u * row + 2u] + 1u;""",
+    "cross": """\
   let share_of_keys = (N_CTX + SPLITS - 1u) / SPLITS;
   let first = min(workgroup.z * share_of_keys, N_CTX);
-  let count = min(share_of_keys, N_CTX - first);"""
-_SELF_END = """\
-    let to = (row * n8 + head * HEAD8 + column) * 2u;
-    y[to] = low / sum;
-    y[to + 1u] = high / sum;"""
-_CROSS_END = """\
-    let to = ((row * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
-    parts[to] = low;
-    parts[to + 1u] = high;"""
+  let count = min(share_of_keys, N_CTX - first);""",
+}
+_END = {
+    "self": """\
+    let to_# = ((row + #u) * n8 + head * HEAD8 + column) * 2u;
+    y[to_#] = low_# / sum_#;
+    y[to_# + 1u] = high_# / sum_#;""",
+    "cross": """\
+    let to_# = (((row + #u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
+    parts[to_#] = low_#;
+    parts[to_# + 1u] = high_#;""",
+}
 _CROSS_STATS = """\
   if (invocation == 0u) {
-    stats[(row * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top, sum);
+    stats[((row + #u) * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top_#, sum_#);
   }"""
+# Index of the first 8 columns of key `t`, the next N_CTX further; and of an invocation's 8 columns of value `t`.
+_KEY = {
+    "self": "(slots[from_slots + {t}] * n8 + head * HEAD8) * N_CTX + {t}",
+    "cross": "head * HEAD8 * N_CTX + {t}",
+}
+_VALUE = {
+    "self": "(slots[from_slots + {t}] * N_CTX + {t}) * n8 + head * HEAD8 + column",
+    "cross": "{t} * n8 + head * HEAD8 + column",
+}
 
 
-def _key(kind: str, t: str) -> str:
-    """Index of the first 8 columns of key t; the next are N_CTX further."""
-    return (
-        f"(slots[from_slots + {t}] * n8 + head * HEAD8) * N_CTX + {t}"
-        if kind == "self"
-        else f"head * HEAD8 * N_CTX + {t}"
-    )
+def _each(rows: int, text: str) -> list[str]:
+    """The text once for every row, its number for `#`."""
+    return [text.replace("#", str(row)) for row in range(rows)]
 
 
-def _value(kind: str, t: str) -> str:
-    """Index of this invocation's 8 columns of value t."""
-    row = f"(slots[from_slots + {t}] * N_CTX + {t})" if kind == "self" else t
-    return f"{row} * n8 + head * HEAD8 + column"
-
-
-def _quad(kind: str) -> list[str]:
+def _quad(indent: str) -> list[str]:
     """The 4 keys of a quad; past the last, the last again."""
-    return [f"    let t{i} = min(first + 4u * quad + {i}u, first + count - 1u);" for i in range(4)]
+    return [f"{indent}let t{i} = min(first + 4u * quad + {i}u, first + count - 1u);" for i in range(4)]
 
 
-def _subgroup_body(kind: str) -> list[str]:
-    text = ["  let quads = (count + 3u) / 4u;", "  var most = LOWEST;"]
+def _subgroup_body(kind: str, rows: int) -> list[str]:
+    text = ["  let quads = (count + 3u) / 4u;", *_each(rows, "  var most_# = LOWEST;")]
     text += ["  // Every lane goes round equally often, so that the query's broadcasts find all of them."]
-    text += [
-        "  for (var from_quad = 0u; from_quad < quads; from_quad += LANES) {",
-        "    let quad = from_quad + invocation;",
-    ]
-    text += [*_quad(kind), *(f"    let k{i} = {_key(kind, f't{i}')};" for i in range(4))]
-    text += [f"    var s{i} = 0.0;" for i in range(4)]
-    text += [
-        "    for (var c = 0u; c < HEAD8; c += 4u) {",
-        "      let at = (row * n8 + head * HEAD8 + c + invocation % 4u) * 2u;",
-    ]
-    text += ["      let a = query[at];", "      let b = query[at + 1u];"]
+    text += ["  for (var from_quad = 0u; from_quad < quads; from_quad += LANES) {"]
+    text += ["    let quad = from_quad + invocation;", *_quad("    ")]
+    text += [f"    let k{i} = {_KEY[kind].format(t=f't{i}')};" for i in range(4)]
+    text += [line for i in range(4) for line in _each(rows, f"    var s#_{i} = 0.0;")]
+    text += ["    for (var c = 0u; c < HEAD8; c += 4u) {"]
+    text += _each(rows, "      let at_# = ((row + #u) * n8 + head * HEAD8 + c + invocation % 4u) * 2u;")
+    text += [*_each(rows, "      let a_# = query[at_#];"), *_each(rows, "      let b_# = query[at_# + 1u];")]
     for u in range(4):
-        text += [f"      if (c + {u}u < HEAD8) {{", f"        let qa = subgroupBroadcast(a, {u}u);"]
-        text += [f"        let qb = subgroupBroadcast(b, {u}u);"]
+        text += [f"      if (c + {u}u < HEAD8) {{"]
+        text += _each(rows, f"        let qa_# = subgroupBroadcast(a_#, {u}u);")
+        text += _each(rows, f"        let qb_# = subgroupBroadcast(b_#, {u}u);")
         for i in range(4):
             text += [f"        let u{i} = keys[k{i} + (c + {u}u) * N_CTX];"]
-            text += [f"        s{i} += dot(halves(u{i}.xy), qa) + dot(halves(u{i}.zw), qb);"]
+            text += [f"        let l{i} = halves(u{i}.xy);", f"        let h{i} = halves(u{i}.zw);"]
+            text += _each(rows, f"        s#_{i} += dot(l{i}, qa_#) + dot(h{i}, qb_#);")
         text += ["      }"]
-    text += [
-        "    }",
-        "    if (quad < quads) {",
-        "      let inside = vec4<u32>(0u, 1u, 2u, 3u) + 4u * quad < vec4<u32>(count);",
-    ]
-    text += ["      let score = select(vec4f(LOWEST), vec4f(s0, s1, s2, s3), inside);", "      scores[quad] = score;"]
-    text += ["      most = max(most, max(max(score.x, score.y), max(score.z, score.w)));", "    }", "  }"]
-    text += ["  let top = subgroupMax(most);", "  var total = vec4f();"]
-    text += ["  for (var quad = invocation; quad < quads; quad += LANES) {", "    let share = exp(scores[quad] - top);"]
-    text += [
-        "    scores[quad] = share;",
-        "    total += share;",
-        "  }",
-        "  let sum = subgroupAdd(dot(total, vec4f(1.0)));",
-    ]
-    text += ["  workgroupBarrier();", "", "  // WIDTH lanes share a value's columns; the others take other values."]
+    text += ["    }", "    if (quad < quads) {"]
+    text += ["      let inside = vec4<u32>(0u, 1u, 2u, 3u) + 4u * quad < vec4<u32>(count);"]
+    text += _each(
+        rows,
+        """\
+      let score_# = select(vec4f(LOWEST), vec4f(s#_0, s#_1, s#_2, s#_3), inside);
+      scores[#u * a_row + quad] = score_#;
+      most_# = max(most_#, max(max(score_#.x, score_#.y), max(score_#.z, score_#.w)));""",
+    )
+    text += ["    }", "  }"]
+    text += _each(
+        rows,
+        """\
+  let top_# = subgroupMax(most_#);
+  var total_# = vec4f();
+  for (var quad = invocation; quad < quads; quad += LANES) {
+    let share = exp(scores[#u * a_row + quad] - top_#);
+    scores[#u * a_row + quad] = share;
+    total_# += share;
+  }
+  let sum_# = subgroupAdd(dot(total_#, vec4f(1.0)));""",
+    )
+    text += ["  workgroupBarrier();", "", "  // `width` lanes share a value's columns; the others take other values."]
     text += ["  let width = min(HEAD8, LANES);", "  let groups = LANES / width;", "  let group = invocation / width;"]
     text += ["  for (var from_column = 0u; from_column < HEAD8; from_column += width) {"]
-    text += [
-        "    let column = min(from_column + invocation % width, HEAD8 - 1u);",
-        "    var low = vec4f();",
-        "    var high = vec4f();",
-    ]
+    text += ["    let column = min(from_column + invocation % width, HEAD8 - 1u);"]
+    text += [*_each(rows, "    var low_# = vec4f();"), *_each(rows, "    var high_# = vec4f();")]
     text += ["    for (var quad = select(quads, group, group < groups); quad < quads; quad += groups) {"]
-    text += ["      let share = scores[quad];", *(f"  {line}" for line in _quad(kind))]
-    text += [f"      let u{i} = values[{_value(kind, f't{i}')}];" for i in range(4)]
-    for part, half in (("low", "xy"), ("high", "zw")):
-        text += [f"      {part} += " + " + ".join(f"share[{i}] * halves(u{i}.{half})" for i in range(4)) + ";"]
-    text += [
-        "    }",
-        "    mixes[2u * invocation] = low;",
-        "    mixes[2u * invocation + 1u] = high;",
-        "    workgroupBarrier();",
-    ]
-    text += ["    if (invocation < width && from_column + invocation < HEAD8) {"]
-    text += ["      for (var i = 1u; i < groups; i++) {", "        low += mixes[2u * (invocation + i * width)];"]
-    text += ["        high += mixes[2u * (invocation + i * width) + 1u];", "      }"]
-    text += ["  " + line for line in (_SELF_END if kind == "self" else _CROSS_END).splitlines()]
-    return [*text, "    }", "    workgroupBarrier();", "  }"]
+    text += [*_quad("      "), *_each(rows, "      let share_# = scores[#u * a_row + quad];")]
+    for i in range(4):
+        text += [f"      let u{i} = values[{_VALUE[kind].format(t=f't{i}')}];", f"      let l{i} = halves(u{i}.xy);"]
+        text += [f"      let h{i} = halves(u{i}.zw);"]
+        text += _each(rows, f"      low_# += share_#[{i}] * l{i};") + _each(
+            rows, f"      high_# += share_#[{i}] * h{i};"
+        )
+    text += ["    }"]
+    text += _each(
+        rows,
+        """\
+    mixes[2u * invocation] = low_#;
+    mixes[2u * invocation + 1u] = high_#;
+    workgroupBarrier();
+    for (var i = select(groups, 1u, invocation < width); i < groups; i++) {
+      low_# += mixes[2u * (invocation + i * width)];
+      high_# += mixes[2u * (invocation + i * width) + 1u];
+    }
+    workgroupBarrier();""",
+    )
+    text += ["    if (invocation < width && from_column + invocation < HEAD8) {", *_each(rows, _END[kind])]
+    return [*text, "    }", "  }"]
 
 
 _TREE = """\
-  shared_values[invocation] = {0};
+  shared_values[invocation] = {value};
   for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {{
     workgroupBarrier();
     if (invocation < half) {{
-      shared_values[invocation] = {1};
+      shared_values[invocation] = {joined};
     }}
   }}
   workgroupBarrier();
-  let {2} = shared_values[0];
+  let {name} = shared_values[0];
   workgroupBarrier();"""
+_MAX = _TREE.format(
+    value="most_#", joined="max(shared_values[invocation], shared_values[invocation + half])", name="top_#"
+)
+_SUM = _TREE.format(
+    value="total_#", joined="shared_values[invocation] + shared_values[invocation + half]", name="sum_#"
+)
 
 
-def _workgroup_body(kind: str) -> list[str]:
-    highest = "max(shared_values[invocation], shared_values[invocation + half])"
-    text = ["  var most = LOWEST;", "  for (var i = invocation; i < count; i += WORKGROUP) {", "    let t = first + i;"]
-    text += [f"    let k = {_key(kind, 't')};", "    var s = 0.0;", "    for (var c = 0u; c < HEAD8; c++) {"]
-    text += ["      let at = (row * n8 + head * HEAD8 + c) * 2u;", "      let u = keys[k + c * N_CTX];"]
+def _workgroup_body(kind: str, rows: int) -> list[str]:
+    text = [*_each(rows, "  var most_# = LOWEST;"), "  for (var i = invocation; i < count; i += WORKGROUP) {"]
+    text += ["    let t = first + i;", f"    let k = {_KEY[kind].format(t='t')};", *_each(rows, "    var s_# = 0.0;")]
+    text += ["    for (var c = 0u; c < HEAD8; c++) {", "      let u = keys[k + c * N_CTX];"]
+    text += ["      let l = halves(u.xy);", "      let h = halves(u.zw);"]
+    text += _each(rows, "      let at_# = ((row + #u) * n8 + head * HEAD8 + c) * 2u;")
+    text += [*_each(rows, "      s_# += dot(l, query[at_#]) + dot(h, query[at_# + 1u]);"), "    }"]
+    text += [*_each(rows, "    scores[#u * a_row + i] = s_#;"), *_each(rows, "    most_# = max(most_#, s_#);"), "  }"]
+    text += _each(
+        rows,
+        f"""\
+{_MAX}
+  var total_# = 0.0;
+  for (var i = invocation; i < count; i += WORKGROUP) {{
+    let share = exp(scores[#u * a_row + i] - top_#);
+    scores[#u * a_row + i] = share;
+    total_# += share;
+  }}
+{_SUM}""",
+    )
+    text += ["", "  let column = invocation % HEAD8;", "  let groups = WORKGROUP / HEAD8;"]
+    text += ["  let group = invocation / HEAD8;"]
+    text += [*_each(rows, "  var low_# = vec4f();"), *_each(rows, "  var high_# = vec4f();")]
+    text += ["  for (var i = select(count, group, group < groups); i < count; i += groups) {", "    let t = first + i;"]
     text += [
-        "      s += dot(halves(u.xy), query[at]) + dot(halves(u.zw), query[at + 1u]);",
-        "    }",
-        "    scores[i] = s;",
+        f"    let u = values[{_VALUE[kind].format(t='t')}];",
+        "    let l = halves(u.xy);",
+        "    let h = halves(u.zw);",
     ]
-    text += ["    most = max(most, s);", "  }", _TREE.format("most", highest, "top"), "  var total = 0.0;"]
-    text += ["  for (var i = invocation; i < count; i += WORKGROUP) {", "    let share = exp(scores[i] - top);"]
-    text += ["    scores[i] = share;", "    total += share;", "  }"]
-    text += [_TREE.format("total", "shared_values[invocation] + shared_values[invocation + half]", "sum"), ""]
-    text += ["  let column = invocation % HEAD8;", "  var low = vec4f();", "  var high = vec4f();"]
-    text += ["  let groups = WORKGROUP / HEAD8;", "  let group = invocation / HEAD8;"]
-    text += [
-        "  for (var i = select(count, group, group < groups); i < count; i += groups) {",
-        "    let share = scores[i];",
+    text += _each(rows, "    low_# += scores[#u * a_row + i] * l;") + _each(
+        rows, "    high_# += scores[#u * a_row + i] * h;"
+    )
+    text += ["  }"]
+    text += _each(
+        rows,
+        """\
+  mixes[2u * invocation] = low_#;
+  mixes[2u * invocation + 1u] = high_#;
+  workgroupBarrier();
+  for (var i = select(groups * HEAD8, invocation + HEAD8, invocation < HEAD8); i < groups * HEAD8; i += HEAD8) {
+    low_# += mixes[2u * i];
+    high_# += mixes[2u * i + 1u];
+  }
+  workgroupBarrier();""",
+    )
+    return [*text, "  if (invocation < HEAD8) {", *_each(rows, _END[kind]), "  }"]
+
+
+def _source(kind: str, tiling: str, rows: int) -> str:
+    keys = "N_CTX" if kind == "self" else "((N_CTX + SPLITS - 1u) / SPLITS)"
+    size = "LANES" if tiling == SUBGROUP else "WORKGROUP"
+    text = [
+        (_SELF if kind == "self" else _CROSS).format(
+            who=_WHO[tiling],
+            overrides=f"{_SIZES[tiling]}\n{_COMMON_OVERRIDES}",
+            dispatch_rows="rows" if rows == 1 else "ceil(rows / 4)",
+        )
+        + "const LOWEST = -3.0e38;",
+        f"const ROWS = {rows}u;",
     ]
-    text += ["    let t = first + i;", f"    let u = values[{_value(kind, 't')}];", "    low += share * halves(u.xy);"]
-    text += ["    high += share * halves(u.zw);", "  }", "  mixes[2u * invocation] = low;"]
-    text += ["  mixes[2u * invocation + 1u] = high;", "  workgroupBarrier();", "  if (invocation < HEAD8) {"]
-    text += ["    for (var i = invocation + HEAD8; i < groups * HEAD8; i += HEAD8) {", "      low += mixes[2u * i];"]
-    return [*text, "      high += mixes[2u * i + 1u];", "    }", _SELF_END if kind == "self" else _CROSS_END, "  }"]
+    quads, many = f"({keys} + 3u) / 4u", f"ROWS * {keys}"
+    scores = f"vec4f, ROWS * ({quads})" if tiling == SUBGROUP else f"f32, {many}"
+    text += [f"var<workgroup> scores: array<{scores}>;"]
+    text += ["var<workgroup> shared_values: array<f32, WORKGROUP>;"] if tiling == WORKGROUP else []
+    text += [f"var<workgroup> mixes: array<vec4f, 2u * {size}>;", _MAIN.format(size=size), _START[kind]]
+    text += [f"  let a_row = {quads if tiling == SUBGROUP else keys};  // scores"]
+    text += ["", *(_subgroup_body(kind, rows) if tiling == SUBGROUP else _workgroup_body(kind, rows))]
+    text += _each(rows, _CROSS_STATS) if kind == "cross" else []
+    return "\n".join([*text, "}", ""])
 
 
 def attention_sources() -> dict[str, str]:
     """File name → text."""
     made = {}
-    for kind in ("self", "cross"):
-        for tiling in (SUBGROUP, WORKGROUP):
-            size = (
-                "override LANES = 8u;"
-                if tiling == SUBGROUP
-                else "override WORKGROUP = 64u;  // a power of two, HEAD8 or more"
-            )
-            head = (_SELF if kind == "self" else _CROSS).format(
-                who=_WHO[tiling], overrides=f"{size}\n{_COMMON_OVERRIDES}"
-            )
-            keys = "N_CTX" if kind == "self" else "(N_CTX + SPLITS - 1u) / SPLITS"
-            text = [head + "const LOWEST = -3.0e38;"]
-            if tiling == SUBGROUP:
-                text += [f"var<workgroup> scores: array<vec4f, ({keys} + 3u) / 4u>;"]
-                text += ["var<workgroup> mixes: array<vec4f, 2u * LANES>;"]
-            else:
-                text += [
-                    f"var<workgroup> scores: array<f32, {keys}>;",
-                    "var<workgroup> shared_values: array<f32, WORKGROUP>;",
-                ]
-                text += ["var<workgroup> mixes: array<vec4f, 2u * WORKGROUP>;"]
-            text += [_HALVES, f"@compute @workgroup_size({'LANES' if tiling == SUBGROUP else 'WORKGROUP'})", "fn main("]
-            text += [
-                "  @builtin(workgroup_id) workgroup: vec3<u32>,",
-                "  @builtin(local_invocation_index) invocation: u32,",
-                ") {",
-            ]
-            text += ["  if (state[1] != 0u) {", "    return;  // every sequence has ended", "  }"]
-            text += [_SELF_START if kind == "self" else _CROSS_START]
-            text += _subgroup_body(kind) if tiling == SUBGROUP else _workgroup_body(kind)
-            text += [_CROSS_STATS] if kind == "cross" else []
-            made[f"decoder_{kind}_attention_{tiling}.wgsl"] = "\n".join([*text, "}", ""])
+    for tiling in (SUBGROUP, WORKGROUP):
+        made[f"decoder_self_attention_{tiling}.wgsl"] = _source("self", tiling, 1)
+        for rows in (1, 4):
+            made[f"decoder_cross_attention_{tiling}_{rows}.wgsl"] = _source("cross", tiling, rows)
     return made

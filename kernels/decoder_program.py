@@ -13,6 +13,8 @@ from kernels.decoder_sources import TILE
 from kernels.device import Device
 from kernels.recording import Binding, Dispatch, Pipeline, Recording, View
 
+IDLE_SETS = 4  # buffer sets of each capacity kept for the next contexts
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -192,11 +194,12 @@ class DecoderProgram:
         size = "LANES" if t.kind == SUBGROUP else "WORKGROUP"
         constants = {size: t.attention_workgroup, "HEAD8": self.dims.n_text_state // n_head // 8}
         constants |= {"N_HEAD": n_head, "N_CTX": n_ctx or self.dims.n_audio_ctx}
-        splits = 1
+        name, rows, splits = f"decoder_{kind}_attention_{t.kind}", 1, 1
         if kind == "cross":
-            splits = constants["SPLITS"] = t.splits
-        pipeline = self.device.pipeline(f"decoder_{kind}_attention_{t.kind}", constants)
-        recording.dispatch(pipeline, bindings, n_head, n_rows, splits)
+            rows, splits = (1 if n_rows == 1 else 4), t.splits
+            constants["SPLITS"] = splits
+            name += f"_{rows}"
+        recording.dispatch(self.device.pipeline(name, constants), bindings, n_head, -(-n_rows // rows), splits)
 
 
 def _dispatches(recording: Recording) -> list[Dispatch]:
@@ -209,6 +212,7 @@ class DecoderPool:
     def __init__(self, program: "DecoderProgram") -> None:
         self.program = program
         self._idle: dict[int, list[DecoderBuffers]] = {}
+        self._closed = False
         self._lock = threading.Lock()
 
     def take(self, n_sequences: int) -> DecoderBuffers:
@@ -220,13 +224,18 @@ class DecoderPool:
         return self.program.buffers(capacity)
 
     def give(self, buffers: DecoderBuffers) -> None:
-        """Keep them for the next context."""
+        """Keep them for the next context, or free them if enough are kept."""
         with self._lock:
-            self._idle.setdefault(buffers.capacity, []).append(buffers)
+            idle = self._idle.setdefault(buffers.capacity, [])
+            if not self._closed and len(idle) < IDLE_SETS:
+                idle.append(buffers)
+                return
+        buffers.close()
 
     def close(self) -> None:
         """Free the idle ones. Idempotent."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, {}
         for buffers in (item for items in idle.values() for item in items):
             buffers.close()

@@ -21,7 +21,8 @@ override HEAD8 = 8u;  // a head's columns / 8
 override N_HEAD = 6u;
 override N_CTX = 448u;
 const LOWEST = -3.0e38;
-var<workgroup> scores: array<vec4f, (N_CTX + 3u) / 4u>;
+const ROWS = 1u;
+var<workgroup> scores: array<vec4f, ROWS * ((N_CTX + 3u) / 4u)>;
 var<workgroup> mixes: array<vec4f, 2u * LANES>;
 
 fn halves(u: vec2<u32>) -> vec4f {
@@ -38,12 +39,14 @@ fn main(
   }
   let n8 = N_HEAD * HEAD8;
   let head = workgroup.x;
-  let row = workgroup.y;
+  let row = workgroup.y * ROWS;
   let from_slots = state[8u + 4u * row + 1u] * N_CTX;
   let first = 0u;
   let count = state[8u + 4u * row + 2u] + 1u;
+  let a_row = (N_CTX + 3u) / 4u;  // scores
+
   let quads = (count + 3u) / 4u;
-  var most = LOWEST;
+  var most_0 = LOWEST;
   // Every lane goes round equally often, so that the query's broadcasts find all of them.
   for (var from_quad = 0u; from_quad < quads; from_quad += LANES) {
     let quad = from_quad + invocation;
@@ -55,113 +58,159 @@ fn main(
     let k1 = (slots[from_slots + t1] * n8 + head * HEAD8) * N_CTX + t1;
     let k2 = (slots[from_slots + t2] * n8 + head * HEAD8) * N_CTX + t2;
     let k3 = (slots[from_slots + t3] * n8 + head * HEAD8) * N_CTX + t3;
-    var s0 = 0.0;
-    var s1 = 0.0;
-    var s2 = 0.0;
-    var s3 = 0.0;
+    var s0_0 = 0.0;
+    var s0_1 = 0.0;
+    var s0_2 = 0.0;
+    var s0_3 = 0.0;
     for (var c = 0u; c < HEAD8; c += 4u) {
-      let at = (row * n8 + head * HEAD8 + c + invocation % 4u) * 2u;
-      let a = query[at];
-      let b = query[at + 1u];
+      let at_0 = ((row + 0u) * n8 + head * HEAD8 + c + invocation % 4u) * 2u;
+      let a_0 = query[at_0];
+      let b_0 = query[at_0 + 1u];
       if (c + 0u < HEAD8) {
-        let qa = subgroupBroadcast(a, 0u);
-        let qb = subgroupBroadcast(b, 0u);
+        let qa_0 = subgroupBroadcast(a_0, 0u);
+        let qb_0 = subgroupBroadcast(b_0, 0u);
         let u0 = keys[k0 + (c + 0u) * N_CTX];
-        s0 += dot(halves(u0.xy), qa) + dot(halves(u0.zw), qb);
+        let l0 = halves(u0.xy);
+        let h0 = halves(u0.zw);
+        s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
         let u1 = keys[k1 + (c + 0u) * N_CTX];
-        s1 += dot(halves(u1.xy), qa) + dot(halves(u1.zw), qb);
+        let l1 = halves(u1.xy);
+        let h1 = halves(u1.zw);
+        s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
         let u2 = keys[k2 + (c + 0u) * N_CTX];
-        s2 += dot(halves(u2.xy), qa) + dot(halves(u2.zw), qb);
+        let l2 = halves(u2.xy);
+        let h2 = halves(u2.zw);
+        s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
         let u3 = keys[k3 + (c + 0u) * N_CTX];
-        s3 += dot(halves(u3.xy), qa) + dot(halves(u3.zw), qb);
+        let l3 = halves(u3.xy);
+        let h3 = halves(u3.zw);
+        s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
       }
       if (c + 1u < HEAD8) {
-        let qa = subgroupBroadcast(a, 1u);
-        let qb = subgroupBroadcast(b, 1u);
+        let qa_0 = subgroupBroadcast(a_0, 1u);
+        let qb_0 = subgroupBroadcast(b_0, 1u);
         let u0 = keys[k0 + (c + 1u) * N_CTX];
-        s0 += dot(halves(u0.xy), qa) + dot(halves(u0.zw), qb);
+        let l0 = halves(u0.xy);
+        let h0 = halves(u0.zw);
+        s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
         let u1 = keys[k1 + (c + 1u) * N_CTX];
-        s1 += dot(halves(u1.xy), qa) + dot(halves(u1.zw), qb);
+        let l1 = halves(u1.xy);
+        let h1 = halves(u1.zw);
+        s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
         let u2 = keys[k2 + (c + 1u) * N_CTX];
-        s2 += dot(halves(u2.xy), qa) + dot(halves(u2.zw), qb);
+        let l2 = halves(u2.xy);
+        let h2 = halves(u2.zw);
+        s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
         let u3 = keys[k3 + (c + 1u) * N_CTX];
-        s3 += dot(halves(u3.xy), qa) + dot(halves(u3.zw), qb);
+        let l3 = halves(u3.xy);
+        let h3 = halves(u3.zw);
+        s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
       }
       if (c + 2u < HEAD8) {
-        let qa = subgroupBroadcast(a, 2u);
-        let qb = subgroupBroadcast(b, 2u);
+        let qa_0 = subgroupBroadcast(a_0, 2u);
+        let qb_0 = subgroupBroadcast(b_0, 2u);
         let u0 = keys[k0 + (c + 2u) * N_CTX];
-        s0 += dot(halves(u0.xy), qa) + dot(halves(u0.zw), qb);
+        let l0 = halves(u0.xy);
+        let h0 = halves(u0.zw);
+        s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
         let u1 = keys[k1 + (c + 2u) * N_CTX];
-        s1 += dot(halves(u1.xy), qa) + dot(halves(u1.zw), qb);
+        let l1 = halves(u1.xy);
+        let h1 = halves(u1.zw);
+        s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
         let u2 = keys[k2 + (c + 2u) * N_CTX];
-        s2 += dot(halves(u2.xy), qa) + dot(halves(u2.zw), qb);
+        let l2 = halves(u2.xy);
+        let h2 = halves(u2.zw);
+        s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
         let u3 = keys[k3 + (c + 2u) * N_CTX];
-        s3 += dot(halves(u3.xy), qa) + dot(halves(u3.zw), qb);
+        let l3 = halves(u3.xy);
+        let h3 = halves(u3.zw);
+        s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
       }
       if (c + 3u < HEAD8) {
-        let qa = subgroupBroadcast(a, 3u);
-        let qb = subgroupBroadcast(b, 3u);
+        let qa_0 = subgroupBroadcast(a_0, 3u);
+        let qb_0 = subgroupBroadcast(b_0, 3u);
         let u0 = keys[k0 + (c + 3u) * N_CTX];
-        s0 += dot(halves(u0.xy), qa) + dot(halves(u0.zw), qb);
+        let l0 = halves(u0.xy);
+        let h0 = halves(u0.zw);
+        s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
         let u1 = keys[k1 + (c + 3u) * N_CTX];
-        s1 += dot(halves(u1.xy), qa) + dot(halves(u1.zw), qb);
+        let l1 = halves(u1.xy);
+        let h1 = halves(u1.zw);
+        s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
         let u2 = keys[k2 + (c + 3u) * N_CTX];
-        s2 += dot(halves(u2.xy), qa) + dot(halves(u2.zw), qb);
+        let l2 = halves(u2.xy);
+        let h2 = halves(u2.zw);
+        s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
         let u3 = keys[k3 + (c + 3u) * N_CTX];
-        s3 += dot(halves(u3.xy), qa) + dot(halves(u3.zw), qb);
+        let l3 = halves(u3.xy);
+        let h3 = halves(u3.zw);
+        s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
       }
     }
     if (quad < quads) {
       let inside = vec4<u32>(0u, 1u, 2u, 3u) + 4u * quad < vec4<u32>(count);
-      let score = select(vec4f(LOWEST), vec4f(s0, s1, s2, s3), inside);
-      scores[quad] = score;
-      most = max(most, max(max(score.x, score.y), max(score.z, score.w)));
+      let score_0 = select(vec4f(LOWEST), vec4f(s0_0, s0_1, s0_2, s0_3), inside);
+      scores[0u * a_row + quad] = score_0;
+      most_0 = max(most_0, max(max(score_0.x, score_0.y), max(score_0.z, score_0.w)));
     }
   }
-  let top = subgroupMax(most);
-  var total = vec4f();
+  let top_0 = subgroupMax(most_0);
+  var total_0 = vec4f();
   for (var quad = invocation; quad < quads; quad += LANES) {
-    let share = exp(scores[quad] - top);
-    scores[quad] = share;
-    total += share;
+    let share = exp(scores[0u * a_row + quad] - top_0);
+    scores[0u * a_row + quad] = share;
+    total_0 += share;
   }
-  let sum = subgroupAdd(dot(total, vec4f(1.0)));
+  let sum_0 = subgroupAdd(dot(total_0, vec4f(1.0)));
   workgroupBarrier();
 
-  // WIDTH lanes share a value's columns; the others take other values.
+  // `width` lanes share a value's columns; the others take other values.
   let width = min(HEAD8, LANES);
   let groups = LANES / width;
   let group = invocation / width;
   for (var from_column = 0u; from_column < HEAD8; from_column += width) {
     let column = min(from_column + invocation % width, HEAD8 - 1u);
-    var low = vec4f();
-    var high = vec4f();
+    var low_0 = vec4f();
+    var high_0 = vec4f();
     for (var quad = select(quads, group, group < groups); quad < quads; quad += groups) {
-      let share = scores[quad];
       let t0 = min(first + 4u * quad + 0u, first + count - 1u);
       let t1 = min(first + 4u * quad + 1u, first + count - 1u);
       let t2 = min(first + 4u * quad + 2u, first + count - 1u);
       let t3 = min(first + 4u * quad + 3u, first + count - 1u);
+      let share_0 = scores[0u * a_row + quad];
       let u0 = values[(slots[from_slots + t0] * N_CTX + t0) * n8 + head * HEAD8 + column];
+      let l0 = halves(u0.xy);
+      let h0 = halves(u0.zw);
+      low_0 += share_0[0] * l0;
+      high_0 += share_0[0] * h0;
       let u1 = values[(slots[from_slots + t1] * N_CTX + t1) * n8 + head * HEAD8 + column];
+      let l1 = halves(u1.xy);
+      let h1 = halves(u1.zw);
+      low_0 += share_0[1] * l1;
+      high_0 += share_0[1] * h1;
       let u2 = values[(slots[from_slots + t2] * N_CTX + t2) * n8 + head * HEAD8 + column];
+      let l2 = halves(u2.xy);
+      let h2 = halves(u2.zw);
+      low_0 += share_0[2] * l2;
+      high_0 += share_0[2] * h2;
       let u3 = values[(slots[from_slots + t3] * N_CTX + t3) * n8 + head * HEAD8 + column];
-      low += share[0] * halves(u0.xy) + share[1] * halves(u1.xy) + share[2] * halves(u2.xy) + share[3] * halves(u3.xy);
-      high += share[0] * halves(u0.zw) + share[1] * halves(u1.zw) + share[2] * halves(u2.zw) + share[3] * halves(u3.zw);
+      let l3 = halves(u3.xy);
+      let h3 = halves(u3.zw);
+      low_0 += share_0[3] * l3;
+      high_0 += share_0[3] * h3;
     }
-    mixes[2u * invocation] = low;
-    mixes[2u * invocation + 1u] = high;
+    mixes[2u * invocation] = low_0;
+    mixes[2u * invocation + 1u] = high_0;
+    workgroupBarrier();
+    for (var i = select(groups, 1u, invocation < width); i < groups; i++) {
+      low_0 += mixes[2u * (invocation + i * width)];
+      high_0 += mixes[2u * (invocation + i * width) + 1u];
+    }
     workgroupBarrier();
     if (invocation < width && from_column + invocation < HEAD8) {
-      for (var i = 1u; i < groups; i++) {
-        low += mixes[2u * (invocation + i * width)];
-        high += mixes[2u * (invocation + i * width) + 1u];
-      }
-      let to = (row * n8 + head * HEAD8 + column) * 2u;
-      y[to] = low / sum;
-      y[to + 1u] = high / sum;
+    let to_0 = ((row + 0u) * n8 + head * HEAD8 + column) * 2u;
+    y[to_0] = low_0 / sum_0;
+    y[to_0 + 1u] = high_0 / sum_0;
     }
-    workgroupBarrier();
   }
 }

@@ -21,7 +21,8 @@ override HEAD8 = 8u;  // a head's columns / 8
 override N_HEAD = 6u;
 override N_CTX = 448u;
 const LOWEST = -3.0e38;
-var<workgroup> scores: array<f32, N_CTX>;
+const ROWS = 1u;
+var<workgroup> scores: array<f32, ROWS * N_CTX>;
 var<workgroup> shared_values: array<f32, WORKGROUP>;
 var<workgroup> mixes: array<vec4f, 2u * WORKGROUP>;
 
@@ -39,24 +40,28 @@ fn main(
   }
   let n8 = N_HEAD * HEAD8;
   let head = workgroup.x;
-  let row = workgroup.y;
+  let row = workgroup.y * ROWS;
   let from_slots = state[8u + 4u * row + 1u] * N_CTX;
   let first = 0u;
   let count = state[8u + 4u * row + 2u] + 1u;
-  var most = LOWEST;
+  let a_row = N_CTX;  // scores
+
+  var most_0 = LOWEST;
   for (var i = invocation; i < count; i += WORKGROUP) {
     let t = first + i;
     let k = (slots[from_slots + t] * n8 + head * HEAD8) * N_CTX + t;
-    var s = 0.0;
+    var s_0 = 0.0;
     for (var c = 0u; c < HEAD8; c++) {
-      let at = (row * n8 + head * HEAD8 + c) * 2u;
       let u = keys[k + c * N_CTX];
-      s += dot(halves(u.xy), query[at]) + dot(halves(u.zw), query[at + 1u]);
+      let l = halves(u.xy);
+      let h = halves(u.zw);
+      let at_0 = ((row + 0u) * n8 + head * HEAD8 + c) * 2u;
+      s_0 += dot(l, query[at_0]) + dot(h, query[at_0 + 1u]);
     }
-    scores[i] = s;
-    most = max(most, s);
+    scores[0u * a_row + i] = s_0;
+    most_0 = max(most_0, s_0);
   }
-  shared_values[invocation] = most;
+  shared_values[invocation] = most_0;
   for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
     workgroupBarrier();
     if (invocation < half) {
@@ -64,15 +69,15 @@ fn main(
     }
   }
   workgroupBarrier();
-  let top = shared_values[0];
+  let top_0 = shared_values[0];
   workgroupBarrier();
-  var total = 0.0;
+  var total_0 = 0.0;
   for (var i = invocation; i < count; i += WORKGROUP) {
-    let share = exp(scores[i] - top);
-    scores[i] = share;
-    total += share;
+    let share = exp(scores[0u * a_row + i] - top_0);
+    scores[0u * a_row + i] = share;
+    total_0 += share;
   }
-  shared_values[invocation] = total;
+  shared_values[invocation] = total_0;
   for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
     workgroupBarrier();
     if (invocation < half) {
@@ -80,31 +85,33 @@ fn main(
     }
   }
   workgroupBarrier();
-  let sum = shared_values[0];
+  let sum_0 = shared_values[0];
   workgroupBarrier();
 
   let column = invocation % HEAD8;
-  var low = vec4f();
-  var high = vec4f();
   let groups = WORKGROUP / HEAD8;
   let group = invocation / HEAD8;
+  var low_0 = vec4f();
+  var high_0 = vec4f();
   for (var i = select(count, group, group < groups); i < count; i += groups) {
-    let share = scores[i];
     let t = first + i;
     let u = values[(slots[from_slots + t] * N_CTX + t) * n8 + head * HEAD8 + column];
-    low += share * halves(u.xy);
-    high += share * halves(u.zw);
+    let l = halves(u.xy);
+    let h = halves(u.zw);
+    low_0 += scores[0u * a_row + i] * l;
+    high_0 += scores[0u * a_row + i] * h;
   }
-  mixes[2u * invocation] = low;
-  mixes[2u * invocation + 1u] = high;
+  mixes[2u * invocation] = low_0;
+  mixes[2u * invocation + 1u] = high_0;
+  workgroupBarrier();
+  for (var i = select(groups * HEAD8, invocation + HEAD8, invocation < HEAD8); i < groups * HEAD8; i += HEAD8) {
+    low_0 += mixes[2u * i];
+    high_0 += mixes[2u * i + 1u];
+  }
   workgroupBarrier();
   if (invocation < HEAD8) {
-    for (var i = invocation + HEAD8; i < groups * HEAD8; i += HEAD8) {
-      low += mixes[2u * i];
-      high += mixes[2u * i + 1u];
-    }
-    let to = (row * n8 + head * HEAD8 + column) * 2u;
-    y[to] = low / sum;
-    y[to + 1u] = high / sum;
+    let to_0 = ((row + 0u) * n8 + head * HEAD8 + column) * 2u;
+    y[to_0] = low_0 / sum_0;
+    y[to_0 + 1u] = high_0 / sum_0;
   }
 }

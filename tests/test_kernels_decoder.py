@@ -209,8 +209,9 @@ def test_kernel_cross_attention(bench: Bench, rows: int, heads: int, n_ctx: int,
     arrays = [padded(query), keys, values, state_words([Row(0, 0, 0)] * rows, 8), parts, stats]
     size = "LANES" if bench.tiling.kind == SUBGROUP else "WORKGROUP"
     constants = {size: bench.tiling.attention_workgroup, "N_HEAD": heads, "N_CTX": n_ctx, "SPLITS": splits}
-    name = f"decoder_cross_attention_{bench.tiling.kind}"
-    *_, parts, stats = bench.run(name, constants, arrays, (heads, rows, splits))
+    tile_rows = 1 if rows == 1 else 4
+    name = f"decoder_cross_attention_{bench.tiling.kind}_{tile_rows}"
+    *_, parts, stats = bench.run(name, constants, arrays, (heads, -(-rows // tile_rows), splits))
     share = np.exp(stats[:rows, ..., 0].astype(np.float64) - stats[:rows, ..., 0].max(-1, keepdims=True))
     mixed = (parts[:rows].reshape(rows, splits, heads, 64) * share.transpose(0, 2, 1)[..., None]).sum(1)
     found = mixed / (share * stats[:rows, ..., 1]).sum(-1)[..., None]

@@ -1,0 +1,271 @@
+// parts[row, split, head] = exp(query · keys - max) @ values over a split of the audio; stats = (max, sum of exp).
+// An invocation scores each WORKGROUP-th key, then mixes 8 columns of each (WORKGROUP / HEAD8)-th value.
+// Written by decoder_attention_sources.py.
+//   query (rows, heads, 8 HEAD8) f32, scaled
+//   keys (n / 8, N_CTX, 8) f16, n = 8 HEAD8 N_HEAD
+//   values (N_CTX, n / 8, 8) f16
+//   state u32, see decoder_state.py
+//   parts (rows, SPLITS, n) f32  out
+//   stats (rows, heads, SPLITS) × (max, sum) f32  out
+// dispatch (heads, ceil(rows / 4), SPLITS)
+
+@group(0) @binding(0) var<storage, read> query: array<vec4f>;
+@group(0) @binding(1) var<storage, read> keys: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> state: array<u32>;
+@group(0) @binding(4) var<storage, read_write> parts: array<vec4f>;
+@group(0) @binding(5) var<storage, read_write> stats: array<vec2f>;
+
+override WORKGROUP = 64u;  // a power of two, HEAD8 or more
+override HEAD8 = 8u;  // a head's columns / 8
+override N_HEAD = 6u;
+override N_CTX = 1500u;
+override SPLITS = 1u;
+const LOWEST = -3.0e38;
+const ROWS = 4u;
+var<workgroup> scores: array<f32, ROWS * ((N_CTX + SPLITS - 1u) / SPLITS)>;
+var<workgroup> shared_values: array<f32, WORKGROUP>;
+var<workgroup> mixes: array<vec4f, 2u * WORKGROUP>;
+
+fn halves(u: vec2<u32>) -> vec4f {
+  return vec4f(unpack2x16float(u.x), unpack2x16float(u.y));
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+  @builtin(workgroup_id) workgroup: vec3<u32>,
+  @builtin(local_invocation_index) invocation: u32,
+) {
+  if (state[1] != 0u) {
+    return;  // every sequence has ended
+  }
+  let n8 = N_HEAD * HEAD8;
+  let head = workgroup.x;
+  let row = workgroup.y * ROWS;
+  let share_of_keys = (N_CTX + SPLITS - 1u) / SPLITS;
+  let first = min(workgroup.z * share_of_keys, N_CTX);
+  let count = min(share_of_keys, N_CTX - first);
+  let a_row = ((N_CTX + SPLITS - 1u) / SPLITS);  // scores
+
+  var most_0 = LOWEST;
+  var most_1 = LOWEST;
+  var most_2 = LOWEST;
+  var most_3 = LOWEST;
+  for (var i = invocation; i < count; i += WORKGROUP) {
+    let t = first + i;
+    let k = head * HEAD8 * N_CTX + t;
+    var s_0 = 0.0;
+    var s_1 = 0.0;
+    var s_2 = 0.0;
+    var s_3 = 0.0;
+    for (var c = 0u; c < HEAD8; c++) {
+      let u = keys[k + c * N_CTX];
+      let l = halves(u.xy);
+      let h = halves(u.zw);
+      let at_0 = ((row + 0u) * n8 + head * HEAD8 + c) * 2u;
+      let at_1 = ((row + 1u) * n8 + head * HEAD8 + c) * 2u;
+      let at_2 = ((row + 2u) * n8 + head * HEAD8 + c) * 2u;
+      let at_3 = ((row + 3u) * n8 + head * HEAD8 + c) * 2u;
+      s_0 += dot(l, query[at_0]) + dot(h, query[at_0 + 1u]);
+      s_1 += dot(l, query[at_1]) + dot(h, query[at_1 + 1u]);
+      s_2 += dot(l, query[at_2]) + dot(h, query[at_2 + 1u]);
+      s_3 += dot(l, query[at_3]) + dot(h, query[at_3 + 1u]);
+    }
+    scores[0u * a_row + i] = s_0;
+    scores[1u * a_row + i] = s_1;
+    scores[2u * a_row + i] = s_2;
+    scores[3u * a_row + i] = s_3;
+    most_0 = max(most_0, s_0);
+    most_1 = max(most_1, s_1);
+    most_2 = max(most_2, s_2);
+    most_3 = max(most_3, s_3);
+  }
+  shared_values[invocation] = most_0;
+  for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (invocation < half) {
+      shared_values[invocation] = max(shared_values[invocation], shared_values[invocation + half]);
+    }
+  }
+  workgroupBarrier();
+  let top_0 = shared_values[0];
+  workgroupBarrier();
+  var total_0 = 0.0;
+  for (var i = invocation; i < count; i += WORKGROUP) {
+    let share = exp(scores[0u * a_row + i] - top_0);
+    scores[0u * a_row + i] = share;
+    total_0 += share;
+  }
+  shared_values[invocation] = total_0;
+  for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (invocation < half) {
+      shared_values[invocation] = shared_values[invocation] + shared_values[invocation + half];
+    }
+  }
+  workgroupBarrier();
+  let sum_0 = shared_values[0];
+  workgroupBarrier();
+  shared_values[invocation] = most_1;
+  for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (invocation < half) {
+      shared_values[invocation] = max(shared_values[invocation], shared_values[invocation + half]);
+    }
+  }
+  workgroupBarrier();
+  let top_1 = shared_values[0];
+  workgroupBarrier();
+  var total_1 = 0.0;
+  for (var i = invocation; i < count; i += WORKGROUP) {
+    let share = exp(scores[1u * a_row + i] - top_1);
+    scores[1u * a_row + i] = share;
+    total_1 += share;
+  }
+  shared_values[invocation] = total_1;
+  for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (invocation < half) {
+      shared_values[invocation] = shared_values[invocation] + shared_values[invocation + half];
+    }
+  }
+  workgroupBarrier();
+  let sum_1 = shared_values[0];
+  workgroupBarrier();
+  shared_values[invocation] = most_2;
+  for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (invocation < half) {
+      shared_values[invocation] = max(shared_values[invocation], shared_values[invocation + half]);
+    }
+  }
+  workgroupBarrier();
+  let top_2 = shared_values[0];
+  workgroupBarrier();
+  var total_2 = 0.0;
+  for (var i = invocation; i < count; i += WORKGROUP) {
+    let share = exp(scores[2u * a_row + i] - top_2);
+    scores[2u * a_row + i] = share;
+    total_2 += share;
+  }
+  shared_values[invocation] = total_2;
+  for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (invocation < half) {
+      shared_values[invocation] = shared_values[invocation] + shared_values[invocation + half];
+    }
+  }
+  workgroupBarrier();
+  let sum_2 = shared_values[0];
+  workgroupBarrier();
+  shared_values[invocation] = most_3;
+  for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (invocation < half) {
+      shared_values[invocation] = max(shared_values[invocation], shared_values[invocation + half]);
+    }
+  }
+  workgroupBarrier();
+  let top_3 = shared_values[0];
+  workgroupBarrier();
+  var total_3 = 0.0;
+  for (var i = invocation; i < count; i += WORKGROUP) {
+    let share = exp(scores[3u * a_row + i] - top_3);
+    scores[3u * a_row + i] = share;
+    total_3 += share;
+  }
+  shared_values[invocation] = total_3;
+  for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (invocation < half) {
+      shared_values[invocation] = shared_values[invocation] + shared_values[invocation + half];
+    }
+  }
+  workgroupBarrier();
+  let sum_3 = shared_values[0];
+  workgroupBarrier();
+
+  let column = invocation % HEAD8;
+  let groups = WORKGROUP / HEAD8;
+  let group = invocation / HEAD8;
+  var low_0 = vec4f();
+  var low_1 = vec4f();
+  var low_2 = vec4f();
+  var low_3 = vec4f();
+  var high_0 = vec4f();
+  var high_1 = vec4f();
+  var high_2 = vec4f();
+  var high_3 = vec4f();
+  for (var i = select(count, group, group < groups); i < count; i += groups) {
+    let t = first + i;
+    let u = values[t * n8 + head * HEAD8 + column];
+    let l = halves(u.xy);
+    let h = halves(u.zw);
+    low_0 += scores[0u * a_row + i] * l;
+    low_1 += scores[1u * a_row + i] * l;
+    low_2 += scores[2u * a_row + i] * l;
+    low_3 += scores[3u * a_row + i] * l;
+    high_0 += scores[0u * a_row + i] * h;
+    high_1 += scores[1u * a_row + i] * h;
+    high_2 += scores[2u * a_row + i] * h;
+    high_3 += scores[3u * a_row + i] * h;
+  }
+  mixes[2u * invocation] = low_0;
+  mixes[2u * invocation + 1u] = high_0;
+  workgroupBarrier();
+  for (var i = select(groups * HEAD8, invocation + HEAD8, invocation < HEAD8); i < groups * HEAD8; i += HEAD8) {
+    low_0 += mixes[2u * i];
+    high_0 += mixes[2u * i + 1u];
+  }
+  workgroupBarrier();
+  mixes[2u * invocation] = low_1;
+  mixes[2u * invocation + 1u] = high_1;
+  workgroupBarrier();
+  for (var i = select(groups * HEAD8, invocation + HEAD8, invocation < HEAD8); i < groups * HEAD8; i += HEAD8) {
+    low_1 += mixes[2u * i];
+    high_1 += mixes[2u * i + 1u];
+  }
+  workgroupBarrier();
+  mixes[2u * invocation] = low_2;
+  mixes[2u * invocation + 1u] = high_2;
+  workgroupBarrier();
+  for (var i = select(groups * HEAD8, invocation + HEAD8, invocation < HEAD8); i < groups * HEAD8; i += HEAD8) {
+    low_2 += mixes[2u * i];
+    high_2 += mixes[2u * i + 1u];
+  }
+  workgroupBarrier();
+  mixes[2u * invocation] = low_3;
+  mixes[2u * invocation + 1u] = high_3;
+  workgroupBarrier();
+  for (var i = select(groups * HEAD8, invocation + HEAD8, invocation < HEAD8); i < groups * HEAD8; i += HEAD8) {
+    low_3 += mixes[2u * i];
+    high_3 += mixes[2u * i + 1u];
+  }
+  workgroupBarrier();
+  if (invocation < HEAD8) {
+    let to_0 = (((row + 0u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
+    parts[to_0] = low_0;
+    parts[to_0 + 1u] = high_0;
+    let to_1 = (((row + 1u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
+    parts[to_1] = low_1;
+    parts[to_1 + 1u] = high_1;
+    let to_2 = (((row + 2u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
+    parts[to_2] = low_2;
+    parts[to_2 + 1u] = high_2;
+    let to_3 = (((row + 3u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
+    parts[to_3] = low_3;
+    parts[to_3 + 1u] = high_3;
+  }
+  if (invocation == 0u) {
+    stats[((row + 0u) * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top_0, sum_0);
+  }
+  if (invocation == 0u) {
+    stats[((row + 1u) * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top_1, sum_1);
+  }
+  if (invocation == 0u) {
+    stats[((row + 2u) * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top_2, sum_2);
+  }
+  if (invocation == 0u) {
+    stats[((row + 3u) * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top_3, sum_3);
+  }
+}
