@@ -31,6 +31,23 @@ ODD = sorted((shared_path() / "audio-odd").glob("*.wav"))
 DEAD_GUEST = '(module (memory (export "memory") 1) (func $heart (export "_start") unreachable))'
 
 
+def half_a_guest() -> str:
+    """A guest in WAT that gives one segment and traps."""
+    numbers = dict.fromkeys(("start", "end", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob"), 0.0)
+    segment = {"event": "segment", "id": 0, "seek": 0, "text": " Ask", "tokens": [1], **numbers}
+    line = json.dumps(segment) + "\n"
+    data = "".join(f"\\{byte:02x}" for byte in line.encode())
+    return f"""(module
+      (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+      (memory (export "memory") 1)
+      (data (i32.const 64) "{data}")
+      (func (export "_start")
+        (i32.store (i32.const 0) (i32.const 64))
+        (i32.store (i32.const 4) (i32.const {len(line)}))
+        (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+        unreachable))"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
@@ -285,6 +302,18 @@ def test_a_guest_that_fails_fails_alone(
     assert "window_that" not in message
     assert logged in caplog.text
     assert post(hostile, response_format="text").text == "All is well.\n"
+
+
+def test_a_stream_that_fails_in_the_middle_ends_with_the_error(folder: Path) -> None:
+    with engine_for(settings_for(folder), guest=half_a_guest()) as engine:
+        client = TestClient(create_app(ready(engine)))
+        response = post(client, stream="true")
+        assert response.status_code == 200
+        delta, failure = events(response.text)
+        assert (delta["type"], delta["delta"]) == ("transcript.text.delta", "Ask")
+        assert set(failure) == {"error"} and set(failure["error"]) == {"message", "type", "param", "code"}
+        assert failure["error"]["code"] == "internal_error"
+        assert_error(post(client), 500, "internal_error")
 
 
 def test_a_full_queue_says_when_to_come_back(hostile: TestClient, hostile_engine: Engine) -> None:
