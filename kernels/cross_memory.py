@@ -1,6 +1,6 @@
 """One encoder result as the decoder reads it: each decoder layer's cross-attention keys and values, held by readers.
 
-One pair of buffers a decoder layer, f16 packed two a u32 (`pack2x16float`, the lower index in the low half), read by
+One pair of buffers (or views) a decoder layer, f16 packed two a u32 (`pack2x16float`, the lower index in the low half), read by
 `decoder_cross_attention_*.wgsl` as `array<vec4<u32>>`, 8 neighbouring columns an element. Column `c` of `n_text_state`
 belongs to head `c // head_dim`, as everywhere in Whisper.
 
@@ -15,7 +15,7 @@ n_audio_ctx * n_text_state * 2 bytes.
 import threading
 from collections.abc import Callable, Sequence
 
-from kernels.recording import Buffer
+from kernels.recording import Binding
 
 
 class CrossMemory:
@@ -25,7 +25,7 @@ class CrossMemory:
     `free`, which may close the buffers or reuse them.
     """
 
-    def __init__(self, layers: Sequence[tuple[Buffer, Buffer]], free: Callable[[], None]) -> None:
+    def __init__(self, layers: Sequence[tuple[Binding, Binding]], free: Callable[[], None]) -> None:
         self.layers = tuple(layers)
         self._free = free
         self._holders = 1

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,21 @@ def test_sequences_side_by_side_choose_what_each_would_alone(pair: Pair) -> None
     together.close()
 
 
+def test_contexts_in_several_threads_do_not_disturb_each_other(pair: Pair) -> None:
+    def decode(start: int) -> list[int]:
+        context = pair.contexts()[0]
+        context.set_input(RULES, rules(5, suppress=[EOT]))
+        chosen = [start]
+        for _ in range(4):
+            chosen += step(context, chosen[-1:]).get_output(CHOSEN)[0].tolist()
+        context.close()
+        return chosen
+
+    starts = list(range(8))
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(decode, starts)) == [decode(start) for start in starts]
+
+
 def test_a_full_context_stops_the_run(pair: Pair) -> None:
     context = pair.contexts()[0]
     context.set_input(RULES, rules(20, suppress=[EOT]))
@@ -344,7 +360,11 @@ T0, T1, T2 = BEGIN, BEGIN + 1, BEGIN + 2
             {NO_TIMESTAMPS: 20, 9: 19}, [0, T0, 9], {"no_timestamps": NO_TIMESTAMPS}, 9, id="no <|notimestamps|>"
         ),
         pytest.param(
-            {NO_TIMESTAMPS: 20}, [0, 9], {"no_timestamps": NO_TIMESTAMPS, "timestamp_begin": -1}, NO_TIMESTAMPS, id="…"
+            {NO_TIMESTAMPS: 20},
+            [0, 9],
+            {"no_timestamps": NO_TIMESTAMPS, "timestamp_begin": -1},
+            NO_TIMESTAMPS,
+            id="nor is it barred without timestamps",
         ),
         pytest.param({9: 20, T2: 10}, [0], {}, T2, id="a timestamp first"),
         pytest.param({T2: 20, T1: 19}, [0], {"limit": 1}, T1, id="an early one"),
