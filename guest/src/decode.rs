@@ -71,11 +71,7 @@ impl<'a> Decoder<'a> {
         let (tokens, options) = (&argument.tokens, &argument.options);
         let mut sot_sequence = vec![tokens.sot];
         if argument.is_multilingual {
-            let task = if options.task == Task::Translate {
-                tokens.translate
-            } else {
-                tokens.transcribe
-            };
+            let task = if options.task == Task::Translate { tokens.translate } else { tokens.transcribe };
             sot_sequence.extend([tokens.languages[language], task]);
         }
         if options.without_timestamps {
@@ -127,7 +123,8 @@ impl<'a> Decoder<'a> {
         let initial = self.initial_tokens(prompt)?;
         let max_sampled = self.sample_len.min(self.argument.dims.n_text_ctx + 1 - initial.len());
         model.restart()?;
-        let (candidates, no_speech_prob) = if temperature == 0.0 {
+        let beam_size = options.beam_size.filter(|_| temperature == 0.0);
+        let (candidates, no_speech_prob) = if temperature == 0.0 && beam_size.is_none() {
             self.greedy(model, &initial, max_sampled)?
         } else {
             model.set_rules(&self.rules.tensor(0, initial.len()))?;
@@ -137,26 +134,16 @@ impl<'a> Decoder<'a> {
                 model.append(rest, 1, None)?;
                 model.logits(&mut self.logits)?;
             }
-            (
-                self.sample(model, options.best_of.unwrap_or(1), max_sampled, temperature)?,
-                no_speech_prob,
-            )
+            let candidates = match beam_size {
+                Some(beam_size) => self.beam_search(model, beam_size, max_sampled)?,
+                None => self.sample(model, options.best_of.unwrap_or(1), max_sampled, temperature)?,
+            };
+            (candidates, no_speech_prob)
         };
-        let best = argmax(
-            candidates
-                .iter()
-                .map(|candidate| candidate.score(options.length_penalty)),
-        );
-        let Candidate {
-            tokens,
-            logprobs,
-            sum_logprob,
-        } = candidates.into_iter().nth(best).unwrap_or_default();
-        let text_tokens: Vec<i32> = tokens
-            .iter()
-            .copied()
-            .filter(|&token| token < self.argument.tokens.timestamp_begin)
-            .collect();
+        let best = argmax(candidates.iter().map(|candidate| candidate.score(options.length_penalty)));
+        let Candidate { tokens, logprobs, sum_logprob } = candidates.into_iter().nth(best).unwrap_or_default();
+        let text_tokens: Vec<i32> =
+            tokens.iter().copied().filter(|&token| token < self.argument.tokens.timestamp_begin).collect();
         let text = model.decode_text(&text_tokens)?;
         let text = strip(&text).as_bytes();
         Ok(DecodingResult {
@@ -180,11 +167,7 @@ impl<'a> Decoder<'a> {
         model.append(context, 1, None)?;
         self.logits.resize(self.argument.dims.n_vocab, 0.0);
         model.logits(&mut self.logits)?;
-        Ok(self
-            .argument
-            .tokens
-            .no_speech
-            .map(|token| probability(&self.logits, token as usize)))
+        Ok(self.argument.tokens.no_speech.map(|token| probability(&self.logits, token as usize)))
     }
 
     /// The fast path: the device chooses, several tokens a compute.
@@ -210,17 +193,9 @@ impl<'a> Decoder<'a> {
                         return Ok((vec![candidate], no_speech_prob));
                     }
                 }
-                next.push(
-                    *tokens
-                        .last()
-                        .ok_or_else(|| Error("the decoder chose no token".to_string()))?,
-                );
+                next.push(*tokens.last().ok_or_else(|| Error("the decoder chose no token".to_string()))?);
             }
-            let wanted = self
-                .argument
-                .options
-                .run_ahead
-                .min(max_sampled - candidate.tokens.len());
+            let wanted = self.argument.options.run_ahead.min(max_sampled - candidate.tokens.len());
             if wanted != n_steps {
                 n_steps = wanted;
                 model.set_rules(&self.rules.tensor(n_steps, initial.len()))?;
@@ -279,10 +254,7 @@ mod tests {
             let english = || json!({"without_timestamps": true});
             assert_eq!(prompt_of(argument(json!({})), &[], temperature), [SOT]);
             assert_eq!(prompt_of(argument(english()), &[], temperature), [SOT, NO_TIMESTAMPS]);
-            assert_eq!(
-                prompt_of(multilingual(without()), &[], temperature),
-                [SOT, GERMAN, TRANSCRIBE, NO_TIMESTAMPS]
-            );
+            assert_eq!(prompt_of(multilingual(without()), &[], temperature), [SOT, GERMAN, TRANSCRIBE, NO_TIMESTAMPS]);
             let options = json!({"language": "de", "task": "translate", "prefix": "w8 w9"});
             assert_eq!(
                 prompt_of(multilingual(options), &[6, 7], temperature),
@@ -301,14 +273,8 @@ mod tests {
         let prefix = "w5 ".repeat(448);
         let argument = argument(json!({ "prefix": prefix }));
         let mut model = FakeModel::saying(&[&[]]);
-        let error = Decoder::new(&argument, "en", &mut model)
-            .unwrap()
-            .decode(&mut model, &[], 0.0)
-            .unwrap_err();
-        assert_eq!(
-            error.0,
-            "prompt and prefix take 449 tokens where the model has room for 448"
-        );
+        let error = Decoder::new(&argument, "en", &mut model).unwrap().decode(&mut model, &[], 0.0).unwrap_err();
+        assert_eq!(error.0, "prompt and prefix take 449 tokens where the model has room for 448");
     }
 
     #[test]
@@ -324,17 +290,11 @@ mod tests {
                 let result = decode(&argument(options), &mut model, &[], 0.0);
                 assert_eq!(result.tokens, says[0]);
                 assert_eq!(result.logprobs.len(), result.tokens.len());
-                assert!(
-                    model.n_computes <= 2 + 10 / run_ahead + 1,
-                    "{} computes",
-                    model.n_computes
-                );
+                assert!(model.n_computes <= 2 + 10 / run_ahead + 1, "{} computes", model.n_computes);
                 results.push(result.avg_logprob);
             }
         }
-        assert!(results
-            .iter()
-            .all(|avg_logprob| *avg_logprob == results[0] || *avg_logprob == results[1]));
+        assert!(results.iter().all(|avg_logprob| *avg_logprob == results[0] || *avg_logprob == results[1]));
     }
 
     #[test]
@@ -348,11 +308,7 @@ mod tests {
         let result = decode(&argument, &mut FakeModel::new(script), &[], 0.0);
         assert_eq!(result.tokens, [5]);
         let end = -(1.0 + (-0.1f64).exp()).ln();
-        assert!(
-            (result.avg_logprob - (0.5f64.ln() + end) / 2.0).abs() < 1e-5,
-            "{}",
-            result.avg_logprob
-        );
+        assert!((result.avg_logprob - (0.5f64.ln() + end) / 2.0).abs() < 1e-5, "{}", result.avg_logprob);
         assert_eq!(result.compression_ratio, 2.0 / 10.0, "w5 is 2 bytes, 10 compressed");
     }
 
@@ -371,11 +327,9 @@ mod tests {
 
     #[test]
     fn no_speech_is_read_at_the_start_of_the_transcript() {
-        for (options, temperature) in [
-            (json!({}), 0.0),
-            (json!({"without_timestamps": true}), 0.0),
-            (json!({"without_timestamps": true}), 1.0),
-        ] {
+        for (options, temperature) in
+            [(json!({}), 0.0), (json!({"without_timestamps": true}), 0.0), (json!({"without_timestamps": true}), 1.0)]
+        {
             let mut model = FakeModel::new(|_, sequence| match sequence.last() {
                 Some(&SOT) => vec![(NO_SPEECH, 50.0), (T, 50.0)],
                 _ => vec![(EOT, 50.0)],
@@ -423,11 +377,7 @@ mod tests {
         let candidates = decoder.sample(&mut model, 30, 224, 1.0).unwrap();
         for candidate in &candidates {
             let first = candidate.tokens[0];
-            let expected = if first == 7 {
-                vec![7]
-            } else {
-                vec![first, first + 10, first + 10, first + 10]
-            };
+            let expected = if first == 7 { vec![7] } else { vec![first, first + 10, first + 10, first + 10] };
             assert_eq!(candidate.tokens, expected);
         }
         assert_eq!(candidates.len(), 30);
@@ -435,11 +385,7 @@ mod tests {
 
     #[test]
     fn length_penalty_weighs_long_against_short() {
-        let of = |n: usize, sum_logprob| Candidate {
-            tokens: vec![5; n],
-            logprobs: vec![0.0; n],
-            sum_logprob,
-        };
+        let of = |n: usize, sum_logprob| Candidate { tokens: vec![5; n], logprobs: vec![0.0; n], sum_logprob };
         let (short, long) = (of(2, -1.0), of(10, -3.0));
         assert!(long.score(None) > short.score(None));
         assert!(long.score(Some(0.0)) < short.score(Some(0.0)));

@@ -89,10 +89,7 @@ impl FakeModel {
     pub fn saying(windows: &'static [&'static [i32]]) -> FakeModel {
         FakeModel::new(move |window, sequence| {
             let sampled = sampled(sequence);
-            let next = windows
-                .get(window)
-                .and_then(|tokens| tokens.get(sampled.len()))
-                .unwrap_or(&EOT);
+            let next = windows.get(window).and_then(|tokens| tokens.get(sampled.len())).unwrap_or(&EOT);
             vec![(*next, 20.0)]
         })
     }
@@ -132,10 +129,7 @@ impl Model for FakeModel {
     fn append(&mut self, tokens: &[i32], n_sequences: usize, origins: Option<&[i32]>) -> Result<()> {
         self.n_computes += 1;
         self.sequences = match origins {
-            Some(origins) => origins
-                .iter()
-                .map(|&origin| self.sequences[origin as usize].clone())
-                .collect(),
+            Some(origins) => origins.iter().map(|&origin| self.sequences[origin as usize].clone()).collect(),
             None if self.sequences.is_empty() => vec![Vec::new(); n_sequences],
             None => std::mem::take(&mut self.sequences),
         };
@@ -187,9 +181,6 @@ impl Model for FakeModel {
     }
 
     fn encode_text(&mut self, text: &str) -> Result<Vec<i32>> {
-        Ok(text
-            .split_whitespace()
-            .map(|word| word.trim_start_matches('w').parse().unwrap())
-            .collect())
+        Ok(text.split_whitespace().map(|word| word.trim_start_matches('w').parse().unwrap()).collect())
     }
 }

@@ -12,11 +12,7 @@ pub fn decode_with_fallback(
     prompt: &[i32],
     options: &Options,
 ) -> Result<DecodingResult> {
-    let (last, ladder) = options
-        .temperature
-        .0
-        .split_last()
-        .expect("the options hold at least one temperature");
+    let (last, ladder) = options.temperature.0.split_last().expect("the options hold at least one temperature");
     for &temperature in ladder {
         let result = decoder.decode(model, prompt, temperature)?;
         if !needs_fallback(&result, options) {
@@ -27,21 +23,15 @@ pub fn decode_with_fallback(
 }
 
 fn needs_fallback(result: &DecodingResult, options: &Options) -> bool {
-    let too_repetitive = options
-        .compression_ratio_threshold
-        .map_or(false, |most| result.compression_ratio > most);
-    let too_unlikely = options
-        .logprob_threshold
-        .map_or(false, |least| result.avg_logprob < least);
+    let too_repetitive = options.compression_ratio_threshold.map_or(false, |most| result.compression_ratio > most);
+    let too_unlikely = options.logprob_threshold.map_or(false, |least| result.avg_logprob < least);
     let silent = exceeds(result.no_speech_prob, options.no_speech_threshold) && too_unlikely;
     (too_repetitive || too_unlikely) && !silent
 }
 
 /// Whether a window is skipped as silence.
 pub fn is_silence(result: &DecodingResult, options: &Options) -> bool {
-    let likely = options
-        .logprob_threshold
-        .map_or(false, |least| result.avg_logprob > least);
+    let likely = options.logprob_threshold.map_or(false, |least| result.avg_logprob > least);
     exceeds(result.no_speech_prob, options.no_speech_threshold) && !likely
 }
 
@@ -78,37 +68,21 @@ mod tests {
             let result = result(avg_logprob, compression_ratio, no_speech_prob);
             assert_eq!(needs_fallback(&result, &options), expected, "{result:?}");
         }
-        let options = Options {
-            compression_ratio_threshold: None,
-            logprob_threshold: None,
-            ..options
-        };
+        let options = Options { compression_ratio_threshold: None, logprob_threshold: None, ..options };
         assert!(!needs_fallback(&result(-9.0, 9.0, 0.0), &options));
     }
 
     #[test]
     fn silence_is_unlikely_text_with_a_high_no_speech_probability() {
         let options = Options::default();
-        for (avg_logprob, no_speech_prob, expected) in [
-            (-1.5, 0.7, true),
-            (-0.5, 0.7, false),
-            (-1.5, 0.5, false),
-            (-1.0, 0.7, true),
-        ] {
-            assert_eq!(
-                is_silence(&result(avg_logprob, 1.0, no_speech_prob), &options),
-                expected
-            );
+        for (avg_logprob, no_speech_prob, expected) in
+            [(-1.5, 0.7, true), (-0.5, 0.7, false), (-1.5, 0.5, false), (-1.0, 0.7, true)]
+        {
+            assert_eq!(is_silence(&result(avg_logprob, 1.0, no_speech_prob), &options), expected);
         }
-        let without = Options {
-            no_speech_threshold: None,
-            ..Options::default()
-        };
+        let without = Options { no_speech_threshold: None, ..Options::default() };
         assert!(!is_silence(&result(-1.5, 1.0, 0.9), &without));
-        let alone = Options {
-            logprob_threshold: None,
-            ..Options::default()
-        };
+        let alone = Options { logprob_threshold: None, ..Options::default() };
         assert!(is_silence(&result(-0.5, 1.0, 0.9), &alone));
     }
 }

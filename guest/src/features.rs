@@ -18,13 +18,7 @@ pub struct Features<R> {
 
 impl<R: Read> Features<R> {
     pub fn new(input: R, n_mels: usize) -> Features<R> {
-        Features {
-            input,
-            n_mels,
-            buffer: Vec::new(),
-            start: 0,
-            ended: false,
-        }
+        Features { input, n_mels, buffer: Vec::new(), start: 0, ended: false }
     }
 
     fn frame_bytes(&self) -> usize {
@@ -53,10 +47,7 @@ impl<R: Read> Features<R> {
             self.buffer.truncate(filled + n);
         }
         if self.ended && self.buffer.len() % self.frame_bytes() != 0 {
-            return Err(Error(format!(
-                "the features end within a frame of {} numbers",
-                self.n_mels
-            )));
+            return Err(Error(format!("the features end within a frame of {} numbers", self.n_mels)));
         }
         Ok(())
     }
@@ -154,9 +145,6 @@ mod tests {
     #[test]
     fn half_a_frame_is_an_error() {
         let mut features = Features::new(&[0u8; 12][..], 2);
-        assert_eq!(
-            features.available(0, 2).unwrap_err().0,
-            "the features end within a frame of 2 numbers"
-        );
+        assert_eq!(features.available(0, 2).unwrap_err().0, "the features end within a frame of 2 numbers");
     }
 }

@@ -1,6 +1,7 @@
 //! Whisper's decoding policy, as openai/whisper 20250625 has it: everything between log-mel frames and segments that is
 //! not arithmetic. The arithmetic is behind [`model::Model`]; on WebAssembly that is WASI-NN.
 
+pub mod beam;
 pub mod decode;
 pub mod events;
 pub mod fallback;

@@ -58,9 +58,7 @@ fn check(errno: u32, call: &str, what: &str) -> Result<()> {
         8 => "not found",
         _ => "unknown error",
     };
-    Err(Error(format!(
-        "WASI-NN {call} of {what} failed: {name} (errno {errno})"
-    )))
+    Err(Error(format!("WASI-NN {call} of {what} failed: {name} (errno {errno})")))
 }
 
 /// An execution context of a named graph. The instance owns it: it ends with the process.
@@ -73,21 +71,10 @@ impl Context {
     pub fn new(name: &str) -> Result<Context> {
         let (mut graph, mut handle) = (0, 0);
         // SAFETY: the pointers are to live values of the sizes given; the host writes one u32 to each out-pointer.
-        check(
-            unsafe { imports::load_by_name(name.as_ptr(), name.len() as u32, &mut graph) },
-            "load_by_name",
-            name,
-        )?;
+        check(unsafe { imports::load_by_name(name.as_ptr(), name.len() as u32, &mut graph) }, "load_by_name", name)?;
         // SAFETY: as above.
-        check(
-            unsafe { imports::init_execution_context(graph, &mut handle) },
-            "init_execution_context",
-            name,
-        )?;
-        Ok(Context {
-            name: name.to_string(),
-            handle,
-        })
+        check(unsafe { imports::init_execution_context(graph, &mut handle) }, "init_execution_context", name)?;
+        Ok(Context { name: name.to_string(), handle })
     }
 
     pub fn set_input<T: Element>(&mut self, index: u32, dimensions: &[u32], data: &[T]) -> Result<()> {
@@ -99,11 +86,7 @@ impl Context {
             data_length: std::mem::size_of_val(data) as u32,
         };
         // SAFETY: the record points at slices that outlive the call; the host only reads.
-        check(
-            unsafe { imports::set_input(self.handle, index, &tensor) },
-            "set_input",
-            &self.name,
-        )
+        check(unsafe { imports::set_input(self.handle, index, &tensor) }, "set_input", &self.name)
     }
 
     pub fn compute(&mut self) -> Result<()> {
@@ -195,8 +178,7 @@ impl Model for NnModel {
 
     fn append(&mut self, tokens: &[i32], n_sequences: usize, origins: Option<&[i32]>) -> Result<()> {
         let n_new = tokens.len() / n_sequences;
-        self.decoder
-            .set_input(TOKENS, &[n_sequences as u32, n_new as u32], tokens)?;
+        self.decoder.set_input(TOKENS, &[n_sequences as u32, n_new as u32], tokens)?;
         if let Some(origins) = origins {
             self.decoder.set_input(ORIGINS, &[origins.len() as u32], origins)?;
         }

@@ -83,15 +83,8 @@ mod tests {
 
     #[test]
     fn rounding_is_pythons() {
-        for (value, expected) in [
-            (0.5, 0.0),
-            (1.5, 2.0),
-            (2.5, 2.0),
-            (-0.5, 0.0),
-            (-1.5, -2.0),
-            (2.4, 2.0),
-            (2.6, 3.0),
-        ] {
+        for (value, expected) in [(0.5, 0.0), (1.5, 2.0), (2.5, 2.0), (-0.5, 0.0), (-1.5, -2.0), (2.4, 2.0), (2.6, 3.0)]
+        {
             assert_eq!(round_half_even(value), expected, "{value}");
         }
     }

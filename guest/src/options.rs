@@ -80,6 +80,8 @@ pub struct Options {
     pub language: Option<String>,
     pub temperature: Numbers,
     pub best_of: Option<usize>,
+    pub beam_size: Option<usize>,
+    pub patience: Option<f64>,
     pub sample_len: Option<usize>,
     pub length_penalty: Option<f64>,
     pub without_timestamps: bool,
@@ -108,6 +110,8 @@ impl Default for Options {
             language: None,
             temperature: Numbers(vec![0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
             best_of: None,
+            beam_size: None,
+            patience: None,
             sample_len: None,
             length_penalty: None,
             without_timestamps: false,
@@ -156,14 +160,9 @@ impl<'de> Deserialize<'de> for Numbers {
             }
 
             fn visit_str<E: de::Error>(self, value: &str) -> std::result::Result<Numbers, E> {
-                let numbers = value
-                    .split(',')
-                    .filter(|_| !value.is_empty())
-                    .map(|number| number.trim().parse());
+                let numbers = value.split(',').filter(|_| !value.is_empty()).map(|number| number.trim().parse());
                 let numbers: std::result::Result<Vec<f64>, _> = numbers.collect();
-                numbers
-                    .map(Numbers)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Str(value), &self))
+                numbers.map(Numbers).map_err(|_| E::invalid_value(de::Unexpected::Str(value), &self))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> std::result::Result<Numbers, A::Error> {
@@ -184,74 +183,44 @@ impl Argument {
     pub fn parse(json: Option<&str>) -> Result<Argument> {
         let json = json.ok_or_else(|| Error("expected one argument: a JSON object".to_string()))?;
         let argument: Argument = serde_json::from_str(json).map_err(|error| Error(format!("bad argument: {error}")))?;
-        argument
-            .check()
-            .map_err(|Error(reason)| Error(format!("bad argument: {reason}")))?;
+        argument.check().map_err(|Error(reason)| Error(format!("bad argument: {reason}")))?;
         Ok(argument)
     }
 
     fn check(&self) -> Result<()> {
         let require = |holds: bool, reason: &str| if holds { Ok(()) } else { Err(Error(reason.to_string())) };
-        let Dimensions {
-            n_mels,
-            n_audio_ctx,
-            n_vocab,
-            n_text_ctx,
-        } = self.dims;
+        let Dimensions { n_mels, n_audio_ctx, n_vocab, n_text_ctx } = self.dims;
         let (tokens, options) = (&self.tokens, &self.options);
         require(n_mels > 0 && n_audio_ctx > 0 && n_vocab > 0, "dims must be at least 1")?;
         require(n_text_ctx >= 8, "n_text_ctx must be at least 8")?;
-        let specials = [
-            tokens.sot,
-            tokens.eot,
-            tokens.transcribe,
-            tokens.translate,
-            tokens.sot_lm,
-            tokens.sot_prev,
-        ];
-        let ids = specials
-            .iter()
-            .chain(&tokens.no_speech)
-            .chain(&tokens.suppress)
-            .chain(&tokens.blank);
-        let ids = ids
-            .chain(tokens.languages.values())
-            .chain([&tokens.no_timestamps, &tokens.timestamp_begin]);
-        require(
-            ids.copied().all(|id| (id as usize) < n_vocab && id >= 0),
-            "a token id is not below n_vocab",
-        )?;
+        let specials = [tokens.sot, tokens.eot, tokens.transcribe, tokens.translate, tokens.sot_lm, tokens.sot_prev];
+        let ids = specials.iter().chain(&tokens.no_speech).chain(&tokens.suppress).chain(&tokens.blank);
+        let ids = ids.chain(tokens.languages.values()).chain([&tokens.no_timestamps, &tokens.timestamp_begin]);
+        require(ids.copied().all(|id| (id as usize) < n_vocab && id >= 0), "a token id is not below n_vocab")?;
 
         match &options.language {
             Some(language) if self.is_multilingual => require(
                 tokens.languages.contains_key(language),
                 &format!("language `{language}` is none of the model's"),
             )?,
-            Some(language) => require(
-                language == "en",
-                "an English-only model has no other language than `en`",
-            )?,
+            Some(language) => require(language == "en", "an English-only model has no other language than `en`")?,
             None => require(
                 !self.is_multilingual || !tokens.languages.is_empty(),
                 "a multilingual model needs its language tokens",
             )?,
         }
-        require(
-            self.is_multilingual || options.task == Task::Transcribe,
-            "an English-only model cannot translate",
-        )?;
+        require(self.is_multilingual || options.task == Task::Transcribe, "an English-only model cannot translate")?;
         let Numbers(temperatures) = &options.temperature;
         require(!temperatures.is_empty(), "temperature must hold at least one number")?;
-        require(
-            temperatures.iter().all(|t| *t >= 0.0 && t.is_finite()),
-            "temperature must not be negative",
-        )?;
+        require(temperatures.iter().all(|t| *t >= 0.0 && t.is_finite()), "temperature must not be negative")?;
         require(options.best_of != Some(0), "best_of must be at least 1")?;
+        require(options.beam_size.map_or(true, |n| (1..n_vocab).contains(&n)), "beam_size must be at least 1")?;
+        let candidates = options.beam_size.unwrap_or(1) as f64 * options.patience.unwrap_or(1.0);
+        require(options.patience.is_none() || options.beam_size.is_some(), "patience needs beam_size")?;
+        require((0.6..1e6).contains(&candidates), "patience must leave at least one candidate")?;
         require(options.sample_len != Some(0), "sample_len must be at least 1")?;
         require(
-            options
-                .length_penalty
-                .map_or(true, |alpha| (0.0..=1.0).contains(&alpha)),
+            options.length_penalty.map_or(true, |alpha| (0.0..=1.0).contains(&alpha)),
             "length_penalty must be between 0 and 1",
         )?;
         require(
@@ -274,11 +243,7 @@ mod tests {
     use serde_json::{json, Value};
 
     fn error(is_multilingual: bool, options: Value) -> String {
-        let languages = if is_multilingual {
-            json!({"en": 102, "de": 103})
-        } else {
-            json!({})
-        };
+        let languages = if is_multilingual { json!({"en": 102, "de": 103}) } else { json!({}) };
         let json = json_argument(is_multilingual, languages, options).to_string();
         Argument::parse(Some(&json)).map(|_| ()).unwrap_err().0
     }
@@ -290,38 +255,26 @@ mod tests {
             (json!({"temperature": "hot"}), "expected a number or a list of numbers"),
             (json!({"temperature": []}), "temperature must hold at least one number"),
             (json!({"temperature": [-1]}), "temperature must not be negative"),
-            (
-                json!({"suppress_blank": 1}),
-                "invalid type: integer `1`, expected a boolean",
-            ),
+            (json!({"suppress_blank": 1}), "invalid type: integer `1`, expected a boolean"),
             (json!({"task": "sing"}), "unknown variant `sing`"),
             (json!({"task": "translate"}), "an English-only model cannot translate"),
             (json!({"language": "de"}), "no other language than `en`"),
             (json!({"run_ahead": 0}), "run_ahead must be at least 1"),
             (json!({"best_of": 0}), "best_of must be at least 1"),
+            (json!({"beam_size": 0}), "beam_size must be at least 1"),
+            (json!({"patience": 2.0}), "patience needs beam_size"),
+            (json!({"beam_size": 5, "patience": 0.1}), "patience must leave at least one candidate"),
             (json!({"sample_len": 0}), "sample_len must be at least 1"),
             (json!({"length_penalty": 1.5}), "length_penalty must be between 0 and 1"),
             (json!({"clip_timestamps": [5, 2]}), "clip_timestamps must not go back"),
-            (
-                json!({"clip_timestamps": "5;2"}),
-                "expected a number or a list of numbers",
-            ),
-            (
-                json!({"max_initial_timestamp": -1}),
-                "max_initial_timestamp must not be negative",
-            ),
+            (json!({"clip_timestamps": "5;2"}), "expected a number or a list of numbers"),
+            (json!({"max_initial_timestamp": -1}), "max_initial_timestamp must not be negative"),
         ] {
             let error = error(false, options);
-            assert!(
-                error.starts_with("bad argument: ") && error.contains(expected),
-                "{error}"
-            );
+            assert!(error.starts_with("bad argument: ") && error.contains(expected), "{error}");
         }
         assert!(error(true, json!({"language": "fr"})).contains("language `fr` is none of the model's"));
-        assert_eq!(
-            Argument::parse(None).unwrap_err().0,
-            "expected one argument: a JSON object"
-        );
+        assert_eq!(Argument::parse(None).unwrap_err().0, "expected one argument: a JSON object");
     }
 
     #[test]

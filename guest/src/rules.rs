@@ -28,11 +28,7 @@ impl Rules {
         Rules {
             eot: tokens.eot,
             suppress: tokens.suppress.clone(),
-            begin_suppress: if options.suppress_blank {
-                blank.collect()
-            } else {
-                Vec::new()
-            },
+            begin_suppress: if options.suppress_blank { blank.collect() } else { Vec::new() },
             timestamps: (!options.without_timestamps).then(|| TimestampRules {
                 begin: tokens.timestamp_begin,
                 no_timestamps: tokens.no_timestamps,
@@ -150,9 +146,7 @@ mod tests {
             values[token as usize] = logit;
         }
         Rules::new(&argument.tokens, &argument.options).filter(sampled, &mut values);
-        (0..N_VOCAB as i32)
-            .filter(|&token| values[token as usize] > f32::NEG_INFINITY)
-            .collect()
+        (0..N_VOCAB as i32).filter(|&token| values[token as usize] > f32::NEG_INFINITY).collect()
     }
 
     const T: i32 = TIMESTAMP_BEGIN;
@@ -161,14 +155,8 @@ mod tests {
 
     #[test]
     fn the_first_token_is_an_early_timestamp() {
-        assert_eq!(
-            allowed(json!({}), &[], &[LIKELY_TEXT]),
-            (T..=T + 50).collect::<Vec<_>>()
-        );
-        assert_eq!(
-            allowed(json!({"max_initial_timestamp": 0.04}), &[], &[]),
-            [T, T + 1, T + 2]
-        );
+        assert_eq!(allowed(json!({}), &[], &[LIKELY_TEXT]), (T..=T + 50).collect::<Vec<_>>());
+        assert_eq!(allowed(json!({"max_initial_timestamp": 0.04}), &[], &[]), [T, T + 1, T + 2]);
         assert_eq!(
             allowed(json!({ "max_initial_timestamp": null }), &[], &[]),
             (T..N_VOCAB as i32).collect::<Vec<_>>()
@@ -194,9 +182,7 @@ mod tests {
         let after_text = allowed(json!({}), &[T + 3, 5], &[LIKELY_TEXT]);
         assert_eq!(after_text.iter().find(|&&token| token >= T), Some(&(T + 4)));
         let last = N_VOCAB as i32 - 1;
-        assert!(allowed(json!({}), &[last, 5], &[LIKELY_TEXT])
-            .iter()
-            .all(|&token| token < T));
+        assert!(allowed(json!({}), &[last, 5], &[LIKELY_TEXT]).iter().all(|&token| token < T));
     }
 
     #[test]
@@ -226,11 +212,7 @@ mod tests {
         let suppress = argument.tokens.suppress.clone();
         let head = [4, 3, EOT, T, NO_TIMESTAMPS, 50, suppress.len() as i32, 2];
         assert_eq!(rules.tensor(4, 3), [&head[..], &suppress, &[0, EOT]].concat());
-        let options = Options {
-            without_timestamps: true,
-            suppress_blank: false,
-            ..argument.options
-        };
+        let options = Options { without_timestamps: true, suppress_blank: false, ..argument.options };
         let tensor = Rules::new(&argument.tokens, &options).tensor(1, 1);
         assert_eq!(tensor[3..8], [-1, -1, -1, suppress.len() as i32, 0]);
     }

@@ -27,12 +27,7 @@ impl Random {
     fn categorical(&mut self, logits: &[f32], temperature: f64) -> Option<usize> {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let weight = |logit: f32| (f64::from(logit - largest) / temperature).exp();
-        let possible = || {
-            logits
-                .iter()
-                .enumerate()
-                .filter(|(_, logit)| **logit > f32::NEG_INFINITY)
-        };
+        let possible = || logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
         let total: f64 = possible().map(|(_, &logit)| weight(logit)).sum();
         let mut left = self.uniform() * total;
         for (index, &logit) in possible() {
@@ -105,10 +100,7 @@ mod tests {
             let weights: Vec<f64> = logits.iter().map(|&l| (f64::from(l) / temperature).exp()).collect();
             let total: f64 = weights.iter().sum();
             for (count, weight) in counts.iter().zip(&weights) {
-                assert!(
-                    (f64::from(*count) / 40_000.0 - weight / total).abs() < 0.01,
-                    "{counts:?}"
-                );
+                assert!((f64::from(*count) / 40_000.0 - weight / total).abs() < 0.01, "{counts:?}");
             }
         }
     }

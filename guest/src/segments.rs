@@ -26,9 +26,8 @@ pub fn cut(tokens: &[i32], timestamp_begin: i32, time_offset: f64, segment_size:
     let position = |token: i32| token - timestamp_begin;
     let seconds = |token: i32| f64::from(position(token)) * TIME_PRECISION;
     let single_timestamp_ending = matches!(tokens, [.., before, last] if !is_timestamp(*before) && is_timestamp(*last));
-    let mut ends: Vec<usize> = (1..tokens.len())
-        .filter(|&i| is_timestamp(tokens[i - 1]) && is_timestamp(tokens[i]))
-        .collect();
+    let mut ends: Vec<usize> =
+        (1..tokens.len()).filter(|&i| is_timestamp(tokens[i - 1]) && is_timestamp(tokens[i])).collect();
 
     if ends.is_empty() {
         let mut duration = segment_size as f64 / crate::options::FRAMES_PER_SECOND;
@@ -37,16 +36,8 @@ pub fn cut(tokens: &[i32], timestamp_begin: i32, time_offset: f64, segment_size:
                 duration = seconds(last);
             }
         }
-        let slice = Slice {
-            start: time_offset,
-            end: time_offset + duration,
-            tokens: tokens.to_vec(),
-        };
-        return Cut {
-            slices: vec![slice],
-            advance: segment_size,
-            single_timestamp_ending,
-        };
+        let slice = Slice { start: time_offset, end: time_offset + duration, tokens: tokens.to_vec() };
+        return Cut { slices: vec![slice], advance: segment_size, single_timestamp_ending };
     }
 
     if single_timestamp_ending {
@@ -69,11 +60,7 @@ pub fn cut(tokens: &[i32], timestamp_begin: i32, time_offset: f64, segment_size:
         // The segment after the last pair is unfinished: it is heard again in the next window.
         position(tokens[start - 1]).max(0) as usize * INPUT_STRIDE
     };
-    Cut {
-        slices,
-        advance,
-        single_timestamp_ending,
-    }
+    Cut { slices, advance, single_timestamp_ending }
 }
 
 #[cfg(test)]
@@ -98,10 +85,7 @@ mod tests {
     #[test]
     fn a_single_timestamp_at_the_end_closes_the_window() {
         let tokens = [T, 1, T + 50, T + 50, 2, T + 100];
-        assert_eq!(
-            summary(&tokens, 3000),
-            (vec![(10.0, 11.0, 3), (11.0, 12.0, 3)], 3000, true)
-        );
+        assert_eq!(summary(&tokens, 3000), (vec![(10.0, 11.0, 3), (11.0, 12.0, 3)], 3000, true));
         assert_eq!(summary(&[T, 1, T + 50], 1200), (vec![(10.0, 11.0, 3)], 1200, true));
     }
 

@@ -43,12 +43,7 @@ pub fn transcribe<R: Read, W: Write>(
                 continue;
             }
             let time_offset = seek as f64 / FRAMES_PER_SECOND;
-            let cut = cut(
-                &result.tokens,
-                argument.tokens.timestamp_begin,
-                time_offset,
-                segment_size,
-            );
+            let cut = cut(&result.tokens, argument.tokens.timestamp_begin, time_offset, segment_size);
             for slice in cut.slices {
                 let segment = transcript.add(slice, seek, &result, model)?;
                 events.write(&Event::Segment(segment))?;
@@ -57,20 +52,14 @@ pub fn transcribe<R: Read, W: Write>(
             seek += cut.advance;
         }
     }
-    events.write(&Event::Done {
-        text: &transcript.text(model)?,
-        language: &language,
-    })
+    events.write(&Event::Done { text: &transcript.text(model)?, language: &language })
 }
 
 /// (start, end) of each clip in frames; the last may be open-ended.
 fn clips(timestamps: &[f64]) -> Vec<(usize, Option<usize>)> {
     let frames = |seconds: f64| round_half_even(seconds * FRAMES_PER_SECOND) as usize;
     let timestamps = if timestamps.is_empty() { &[0.0] } else { timestamps };
-    timestamps
-        .chunks(2)
-        .map(|clip| (frames(clip[0]), clip.get(1).map(|&end| frames(end))))
-        .collect()
+    timestamps.chunks(2).map(|clip| (frames(clip[0]), clip.get(1).map(|&end| frames(end)))).collect()
 }
 
 /// The language asked for, or the first window's likeliest.
@@ -125,13 +114,7 @@ impl<'a> Transcript<'a> {
             Some(prompt) => model.encode_text(&format!(" {}", strip(prompt)))?,
             None => Vec::new(),
         };
-        Ok(Transcript {
-            argument,
-            n_initial: tokens.len(),
-            tokens,
-            prompt_reset_since: 0,
-            n_segments: 0,
-        })
+        Ok(Transcript { argument, n_initial: tokens.len(), tokens, prompt_reset_since: 0, n_segments: 0 })
     }
 
     fn prompt(&self) -> Vec<i32> {
@@ -143,11 +126,7 @@ impl<'a> Transcript<'a> {
         let recent = &self.tokens[self.n_initial.max(self.prompt_reset_since)..];
         // As the reference slices: 0 left means no limit, and less than 0 that many fewer.
         let room = self.argument.dims.n_text_ctx as isize / 2 - 1 - self.n_initial as isize;
-        let from = if room > 0 {
-            recent.len().saturating_sub(room as usize)
-        } else {
-            recent.len().min(-room as usize)
-        };
+        let from = if room > 0 { recent.len().saturating_sub(room as usize) } else { recent.len().min(-room as usize) };
         [initial, &recent[from..]].concat()
     }
 
@@ -202,13 +181,7 @@ mod tests {
 
     fn run(argument: &Argument, model: &mut FakeModel, n_frames: usize) -> Vec<Value> {
         let mut output = Vec::new();
-        transcribe(
-            argument,
-            model,
-            &mut fake::features(n_frames),
-            &mut Events::new(&mut output),
-        )
-        .unwrap();
+        transcribe(argument, model, &mut fake::features(n_frames), &mut Events::new(&mut output)).unwrap();
         let lines = std::str::from_utf8(&output).unwrap().lines();
         lines.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -218,27 +191,19 @@ mod tests {
     }
 
     fn seeks(events: &[Value]) -> Vec<u64> {
-        of(events, "window")
-            .iter()
-            .map(|window| window["seek"].as_u64().unwrap())
-            .collect()
+        of(events, "window").iter().map(|window| window["seek"].as_u64().unwrap()).collect()
     }
 
     #[test]
     fn windows_follow_the_last_timestamp_and_prompt_the_next() {
-        let windows: &[&[i32]] = &[
-            &[T, 5, T + 500, T + 500, 6, T + 1000, T + 1000, 7],
-            &[T, 8, T + 200],
-            &[T, 9, T + 100],
-        ];
+        let windows: &[&[i32]] =
+            &[&[T, 5, T + 500, T + 500, 6, T + 1000, T + 1000, 7], &[T, 8, T + 200], &[T, 9, T + 100]];
         let mut model = FakeModel::saying(windows);
         let events = run(&argument(json!({})), &mut model, 5500);
         assert_eq!(seeks(&events), [0, 2000, 5000]);
         let segments = of(&events, "segment");
-        let summary: Vec<Value> = segments
-            .iter()
-            .map(|s| json!([s["id"], s["seek"], s["start"], s["end"], s["text"]]))
-            .collect();
+        let summary: Vec<Value> =
+            segments.iter().map(|s| json!([s["id"], s["seek"], s["start"], s["end"], s["text"]])).collect();
         let expected = json!([
             [0, 0, 0.0, 10.0, " w5"],
             [1, 0, 10.0, 20.0, " w6"],
@@ -250,14 +215,8 @@ mod tests {
         let so_far = [T, 5, T + 500, T + 500, 6, T + 1000];
         assert_eq!(model.prompts[0], [SOT]);
         assert_eq!(model.prompts[1], [&[SOT_PREV], &so_far[..], &[SOT]].concat());
-        assert_eq!(
-            model.prompts[2],
-            [&[SOT_PREV], &so_far[..], &[T, 8, T + 200, SOT]].concat()
-        );
-        assert_eq!(
-            events.last().unwrap(),
-            &json!({"event": "done", "text": " w5 w6 w8 w9", "language": "en"})
-        );
+        assert_eq!(model.prompts[2], [&[SOT_PREV], &so_far[..], &[T, 8, T + 200, SOT]].concat());
+        assert_eq!(events.last().unwrap(), &json!({"event": "done", "text": " w5 w6 w8 w9", "language": "en"}));
         // Frame 5500 is the end: the last window is 500 frames, then zeros.
         assert_eq!(model.mels[1][0], 2000.0);
         assert_eq!((model.mels[2][499], model.mels[2][500]), (5499.0, 0.0));
@@ -292,11 +251,7 @@ mod tests {
     fn text_does_not_prompt_the_next_window_when_told_or_when_sampled_hot() {
         let windows: &[&[i32]] = &[&[T, 5, T + 100], &[T, 6, T + 100]];
         let mut model = FakeModel::saying(windows);
-        run(
-            &argument(json!({"condition_on_previous_text": false})),
-            &mut model,
-            6000,
-        );
+        run(&argument(json!({"condition_on_previous_text": false})), &mut model, 6000);
         assert_eq!(model.prompts, [[SOT], [SOT]]);
         for (temperature, prompted) in [(0.5, true), (0.6, false)] {
             let mut model = FakeModel::saying(windows);
@@ -337,11 +292,7 @@ mod tests {
         assert_eq!(model.prompts[1], [SOT_PREV, 30, SOT]);
         let mut model = FakeModel::saying(windows);
         let prompt = "w30 ".repeat(220);
-        run(
-            &argument(json!({"initial_prompt": prompt, "carry_initial_prompt": true})),
-            &mut model,
-            9000,
-        );
+        run(&argument(json!({"initial_prompt": prompt, "carry_initial_prompt": true})), &mut model, 9000);
         assert_eq!(model.prompts[2][..3], [SOT_PREV, 30, 30]);
         assert_eq!(model.prompts[2][218..], [30, 30, 30, T, 6, T + 100, SOT]);
     }
@@ -360,15 +311,9 @@ mod tests {
         let mut model = FakeModel::saying(&[&[T + 10, 5, T + 20], &[T + 30]]);
         let events = run(&argument(json!({})), &mut model, 4000);
         let segments = of(&events, "segment");
-        assert_eq!(
-            (&segments[0]["text"], &segments[0]["tokens"]),
-            (&json!(" w5"), &json!([T + 10, 5, T + 20]))
-        );
+        assert_eq!((&segments[0]["text"], &segments[0]["tokens"]), (&json!(" w5"), &json!([T + 10, 5, T + 20])));
         assert_eq!((&segments[1]["text"], &segments[1]["tokens"]), (&json!(""), &json!([])));
-        assert_eq!(
-            (&segments[1]["start"], &segments[1]["end"]),
-            (&json!(30.0), &json!(30.6))
-        );
+        assert_eq!((&segments[1]["start"], &segments[1]["end"]), (&json!(30.0), &json!(30.6)));
     }
 
     #[test]
@@ -386,10 +331,7 @@ mod tests {
         assert_eq!(model.n_encoded, 3);
         let mut model = FakeModel::new(script);
         run(&argument, &mut model, 10);
-        assert_eq!(
-            (model.mels[0][9], model.mels[0][10], model.mels[1][10]),
-            (9.0, -0.5, 0.0)
-        );
+        assert_eq!((model.mels[0][9], model.mels[0][10], model.mels[1][10]), (9.0, -0.5, 0.0));
     }
 
     #[test]

@@ -26,12 +26,10 @@ const L_CODES: usize = 286;
 const D_CODES: usize = 30;
 const BL_CODES: usize = 19;
 
-const EXTRA_LENGTH_BITS: [u8; 29] = [
-    0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0,
-];
-const EXTRA_DISTANCE_BITS: [u8; 30] = [
-    0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13,
-];
+const EXTRA_LENGTH_BITS: [u8; 29] =
+    [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0];
+const EXTRA_DISTANCE_BITS: [u8; 30] =
+    [0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13];
 const EXTRA_BL_BITS: [u8; 19] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 3, 7];
 const BL_ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
 
@@ -69,18 +67,14 @@ struct Matcher<'a> {
 
 impl<'a> Matcher<'a> {
     fn new(data: &'a [u8]) -> Matcher<'a> {
-        Matcher {
-            data,
-            head: vec![NIL; HASH_SIZE],
-            prev: vec![NIL; W_SIZE],
-        }
+        Matcher { data, head: vec![NIL; HASH_SIZE], prev: vec![NIL; W_SIZE] }
     }
 
     /// Enter the string at `position`; the previous one with its hash, or NIL.
     fn insert(&mut self, position: usize) -> usize {
-        let hash = self.data[position..position + MIN_MATCH].iter().fold(0, |hash, &byte| {
-            ((hash << HASH_SHIFT) ^ usize::from(byte)) & (HASH_SIZE - 1)
-        });
+        let hash = self.data[position..position + MIN_MATCH]
+            .iter()
+            .fold(0, |hash, &byte| ((hash << HASH_SHIFT) ^ usize::from(byte)) & (HASH_SIZE - 1));
         let previous = self.head[hash];
         self.prev[position % W_SIZE] = previous;
         self.head[hash] = position;
@@ -94,18 +88,11 @@ impl<'a> Matcher<'a> {
         let longest = lookahead.min(MAX_MATCH);
         let nice_length = NICE_LENGTH.min(lookahead);
         let limit = start.saturating_sub(MAX_DIST);
-        let mut chain_length = if best_length >= GOOD_LENGTH {
-            MAX_CHAIN / 4
-        } else {
-            MAX_CHAIN
-        };
+        let mut chain_length = if best_length >= GOOD_LENGTH { MAX_CHAIN / 4 } else { MAX_CHAIN };
         let mut match_start = NIL;
         loop {
-            let length = data[candidate..]
-                .iter()
-                .zip(&data[start..start + longest])
-                .take_while(|(a, b)| a == b)
-                .count();
+            let length =
+                data[candidate..].iter().zip(&data[start..start + longest]).take_while(|(a, b)| a == b).count();
             if length > best_length {
                 match_start = candidate;
                 best_length = length;
@@ -131,11 +118,7 @@ impl<'a> Matcher<'a> {
         let mut match_start = NIL;
         let mut match_available = false;
         while position < n {
-            let hash_head = if n - position >= MIN_MATCH {
-                self.insert(position)
-            } else {
-                NIL
-            };
+            let hash_head = if n - position >= MIN_MATCH { self.insert(position) } else { NIL };
             let (prev_length, prev_match) = (match_length, match_start);
             match_length = MIN_MATCH - 1;
             if hash_head != NIL && prev_length < MAX_LAZY && position - hash_head <= MAX_DIST {
@@ -155,13 +138,7 @@ impl<'a> Matcher<'a> {
                         self.insert(inside);
                     }
                 }
-                emit(
-                    end,
-                    Symbol::Match {
-                        length: prev_length,
-                        distance: position - 1 - prev_match,
-                    },
-                );
+                emit(end, Symbol::Match { length: prev_length, distance: position - 1 - prev_match });
                 match_available = false;
                 match_length = MIN_MATCH - 1;
                 position = end;
@@ -189,12 +166,7 @@ impl Block {
     fn new(start: usize) -> Block {
         let mut literals = [0; L_CODES];
         literals[END_BLOCK] = 1;
-        Block {
-            start,
-            n_symbols: 0,
-            literals,
-            distances: [0; D_CODES],
-        }
+        Block { start, n_symbols: 0, literals, distances: [0; D_CODES] }
     }
 
     /// Count a symbol; true when the block is full.
@@ -213,19 +185,15 @@ impl Block {
     /// `_tr_flush_block`: the stream's length in bits after this block, which ends at input position `end`.
     fn flush(&self, bits: usize, end: usize) -> usize {
         const TYPE_BITS: usize = 3;
-        let fixed_literals: Vec<u8> = (0..L_CODES)
-            .map(|n| [8, 9, 7, 8][[144, 256, 280].iter().filter(|&&from| n >= from).count()])
-            .collect();
+        let fixed_literals: Vec<u8> =
+            (0..L_CODES).map(|n| [8, 9, 7, 8][[144, 256, 280].iter().filter(|&&from| n >= from).count()]).collect();
         let literals = Tree::build(&self.literals, 15, 257, &EXTRA_LENGTH_BITS, Some(&fixed_literals));
         let distances = Tree::build(&self.distances, 15, 0, &EXTRA_DISTANCE_BITS, Some(&[5; D_CODES]));
         let mut lengths = [0; BL_CODES];
         literals.scan(&mut lengths);
         distances.scan(&mut lengths);
         let lengths = Tree::build(&lengths, 7, 0, &EXTRA_BL_BITS, None);
-        let max_blindex = (3..BL_CODES)
-            .rev()
-            .find(|&i| lengths.lengths[BL_ORDER[i]] != 0)
-            .unwrap_or(2);
+        let max_blindex = (3..BL_CODES).rev().find(|&i| lengths.lengths[BL_ORDER[i]] != 0).unwrap_or(2);
         let tree_bits = 5 + 5 + 4 + 3 * (max_blindex + 1) + lengths.bits;
         let dynamic = literals.bits + distances.bits + tree_bits;
         let fixed = literals.fixed_bits + distances.fixed_bits;
@@ -292,11 +260,7 @@ impl Tree {
         // At least two codes, forced ones with a count that is taken off again. Slot 0 stays empty: a node's children are at twice its place and one on.
         let mut heap: Vec<usize> = vec![0];
         heap.extend((0..n_leaves).filter(|&n| frequency[n] != 0));
-        let mut max_code = if heap.len() > 1 {
-            heap[heap.len() - 1] as isize
-        } else {
-            -1
-        };
+        let mut max_code = if heap.len() > 1 { heap[heap.len() - 1] as isize } else { -1 };
         while heap.len() < 3 {
             let node = if max_code < 2 {
                 max_code += 1;
@@ -363,11 +327,7 @@ impl Tree {
         let mut counts = [0usize; 16];
         let mut overflow = 0;
         for &n in sorted.iter().rev() {
-            let mut length = if parent[n] == root {
-                1
-            } else {
-                usize::from(lengths[parent[n]]) + 1
-            };
+            let mut length = if parent[n] == root { 1 } else { usize::from(lengths[parent[n]]) + 1 };
             if length > max_length {
                 length = max_length;
                 overflow += 1;
@@ -377,11 +337,7 @@ impl Tree {
                 continue;
             }
             counts[length] += 1;
-            let extra_bits = if n >= extra_base {
-                isize::from(extra[n - extra_base])
-            } else {
-                0
-            };
+            let extra_bits = if n >= extra_base { isize::from(extra[n - extra_base]) } else { 0 };
             bits += frequency[n] as isize * (length as isize + extra_bits);
             if let Some(fixed) = fixed {
                 fixed_bits += frequency[n] as isize * (isize::from(fixed[n]) + extra_bits);
@@ -389,10 +345,7 @@ impl Tree {
         }
         if overflow > 0 {
             while overflow > 0 {
-                let length = (1..max_length)
-                    .rev()
-                    .find(|&l| counts[l] != 0)
-                    .expect("a code shorter than the limit");
+                let length = (1..max_length).rev().find(|&l| counts[l] != 0).expect("a code shorter than the limit");
                 counts[length] -= 1;
                 counts[length + 1] += 2;
                 counts[max_length] -= 1;
@@ -407,12 +360,7 @@ impl Tree {
             }
         }
         lengths.truncate(n_leaves);
-        Tree {
-            lengths,
-            max_code,
-            bits: bits as usize,
-            fixed_bits: fixed_bits as usize,
-        }
+        Tree { lengths, max_code, bits: bits as usize, fixed_bits: fixed_bits as usize }
     }
 
     /// `scan_tree`: count the run-length codes that transmit this tree.
@@ -464,19 +412,13 @@ mod tests {
     fn sizes_are_pythons() {
         let sentence = "And so my fellow Americans, ask not what your country can do for you.";
         let alphabet: Vec<u8> = (0..=255).collect();
-        let growing: Vec<u8> = (0..120u32)
-            .flat_map(|i| format!("{} ", i * i * i).into_bytes())
-            .collect();
+        let growing: Vec<u8> = (0..120u32).flat_map(|i| format!("{} ", i * i * i).into_bytes()).collect();
         let fibonacci: Vec<u8> = {
             let mut counts = vec![1usize, 1];
             while counts.len() < 18 {
                 counts.push(counts[counts.len() - 1] + counts[counts.len() - 2]);
             }
-            counts
-                .iter()
-                .enumerate()
-                .flat_map(|(i, &n)| vec![b'a' + i as u8; n])
-                .collect()
+            counts.iter().enumerate().flat_map(|(i, &n)| vec![b'a' + i as u8; n]).collect()
         };
         for (name, data, expected) in [
             ("empty", Vec::new(), 8),
@@ -484,11 +426,7 @@ mod tests {
             ("short", b"Hello, world!".to_vec(), 21),
             ("sentence", sentence.as_bytes().to_vec(), 70),
             ("sentence 30 times", sentence.repeat(30).into_bytes(), 86),
-            (
-                "UTF-8",
-                "Grüße aus Köln — 東京から、こんにちは。".repeat(3).into_bytes(),
-                70,
-            ),
+            ("UTF-8", "Grüße aus Köln — 東京から、こんにちは。".repeat(3).into_bytes(), 70),
             ("one letter", vec![b'x'; 5000], 28),
             ("every byte", alphabet.repeat(3), 284),
             ("numbers", growing, 397),
