@@ -47,13 +47,16 @@ def sinusoids(length: int, channels: int, max_timescale: float = 10_000.0) -> ND
 
 
 def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Path | None = None) -> Checkpoint:
-    """Loads a Hugging Face folder, or a .safetensors, .mpk, .mpk.gz, .pt or ggml .bin file.
+    """Loads a .safetensors, .mpk, .mpk.gz, .pt or ggml .bin file, or a folder: Hugging Face's, or with one such file.
 
     `config` and `tokenizer` default to files beside the weights (config.json, or a Burn file's .cfg; tokenizer.json).
     Names, shapes, dtypes and lengths are all checked here. Raises CheckpointError, and nothing else, for a bad file.
     """
-    if weights.is_dir():
-        weights = _weights_in(weights)
+    try:
+        if weights.is_dir():
+            weights = _weights_in(weights)
+    except OSError as error:
+        raise CheckpointError(f"{weights}: cannot be read ({error.strerror or error})") from None
     stored = _read(weights, config)
     arrays = _checked(weights, stored)
     settings_path = weights.parent / "generation_config.json"
@@ -76,11 +79,14 @@ def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Pat
 
 
 def _weights_in(folder: Path) -> Path:
-    """The weights file of a Hugging Face folder."""
+    """The weights file of a Hugging Face folder, or the only one of another format in a folder."""
     for name in ("model.safetensors", "model.safetensors.index.json"):
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"{folder}: has no model.safetensors")
+    others = sorted(path for path in folder.iterdir() if path.name.endswith((".mpk", ".mpk.gz", ".pt", ".bin")))
+    if len(others) != 1:
+        raise CheckpointError(f"{folder}: has no model.safetensors, and {len(others)} files of other formats to load")
+    return others[0]
 
 
 def _read(weights: Path, config: Path | None) -> Stored:

@@ -114,6 +114,16 @@ def test_config_and_tokenizer_may_lie_elsewhere(tmp_path: Path) -> None:
         load_checkpoint(folder, config=config)
 
 
+def test_a_folder_may_hold_one_file_of_any_format(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors, and 0 files"):
+        load_checkpoint(tmp_path)
+    write_ggml(tmp_path, arrays_of())
+    assert_same(load_checkpoint(tmp_path), arrays_of())
+    write_openai(tmp_path, arrays_of())
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors, and 2 files"):
+        load_checkpoint(tmp_path)
+
+
 def test_ggml_vocabulary_becomes_a_working_tokenizer(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_str(load_checkpoint(write_ggml(tmp_path, arrays_of())).tokenizer_json)
     assert tokenizer.get_vocab_size() == DIMS.n_vocab
