@@ -6,7 +6,7 @@
 // sums are rescaled between blocks only, since that costs as much as a key. A block ends after 64 keys, or before a key one of whose
 // scores leaps so far above the reference that its weight might overflow (the first key's always does).
 //   qkv  (rows, 3, heads, 64) f16: queries, keys, values    in
-//   out  (rows, heads, 64) f16                              out
+//   out  (rows, heads, 64) f32                              out
 // params: rows; heads; scale, the scores' factor, times log2(e)
 // dispatch (ceil(rows / (4 · LANES)), heads, 1)
 
@@ -21,7 +21,7 @@ const BLOCK = 64u;  // keys between rescalings
 const LEAP = 100.0;  // the most a score may exceed the reference, in powers of 2: 64 weights of 2^100 do not overflow f32
 
 @group(0) @binding(0) var<storage, read> qkv: array<vec4<u32>>;
-@group(0) @binding(1) var<storage, read_write> out: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(2) var<uniform> params: Params;
 
 struct Columns {
@@ -45,8 +45,9 @@ fn load_shared(key: u32, head: u32, index: u32) -> Columns {
 
 fn store(row: u32, head: u32, eighth: u32, low: vec4f, high: vec4f) {
   if (row < params.rows) {
-    out[(row * params.heads + head) * 8u + eighth] =
-      vec4<u32>(pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw));
+    let place = ((row * params.heads + head) * 8u + eighth) * 2u;
+    out[place] = low;
+    out[place + 1u] = high;
   }
 }
 

@@ -3,7 +3,7 @@
 // A workgroup serves 32 queries of one head; 8 invocations share a query, each taking every 8th group of 4 keys, with its own running
 // maximum and sums. Keys and values go through shared memory, 32 at a time. At the end the 8 partial softmaxes are merged.
 //   qkv  (rows, 3, heads, 64) f16: queries, keys, values    in
-//   out  (rows, heads, 64) f16                              out
+//   out  (rows, heads, 64) f32                              out
 // params: rows; heads; scale, the scores' factor, times log2(e)
 // dispatch (ceil(rows / 32), heads, 1)
 
@@ -18,7 +18,7 @@ const SPLITS = 8u;
 const KEYS = 32u;  // in shared memory at a time: SPLITS groups of 4
 
 @group(0) @binding(0) var<storage, read> qkv: array<vec2<u32>>;
-@group(0) @binding(1) var<storage, read_write> out: array<vec2<u32>>;
+@group(0) @binding(1) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(2) var<uniform> params: Params;
 
 // Keys [32][16 quads of columns], then values alike: all of WebGPU's default 16 KiB. At the end another split's sums [16 quads][32 queries],
@@ -102,8 +102,7 @@ fn main(
   }
   if (split == 0u && row < params.rows) {
     for (var quad = 0u; quad < 16u; quad++) {
-      let value = sums[quad] / total;
-      out[(row * params.heads + head) * 16u + quad] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));
+      out[(row * params.heads + head) * 16u + quad] = sums[quad] / total;
     }
   }
 }

@@ -3,13 +3,14 @@
     mel → conv1+GELU → conv2+GELU+positions → each layer: LN+QKV → attention → out+residual → LN+fc1+GELU → fc2+residual
         → final LN → every decoder layer's cross-attention keys and values
 
-Activations are f16 between kernels, the residual stream `x` and all sums f32. A convolution is a product whose rows of
-input overlap: with time-major input [t][channel], row t of the unfolded one is 3 · channels values from frame t - 1 on.
+The residual stream `x`, what attention adds to it and all sums are f32; other activations and the weights are f16.
+A convolution is a product whose rows of input overlap: with time-major input [t][channel], row t of the unfolded one is
+3 · channels values from frame t - 1 on.
 """
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint
 from kernels.device import Device
-from kernels.recording import Binding, Buffer, Recording, View
+from kernels.recording import Binding, Buffer, Pipeline, Recording, View
 
 Tiling = Literal["subgroup", "tile"]
 HEAD_COLUMNS = 64  # of a head in the attention kernels; narrower heads are padded with zeros
@@ -126,11 +127,17 @@ class EncoderProgram:
 
     def _compile(self) -> None:
         """Every pipeline once, on several threads: compiling is most of a first start."""
-        names = ["gemm", "gemm_norm", "gemm_residual", "attention"]
         with ThreadPoolExecutor() as threads:
-            made = [threads.submit(self.device.pipeline, f"{n}_{self.tiling}", lanes=self._lanes) for n in names]
+
+            def compile(name: str, **constants: float) -> Future[Pipeline]:
+                return threads.submit(self.device.pipeline, f"{name}_{self.tiling}", constants, lanes=self._lanes)
+
+            made = [compile(name) for name in ("gemm", "gemm_norm", "gemm_residual", "attention")]
+            made.append(compile("gemm_residual", A_F32=1))
             made.append(threads.submit(self.device.pipeline, "layer_norm"))
-        self._gemm, self._gemm_norm, self._gemm_residual, self._attention, self._layer_norm = (m.result() for m in made)
+        self._gemm, self._gemm_norm, self._gemm_residual, self._attention, self._gemm_residual_f32, self._layer_norm = (
+            future.result() for future in made
+        )
 
     def _buffer(self, contents: Array | int, *, uniform: bool = False) -> Buffer:
         self._owned.append(self.device.buffer(contents, uniform=uniform))
@@ -207,9 +214,9 @@ class EncoderProgram:
         self.mel = self._buffer((2 * n_ctx + 2) * self.n_channels * 2)
         self._features = self._buffer((2 * n_ctx + 2) * state * 2)
         self._x = [self._buffer(n_ctx * state * 4) for _ in range(2)]  # the residual stream, before and after a step
-        self._normed = self._buffer(n_ctx * state * 2)
+        self._normed = self._buffer(n_ctx * state * 4)
         self._qkv = self._buffer(n_ctx * 3 * wide * 2)
-        self._attended = self._buffer(n_ctx * wide * 2)
+        self._attended = self._buffer(n_ctx * wide * 4)
         self._hidden = self._buffer(n_ctx * self._layers[0].up.columns * 2) if self._layers else self._normed
 
     def result(self) -> Result:
@@ -269,7 +276,7 @@ class EncoderProgram:
         params = self._params(n_ctx, n_head, int(np.float32(scale).view(np.uint32)))
         queries = 32 if self._lanes is None else 4 * self._lanes
         recording.dispatch(self._attention, [self._qkv, self._attended, params], -(-n_ctx // queries), n_head)
-        self._record_residual(recording, self._attended, layer.out, x, between)
+        self._record_residual(recording, self._attended, layer.out, x, between, a_f32=True)
         self._record_norm(recording, between, layer.mlp_norm, layer.up, self._hidden, gelu=True)
         self._record_residual(recording, self._hidden, layer.down, between, x)
 
@@ -308,11 +315,13 @@ class EncoderProgram:
         *,
         row_step: int | None = None,
         gelu: bool = False,
+        a_f32: bool = False,
     ) -> None:
         rows, inner, columns = self.dims.n_audio_ctx, product.inner // 4, product.columns // 8
         params = self._params(rows, inner, columns, row_step or inner, int(gelu))
         bindings = [a, product.weight, product.bias, add, out, params]
-        recording.dispatch(self._gemm_residual, bindings, *self._grid(rows, columns))
+        pipeline = self._gemm_residual_f32 if a_f32 else self._gemm_residual
+        recording.dispatch(pipeline, bindings, *self._grid(rows, columns))
 
     def _record_norm(
         self, recording: Recording, x: Buffer, norm: Norm, product: Product, out: Buffer, *, gelu: bool = False

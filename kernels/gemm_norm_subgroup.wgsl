@@ -9,7 +9,7 @@
 //   shift   (4 · inner,) f32                          in
 //   weight  (4 · inner, 8 · columns) f16              in
 //   bias    (8 · columns,) f32                        in
-//   normed  (rows, 4 · inner) f16                     scratch
+//   normed  (rows, 4 · inner) f32                     scratch
 //   out     (rows, 8 · columns) f16                   out
 // dispatch (ceil(rows / ROWS), 1, 1)
 
@@ -29,7 +29,7 @@ override ROWS = 64u;  // a multiple of 16
 @group(0) @binding(2) var<storage, read> shift: array<vec4f>;
 @group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> bias: array<vec4f>;
-@group(0) @binding(5) var<storage, read_write> normed: array<vec2<u32>>;
+@group(0) @binding(5) var<storage, read_write> normed: array<vec4f>;
 @group(0) @binding(6) var<storage, read_write> out: array<vec4<u32>>;
 @group(0) @binding(7) var<uniform> params: Params;
 
@@ -62,14 +62,12 @@ fn normalise(row: u32) {
   let variance = max(0.0, dot(squares, vec4f(1.0)) - padding) / width;
   let scale = inverseSqrt(variance + 1e-5);
   for (var k = 0u; k < params.inner; k++) {
-    let value = (x[start + k] - mean) * scale * gain[k] + shift[k];
-    normed[start + k] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));
+    normed[start + k] = (x[start + k] - mean) * scale * gain[k] + shift[k];
   }
 }
 
 fn load_rows(index: u32, row: u32, k: u32) -> vec4f {
-  let held = normed[min(row + index * LANES, params.rows - 1u) * params.inner + k];
-  return vec4f(unpack2x16float(held.x), unpack2x16float(held.y));
+  return normed[min(row + index * LANES, params.rows - 1u) * params.inner + k];
 }
 
 fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
