@@ -1,8 +1,8 @@
 """One encoder result as the decoder reads it: each decoder layer's cross-attention keys and values, held by readers.
 
 One pair of buffers (or views) a decoder layer, f16 packed two a u32 (`pack2x16float`, the lower index in the low half),
-read by `decoder_cross_attention_*.wgsl` as `array<vec4<u32>>`, 8 neighbouring columns an element. Column `c` of `n_text_state`
-belongs to head `c // head_dim`, as everywhere in Whisper.
+read by `decoder_cross_attention_*.wgsl` as `array<vec4<u32>>`, 8 neighbouring columns an element. Column `c` of
+`n_text_state` belongs to head `c // head_dim`, as everywhere in Whisper.
 
     keys   (n_text_state / 8, n_audio_ctx, 8): [c / 8, t, c % 8] is column c of `audio_states[t] @ key.weight.T`
     values (n_audio_ctx, n_text_state / 8, 8): [t, c / 8, c % 8], the same of `audio_states[t] @ value.weight.T + bias`
