@@ -1,6 +1,7 @@
 """What the service's tests share: sounds, engines around the synthetic model, a guest that fails on request."""
 
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+from starlette.testclient import TestClient
 
 from service.app import Engine, audio_of
 from service.audio import SAMPLE_RATE, Audio
 from service.errors import WispError
 from service.settings import Settings
+
+PATH = "/v1/audio/transcriptions"
 
 # A prompt that holds one of these makes the guest below trap, run forever, eat memory or exit with an error. Any other
 # request is answered with "All is well." and no segments. It never touches the model.
@@ -106,3 +110,16 @@ def ready(engine: Engine) -> Engine:
     with suppress(WispError):
         engine.proven.result(timeout=60)
     return engine
+
+
+def post(client: TestClient, file: bytes = wav(1.0), **fields: str) -> Any:
+    """Send a file as the OpenAI client does, with these form fields."""
+    return client.post(PATH, data=fields, files={"file": ("upload", file, "application/octet-stream")})
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """The server-sent events of a body, each a bare data frame of one line."""
+    frames = text.split("\n\n")
+    assert frames.pop() == ""
+    assert all(frame.startswith("data: ") and "\n" not in frame for frame in frames)
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames]

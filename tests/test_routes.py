@@ -1,34 +1,25 @@
 """The API as clients meet it: words for sound in every format, and OpenAI's envelope for everything else."""
 
 import asyncio
-import io
 import json
 import logging
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
-import soundfile
-import uvicorn
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from service.app import Engine, create_app
-from service.audio import SAMPLE_RATE
 from service.routes import RequestLog
 from service.transcriber import Options
 from tests import serving, synthetic
 from tests.conftest import shared_path
-from tests.serving import assert_error, engine_for, ready, settings_for, tone_audio, wav
+from tests.serving import PATH, assert_error, engine_for, events, post, ready, settings_for, tone_audio, wav
 
-PATH = "/v1/audio/transcriptions"
 ODD = sorted((shared_path() / "audio-odd").glob("*.wav"))
-DEAD_GUEST = '(module (memory (export "memory") 1) (func $heart (export "_start") unreachable))'
 
 
 def half_a_guest() -> str:
@@ -70,17 +61,6 @@ def hostile_engine(folder: Path) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def hostile(hostile_engine: Engine) -> TestClient:
     return TestClient(create_app(hostile_engine))
-
-
-def post(client: TestClient, file: bytes = wav(1.0), **fields: str) -> Any:
-    return client.post(PATH, data=fields, files={"file": ("upload", file, "application/octet-stream")})
-
-
-def events(text: str) -> list[dict[str, Any]]:
-    frames = text.split("\n\n")
-    assert frames.pop() == ""
-    assert all(frame.startswith("data: ") and "\n" not in frame for frame in frames)
-    return [json.loads(frame.removeprefix("data: ")) for frame in frames]
 
 
 # Words for sound
@@ -235,7 +215,7 @@ def test_a_wav_cut_off_anywhere_is_heard_or_refused(client: TestClient) -> None:
             assert_error(response, 400, response.json()["error"]["code"], "file")
 
 
-# Models, health, request ids
+# Models and request ids
 
 
 def test_models_are_listed_and_found(client: TestClient) -> None:
@@ -248,30 +228,6 @@ def test_models_are_listed_and_found(client: TestClient) -> None:
     assert client.get("/v1/models/whisper-1").json()["id"] == "whisper-1"
     assert_error(client.get("/v1/models/gpt-5"), 404, "model_not_found", "model")
     assert_error(client.get("/v1/models/openai/nothing"), 404, "model_not_found", "model")
-
-
-def test_health_is_told_at_once_and_readiness_after_an_inference(folder: Path) -> None:
-    with engine_for(settings_for(folder)) as engine:
-        client = TestClient(create_app(engine))
-        assert client.get("/healthz").json() == {"status": "ok"}
-        assert_error(client.get("/readyz"), 503, "not_ready")
-        ready(engine)
-        assert client.get("/readyz").json() == {"status": "ready", "model": "synthetic"}
-
-
-def test_a_guest_that_cannot_infer_is_never_ready(folder: Path) -> None:
-    with engine_for(settings_for(folder), guest=DEAD_GUEST) as engine:
-        client = TestClient(create_app(ready(engine)))
-        assert_error(client.get("/readyz"), 503, "not_ready")
-        assert client.get("/healthz").status_code == 200
-
-
-def test_a_model_that_fails_to_load_is_told_to_those_who_wait_for_it(folder: Path) -> None:
-    with engine_for(settings_for(folder), guest="no guest at all") as engine:
-        client = TestClient(create_app(ready(engine)))
-        assert_error(client.get("/readyz"), 503, "not_ready")
-        message = assert_error(post(client), 503, "not_ready")
-        assert "guest" not in message, "the reason belongs into the log"
 
 
 def test_a_request_id_is_made_or_kept(client: TestClient) -> None:
@@ -372,70 +328,3 @@ def test_an_exception_nobody_expected_is_logged_and_told_without_its_text(caplog
     assert "secret" not in assert_error(response, 500, "internal_error")
     assert response.headers["x-request-id"] == "r1"
     assert "the secret reason" in caplog.text
-
-
-# Through a socket, as the OpenAI client speaks
-
-
-@contextmanager
-def served(engine: Engine) -> Iterator[str]:
-    """A real server on a port of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(engine), log_config=None, access_log=False))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def test_the_openai_client_works_unchanged(folder: Path) -> None:
-    with (
-        engine_for(settings_for(folder, max_upload_bytes=2_000_000)) as engine,
-        served(engine) as url,
-        openai.OpenAI(base_url=url, api_key="none", max_retries=0) as api,
-    ):
-        create: Any = api.audio.transcriptions.create
-        assert create(file=wav(1.0), model="whisper-1").text == synthetic.SENTENCE
-        verbose = create(file=wav(4.0), model="whisper-1", response_format="verbose_json", language="en")
-        assert (verbose.language, verbose.duration, len(verbose.segments)) == ("english", 4.0, 2)
-        assert create(file=wav(1.0), model="whisper-1", response_format="srt").startswith("1\n00:00:00,000 --> ")
-        assert create(file=("a.wav", wav(1.0)), model="whisper-1", response_format="text") == synthetic.SENTENCE + "\n"
-        stream = list(create(file=wav(4.0), model="whisper-1", stream=True))
-        assert [event.type for event in stream] == ["transcript.text.delta"] * 2 + ["transcript.text.done"]
-        assert stream[-1].text == "Ask not what Ask not what"
-        assert [model.id for model in api.models.list()] == ["synthetic"]
-        with pytest.raises(openai.BadRequestError) as bad:
-            create(file=b"no sound at all", model="whisper-1")
-        assert (bad.value.code, bad.value.param) == ("unreadable_audio", "file") and bad.value.request_id
-        with pytest.raises(openai.NotFoundError):
-            create(file=wav(1.0), model="gpt-5")
-        with pytest.raises(openai.APIStatusError) as large:
-            create(file=b"x" * 8_000_000, model="whisper-1")
-        assert (large.value.status_code, large.value.code) == (413, "upload_too_large")
-
-
-def test_silence_is_no_words_and_no_error(shared: Path) -> None:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, [0.0] * 5 * SAMPLE_RATE, SAMPLE_RATE, format="WAV")
-    with (
-        engine_for(settings_for(shared / "models" / "tiny_en")) as engine,
-        TestClient(create_app(engine)) as client,
-    ):
-        assert post(client, buffer.getvalue()).json()["text"] == ""
-        assert post(client, buffer.getvalue(), response_format="srt").text == ""
-        assert [e["type"] for e in events(post(client, buffer.getvalue(), stream="true").text)] == [
-            "transcript.text.done"
-        ]
-
-
-def test_jfk_over_http(shared: Path) -> None:
-    with (
-        engine_for(settings_for(shared / "models" / "tiny_en")) as engine,
-        TestClient(create_app(engine)) as client,
-    ):
-        for name in ("jfk.wav", "jfk.flac", "jfk.mp3"):
-            text = post(client, (shared / "speech" / name).read_bytes()).json()["text"]
-            assert "ask not what your country can do for you" in text.lower().replace(",", ""), name
