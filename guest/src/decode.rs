@@ -2,7 +2,7 @@
 
 use crate::model::Model;
 use crate::numeric::{argmax, probability, strip};
-use crate::options::{Argument, Task};
+use crate::options::Argument;
 use crate::rules::Rules;
 use crate::sampling::Random;
 use crate::zlib::compressed_size;
@@ -69,11 +69,7 @@ impl<'a> Decoder<'a> {
     /// `language`: a code that the model has; it matters only to a multilingual one.
     pub fn new(argument: &'a Argument, language: &str, model: &mut dyn Model) -> Result<Decoder<'a>> {
         let (tokens, options) = (&argument.tokens, &argument.options);
-        let mut sot_sequence = vec![tokens.sot];
-        if argument.is_multilingual {
-            let task = if options.task == Task::Translate { tokens.translate } else { tokens.transcribe };
-            sot_sequence.extend([tokens.languages[language], task]);
-        }
+        let mut sot_sequence = argument.sot_sequence(language);
         if options.without_timestamps {
             sot_sequence.push(tokens.no_timestamps);
         }

@@ -1,11 +1,13 @@
 //! Whisper's decoding policy, as openai/whisper 20250625 has it: everything between log-mel frames and segments that is
 //! not arithmetic. The arithmetic is behind [`model::Model`]; on WebAssembly that is WASI-NN.
 
+pub mod alignment;
 pub mod beam;
 pub mod decode;
 pub mod events;
 pub mod fallback;
 pub mod features;
+pub mod hallucination;
 pub mod model;
 #[cfg(target_os = "wasi")]
 pub mod nn;
@@ -15,6 +17,7 @@ pub mod rules;
 pub mod sampling;
 pub mod segments;
 pub mod transcribe;
+pub mod words;
 pub mod zlib;
 
 #[cfg(test)]

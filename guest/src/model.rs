@@ -22,6 +22,13 @@ pub trait Model {
     /// The tokens chosen greedily under the rules for the only sequence, and their log-probabilities: at most `n_steps`.
     fn chosen(&mut self, n_steps: usize) -> Result<(Vec<i32>, Vec<f32>)>;
 
+    /// Scores of the alignment heads for the last `append`'s tokens: (n_heads, n_tokens, n_audio_ctx), scaled, before the
+    /// softmax.
+    fn cross_attention(&mut self, n_tokens: usize) -> Result<Vec<f32>>;
+
+    /// How likely each of the last `append`'s tokens was among the text tokens, (n_tokens); NaN for the first.
+    fn token_probabilities(&mut self, n_tokens: usize) -> Result<Vec<f32>>;
+
     /// Token ids → text, without special tokens; bytes that are no UTF-8 as U+FFFD.
     fn decode_text(&mut self, tokens: &[i32]) -> Result<String>;
 

@@ -130,6 +130,7 @@ impl Context {
                 return Ok(output);
             }
             let longer = output.len() * 2;
+            drop(std::mem::take(&mut output)); // never both: they are large
             output = vec![T::default(); longer];
         }
     }
@@ -141,6 +142,7 @@ pub struct NnModel {
     decoder: Context,
     tokenizer: Context,
     mel_dimensions: [u32; 3],
+    n_audio_ctx: usize,
 }
 
 impl NnModel {
@@ -150,6 +152,7 @@ impl NnModel {
             decoder: Context::new(&format!("{name}/decoder"))?,
             tokenizer: Context::new(&format!("{name}/tokenizer"))?,
             mel_dimensions: [1, dims.n_mels as u32, dims.n_frames() as u32],
+            n_audio_ctx: dims.n_audio_ctx,
         })
     }
 }
@@ -161,6 +164,11 @@ const RULES: u32 = 3;
 const LOGITS: u32 = 0;
 const CHOSEN: u32 = 1;
 const LOG_PROBABILITIES: u32 = 2;
+const CROSS_ATTENTION: u32 = 3;
+const TOKEN_PROBABILITIES: u32 = 4;
+
+/// Tiny and base have 6 to 8, large has 10.
+const USUAL_ALIGNMENT_HEADS: usize = 10;
 
 impl Model for NnModel {
     fn encode(&mut self, mel: &[f32]) -> Result<()> {
@@ -193,6 +201,21 @@ impl Model for NnModel {
         let tokens = self.decoder.output(CHOSEN, n_steps)?;
         let log_probabilities = self.decoder.output(LOG_PROBABILITIES, n_steps)?;
         Ok((tokens, log_probabilities))
+    }
+
+    fn cross_attention(&mut self, n_tokens: usize) -> Result<Vec<f32>> {
+        let expected = USUAL_ALIGNMENT_HEADS * n_tokens * self.n_audio_ctx;
+        let scores: Vec<f32> = self.decoder.output(CROSS_ATTENTION, expected)?;
+        if scores.is_empty() || scores.len() % (n_tokens * self.n_audio_ctx) != 0 {
+            return Err(Error(format!("the cross-attention of {n_tokens} tokens has {} scores", scores.len())));
+        }
+        Ok(scores)
+    }
+
+    fn token_probabilities(&mut self, n_tokens: usize) -> Result<Vec<f32>> {
+        let mut probabilities = vec![0.0; n_tokens];
+        self.decoder.fill(TOKEN_PROBABILITIES, &mut probabilities)?;
+        Ok(probabilities)
     }
 
     fn decode_text(&mut self, tokens: &[i32]) -> Result<String> {

@@ -12,6 +12,8 @@ pub const TIME_PRECISION: f64 = 0.02;
 /// Mel frames per audio token.
 pub const INPUT_STRIDE: usize = 2;
 pub const FRAMES_PER_SECOND: f64 = 100.0;
+/// Longest silence to look out for, in seconds: as much audio is read ahead.
+const MAX_SILENCE: f64 = 600.0;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,6 +97,10 @@ pub struct Options {
     pub logprob_threshold: Option<f64>,
     pub compression_ratio_threshold: Option<f64>,
     pub clip_timestamps: Numbers,
+    pub word_timestamps: bool,
+    pub prepend_punctuations: String,
+    pub append_punctuations: String,
+    pub hallucination_silence_threshold: Option<f64>,
     /// Of the random numbers at temperatures above 0.
     pub seed: u64,
     /// Greedy tokens asked for in one compute.
@@ -125,6 +131,10 @@ impl Default for Options {
             logprob_threshold: Some(-1.0),
             compression_ratio_threshold: Some(2.4),
             clip_timestamps: Numbers(vec![0.0]),
+            word_timestamps: false,
+            prepend_punctuations: "\"'“¿([{-".to_string(),
+            append_punctuations: "\"'.。,，!！?？:：”)]}、".to_string(),
+            hallucination_silence_threshold: None,
             seed: 0,
             run_ahead: 8,
             emit_tokens: false,
@@ -179,6 +189,19 @@ impl<'de> Deserialize<'de> for Numbers {
 }
 
 impl Argument {
+    /// [sot], or [sot, language, task].
+    pub fn sot_sequence(&self, language: &str) -> Vec<i32> {
+        let mut sequence = vec![self.tokens.sot];
+        if self.is_multilingual {
+            let task = match self.options.task {
+                Task::Transcribe => self.tokens.transcribe,
+                Task::Translate => self.tokens.translate,
+            };
+            sequence.extend([self.tokens.languages[language], task]);
+        }
+        sequence
+    }
+
     /// Parse and check; errors name what is wrong and what is expected.
     pub fn parse(json: Option<&str>) -> Result<Argument> {
         let json = json.ok_or_else(|| Error("expected one argument: a JSON object".to_string()))?;
@@ -231,6 +254,10 @@ impl Argument {
         require(
             clips.iter().all(|t| *t >= 0.0 && t.is_finite()) && clips.windows(2).all(|pair| pair[0] <= pair[1]),
             "clip_timestamps must not go back: the audio is read once",
+        )?;
+        require(
+            options.hallucination_silence_threshold.map_or(true, |t| (0.0..=MAX_SILENCE).contains(&t)),
+            "hallucination_silence_threshold must be between 0 and 600 seconds",
         )?;
         require(options.run_ahead >= 1, "run_ahead must be at least 1")
     }

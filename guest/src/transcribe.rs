@@ -5,10 +5,12 @@ use crate::decode::{detect_language, Decoder, DecodingResult};
 use crate::events::{Event, Events, Segment};
 use crate::fallback::{decode_with_fallback, is_silence};
 use crate::features::Features;
+use crate::hallucination::{frames, last_word_end, skip_silence, Verdict, Window};
 use crate::model::Model;
-use crate::numeric::{round_half_even, strip};
+use crate::numeric::strip;
 use crate::options::{Argument, FRAMES_PER_SECOND};
 use crate::segments::{cut, Slice};
+use crate::words::WordAligner;
 use crate::Result;
 use std::io::{Read, Write};
 
@@ -22,34 +24,70 @@ pub fn transcribe<R: Read, W: Write>(
     features: &mut Features<R>,
     events: &mut Events<W>,
 ) -> Result<()> {
+    let options = &argument.options;
+    let n_frames = argument.dims.n_frames();
     let language = language(argument, model, features)?;
     let mut transcript = Transcript::new(argument, model)?;
     let mut decoder = Decoder::new(argument, &language, model)?;
-    for (start, end) in clips(&argument.options.clip_timestamps.0) {
+    let aligner = options.word_timestamps.then(|| WordAligner::new(argument, &language));
+    let mut last_speech = 0.0;
+    for (start, end) in clips(&options.clip_timestamps.0) {
         let mut seek = start;
         while end.map_or(true, |end| seek < end) {
-            let n_frames = argument.dims.n_frames();
             let wanted = end.map_or(n_frames, |end| n_frames.min(end - seek));
             let segment_size = features.available(seek, wanted)?;
             if segment_size == 0 {
                 break;
             }
             model.encode(&features.window(seek, segment_size, n_frames, 0.0))?;
-            let prompt = transcript.prompt();
-            let result = decode_with_fallback(&mut decoder, model, &prompt, &argument.options)?;
+            let result = decode_with_fallback(&mut decoder, model, &transcript.prompt(), options)?;
             write_window(argument, &result, seek, events)?;
-            if is_silence(&result, &argument.options) {
+            if is_silence(&result, options) {
                 seek += segment_size;
                 continue;
             }
             let time_offset = seek as f64 / FRAMES_PER_SECOND;
             let cut = cut(&result.tokens, argument.tokens.timestamp_begin, time_offset, segment_size);
+            let mut next_seek = seek + cut.advance;
+            let mut segments = Vec::new();
             for slice in cut.slices {
-                let segment = transcript.add(slice, seek, &result, model)?;
-                events.write(&Event::Segment(segment))?;
+                segments.push(segment(argument, slice, seek, &result, model)?);
+            }
+            if let Some(aligner) = &aligner {
+                aligner.add_word_timestamps(model, &mut segments, time_offset, segment_size, last_speech)?;
+                if let Some(end) = last_word_end(&segments) {
+                    if !cut.single_timestamp_ending && end > time_offset {
+                        next_seek = frames(end);
+                    }
+                }
+                if let Some(threshold) = options.hallucination_silence_threshold {
+                    let window = Window {
+                        seek,
+                        segment_size,
+                        start: time_offset,
+                        end: (seek + n_frames) as f64 / FRAMES_PER_SECOND,
+                        single_timestamp_ending: cut.single_timestamp_ending,
+                        last_speech,
+                    };
+                    let mut content_end = |speech_end: f64| {
+                        let content = features.end_by(((speech_end + threshold) * FRAMES_PER_SECOND).ceil() as usize)?;
+                        Ok(content.filter(|&n| n as f64 / FRAMES_PER_SECOND - speech_end < threshold))
+                    };
+                    match skip_silence(&mut segments, &window, threshold, next_seek, &mut content_end)? {
+                        Verdict::Keep(frame) => next_seek = frame,
+                        Verdict::Again(frame) => {
+                            seek = frame;
+                            continue;
+                        }
+                    }
+                }
+                last_speech = last_word_end(&segments).unwrap_or(last_speech);
+            }
+            for segment in segments {
+                events.write(&Event::Segment(transcript.add(segment)))?;
             }
             transcript.end_window(result.temperature);
-            seek += cut.advance;
+            seek = next_seek;
         }
     }
     events.write(&Event::Done { text: &transcript.text(model)?, language: &language })
@@ -57,7 +95,6 @@ pub fn transcribe<R: Read, W: Write>(
 
 /// (start, end) of each clip in frames; the last may be open-ended.
 fn clips(timestamps: &[f64]) -> Vec<(usize, Option<usize>)> {
-    let frames = |seconds: f64| round_half_even(seconds * FRAMES_PER_SECOND) as usize;
     let timestamps = if timestamps.is_empty() { &[0.0] } else { timestamps };
     timestamps.chunks(2).map(|clip| (frames(clip[0]), clip.get(1).map(|&end| frames(end)))).collect()
 }
@@ -98,6 +135,30 @@ fn write_window<W: Write>(
     Ok(())
 }
 
+/// A slice of a window as a segment, its id still open.
+fn segment(
+    argument: &Argument,
+    slice: Slice,
+    seek: usize,
+    result: &DecodingResult,
+    model: &mut dyn Model,
+) -> Result<Segment> {
+    let text_tokens: Vec<i32> = slice.tokens.iter().copied().filter(|&token| token < argument.tokens.eot).collect();
+    Ok(Segment {
+        id: 0,
+        seek,
+        start: slice.start,
+        end: slice.end,
+        text: model.decode_text(&text_tokens)?,
+        tokens: slice.tokens,
+        temperature: result.temperature,
+        avg_logprob: result.avg_logprob,
+        compression_ratio: result.compression_ratio,
+        no_speech_prob: result.no_speech_prob,
+        words: None,
+    })
+}
+
 /// What has been said so far: the prompt of the next window, and the text at the end.
 struct Transcript<'a> {
     argument: &'a Argument,
@@ -130,31 +191,17 @@ impl<'a> Transcript<'a> {
         [initial, &recent[from..]].concat()
     }
 
-    /// The next segment; one without duration or words is kept, empty.
-    fn add(&mut self, slice: Slice, seek: usize, result: &DecodingResult, model: &mut dyn Model) -> Result<Segment> {
-        let Slice { start, end, mut tokens } = slice;
-        let eot = self.argument.tokens.eot;
-        let text_tokens: Vec<i32> = tokens.iter().copied().filter(|&token| token < eot).collect();
-        let mut text = model.decode_text(&text_tokens)?;
-        if start == end || strip(&text).is_empty() {
-            text.clear();
-            tokens.clear();
+    /// Number the next segment; one without duration or words is kept, empty.
+    fn add(&mut self, mut segment: Segment) -> Segment {
+        if segment.start == segment.end || strip(&segment.text).is_empty() {
+            segment.text.clear();
+            segment.tokens.clear();
+            segment.words.iter_mut().for_each(Vec::clear);
         }
-        self.tokens.extend(&tokens);
-        let id = self.n_segments;
+        self.tokens.extend(&segment.tokens);
+        segment.id = self.n_segments;
         self.n_segments += 1;
-        Ok(Segment {
-            id,
-            seek,
-            start,
-            end,
-            text,
-            tokens,
-            temperature: result.temperature,
-            avg_logprob: result.avg_logprob,
-            compression_ratio: result.compression_ratio,
-            no_speech_prob: result.no_speech_prob,
-        })
+        segment
     }
 
     fn end_window(&mut self, temperature: f64) {

@@ -1,0 +1,126 @@
+//! `hallucination_silence_threshold`: words that look made up, between silences, are heard again or left out.
+
+use crate::events::{Segment, Word};
+use crate::numeric::round_half_even;
+use crate::options::FRAMES_PER_SECOND;
+use crate::Result;
+
+const PUNCTUATION: &str = "\"'“¿([{-\"'.。,，!！?？:：”)]}、";
+
+/// The window whose segments are judged; times in seconds from the start of the audio.
+pub struct Window {
+    /// In frames.
+    pub seek: usize,
+    /// Content in frames.
+    pub segment_size: usize,
+    pub start: f64,
+    /// Of a whole window, whether or not there is as much audio.
+    pub end: f64,
+    pub single_timestamp_ending: bool,
+    /// Where speech ended before.
+    pub last_speech: f64,
+}
+
+/// What becomes of the window.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its segments stand; some of the last may have been taken away. The next window starts at this frame.
+    Keep(usize),
+    /// It is dropped: hear it again from this frame.
+    Again(usize),
+}
+
+/// The end of the last word, or of the last segment where none has words.
+pub fn last_word_end(segments: &[Segment]) -> Option<f64> {
+    let last_word = segments.iter().rev().find_map(|segment| words(segment).last());
+    last_word.map(|word| word.end).or_else(|| segments.last().map(|segment| segment.end))
+}
+
+pub fn frames(seconds: f64) -> usize {
+    round_half_even(seconds * FRAMES_PER_SECOND).max(0.0) as usize
+}
+
+/// `seek`: where the next window starts if nothing is wrong. `content_end`: asked whether the audio ends less than
+/// `threshold` after that second, and at which frame.
+pub fn skip_silence(
+    segments: &mut Vec<Segment>,
+    window: &Window,
+    threshold: f64,
+    mut seek: usize,
+    content_end: &mut dyn FnMut(f64) -> Result<Option<usize>>,
+) -> Result<Verdict> {
+    if !window.single_timestamp_ending {
+        if let Some(last_word_end) = last_word_end(segments).filter(|&end| end > window.start) {
+            let silent = window.end - last_word_end > threshold;
+            seek = if silent { frames(last_word_end) } else { window.seek + window.segment_size };
+        }
+    }
+
+    if let Some(first) = next_words_segment(segments).filter(|segment| is_anomaly(Some(segment))) {
+        let gap = first.start - window.start;
+        if gap > threshold {
+            return Ok(Verdict::Again(window.seek + frames(gap)));
+        }
+    }
+
+    let mut last_end = window.last_speech;
+    for i in 0..segments.len() {
+        let segment = &segments[i];
+        if words(segment).is_empty() {
+            continue;
+        }
+        if is_anomaly(Some(segment)) {
+            let next = next_words_segment(&segments[i + 1..]);
+            let next_start =
+                next.map_or(window.start + window.segment_size as f64 / FRAMES_PER_SECOND, |next| words(next)[0].start);
+            let silence_before =
+                segment.start - last_end > threshold || segment.start < threshold || segment.start - window.start < 2.0;
+            let silence_after =
+                next_start - segment.end > threshold || is_anomaly(next) || window.end - segment.end < 2.0;
+            if silence_before && silence_after {
+                seek = match content_end(segment.end)? {
+                    Some(content_frames) => content_frames,
+                    None => frames((window.start + 1.0).max(segment.start)),
+                };
+                segments.truncate(i);
+                break;
+            }
+        }
+        last_end = segment.end;
+    }
+    Ok(Verdict::Keep(seek))
+}
+
+fn words(segment: &Segment) -> &[Word] {
+    segment.words.as_deref().unwrap_or_default()
+}
+
+fn next_words_segment(segments: &[Segment]) -> Option<&Segment> {
+    segments.iter().find(|segment| !words(segment).is_empty())
+}
+
+/// Very long, short or improbable.
+fn anomaly_score(word: &Word) -> f64 {
+    let duration = word.end - word.start;
+    let mut score = 0.0;
+    if word.probability < 0.15 {
+        score += 1.0;
+    }
+    if duration < 0.133 {
+        score += (0.133 - duration) * 15.0;
+    }
+    if duration > 2.0 {
+        score += duration - 2.0;
+    }
+    score
+}
+
+fn is_anomaly(segment: Option<&Segment>) -> bool {
+    let all = segment.map_or(&[][..], words);
+    if all.is_empty() {
+        return false;
+    }
+    let first: Vec<&Word> = all.iter().filter(|word| !PUNCTUATION.contains(&word.word)).take(8).collect();
+    let score: f64 = first.iter().map(|word| anomaly_score(word)).sum();
+    score >= 3.0 || score + 0.01 >= first.len() as f64
+}
