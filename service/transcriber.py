@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from service.audio import Audio
@@ -85,6 +86,23 @@ class _Events:
                 self.done = event
 
 
+class _Job:
+    """A call to be made once. A thread pool keeps even a withdrawn one until a thread is free: forget() empties it."""
+
+    def __init__(self, call: "Callable[[], Transcription]") -> None:
+        self._call: Callable[[], Transcription] | None = call
+
+    def __call__(self) -> Transcription:
+        call = self._call
+        if call is None:
+            raise ClientGone
+        return call()
+
+    def forget(self) -> None:
+        """Let go of what the call needs."""
+        self._call = None
+
+
 class Transcriber:
     """Runs transcriptions of one model, `workers` at once and `queue_length` waiting. Thread-safe; owns its threads."""
 
@@ -140,10 +158,12 @@ class Transcriber:
         try:
             # The request's context goes along, so that what the job logs carries the request's id.
             context = contextvars.copy_context()
-            future = self._threads.submit(context.run, self.transcribe, audio, options, on_segment, cancelled)
+            job = _Job(partial(context.run, self.transcribe, audio, options, on_segment, cancelled))
+            future = self._threads.submit(job)
         except BaseException:
             self._leave(cancelled)
             raise
+        future.add_done_callback(lambda _: job.forget())
         future.add_done_callback(lambda _: self._leave(cancelled))
         return future
 

@@ -1,8 +1,10 @@
 """The transcriber: words out of sound, and what happens when there is too much of it or the guest fails."""
 
+import gc
 import json
 import logging
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -136,6 +138,22 @@ def test_one_job_more_than_fits_is_refused_and_fits_once_another_has_left(folder
         with pytest.raises(ClientGone):
             running.result(timeout=60)
         assert following.result(timeout=60).text == "All is well."
+
+
+def test_a_withdrawn_job_gives_up_its_audio_before_a_worker_is_free(folder: Path) -> None:
+    settings = settings_for(folder, workers=1, deadline_floor_s=60.0)
+    with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
+        transcriber = engine.load()
+        _running, stop = loop(transcriber)
+        audio = tone_audio(0.5)
+        kept = weakref.ref(audio)
+        waiting = transcriber.submit(audio, Options(), None, threading.Event())
+        del audio
+        assert kept() is not None
+        assert waiting.cancel()
+        gc.collect()
+        assert kept() is None
+        stop.set()
 
 
 def test_closing_stops_what_runs_and_what_waits(folder: Path) -> None:
