@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -58,7 +59,7 @@ class Service:
 
     def is_served(self, name: str) -> bool:
         """Whether the model answers to this name: its own in any spelling, or an alias."""
-        return canonical_name(name) == self.model_name or name in self.settings.alias_names()
+        return canonical_name(name) == canonical_name(self.model_name) or name in self.settings.alias_names()
 
     async def transcriber(self) -> Transcriber:
         """The loaded model's transcriber, waiting for it. Raises NotReady when it failed to load or takes too long."""
@@ -294,4 +295,5 @@ class RequestLog:
                 raise
             await error_response(InternalError())(scope, receive, send_with_id)
         finally:
-            log.info("%s %s %d %.3f s", scope["method"], scope["path"], status, time.monotonic() - started)
+            path = quote(scope["path"])  # a line break in it would begin a log line of the client's own
+            log.info("%s %s %d %.3f s", scope["method"], path, status, time.monotonic() - started)

@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.app import Engine, create_app
 from service.routes import RequestLog
+from service.settings import Settings
 from service.transcriber import Options
 from tests import serving, synthetic
 from tests.conftest import shared_path
@@ -112,6 +113,17 @@ def test_a_files_name_means_nothing(client: TestClient, name: str) -> None:
 @pytest.mark.parametrize("name", ["synthetic", "whisper-1", "Synthetic", ""])
 def test_the_model_answers_to_its_name_and_aliases(client: TestClient, name: str) -> None:
     assert post(client, model=name).status_code == 200
+
+
+def test_a_preloaded_model_answers_to_its_name_as_it_was_given(folder: Path) -> None:
+    settings = Settings(preload=f"My-Whisper.en:Burn:CPU:{folder / 'model.safetensors'}")
+    with engine_for(settings) as engine:
+        client = TestClient(create_app(ready(engine)))
+        (listed,) = client.get("/v1/models").json()["data"]
+        assert listed["id"] == "My-Whisper.en"
+        for name in (listed["id"], "my_whisper_en"):
+            assert client.get(f"/v1/models/{name}").status_code == 200
+            assert post(client, model=name).status_code == 200
 
 
 @pytest.mark.parametrize("language", ["", "en", "en-US", "EN", "english"])
@@ -317,6 +329,13 @@ def test_a_client_that_leaves_takes_its_job_along(folder: Path) -> None:
 
             asyncio.run(app(scope, receive, send))
             assert sent[0]["status"] == 499
+
+
+def test_a_path_cannot_forge_a_log_line(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        client.get("/nowhere%0A2026-01-01%20INFO%20-%20all%20is%20well%0D%1B%5B2J")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "wisp"]
+    assert line.isprintable()
 
 
 def test_an_exception_nobody_expected_is_logged_and_told_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
