@@ -1,5 +1,6 @@
 """wisp doctor: what this machine offers, what would be served on it and why, and whether an inference really works."""
 
+import contextlib
 import platform
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from service.app import GUEST_WASM, Engine, choose_model
 from service.errors import WispError
 from service.guest import Guest, GuestError
 from service.guest_cache import user_cache_folder
-from service.models import choose_target
+from service.models import choose_target, wanted_target
 from service.settings import Settings
 
 LIBRARIES = ("wasmtime", "wgpu", "numpy", "soundfile", "soxr", "tokenizers", "starlette", "uvicorn")
@@ -58,12 +59,15 @@ def _adapters(write: Write) -> None:
 
 
 def _target(settings: Settings, write: Write) -> bool:
+    asked = settings.target
+    with contextlib.suppress(WispError):  # the model's own line says what is wrong with it
+        asked = wanted_target(choose_model(settings), asked)
     try:
-        target = choose_target(settings.target)
+        target = choose_target(asked)
     except WispError as error:
-        write(f"target     {settings.target}: FAILED. {error}\n")
+        write(f"target     {asked}: FAILED. {error}\n")
         return False
-    write(f"target     {settings.target} means {target.name}. {target.reason}\n")
+    write(f"target     {asked} means {target.name}. {target.reason}\n")
     return True
 
 

@@ -1,5 +1,6 @@
 """Which files a model's name means: a preload string, a path, an installed name, or the embedded default."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,19 @@ def installed_models(models_dir: Path) -> dict[str, Path]:
 def find_model(named: str, models_dir: Path) -> ModelSpec:
     """The model to serve: the one named (installed, or a path), else installed tiny_en, else the embedded one.
 
-    Raises ModelError if the one named, or the embedded one, is not there.
+    Raises ModelError if the one named, or the embedded one, is not there, or where a folder cannot be looked into.
     """
+    try:
+        return _find(named, models_dir)
+    except OSError as error:
+        what = f" '{named}'" if named else ""
+        raise ModelError(
+            f"Cannot look for the model{what}: {error.filename}: {error.strerror}; name one "
+            "that can be read with --model, or a folder of models with --models-dir."
+        ) from None
+
+
+def _find(named: str, models_dir: Path) -> ModelSpec:
     installed = installed_models(models_dir)
     if not named:
         if DEFAULT_NAME in installed:
@@ -85,7 +97,7 @@ def find_model(named: str, models_dir: Path) -> ModelSpec:
     canonical = canonical_name(named)
     if canonical in installed:
         return ModelSpec(canonical, _weights_in(installed[canonical]))
-    path = Path(named).expanduser()
+    path = Path(os.path.expanduser(named))  # noqa: PTH111 (Path's own raises for a user without a home)
     if path.is_dir():
         return ModelSpec(canonical_name(path.resolve().name), _weights_in(path))
     if path.is_file():

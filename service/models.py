@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from kernels.checkpoint import Checkpoint, CheckpointError, Dimensions, load_checkpoint
 from service.errors import DeviceUnavailable, ModelError
 from service.graphs import SpeechGraph, TokenizerGraph
+from service.languages import language_name
 from service.model_files import ModelSpec, TargetName, find_model, parse_preload
+from service.settings import PRELOAD_VARIABLE
 from service.tokenizer import Tokenizer
 from service.wasi_nn import Graph
 
@@ -30,6 +32,7 @@ __all__ = [
     "load_model",
     "parse_preload",
     "read_model",
+    "wanted_target",
 ]
 
 log = logging.getLogger("wisp")
@@ -150,12 +153,18 @@ class ReadModel:
         return Model(self.spec, self.checkpoint.dims, self.tokenizer, target, kernels)
 
 
-def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
-    """Read the checkpoint and choose the target (the spec's own goes before `target`).
+def wanted_target(spec: ModelSpec, target: str) -> str:
+    """`target` where it says gpu or cpu, else what the model's preload string says, else auto."""
+    return spec.target or target if target == "auto" else target
 
-    Raises ModelError (files missing, broken, of another model) or DeviceUnavailable, each with what to do.
+
+def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
+    """Read the checkpoint and choose the target as wanted_target() says.
+
+    Raises ModelError (files missing, broken, of another model, not of the preload string's language) or
+    DeviceUnavailable, each with what to do.
     """
-    asked = spec.target or target
+    asked = wanted_target(spec, target)
     chosen = choose_target(asked)
     try:
         checkpoint = load_checkpoint(spec.weights, config=spec.config, tokenizer=spec.tokenizer)
@@ -164,6 +173,11 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
             f"The model '{spec.name}' cannot be loaded: {error}. Fetch its files again, or name another with --model."
         ) from error
     tokenizer = Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
+    if spec.language is not None and not tokenizer.speaks(spec.language):
+        raise ModelError(
+            f"The model '{spec.name}' does not know {language_name(spec.language).capitalize()} ('{spec.language}'), "
+            f"which {PRELOAD_VARIABLE} says it is to transcribe: leave the language out there, or take another model."
+        )
     return ReadModel(spec, checkpoint, tokenizer, chosen, may_fall_back=asked == "auto")
 
 

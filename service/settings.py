@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +96,8 @@ class Settings:
     )
 
     def models_path(self) -> Path:
-        """The models' folder with `~` resolved."""
-        return Path(self.models_dir).expanduser()
+        """The models' folder with `~` resolved, where there is a home."""
+        return Path(os.path.expanduser(self.models_dir))  # noqa: PTH111 (Path's own raises for a user without a home)
 
     def alias_names(self) -> frozenset[str]:
         """The other names of the served model."""

@@ -75,6 +75,10 @@ class Tokenizer:
                 f"the lowest special token {lowest}, the first timestamp {self.timestamp_begin}."
             )
 
+    def speaks(self, language: str) -> bool:
+        """Whether the model has this language, in Whisper's code. Without a token for any it is an English one."""
+        return language in (self.languages or ("en",))
+
     def _find(self, *tokens: str) -> int:
         for token in tokens:
             found: int | None = self._library.token_to_id(token)

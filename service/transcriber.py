@@ -134,9 +134,10 @@ class Transcriber:
 
     def check(self, options: Options) -> None:
         """Raise UnsupportedValue for what this model cannot do; cheap, so that a request fails before it waits."""
-        languages = self.model.tokenizer.languages
-        if options.language is None or options.language in (languages or {"en": 0}):
+        tokenizer = self.model.tokenizer
+        if options.language is None or tokenizer.speaks(options.language):
             return
+        languages = tokenizer.languages
         spoken = "English only" if not languages else f"{len(languages)} languages, this one not among them"
         asked = f"{language_name(options.language).capitalize()} ('{options.language}')"
         raise UnsupportedValue(f"{asked} is not a language of {self.model.name}: it knows {spoken}.", param="language")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli import main
+from service.cli import SHARED_FLAGS, main
 from service.settings import TABLE
 from tests import synthetic
 from tests.conftest import ROOT
@@ -31,6 +31,7 @@ class Done:
 
 
 Run = Callable[..., Done]
+DOCUMENTED = ROOT / "docs" / "settings.md"
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,12 @@ def test_version_is_the_packages(wisp: Run) -> None:
 def test_every_setting_with_a_flag_is_a_flag_of_serve(wisp: Run) -> None:
     text = wisp("serve", "--help").stdout
     assert all(setting.flag in text for setting in TABLE)
+
+
+def test_the_page_of_settings_tells_the_flags_that_every_command_takes() -> None:
+    (sentence,) = re.findall(r"`wisp transcribe` and `wisp doctor` take (.*) as flags", DOCUMENTED.read_text())
+    flags = [setting.flag for setting in TABLE if setting.name in SHARED_FLAGS]
+    assert sorted(re.findall(r"`(.*?)`", sentence)) == sorted(flags)
 
 
 def test_transcribe_writes_the_words_and_nothing_else(wisp: Run, tmp_path: Path) -> None:

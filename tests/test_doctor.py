@@ -44,6 +44,12 @@ def test_adapters_are_listed_or_said_to_be_none(folder: Path) -> None:
         assert "features: shader-f16 " in text and "max-buffer-size" in text
 
 
+def test_the_target_told_is_the_one_that_serves(folder: Path) -> None:
+    settings = Settings(preload=f"default:autodetect:CPU:{folder}", target="auto")
+    passed, text = report(settings)
+    assert passed and "target     cpu means cpu." in text
+
+
 def test_a_missing_model_fails_and_the_rest_is_still_told(tmp_path: Path) -> None:
     passed, text = report(settings_for(tmp_path / "nowhere"))
     assert not passed

@@ -14,7 +14,15 @@ from kernels.device import AdapterInfo
 from service import model_files
 from service.errors import DeviceUnavailable, ModelError
 from service.model_files import canonical_name
-from service.models import ModelSpec, _target_among, find_model, load_model, may_have_hardware, parse_preload
+from service.models import (
+    ModelSpec,
+    _target_among,
+    find_model,
+    load_model,
+    may_have_hardware,
+    parse_preload,
+    read_model,
+)
 from tests.conftest import ROOT
 from tests.synthetic import SENTENCE, save_synthetic
 
@@ -132,6 +140,18 @@ def test_a_folder_without_weights_or_with_too_many(tmp_path: Path) -> None:
         find_model("", tmp_path)
 
 
+@pytest.mark.parametrize("named", ["~no-such-user/model", "a" * 300])
+def test_a_path_that_cannot_be_one_is_a_model_that_is_not_there(named: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=named[:20]):
+        find_model(named, tmp_path)
+
+
+def test_a_folder_of_models_that_cannot_be_looked_into_is_told(tmp_path: Path) -> None:
+    unreadable = tmp_path / ("a" * 300)
+    with pytest.raises(ModelError, match="--models-dir"):
+        find_model("", unreadable)
+
+
 def test_an_installation_without_the_embedded_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_files, "EMBEDDED", tmp_path / "absent")
     with pytest.raises(ModelError, match="no embedded model"):
@@ -237,11 +257,21 @@ def test_a_model_loads_answers_and_closes(synthetic: Path) -> None:
     model.close()
 
 
-def test_the_preloads_target_and_language_go_before_the_settings(synthetic: Path) -> None:
+def test_the_preloads_target_counts_where_the_settings_name_none(synthetic: Path) -> None:
     spec = parse_preload(f"default:autodetect:CPU:{synthetic}:::en")[0]
-    model = load_model(spec, "gpu")
+    model = load_model(spec, "auto")
     assert (model.name, model.target.name, model.language) == ("default", "cpu", "en")
     model.close()
+
+
+def test_a_target_that_is_asked_for_goes_before_the_preloads(synthetic: Path) -> None:
+    spec = parse_preload(f"default:autodetect:GPU:{synthetic}")[0]
+    assert read_model(spec, "cpu").target.name == "cpu"
+
+
+def test_a_preload_of_a_language_the_model_does_not_know_is_refused_at_the_start(synthetic: Path) -> None:
+    with pytest.raises(ModelError, match=r"'default' does not know German \('de'\)"):
+        read_model(parse_preload(f"default:autodetect:CPU:{synthetic}:::de")[0])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

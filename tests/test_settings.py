@@ -43,6 +43,10 @@ def test_the_demos_preload_variable_is_a_setting() -> None:
     assert read_settings({"WASMEDGE_WASINN_PRELOAD": preload}).preload == preload
 
 
+def test_a_user_without_a_home_has_settings_too() -> None:
+    assert Settings(models_dir="~no-such-user/models").models_path().name == "models"
+
+
 def test_aliases_are_names_without_spaces_around_them() -> None:
     assert read_settings({"WISP_ALIASES": " whisper-1, base ,"}).alias_names() == {"whisper-1", "base"}
 
