@@ -22,7 +22,7 @@ from service.ogg import links
 
 SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1
-KEPT_SECONDS = 300  # up to 5 minutes (19 MB) stay in memory as they are decoded; more is decoded again for each reading
+KEPT_SECONDS = 60  # up to a minute (3.8 MB) stays in memory as it is decoded; more is decoded again for each reading
 BLOCK_VALUES = 1 << 16  # samples × channels read at once: 256 KiB
 RATES = range(1_000, 384_001)  # Hz; outside is a forged or broken header
 MAX_CHANNELS = 32

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,15 @@ def test_blocks_can_be_read_again_long_or_short() -> None:
         first = samples(audio)
         assert audio.duration == seconds and first.shape == (seconds * SAMPLE_RATE,)
         np.testing.assert_array_equal(samples(audio), first)
+
+
+def test_what_waits_for_its_turn_holds_little_memory() -> None:
+    file = io.BytesIO(encoded(speechlike(8000, 1, 250), 8000, "WAV", "PCM_U8"))
+    tracemalloc.start()
+    audio = decode(file)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert audio.duration == 250 and held < 4_000_000  # bytes; decoded it would be 16 MB
 
 
 def test_long_audio_comes_in_small_blocks() -> None:
