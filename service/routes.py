@@ -78,6 +78,8 @@ class Service:
 async def transcriptions(request: Request) -> Response:
     """POST /v1/audio/transcriptions: one file in, its words out, as the form asks."""
     service: Service = request.app.state.service
+    if service.loaded.done():
+        (await service.transcriber()).check_room()
     fields = TranscriptionFields(service.is_served, service.model_name)
     file = await _read_form(request, fields, service.settings.max_upload_bytes)
     try:

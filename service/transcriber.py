@@ -5,13 +5,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from service.audio import Audio
+from service.audio import Audio, Samples
 from service.errors import ClientGone, DeadlineExceeded, InternalError, QueueFull, UnsupportedValue, WispError
 from service.features import log_mel_frames
 from service.guest import Guest, GuestCancelled, GuestError, GuestTimeout
@@ -142,6 +142,13 @@ class Transcriber:
         asked = f"{language_name(options.language).capitalize()} ('{options.language}')"
         raise UnsupportedValue(f"{asked} is not a language of {self.model.name}: it knows {spoken}.", param="language")
 
+    def check_room(self) -> None:
+        """Raise QueueFull where a job submitted now would be refused, so that its upload need not be read."""
+        with self._lock:
+            n_admitted = len(self._admitted)
+            if n_admitted >= self.workers + self.queue_length:
+                raise QueueFull(min(LONGEST_RETRY_S, math.ceil(self._job_s * n_admitted / self.workers)))
+
     def submit(
         self, audio: Audio, options: Options, on_segment: SegmentListener | None, cancelled: threading.Event
     ) -> "Future[Transcription]":
@@ -152,8 +159,7 @@ class Transcriber:
         """
         self.check(options)
         with self._lock:
-            if len(self._admitted) >= self.workers + self.queue_length:
-                raise QueueFull(min(LONGEST_RETRY_S, math.ceil(self._job_s * len(self._admitted) / self.workers)))
+            self.check_room()
             self._admitted.add(cancelled)
             self._lock.notify_all()
         try:
@@ -187,8 +193,18 @@ class Transcriber:
         """
         started = time.monotonic()
         deadline_s = self.deadline_floor_s + self.deadline_factor * audio.duration
-        frames = (block.tobytes() for block in log_mel_frames(audio.blocks, self.model.dims.n_mels))
         events = _Events(on_segment)
+
+        def blocks() -> Iterator[Samples]:
+            # Before the guest has its first frame all of a long recording is read, for its loudest value.
+            for block in audio.blocks():
+                if cancelled is not None and cancelled.is_set():
+                    raise ClientGone
+                if time.monotonic() - started > deadline_s:
+                    raise DeadlineExceeded(deadline_s)
+                yield block
+
+        frames = (block.tobytes() for block in log_mel_frames(blocks, self.model.dims.n_mels))
         try:
             if cancelled is not None and cancelled.is_set():
                 raise ClientGone

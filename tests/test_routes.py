@@ -296,6 +296,21 @@ def test_a_full_queue_says_when_to_come_back(hostile: TestClient, hostile_engine
     assert post(hostile).status_code == 200
 
 
+def test_a_full_queue_refuses_before_the_upload_is_read(hostile: TestClient, hostile_engine: Engine) -> None:
+    transcriber = hostile_engine.loaded.result(timeout=60)
+    stop = threading.Event()
+    running = transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP), None, stop)
+
+    def upload() -> Iterator[bytes]:
+        yield b"no form"
+
+    # What is no form is told so by who reads it.
+    response = hostile.post(PATH, content=upload(), headers={"content-type": "multipart/form-data; boundary=x"})
+    stop.set()
+    running.exception(timeout=60)
+    assert_error(response, 429, "queue_full")
+
+
 def test_a_client_that_leaves_takes_its_job_along(folder: Path) -> None:
     """The guest would run for a minute; it ends because its client does."""
     file = wav(0.5)

@@ -177,6 +177,32 @@ def test_a_file_that_breaks_while_it_is_read_is_the_files_fault(transcriber: Tra
         transcriber.transcribe(Audio(2.0, "WAV", blocks), Options())
 
 
+def test_a_long_recording_is_read_no_further_once_its_client_has_left(transcriber: Transcriber) -> None:
+    cancelled = threading.Event()
+    n_read = 0
+
+    def blocks() -> Iterator[NDArray[np.float32]]:
+        nonlocal n_read
+        for n_read in range(1, 1001):
+            if n_read == 3:
+                cancelled.set()
+            yield tone(1.0)
+
+    with pytest.raises(ClientGone):
+        transcriber.transcribe(Audio(1000.0, "WAV", blocks), Options(), cancelled=cancelled)
+    assert n_read == 3
+
+
+def test_a_recording_that_takes_too_long_to_read_meets_the_deadline(folder: Path) -> None:
+    def blocks() -> Iterator[NDArray[np.float32]]:
+        while True:
+            yield tone(1.0)
+
+    settings = settings_for(folder, deadline_floor_s=1.0, deadline_factor=0.0)
+    with engine_for(settings) as engine, pytest.raises(DeadlineExceeded):
+        engine.load().transcribe(Audio(1000.0, "WAV", blocks), Options())
+
+
 def test_a_fault_of_ours_is_logged_whole_and_told_as_an_internal_error(
     transcriber: Transcriber, caplog: pytest.LogCaptureFixture
 ) -> None:
