@@ -17,6 +17,7 @@ LISTS = {
     "known_speaker_names",
     "known_speaker_references",
 }
+OBJECTS = {"chunking_strategy"}  # name[key] in a form
 NOT_GIVEN = {  # fields of the API for what this server does not do
     "include": "Token log-probabilities are not given by this server.",
     "chunking_strategy": "Audio is cut by Whisper's own windows here; another strategy cannot be chosen.",
@@ -51,17 +52,18 @@ class TranscriptionFields:
 
     def __call__(self, name: str, text: str) -> None:
         """Take one field. Raises a RequestError whose param is the field's name as it was sent."""
-        base = name.removesuffix("[]")
+        base, _, key = name.partition("[")
         known = base in self._setters or base in NOT_GIVEN
-        if not known or (base != name and base not in LISTS):
+        if not known or (base != name and base not in (LISTS if key == "]" else OBJECTS)):
             raise UnknownField(name)
         if base not in LISTS and name in self._seen:
             raise InvalidValue(f"The form field '{name}' is there twice.", param=name)
         self._seen.add(name)
+        if not text.strip():
+            return
         if base in NOT_GIVEN:
             raise UnsupportedValue(NOT_GIVEN[base], param=name)
-        if text.strip():
-            self._setters[base](name, text)
+        self._setters[base](name, text)
 
     def finish(self) -> Options:
         """What remains to be said once all fields are known: which of them contradict each other."""

@@ -35,7 +35,19 @@ def test_known_fields_are_honoured() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model", "language", "prompt", "response_format", "temperature", "stream", "timestamp_granularities[]"]
+    "name",
+    [
+        "model",
+        "language",
+        "prompt",
+        "response_format",
+        "temperature",
+        "stream",
+        "timestamp_granularities[]",
+        "include[]",
+        "chunking_strategy",
+        "known_speaker_names",
+    ],
 )
 def test_an_empty_value_is_an_unset_one(name: str) -> None:
     assert parse((name, "")).finish() == parse().finish()
@@ -57,6 +69,7 @@ def test_an_empty_value_is_an_unset_one(name: str) -> None:
         ("timestamp_granularities[]", "letter", InvalidValue, "timestamp_granularities[]"),
         ("include[]", "logprobs", UnsupportedValue, "include[]"),
         ("chunking_strategy", "auto", UnsupportedValue, "chunking_strategy"),
+        ("chunking_strategy[type]", "server_vad", UnsupportedValue, "chunking_strategy[type]"),
         ("known_speaker_names[]", "Ann", UnsupportedValue, "known_speaker_names[]"),
         ("stream", "maybe", InvalidValue, "stream"),
         ("models", "tiny_en", UnknownField, "models"),
