@@ -5,7 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-import service  # noqa: F401 - before NumPy, as `wisp` does
 from bench.engines import ENGINES
 
 
