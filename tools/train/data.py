@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -310,8 +310,7 @@ def batches(folder: Path, examples: Examples) -> Iterator[Batch]:
         human: list[Utterance] = []
         for path in sorted(folder.glob("*.mel")):
             if path.with_suffix(".states").exists():
-                for utterance in load_shard(path):
-                    (human if utterance.text is None else spoken).append(utterance)
+                (human if path.stem == "human" else spoken).extend(load_shard(path))
         yield from one_round(examples, spoken, human)
 
 
@@ -340,7 +339,7 @@ def one_round(examples: Examples, spoken: list[Utterance], human: list[Utterance
                 if group[0][2] or piece.frames <= group[-1][0] + 100:
                     placed = examples.place([piece], int(rng.integers(0, 20)), False)
                 else:
-                    placed = [Placed(piece, 0, group[-1][0] // 2 * 2)]
+                    placed = [Placed(replace(piece, text=None), 0, group[-1][0] // 2 * 2)]
                 made.append(examples.example(placed, group[0][2], []))
             if rng.random() < stage.silent * len(group):
                 made.append(examples.silence(group[-1][0], [spoken[int(rng.integers(len(spoken)))]] if spoken else []))

@@ -49,11 +49,10 @@ class Transcriber:
         self.n_frames = 2 * self.model.dims.n_audio_ctx
 
     @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
-    def decode(self, mel: Tensor) -> list[Decoded]:
-        """(batch, 80, n_frames) padded windows → what is said in each."""
-        audio = self.model.encoder(mel)
+    def decode(self, audio: Tensor) -> list[Decoded]:
+        """(batch, n_audio_ctx, n_audio_state) states of padded windows → what is said in each."""
         prompt = [self.start] if self.timestamps else [self.start, self.no_timestamps]
-        rows = [list(prompt) for _ in mel]
+        rows = [list(prompt) for _ in audio]
         sums = torch.zeros(len(rows))
         quiet: list[float] = []
         done = [False] * len(rows)
@@ -111,7 +110,9 @@ class Transcriber:
             for row, index in zip(windows, left, strict=True):
                 piece = torch.from_numpy(mels[index][seeks[index] : seeks[index] + self.n_frames])
                 row[: len(piece)] = piece
-            for index, result in zip(left, self.decode(windows.transpose(1, 2)), strict=True):
+            with torch.no_grad():
+                audio = self.model.encoder(windows.transpose(1, 2))
+            for index, result in zip(left, self.decode(audio), strict=True):
                 size = min(self.n_frames, len(mels[index]) - seeks[index])
                 tokens = result.tokens
                 if result.no_speech_prob > NO_SPEECH and result.avg_logprob < LOGPROB:

@@ -88,6 +88,7 @@ def export(weights: dict[str, Tensor], dims: Dims, tokenizer_file: Path, out: Pa
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     kept = {name: value.to(torch.float16).contiguous() for name, value in weights.items() if name.startswith("model.")}
     save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     if tokenizer_file.resolve() != (out / "tokenizer.json").resolve():
         shutil.copyfile(tokenizer_file, out / "tokenizer.json")
     files = {

@@ -57,11 +57,11 @@ STAGES = {
     "joint": (
         (
             0.6,
-            Stage(980, joined=0.1, full=0.15, human=0.12, silent=0.03, frames=3600, changed=0.9, prompts=0.1),
+            Stage(980, joined=0.1, full=0.15, human=0.12, silent=0.03, frames=3600, changed=0.5, prompts=0.1),
         ),
         (
             1.01,
-            Stage(980, joined=0.35, full=0.4, human=0.1, silent=0.04, frames=4500, changed=0.9, prompts=0.25),
+            Stage(980, joined=0.3, full=0.3, human=0.1, silent=0.04, frames=4500, changed=0.5, prompts=0.25),
         ),
     ),
 }
@@ -70,8 +70,19 @@ MUON_RATE = 3e-3
 ADAM_RATE = 2e-3
 UNTRAINED = {"encoder": "model.decoder.", "decoder": "model.encoder.", "joint": "principal"}
 WARMUP_STEPS = 60
-DECAY_FROM = 0.6  # share of the hours: the rate is constant to here, then falls to a fiftieth
+# Part → the rate's factor after warm-up, and the share of the hours from which it falls, straight, to nearly nothing.
+RATES = {"encoder": (1.0, 0.6), "decoder": (1.0, 0.6), "joint": (0.5, 0.0)}
 EMA = 0.99
+
+
+def bridge(states: Tensor, principal: Tensor, positions: Tensor) -> Tensor:
+    """Teacher's states (batch, n, 384), 0 where nobody speaks → the encoder's aim, (batch, n, n_audio_state).
+
+    The position, taken out of the teacher's states, is put back as the student's own, for timestamps; each vector has
+    mean 0 and deviation 1, as the encoder's last layer norm makes them.
+    """
+    positions = positions[: states.shape[1]]
+    return F.layer_norm(states @ principal + 0.5 * positions, positions.shape[1:])
 
 
 class Student(nn.Module):  # type: ignore[misc, unused-ignore]
@@ -86,13 +97,8 @@ class Student(nn.Module):  # type: ignore[misc, unused-ignore]
         self.register_buffer("principal", empty if principal is None else principal)
 
     def bridge(self, states: Tensor) -> Tensor:
-        """Teacher's states (batch, n, 384), 0 where nobody speaks → the encoder's aim, (batch, n, n_audio_state).
-
-        The position, taken out of the teacher's states, is put back as the student's own, for timestamps; each vector
-        has mean 0 and deviation 1, as the encoder's last layer norm makes them.
-        """
-        positions = self.model.encoder.embed_positions.weight[: states.shape[1]]
-        return F.layer_norm(states @ self.principal + 0.5 * positions, positions.shape[1:])
+        """`bridge` with this student's projection and positions."""
+        return bridge(states, self.principal, self.model.encoder.embed_positions.weight)
 
     def losses(self, batch: Batch, part: str) -> dict[str, Tensor]:
         """The losses of a batch, each a mean that does not depend on the batch's size.
@@ -183,8 +189,9 @@ class Run:
 
     def rate(self, progress: float) -> float:
         """The learning rate's factor: warm-up, then constant, then a straight fall."""
+        peak, fall_from = RATES[self.part]
         warm = min(1.0, (self.steps + 1) / WARMUP_STEPS)
-        return warm * max(0.02, min(1.0, (1.0 - progress) / (1.0 - DECAY_FROM)))
+        return peak * warm * max(0.01, min(1.0, (1.0 - progress) / (1.0 - fall_from)))
 
     def step(self, batch: Batch, progress: float) -> dict[str, float]:
         """One step down; returns the losses."""
