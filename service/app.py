@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # imported where it is used: `wisp transcribe` serves nothing
 log = logging.getLogger("wisp")
 
 GUEST_WASM = Path(__file__).parent.parent / "assets" / "guest.wasm"
-GRACE_S = 30  # a stopping server lets requests under way take this long
+GRACE_S = 25  # a stopping server lets requests under way take this long; Kubernetes kills one after 30 s
 BACKLOG = 2048  # connections the kernel holds for us until they are accepted
 GRACE_FOR_CLIENTS_S = 0.1  # a model just loaded waits this long for requests before it tries itself
 

@@ -176,7 +176,7 @@ class QueueFull(WispError):
 
 
 class NotReady(WispError):
-    """The model is still loading, or could not be loaded."""
+    """The model is still loading or could not be loaded, or the server is stopping."""
 
     status = 503
     code = "not_ready"

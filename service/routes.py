@@ -291,6 +291,10 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # The server stops and has waited long enough. A stream that has begun breaks off, which its client sees.
+            if not status:
+                await error_response(NotReady("The server is stopping."))(scope, receive, send_with_id)
         except Exception:
             log.exception("request failed")
             if status:  # the response has begun and cannot be changed any more; the server closes the connection

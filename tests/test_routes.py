@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.app import Engine, create_app
 from service.routes import RequestLog
@@ -311,27 +311,27 @@ def test_a_full_queue_refuses_before_the_upload_is_read(hostile: TestClient, hos
     assert_error(response, 429, "queue_full")
 
 
+SCOPE: Scope = {
+    "type": "http",
+    "method": "POST",
+    "path": PATH,
+    "raw_path": PATH.encode(),
+    "root_path": "",
+    "query_string": b"",
+    "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
+}
+ENDLESS_FORM = (  # the hostile guest runs for a minute on it
+    b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n' + serving.LOOP.encode() + b"\r\n"
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + wav(0.5) + b"\r\n--x--\r\n"
+)
+
+
 def test_a_client_that_leaves_takes_its_job_along(folder: Path) -> None:
-    """The guest would run for a minute; it ends because its client does."""
-    file = wav(0.5)
-    form = (
-        b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n' + serving.LOOP.encode() + b"\r\n"
-        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + file + b"\r\n--x--\r\n"
-    )
-    scope: Scope = {
-        "type": "http",
-        "method": "POST",
-        "path": PATH,
-        "raw_path": PATH.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
-    }
     with engine_for(settings_for(folder), guest=serving.HOSTILE_GUEST) as engine:
         app = create_app(ready(engine))
         for stream in (b"", b'--x\r\nContent-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n'):
             messages: list[Message] = [
-                {"type": "http.request", "body": stream + form, "more_body": False},
+                {"type": "http.request", "body": stream + ENDLESS_FORM, "more_body": False},
                 {"type": "http.disconnect"},
             ]
             sent: list[Message] = []
@@ -342,8 +342,37 @@ def test_a_client_that_leaves_takes_its_job_along(folder: Path) -> None:
             async def send(message: Message, sent: list[Message] = sent) -> None:
                 sent.append(message)
 
-            asyncio.run(app(scope, receive, send))
+            asyncio.run(app(SCOPE, receive, send))
             assert sent[0]["status"] == 499
+
+
+def test_a_request_that_a_stopping_server_gives_up_is_told_so(folder: Path) -> None:
+    sent: list[Message] = []
+
+    async def give_up(app: ASGIApp) -> None:
+        running = asyncio.Event()
+        messages: list[Message] = [{"type": "http.request", "body": ENDLESS_FORM, "more_body": False}]
+
+        async def receive() -> Message:
+            if not messages:  # the form is read, and the job asks whether its client is still there
+                running.set()
+                await asyncio.Event().wait()
+            return messages.pop()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        task = asyncio.ensure_future(app(SCOPE, receive, send))
+        await running.wait()
+        task.cancel()  # as uvicorn does
+        await task
+
+    with engine_for(settings_for(folder, workers=1), guest=serving.HOSTILE_GUEST) as engine:
+        asyncio.run(give_up(create_app(ready(engine))))
+        assert sent[0]["status"] == 503
+        assert json.loads(sent[1]["body"])["error"]["code"] == "not_ready"
+        following = engine.loaded.result(timeout=60).submit(tone_audio(0.5), Options(), None, threading.Event())
+        assert following.result(timeout=30).text == "All is well."
 
 
 def test_a_path_cannot_forge_a_log_line(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
