@@ -5,24 +5,34 @@ set -euo pipefail
 python=${1:-python3}
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
-    echo "Wisp needs Python 3.11 or newer; '$python' is $("$python" --version 2>&1 || echo missing). Name another: make PYTHON=python3.12 …" >&2
+    echo "Wisp needs Python 3.11 or newer; '$python' is $("$python" --version 2>/dev/null || echo missing). Name another: make PYTHON=python3.12 …" >&2
     exit 1
 }
 
 missing=()
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=("$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')")
-ldconfig=$(command -v ldconfig || echo /sbin/ldconfig)
-"$ldconfig" -p 2>/dev/null | grep -q 'libvulkan\.so\.1' || missing+=(libvulkan1)
-compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null || compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null || missing+=(mesa-vulkan-drivers)
+if [ "$(uname)" = Linux ]; then # elsewhere the system brings its own graphics interface
+    ldconfig=$(command -v ldconfig || echo /sbin/ldconfig)
+    # Not grep -q: it leaves at the first match, and ldconfig's broken pipe would count as a library not found.
+    "$ldconfig" -p 2>/dev/null | grep 'libvulkan\.so\.1' >/dev/null || missing+=(libvulkan1)
+    compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null || compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null || missing+=(mesa-vulkan-drivers)
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
-as_root=()
-[ "$(id -u)" -eq 0 ] || as_root=(sudo -n)
-if command -v apt-get >/dev/null &&
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2 &&
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null; then
-    echo "installed: ${missing[*]}" >&2
-    exit 0
+apt() {
+    local as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        as_root=(sudo)
+        [ -t 0 ] || as_root+=(-n) # nobody is there to type a password
+    fi
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq "$@"
+}
+if command -v apt-get >/dev/null; then
+    echo "installing ${missing[*]}" >&2
+    apt update >&2 || true # one source out of reach does not matter while the packages are known
+    if apt install -y --no-install-recommends "${missing[@]}" >/dev/null; then
+        exit 0
+    fi
 fi
 case " ${missing[*]} " in
 *-venv*)
