@@ -1,4 +1,4 @@
-"""WebGPU's greedy tokens through the whole guest against openai/whisper's, on a few clips; `make parity` takes all of them."""
+"""WebGPU's greedy tokens through the guest against openai/whisper's, on a few clips; `make parity` takes all."""
 
 from pathlib import Path
 
