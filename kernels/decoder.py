@@ -14,7 +14,8 @@ from typing import Any
 from kernels.checkpoint import Checkpoint
 from kernels.cross_memory import CrossMemory
 from kernels.decoder_context import DecoderContext
-from kernels.decoder_program import DecoderPool, DecoderProgram, Tiling
+from kernels.decoder_kernels import Tiling
+from kernels.decoder_program import DecoderPool, DecoderProgram
 from kernels.device import Device
 
 

@@ -211,11 +211,11 @@ class DecoderContext:
             if n_done >= n_steps or header[1]:
                 break
         chosen = words.reshape(-1, n, 2)[: header[2]].transpose(2, 1, 0)
-        self._chosen = np.ascontiguousarray(chosen[0]).view(np.int32)
-        self._log_probabilities = np.ascontiguousarray(chosen[1]).view(np.float32)
         self._logits_on_device = True
-        if np.isnan(self._log_probabilities).any():
+        log_probabilities = np.ascontiguousarray(chosen[1]).view(np.float32)
+        if np.isnan(log_probabilities).any():
             raise ValueError("the rules leave no token to choose")
+        self._chosen, self._log_probabilities = np.ascontiguousarray(chosen[0]).view(np.int32), log_probabilities
         for history, new in zip(self._histories, self._chosen, strict=True):
             history.extend(new[:-1].tolist())
 

@@ -140,6 +140,7 @@ class Device:
         self.info = info
         self.offset_alignment: int = self._handle.limits["min-storage-buffer-offset-alignment"]
         self.max_binding: int = self._handle.limits["max-storage-buffer-binding-size"]  # bytes
+        self.workgroup_memory: int = self._handle.limits["max-compute-workgroup-storage-size"]  # bytes
         self._thread = ThreadPoolExecutor(1, "wisp-device")
         self._thread_id = self._thread.submit(threading.get_ident).result()
         self._lock = threading.Lock()

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint
-from kernels.device import Device
+from kernels.device import Device, DeviceError
 from kernels.recording import Binding, Buffer, Pipeline, Recording, View
 
 Tiling = Literal["subgroup", "tile"]
@@ -108,7 +108,8 @@ class EncoderProgram:
     def __init__(self, device: Device, checkpoint: Checkpoint, tiling: Tiling | None = None) -> None:
         dims = checkpoint.dims
         if dims.n_audio_state // dims.n_audio_head > HEAD_COLUMNS:
-            raise ValueError(f"heads of {dims.n_audio_state // dims.n_audio_head} columns, at most {HEAD_COLUMNS}")
+            wide = dims.n_audio_state // dims.n_audio_head
+            raise DeviceError(f"encoder heads of {wide} columns: the kernels are for at most {HEAD_COLUMNS}")
         self.device, self.dims = device, dims
         self.tiling: Tiling = tiling or choose_tiling(device)
         self._lanes = device.subgroup_size if self.tiling == "subgroup" else None

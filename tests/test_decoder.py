@@ -14,7 +14,7 @@ from kernels.checkpoint import Checkpoint, Dimensions, load_checkpoint
 from kernels.cpu import CpuModel
 from kernels.cross_memory import CrossMemory
 from kernels.decoder import DecoderGraph
-from kernels.decoder_program import Tiling
+from kernels.decoder_kernels import Tiling
 from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.device import Device, DeviceError, open_device
 from kernels.formats_common import expected_shapes
@@ -282,7 +282,7 @@ def test_a_token_table_over_the_binding_limit_is_split(device: Device) -> None:
     limit, device.max_binding = device.max_binding, 300 * 2 * SMALL.n_text_state
     split = Pair(device, SMALL)
     device.max_binding = limit
-    assert len(split.gpu.program.ranges) == 3
+    assert len(split.gpu.program.kernels.parts) == 3
     outputs = []
     for pair in (whole, split):
         context = pair.contexts()[0]
@@ -292,6 +292,52 @@ def test_a_token_table_over_the_binding_limit_is_split(device: Device) -> None:
         pair.close()
     for of_whole, of_split in zip(*outputs, strict=True):
         assert same(of_split, of_whole, 1e-5)
+
+
+def test_no_request_waits_for_a_kernel_to_compile(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(device, Dimensions(8, 21, 64, 1, 1, N_VOCAB, 33, 64, 1, 1))
+
+    def refuse(*named: Any, **more: Any) -> None:
+        raise AssertionError(f"{named[0]} is compiled during a request")
+
+    monkeypatch.setattr(device, "pipeline", refuse)
+    context = pair.contexts()[0]
+    context.set_input(RULES, rules(3, suppress=[EOT]))
+    step(context, [1, 2, 3])  # a prompt, one sequence's steps
+    step(context, [4], [5], origins=[0, 0])  # several sequences'
+    assert context.get_output(TOKEN_PROBABILITIES).shape == (2, 1)
+    pair.close()
+
+
+def test_an_adapter_of_little_workgroup_memory_takes_row_by_row(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "workgroup_memory", 1000)  # four rows of 64 columns are 1024 bytes
+    lanes, pipeline, names = device.subgroup_size, device.pipeline, set[str]()
+
+    def noted(name: str, *constants: Any) -> Any:
+        names.add(name)
+        return pipeline(name, *constants)
+
+    monkeypatch.setattr(device, "pipeline", noted)
+    for tiling in (
+        Tiling(SUBGROUP, lanes, lanes, 2, 2, lanes, 1, 2),
+        Tiling(WORKGROUP, 16, 64, 4, 2, 64, 3, 16),
+    ):
+        pair = Pair(device, SMALL, tiling)
+        both = pair.contexts()
+        for rows in ([[1, 2, 3, 4, 5, 6]], [[7]]):
+            found, expected = (step(context, *rows).get_output(LOGITS) for context in both)
+            assert same(found, expected)
+        pair.close()
+    assert "decoder_ln_qkv_workgroup_1" in names and "decoder_ln_qkv_workgroup_4" not in names
+
+
+def test_heads_the_kernels_are_not_for_are_the_devices_error(device: Device) -> None:
+    with pytest.raises(DeviceError, match="heads of 64 / 16 columns"):
+        DecoderGraph(
+            device, random_checkpoint(Dimensions(8, 8, 64, 1, 1, N_VOCAB, 8, 64, 16, 1)), lambda context: context
+        )
 
 
 class Scripted:
@@ -426,10 +472,14 @@ def test_an_ended_sequence_goes_on_ending_until_all_have(device: Device) -> None
     assert likely[1].tolist() == [0, 0, 0] and (likely[0] < 0).all()
 
 
-def test_rules_that_leave_nothing_are_refused(device: Device) -> None:
-    everything = rules(1, sample_begin=1, suppress=list(range(N_VOCAB)))
-    with pytest.raises(ValueError, match="no token"):
-        Scripted(device, np.zeros((2, N_VOCAB))).choose([[1]], everything)
+def test_rules_that_leave_nothing_are_refused(pair: Pair) -> None:
+    for context in pair.contexts():
+        context.set_input(RULES, rules(1, sample_begin=1, suppress=list(range(N_VOCAB))))
+        with pytest.raises(ValueError, match="no token"):
+            step(context, [1])
+        with pytest.raises(ValueError, match="chosen"):
+            context.get_output(CHOSEN)
+        context.close()
 
 
 @pytest.mark.parametrize("name", ["timestamps", "no-timestamps"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernels.decoder_program import Tiling
+from kernels.decoder_kernels import Tiling
 from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.decoder_state import Row, mask_words, state_words
 from kernels.device import Device, DeviceError, open_device
