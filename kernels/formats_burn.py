@@ -30,6 +30,7 @@ from kernels.formats_common import (
 MAX_ITEMS = 1 << 12  # in a record; the longest is the list of blocks
 MAX_DEPTH = 32  # a Whisper's records are nested eight deep
 FLOAT_STRIDE = 5  # bytes: 0xca, then a big-endian f32
+MAX_RATIO = 32  # of unpacked to packed bytes beyond the spare ones: a trained model's numbers hardly pack to half
 SPARE_BYTES = 64 << 20  # what a file may hold beside its tensors' values: the decoder's mask, names, ids
 
 _LINEAR = re.compile(r"\.(query|key|value|out|lin1|lin2)\.weight$")  # [in, out] in Burn
@@ -104,9 +105,9 @@ def read_burn(weights: Path, config: Path) -> Stored:
 
 
 def _gunzip(path: Path, data: mmap.mmap, dims: Dimensions) -> bytes:
-    """The whole gzip file, but no more of it than a model of these dims can need."""
+    """The whole gzip file, but no more of it than a model of these dims, in a file of this size, can need."""
     n_values = sum(math.prod(shape) for shape in expected_shapes(dims).values())
-    limit = n_values * FLOAT_STRIDE + SPARE_BYTES
+    limit = min(n_values * FLOAT_STRIDE, len(data) * MAX_RATIO) + SPARE_BYTES
     unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
         unpacked = unpacker.decompress(data, limit)

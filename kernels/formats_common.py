@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 MAX_JSON_BYTES = 64 << 20  # tokenizer.json of the multilingual models is 2.5 MB
 MAX_LAYERS = 256
 MAX_DIM = 1 << 20  # the largest Whisper has 51_866 tokens; anything over a million is a damaged file
+MAX_CTX = 65_535  # positions; Whisper's are 1500 and 448, and a GPU launches no more rows at once
 
 
 class CheckpointError(ValueError):
@@ -48,6 +49,16 @@ class Stored:
     tokenizer_json: str | None = field(default=None, repr=False)
 
 
+def brief(value: object) -> str:
+    """What a damaged file holds in some place, for its error: a kind of thing where it is not plain.
+
+    Never the text of a nested thing, which a few hostile bytes can make longer than any memory.
+    """
+    plain = value if isinstance(value, list | tuple) else (value,)
+    known = all(item is None or isinstance(item, str | int | float) for item in plain)
+    return f"{value!r:.80}" if known else f"a {type(value).__name__}"
+
+
 def check_dims(path: Path, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Dimensions:
     """Dimensions from a file's configuration; `names`: OpenAI's name of a size → the file's. Raises CheckpointError."""
     names = names or {}
@@ -55,9 +66,9 @@ def check_dims(path: Path, values: Mapping[str, Any], names: Mapping[str, str] |
     for item in fields(Dimensions):
         name = names.get(item.name, item.name)
         value = values.get(name)
-        limit = MAX_LAYERS if item.name.endswith("_layer") else MAX_DIM
+        limit = {"layer": MAX_LAYERS, "ctx": MAX_CTX}.get(item.name.rpartition("_")[2], MAX_DIM)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-            raise CheckpointError(f"{path.name}: {name} must be a whole number from 1 to {limit}, found {value!r:.80}")
+            raise CheckpointError(f"{path.name}: {name} must be a whole number from 1 to {limit}, found {brief(value)}")
         sizes[item.name] = value
     dims = Dimensions(**sizes)
     if dims.n_audio_state != dims.n_text_state:
@@ -152,14 +163,14 @@ def tensor_at(
     """
     sizes = {"F16": ("<f2", 2), "F32": ("<f4", 4), "BF16": ("<u2", 2)}
     if dtype not in sizes:
-        raise CheckpointError(f"{path.name}: tensor {name} has dtype {dtype:.40}, expected F16, F32 or BF16")
+        raise CheckpointError(f"{path.name}: tensor {name:.120} has dtype {dtype:.40}, expected F16, F32 or BF16")
     code, itemsize = sizes[dtype]
-    if len(shape) > 4 or any(size < 0 for size in shape):
-        raise CheckpointError(f"{path.name}: tensor {name} has an impossible shape {shape!r:.80}")
+    if len(shape) > 4 or any(size < 1 for size in shape):
+        raise CheckpointError(f"{path.name}: tensor {name:.120} has an impossible shape {shape!r:.80}")
     count = math.prod(shape)
     if not 0 <= begin <= end <= len(data) or end - begin != count * itemsize:
         raise CheckpointError(
-            f"{path.name}: tensor {name} of shape {shape!r:.80} needs {count * itemsize} bytes and is given"
+            f"{path.name}: tensor {name:.120} of shape {shape!r:.80} needs {count * itemsize} bytes and is given"
             f" {end - begin} at byte {begin} of {len(data)}"
         )
     array = np.frombuffer(data, dtype=code, count=count, offset=begin).reshape(shape)

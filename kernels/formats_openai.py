@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.formats_common import CheckpointError, Stored, check_dims, map_file, tensor_at
+from kernels.formats_common import CheckpointError, Stored, brief, check_dims, map_file, tensor_at
 
 MAX_PICKLE_BYTES = 16 << 20  # that of the largest Whisper is 0.2 MB
 LOCAL_HEADER_BYTES = 30  # of a zip entry, before its name and extra field
@@ -92,7 +92,7 @@ def read_openai(weights: Path) -> Stored:
     arrays: dict[str, NDArray[Any]] = {}
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-            raise CheckpointError(f"{weights.name}: {name!s:.120} is not a tensor")
+            raise CheckpointError(f"{weights.name}: {brief(name)} is not a tensor")
         entry_name = f"{root}data/{tensor.storage.key}"
         if entry_name not in entries:
             raise CheckpointError(f"{weights.name}: the data of tensor {name:.120} is missing")
@@ -117,9 +117,10 @@ def _storage(path: Path, name: str, data: mmap.mmap, entry: zipfile.ZipInfo, sto
 def _view(path: Path, name: str, storage: NDArray[Any], tensor: _Tensor) -> NDArray[Any]:
     """The tensor's elements in its storage, checked to lie inside it."""
     shape, strides = tensor.shape, tensor.strides
-    sizes_are_whole = all(type(number) is int and number >= 0 for number in (tensor.offset, *shape, *strides))
+    numbers = (tensor.offset, *shape, *strides)
+    sizes_are_whole = all(type(number) is int and 0 <= number <= len(storage) for number in numbers)
     if not sizes_are_whole or len(shape) != len(strides) or len(shape) > 4 or 0 in shape:
-        raise CheckpointError(f"{path.name}: tensor {name:.120} has an impossible shape {shape!r:.80}")
+        raise CheckpointError(f"{path.name}: tensor {name:.120} has an impossible shape or place {brief(shape)}")
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if last >= len(storage) or math.prod(shape) > len(storage):
         raise CheckpointError(f"{path.name}: tensor {name:.120} of shape {shape!r:.80} reaches past its storage")
@@ -191,7 +192,10 @@ def _run(pickled: bytes) -> object:
             case "GLOBAL":
                 stack.append(_Name(*str(argument).split(" ", 1)))
             case "STACK_GLOBAL":
-                stack.append(_Name(*map(str, pop(2))))
+                module, name = pop(2)
+                if not isinstance(module, str) or not isinstance(name, str):
+                    raise _Refused("names something by what is not text")
+                stack.append(_Name(module, name))
             case "BINPERSID":
                 stack.append(_persistent(pop(1)[0]))
             case "REDUCE":
@@ -208,7 +212,8 @@ def _persistent(reference: Any) -> _Storage:
     kind, storage, key, _, n_elements = reference
     dtype = _STORAGES.get(storage.name) if isinstance(storage, _Name) and storage.module == "torch" else None
     if kind != "storage" or dtype is None:
-        raise _Refused(f"refers to a storage of {storage!r:.80}, expected float, half or bfloat16")
+        found = storage.name if isinstance(storage, _Name) else brief(storage)
+        raise _Refused(f"refers to a storage of {found:.80}, expected float, half or bfloat16")
     if not isinstance(key, str) or type(n_elements) is not int or n_elements < 0:
         raise _Refused("refers to a storage by a key or size that is none")
     return _Storage(dtype, key, n_elements)
@@ -217,7 +222,7 @@ def _persistent(reference: Any) -> _Storage:
 def _reduce(function: Any, arguments: Any) -> object:
     """What a call gives: an ordered dictionary, or a tensor. Raises _Refused for any other function."""
     known: dict[tuple[str, str], Callable[..., object]] = {
-        ("collections", "OrderedDict"): dict,
+        ("collections", "OrderedDict"): _ordered_dict,
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
         ("torch._utils", "_rebuild_parameter"): lambda tensor, requires_grad, hooks: tensor,
     }
@@ -226,6 +231,11 @@ def _reduce(function: Any, arguments: Any) -> object:
         called = f"{function.module}.{function.name}" if isinstance(function, _Name) else type(function).__name__
         raise _Refused(f"calls {called:.80}, which no checkpoint needs")
     return call(*arguments)
+
+
+def _ordered_dict() -> dict[Any, Any]:
+    """Empty: the operations that follow fill it, and check its keys. It takes no items, unlike Python's."""
+    return {}
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:

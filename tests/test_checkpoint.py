@@ -236,6 +236,10 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+# A tuple of itself, twice, sixty times over: a few hundred bytes that written out, or hashed, would take for ever.
+DOUBLED = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
+
+
 @pytest.mark.parametrize(
     "pickled",
     [
@@ -248,8 +252,15 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
         b".",
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
         b"",
+        b"\x80\x02\x8c\x07storage(" + DOUBLED + b"\x8c\x010\x8c\x03cpuK\x01tQ.",
+        b"\x80\x02" + DOUBLED + b"\x8c\x01x\x93.",
+        b"\x80\x02}(\x8c\x04dims}\x8c\x06n_mels" + DOUBLED + b"s\x8c\x10model_state_dict}u.",
+        b"\x80\x02ccollections\nOrderedDict\n(" + DOUBLED + b"K\x01\x86\x85\x85tR.",
     ],
-    ids=["system", "memo", "text", "number", "marks", "nesting", "stop", "arguments", "empty"],
+    ids=[
+        *("system", "memo", "text", "number", "marks", "nesting", "stop", "arguments", "empty"),
+        *("doubled storage", "doubled name", "doubled size", "doubled key"),
+    ],
 )
 def test_hostile_pickles_are_refused(pickled: bytes, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
@@ -269,6 +280,12 @@ def test_bombs_are_refused_unopened(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"\xc6\xff\xff\xff\xff" + bytes(80 << 20), 1))
     with pytest.raises(CheckpointError, match="unpacks to over"):
         load_checkpoint(path)
+    config = tmp_path / "small.cfg"
+    claims = json.loads(config.read_text())
+    claims["text_decoder_config"]["n_vocab"] = 1 << 20  # as if the model were large enough for all of it
+    config.write_text(json.dumps(claims))
+    with pytest.raises(CheckpointError, match="unpacks to over"):
+        load_checkpoint(path)
 
 
 def test_absurd_sizes_are_refused(tmp_path: Path) -> None:
@@ -281,13 +298,23 @@ def test_absurd_sizes_are_refused(tmp_path: Path) -> None:
                 continue
             with pytest.raises(CheckpointError):
                 load_checkpoint(path)
+    far = np.lib.stride_tricks.as_strided(np.zeros(4, np.float16), (1, 4), (2**62, 2))
+    with pytest.raises(CheckpointError, match="impossible shape or place"):
+        load_checkpoint(write_openai(tmp_path, arrays_of() | {"far": far}))
     folder = write_huggingface(tmp_path, arrays_of())
     huge = b'{"a":{"dtype":"F16","shape":[4294967296,4294967296],"data_offsets":[0,2]}}'
-    for header in (huge, b'{"a":7}', b"[]", b'{"a":'):
+    none = b'{"a":{"dtype":"F16","shape":[0,1180591620717411303424],"data_offsets":[0,0]}}'
+    for header in (huge, none, b'{"a":7}', b"[]", b'{"a":'):
         file_of(folder).write_bytes(struct.pack("<Q", len(header)) + header)
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
             load_checkpoint(folder)
-    for key, value in (("vocab_size", 2**40), ("d_model", 7), ("encoder_layers", True), ("decoder_attention_heads", 3)):
+    for key, value in (
+        ("vocab_size", 2**40),
+        ("max_source_positions", 2**17),
+        ("d_model", 7),
+        ("encoder_layers", True),
+        ("decoder_attention_heads", 3),
+    ):
         folder = write_huggingface(tmp_path, arrays_of())
         config = json.loads((folder / "config.json").read_text()) | {key: value}
         (folder / "config.json").write_text(json.dumps(config))
