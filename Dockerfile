@@ -1,0 +1,142 @@
+# Wisp in one image: Debian's Python, the pinned wheels, the guest built from source, a model. Nothing else: no shell.
+#   docker build --target cpu -t wisp:cpu .     the small one (default)
+#   docker build --target gpu -t wisp:gpu .     with Vulkan: AMD, Intel; NVIDIA through its container toolkit
+# MODEL=embedded takes the model of this tree; tiny.en is fetched from MODEL_URL, each file checked:
+#   --build-arg MODEL=tiny.en --build-arg MODEL_URL=… --build-arg MODEL_SHA256="config.json:… model.safetensors:… tokenizer.json:… …"
+# BASE may be any Debian 12; only the stages that build use it.
+ARG BASE=debian:bookworm-slim
+ARG MODEL=embedded
+
+FROM ${BASE} AS debian
+ENV DEBIAN_FRONTEND=noninteractive PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
+# The date of every file, so that the same sources give the same layers (2026-01-01).
+ENV SOURCE_DATE_EPOCH=1767225600
+RUN apt-get -qq update
+
+# The guest, with the compiler that made assets/guest.wasm: the stage fails if the bytes differ.
+# Debian's Rust calls the target wasm32-wasi; Rust 1.78 renamed it to wasm32-wasip1.
+FROM debian AS guest
+RUN apt-get -qq install -y --no-install-recommends rustc cargo gcc libc6-dev lld libstd-rust-dev-wasm32 \
+        librust-serde-dev librust-serde-derive-dev librust-serde-json-dev python3 >/dev/null
+COPY assets/guest.wasm /source/assets/
+COPY guest /source/guest
+RUN /source/guest/build.sh --check
+
+FROM debian AS system
+RUN apt-get -qq install -y --no-install-recommends python3 >/dev/null
+COPY deploy/image/rootfs.sh deploy/image/packages-cpu.txt /build/
+RUN /build/rootfs.sh /root /build/packages-cpu.txt
+# What the standard library has for developers, and what would need libraries that are not here.
+RUN cd /root/usr/lib/python3.11 \
+    && rm -r test unittest/test idlelib lib2to3 pydoc_data turtle.py turtledemo ensurepip tkinter distutils sqlite3 dbm curses 2>/dev/null; \
+    rm -f lib-dynload/readline.* lib-dynload/_curses* lib-dynload/_sqlite3.* lib-dynload/_dbm.* lib-dynload/_gdbm.* \
+        lib-dynload/nis.* lib-dynload/_crypt.* lib-dynload/_test* lib-dynload/xxlimited* \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /root . \
+    && echo 'wisp:x:65532:65532::/nonexistent:/sbin/nologin' >/root/etc/passwd \
+    && echo 'wisp:x:65532:' >/root/etc/group \
+    && mkdir -p /root/models && chmod 1777 /root/tmp \
+    && find /root -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
+
+FROM debian AS vulkan
+COPY deploy/image/rootfs.sh deploy/image/packages-gpu.txt /build/
+RUN /build/rootfs.sh /root /build/packages-gpu.txt \
+    && rm /root/bin /root/sbin /root/lib /root/lib64 \
+    && find /root -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
+
+# The wheels; wgpu apart, because only the gpu image has it.
+FROM debian AS packages
+RUN apt-get -qq install -y --no-install-recommends python3-pip binutils ca-certificates >/dev/null
+COPY requirements.lock /build/
+RUN python3 -m pip install -q --disable-pip-version-check --no-cache-dir --root-user-action ignore --no-compile \
+        --no-deps --require-hashes --only-binary :all: --target /packages -r /build/requirements.lock
+COPY deploy/image/slim.py /build/
+RUN python3 /build/slim.py /packages /gpu wgpu \
+    && for folder in /packages /gpu; do \
+        python3 -m compileall -q --invalidation-mode unchecked-hash -s $folder -p /usr/local/lib/python3.11/dist-packages $folder \
+        && find $folder -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} + || exit 1; \
+    done
+
+# Wisp itself as it will lie in the image's root, and the guest's machine code in the cache of the image's user.
+FROM packages AS wisp
+WORKDIR /root/usr/local/lib/python3.11/dist-packages
+COPY pyproject.toml /build/
+COPY service service
+COPY kernels kernels
+COPY --from=guest /source/guest/target/guest.wasm assets/guest.wasm
+COPY deploy/image/precompile.py /build/
+COPY deploy/image/wisp deploy/image/healthcheck.py /root/usr/local/bin/
+RUN version=$(sed -n 's/^version = "\(.*\)"/\1/p' /build/pyproject.toml) \
+    && mkdir wisp-$version.dist-info \
+    && printf 'Metadata-Version: 2.1\nName: wisp\nVersion: %s\n' $version >wisp-$version.dist-info/METADATA \
+    && PYTHONPATH=$PWD:/packages python3 /build/precompile.py /cache/wisp \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /root . \
+    && chmod 755 /root/usr/local/bin/* \
+    && find /root /cache -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
+
+# A folder /model as it will lie in the image's root, for the embedded model and for one that is fetched.
+FROM packages AS model
+ARG MODEL
+ARG MODEL_URL=
+ARG MODEL_SHA256=
+COPY assets /assets
+COPY deploy/image/fetch_model.py /build/
+RUN if [ "$MODEL" = embedded ]; then \
+        mkdir -p /model/usr/local/lib/python3.11/dist-packages/assets \
+        && cp -r /assets/embedded /model/usr/local/lib/python3.11/dist-packages/assets/; \
+    else \
+        python3 /build/fetch_model.py "$MODEL_URL" "/model/models/$MODEL" $MODEL_SHA256; \
+    fi \
+    && find /model -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
+
+# Both images put together once, to see that every library finds its own, and to write the bill of materials.
+FROM system AS checked
+COPY --from=packages /packages/ /root/usr/local/lib/python3.11/dist-packages/
+COPY --from=wisp /root/ /root/
+COPY --from=model /model/ /root/
+COPY --from=vulkan /root/ /gpu/
+COPY --from=packages /gpu/ /gpu/usr/local/lib/python3.11/dist-packages/
+COPY deploy/image/sbom.py deploy/image/check_links.py /build/
+COPY pyproject.toml /build/
+RUN version=$(sed -n 's/^version = "\(.*\)"/\1/p' /build/pyproject.toml) \
+    && mkdir -p /cpu-bill /gpu-bill \
+    && python3 /build/sbom.py $version /root >/cpu-bill/sbom.cdx.json \
+    && python3 /build/sbom.py $version /root /gpu >/gpu-bill/sbom.cdx.json \
+    && cp /build/check_links.py /root/ \
+    && chroot /root /usr/bin/python3.11 /check_links.py \
+    && cp -r /gpu/. /root/ \
+    && chroot /root /usr/bin/python3.11 /check_links.py \
+    && find /cpu-bill /gpu-bill -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
+
+FROM scratch AS base
+ARG MODEL
+ARG VERSION=0.1.0
+ARG REVISION=
+LABEL org.opencontainers.image.title="Wisp" \
+    org.opencontainers.image.description="Self-hosted, OpenAI-compatible speech to text: a WebAssembly guest, WASI-NN, WebGPU" \
+    org.opencontainers.image.licenses="MIT" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}" \
+    wisp.model="${MODEL}"
+COPY --from=system /root/ /
+COPY --from=packages /packages/ /usr/local/lib/python3.11/dist-packages/
+COPY --from=model /model/ /
+COPY --from=wisp /root/ /
+COPY --from=wisp --chown=65532:65532 /cache/ /var/cache/
+ENV PATH=/usr/local/bin:/usr/bin LANG=C.UTF-8 WISP_HOST=0.0.0.0 WISP_PORT=8080 WISP_MODELS_DIR=/models XDG_CACHE_HOME=/var/cache
+USER 65532:65532
+EXPOSE 8080
+VOLUME /tmp
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["/usr/local/bin/healthcheck.py"]
+ENTRYPOINT ["/usr/local/bin/wisp"]
+CMD ["serve"]
+
+FROM base AS gpu
+COPY --from=vulkan /root/ /
+COPY --from=packages /gpu/ /usr/local/lib/python3.11/dist-packages/
+COPY --from=checked /gpu-bill/ /usr/share/wisp/
+# What the NVIDIA container toolkit brings in: Vulkan is among `graphics`.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=graphics,compute,utility
+
+FROM base AS cpu
+COPY --from=checked /cpu-bill/ /usr/share/wisp/
+ENV WISP_TARGET=cpu

@@ -1,0 +1,40 @@
+"""Fetches a model's files and checks each one's SHA-256: how an image comes by a model that is not the embedded one.
+
+usage: fetch_model.py URL FOLDER NAME:SHA256…    each file is fetched from URL/NAME
+"""
+
+import hashlib
+import sys
+import urllib.request
+from pathlib import Path
+
+BLOCK_BYTES = 1 << 20
+
+
+def fetch(url: str, digest: str, target: Path) -> None:
+    """Download one file. Raises ValueError, and leaves none, if it is not the one that `digest` is of."""
+    found = hashlib.sha256()
+    with urllib.request.urlopen(url) as response, target.open("wb") as file:
+        while block := response.read(BLOCK_BYTES):
+            found.update(block)
+            file.write(block)
+    if found.hexdigest() != digest:
+        target.unlink()
+        raise ValueError(f"{url} has the SHA-256 {found.hexdigest()}, not {digest}")
+
+
+def fetch_model(base: str, folder: Path, files: list[str]) -> None:
+    """Download every NAME:SHA256 into `folder`. Raises ValueError or OSError."""
+    if not base or not files:
+        raise ValueError("a model to fetch needs the build arguments MODEL_URL and MODEL_SHA256")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        name, _, digest = file.partition(":")
+        fetch(f"{base.rstrip('/')}/{name}", digest, folder / name)
+
+
+if __name__ == "__main__":
+    try:
+        fetch_model(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    except (OSError, ValueError) as error:
+        sys.exit(f"fetch_model: {error}")

@@ -1,0 +1,32 @@
+"""Compiles the guest when the image is built, into the cache where the server looks for it: ready a second sooner.
+
+usage: precompile.py FOLDER    the cache folder of the user that will serve
+
+The code is for any processor of the architecture, so that one image starts as fast on every machine. A server with
+other settings, or another wasmtime, sees that the code does not fit, and compiles.
+"""
+
+import hashlib
+import platform
+import sys
+from pathlib import Path
+
+from wasmtime import Config, Engine, Module
+
+from service.app import GUEST_WASM
+from service.guest_cache import CodeCache
+
+
+def precompile(wasm: bytes, folder: Path) -> None:
+    """Keep the machine code of `wasm` in `folder`, made with the settings of service.guest's engine."""
+    config = Config()
+    config.target = f"{platform.machine()}-unknown-linux-gnu"  # without it, for this very processor
+    config.epoch_interruption = True
+    config.wasm_memory64 = False
+    config.wasm_multi_memory = False
+    config.wasm_threads = False
+    CodeCache(folder).keep(hashlib.sha256(wasm).hexdigest(), bytes(Module(Engine(config), wasm).serialize()))
+
+
+if __name__ == "__main__":
+    precompile(GUEST_WASM.read_bytes(), Path(sys.argv[1]))

@@ -1,0 +1,63 @@
+"""Writes a root file system's bill of materials, in CycloneDX's JSON: its Debian and Python packages, and the guest.
+
+usage: sbom.py VERSION ROOT… > sbom.cdx.json    the roots are the layers of one image
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from email.parser import HeaderParser
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+PACKAGES = "usr/local/lib/python3.11/dist-packages"
+
+
+def debian_components(root: Path) -> Iterator[dict[str, Any]]:
+    """A component for each package in `root`'s status.d."""
+    for path in (root / "var/lib/dpkg/status.d").glob("*"):
+        fields = HeaderParser().parsestr(path.read_text(encoding="utf-8"))
+        name, version, architecture = fields["Package"], fields["Version"], fields["Architecture"]
+        purl = f"pkg:deb/debian/{quote(name)}@{quote(version, safe='')}?arch={architecture}&distro=bookworm"
+        yield {"type": "library", "name": name, "version": version, "purl": purl, "bom-ref": purl}
+
+
+def python_components(root: Path) -> Iterator[dict[str, Any]]:
+    """A component for each distribution in `root`."""
+    for found in distributions(path=[str(root / PACKAGES)]):
+        purl = f"pkg:pypi/{found.name.lower().replace('_', '-')}@{found.version}"
+        yield {"type": "library", "name": found.name, "version": found.version, "purl": purl, "bom-ref": purl}
+
+
+def file_components(root: Path) -> Iterator[dict[str, Any]]:
+    """A component with its SHA-256 for the guest, and for each model's weights."""
+    for pattern in (f"{PACKAGES}/assets/guest.wasm", f"{PACKAGES}/assets/*/*.safetensors", "models/*/*.safetensors"):
+        for path in root.glob(pattern):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            name = f"/{path.relative_to(root)}"
+            kind = "file" if path.suffix == ".wasm" else "machine-learning-model"
+            yield {"type": kind, "name": name, "bom-ref": name, "hashes": [{"alg": "SHA-256", "content": digest}]}
+
+
+def sbom(version: str, roots: list[Path]) -> dict[str, Any]:
+    """The document. No date and no random number is in it: one image has one bill."""
+    components = [
+        component
+        for root in roots
+        for part in (debian_components, python_components, file_components)
+        for component in part(root)
+    ]
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.5",
+        "version": 1,
+        "metadata": {"component": {"type": "container", "name": "wisp", "version": version}},
+        "components": sorted(components, key=lambda component: str(component["bom-ref"])),
+    }
+
+
+if __name__ == "__main__":
+    json.dump(sbom(sys.argv[1], [Path(root) for root in sys.argv[2:]]), sys.stdout, indent=1)

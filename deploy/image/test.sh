@@ -1,0 +1,32 @@
+#!/bin/sh
+# Builds an image without a Docker engine, runs it locked down, posts speech to it, and reports its size by layer.
+#   test.sh [cpu|gpu]     as root, on Debian 12 with buildah, mmdebstrap and espeak-ng
+# BASE: the image to start from; made here if it is not in buildah's storage. BUILD_ARGUMENTS: more flags for the build.
+set -eu
+
+target=${1:-cpu}
+base=${BASE:-localhost/debian:bookworm-slim}
+image=localhost/wisp:$target
+here=$(cd "$(dirname "$0")" && pwd -P)
+export BUILDAH_ISOLATION=chroot
+
+for tool in buildah mmdebstrap espeak-ng unshare; do
+    command -v $tool >/dev/null || missing="${missing-} $tool"
+done
+[ -z "${missing-}" ] || { echo "image-test: please install$missing" >&2; exit 1; }
+
+buildah inspect --type image "$base" >/dev/null 2>&1 || "$here/base.sh" "$base"
+# --timestamp and the dates in the Dockerfile are the same: two builds of the same sources give the same layers.
+# shellcheck disable=SC2086  # several flags
+buildah build --quiet --layers --format docker --timestamp 1767225600 --build-arg BASE="$base" --target "$target" \
+    --tag "$image" ${BUILD_ARGUMENTS-} "$here/../.."
+
+work=$(mktemp -d)
+container=$(buildah from --pull-never "$image")
+trap 'buildah rm "$container" >/dev/null; rm -r "$work"' EXIT
+mkdir "$work/root"
+buildah inspect --type image "$image" >"$work/config.json"
+espeak-ng -w "$work/speech.wav" "The quick brown fox jumps over the lazy dog."
+unshare --net --mount --pid --ipc --uts --fork python3 "$here/try_image.py" "$(buildah mount "$container")" "$work/config.json" "$work/speech.wav" \
+    "$work/root"
+python3 "$here/size.py" "$image" "${LIMIT_MB:-1000}"

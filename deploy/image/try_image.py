@@ -1,0 +1,170 @@
+"""Runs an image as a strict host would, and posts speech to it: non-root, read-only, no network but loopback.
+
+usage: unshare --net --mount --pid --ipc --uts --fork python3 try_image.py ROOT CONFIG.json SPEECH.wav POINT
+
+ROOT is the image's root file system, CONFIG.json what `buildah inspect` says of it, POINT an empty folder to mount it
+at. Run as root, which it takes to mount and to give itself up. Namespaces, a bind mount, chroot and no_new_privs: no
+engine takes part.
+"""
+
+import ctypes
+import fcntl
+import http.client
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SIOCSIFFLAGS, IFF_UP, PR_SET_NO_NEW_PRIVS = 0x8914, 1, 38
+READY_WITHIN_S = 60
+DEVICES = ("null", "zero", "random", "urandom")
+
+
+def bring_loopback_up() -> None:
+    """A new network namespace has loopback, switched off."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
+
+
+def mount_read_only(root: Path, target: Path) -> None:
+    """`root` at `target`, not writable, with the folders that every engine adds: /proc, /dev, an empty /tmp."""
+
+    def mount(*arguments: str) -> None:
+        subprocess.run(["mount", *arguments], check=True)
+
+    mount("--make-rprivate", "/")
+    mount("--bind", str(root), str(target))
+    mount("-o", "remount,bind,ro", str(target))
+    mount("-t", "proc", "proc", str(target / "proc"))
+    mount("-t", "tmpfs", "-o", "mode=1777,size=64m", "tmpfs", str(target / "tmp"))
+    mount("-t", "tmpfs", "-o", "mode=755,size=64k", "tmpfs", str(target / "dev"))
+    for device in DEVICES:
+        (target / "dev" / device).touch()
+        mount("--bind", f"/dev/{device}", str(target / "dev" / device))
+
+
+class Container:
+    """Processes in the image's root file system, with the image's user, environment and entry point."""
+
+    def __init__(self, root: Path, config: dict[str, Any]) -> None:
+        self._root, self._config = root, config
+        self._environment = dict(line.partition("=")[::2] for line in config["Env"])
+        self._uid, self._gid = (int(number) for number in config["User"].split(":"))
+        if 0 in (self._uid, self._gid):
+            raise ValueError(f"the image runs as root: User is {config['User']}")
+
+    def start(self, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Run `command` in the container."""
+        return subprocess.Popen(
+            command, env=self._environment, preexec_fn=self._enter, stdin=subprocess.DEVNULL, **options
+        )
+
+    def serve(self) -> subprocess.Popen[bytes]:
+        """Run what the image runs."""
+        return self.start([*self._config["Entrypoint"], *self._config["Cmd"]])
+
+    def healthy(self) -> bool:
+        """What the image's health check says."""
+        return self.start(self._config["Healthcheck"]["Test"][1:]).wait() == 0
+
+    def python(self, program: str) -> str:
+        """What a program prints that the image's own Python runs."""
+        process = self.start(["/usr/bin/python3.11", "-c", program], stdout=subprocess.PIPE)
+        return process.communicate()[0].decode().strip()
+
+    def _enter(self) -> None:
+        os.chroot(self._root)
+        os.chdir("/")
+        os.setgroups([])
+        os.setgid(self._gid)
+        os.setuid(self._uid)  # which leaves no capability behind
+        ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def request(method: str, path: str, body: bytes = b"", kind: str = "") -> tuple[int, bytes]:
+    """Status and body of one request to the server; status 0 while nobody listens."""
+    connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=120)
+    try:
+        connection.request(method, path, body, {"Content-Type": kind} if kind else {})
+        response = connection.getresponse()
+        return response.status, response.read()
+    except ConnectionError:
+        return 0, b""
+    finally:
+        connection.close()
+
+
+def seconds_until_ready(server: subprocess.Popen[bytes]) -> float:
+    """How long /readyz takes to say 200. Raises TimeoutError, or RuntimeError if the server ends."""
+    started = time.monotonic()
+    while request("GET", "/readyz")[0] != 200:
+        if server.poll() is not None:
+            raise RuntimeError(f"the server ended with exit code {server.returncode}")
+        if time.monotonic() - started > READY_WITHIN_S:
+            raise TimeoutError(f"not ready within {READY_WITHIN_S} s")
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def transcribe(speech: bytes) -> dict[str, Any]:
+    """The answer to a transcription request. Raises AssertionError unless it is a transcript."""
+    boundary = "wisp-image-test"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="{{}}"{{}}\r\n\r\n'
+    body = (
+        head.format("model", "").encode()
+        + b"whisper-1\r\n"
+        + head.format("file", '; filename="speech.wav"').encode()
+        + speech
+        + f"\r\n--{boundary}--\r\n".encode()
+    )
+    status, answer = request("POST", "/v1/audio/transcriptions", body, f"multipart/form-data; boundary={boundary}")
+    expect(status == 200, f"a transcription is answered {status}: {answer!r}")
+    result: dict[str, Any] = json.loads(answer)
+    expect(isinstance(result.get("text"), str), f"the answer has no text: {result}")
+    return result
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    """Raise AssertionError with a sentence unless something holds."""
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+def try_image(point: Path, config: dict[str, Any], speech: bytes, say: Callable[[str], object]) -> None:
+    """Check what must hold, start the server, transcribe, stop it. Raises when something does not hold."""
+    container = Container(point, config)
+    expect(not any(point.glob("usr/bin/*sh")), "the image has a shell")
+    expect(container.python("import os; print(os.getuid())") == config["User"].partition(":")[0], "wrong user")
+    writable = "import os; print([path for path in ('/', '/var/cache', '/models', '/usr') if os.access(path, os.W_OK)])"
+    expect(container.python(writable) == "[]", "the root file system is writable")
+    expect(not container.healthy(), "the health check succeeds before anything runs")
+    server = container.serve()
+    try:
+        say(f"ready after {seconds_until_ready(server):.2f} s\n")
+        expect(container.healthy(), "the health check fails although the server is ready")
+        say(f"transcript: {transcribe(speech)['text']!r}\n")
+        say(f"peak memory: {peak_mib(point, server.pid)} MiB\n")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        code = server.wait(60)
+    expect(code in (0, -signal.SIGTERM), f"the server stopped with exit code {code}")
+
+
+def peak_mib(point: Path, pid: int) -> int:
+    """The most memory a process has held, in MiB."""
+    status = (point / f"proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) // 1024
+
+
+if __name__ == "__main__":
+    root, inspected, speech, point = (Path(argument) for argument in sys.argv[1:5])
+    bring_loopback_up()
+    mount_read_only(root, point)
+    try_image(point, json.loads(inspected.read_text())["Docker"]["config"], speech.read_bytes(), sys.stdout.write)
