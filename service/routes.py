@@ -63,10 +63,17 @@ class Service:
 
     async def transcriber(self) -> Transcriber:
         """The loaded model's transcriber, waiting for it. Raises NotReady when it failed to load or takes too long."""
+        if not self.loaded.done():
+            waiting = asyncio.wrap_future(self.loaded)
+            waiting.add_done_callback(
+                lambda ended: ended.cancelled() or ended.exception()
+            )  # looked at below, unless it comes too late
+            # Not wait_for: that of Python 3.11 may swallow the cancellation of a stopping server.
+            await asyncio.wait((waiting,), timeout=LOAD_WAIT_S)
+        if not self.loaded.done():
+            raise NotReady("The model is still loading.")
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self.loaded)), LOAD_WAIT_S)
-        except TimeoutError:
-            raise NotReady("The model is still loading.") from None
+            return self.loaded.result()
         except Exception:
             raise NotReady("The model could not be loaded; the server's log says why.") from None
 
@@ -82,14 +89,16 @@ async def transcriptions(request: Request) -> Response:
         (await service.transcriber()).check_room()
     fields = TranscriptionFields(service.is_served, service.model_name)
     file = await _read_form(request, fields, service.settings.max_upload_bytes)
+    leaving = asyncio.create_task(_client_leaves(request))
     try:
         options = fields.finish()
         if service.loaded.done():  # else the file is decoded while the model loads
             (await service.transcriber()).check(options)
-        audio = await asyncio.to_thread(decode, file, max_seconds=service.settings.max_audio_s)
+        audio = await _decode(file, service.settings.max_audio_s, leaving)
         transcriber = await service.transcriber()
-        job = _Job(request, transcriber, audio, options, file)
+        job = _Job(transcriber, audio, options, file, leaving)
     except BaseException:
+        leaving.cancel()
         file.close()
         raise
     if fields.stream:
@@ -113,11 +122,36 @@ async def _read_form(request: Request, fields: TranscriptionFields, max_bytes: i
     return file
 
 
+async def _client_leaves(request: Request) -> None:
+    """Ends when the client of a request that is read to its end closes its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _decode(file: BinaryIO, max_seconds: float, leaving: "asyncio.Task[None]") -> Audio:
+    """Decode in another thread, for as long as the client stays. Raises RequestError, ClientGone among them."""
+    decoding = asyncio.create_task(asyncio.to_thread(decode, file, max_seconds=max_seconds))
+    try:
+        await asyncio.wait((decoding, leaving), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not decoding.done():
+            decoding.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else will look at
+            file.close()  # it ends at its next read
+    if not decoding.done():
+        raise ClientGone
+    return decoding.result()
+
+
 class _Job:
     """A transcription in another thread, its events brought into the event loop; withdrawn if the client leaves."""
 
     def __init__(
-        self, request: Request, transcriber: Transcriber, audio: Audio, options: Options, file: BinaryIO
+        self,
+        transcriber: Transcriber,
+        audio: Audio,
+        options: Options,
+        file: BinaryIO,
+        leaving: "asyncio.Task[None]",
     ) -> None:
         loop = asyncio.get_running_loop()
         self.events: asyncio.Queue[Segment | Future[Transcription]] = asyncio.Queue()
@@ -130,12 +164,8 @@ class _Job:
         self.future = transcriber.submit(audio, options, tell, self.cancelled)
         self.future.add_done_callback(lambda _: file.close())
         self.future.add_done_callback(tell)
-        self._watcher = asyncio.create_task(self._withdraw_when_client_leaves(request))
-
-    async def _withdraw_when_client_leaves(self, request: Request) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        self._withdraw()
+        self._leaving = leaving
+        leaving.add_done_callback(lambda _: self._withdraw())
 
     def _withdraw(self) -> None:
         self.cancelled.set()
@@ -143,7 +173,7 @@ class _Job:
 
     def _finish(self) -> None:
         """Whatever happened, nothing of the job goes on."""
-        self._watcher.cancel()
+        self._leaving.cancel()
         self._withdraw()
 
     async def result(self) -> Transcription:

@@ -1,21 +1,26 @@
 """The API as clients meet it: words for sound in every format, and OpenAI's envelope for everything else."""
 
 import asyncio
+import io
 import json
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.app import Engine, create_app
+from service.errors import QueueFull
 from service.routes import RequestLog
 from service.settings import Settings
-from service.transcriber import Options
+from service.transcriber import Options, Transcriber
 from tests import serving, synthetic
 from tests.conftest import shared_path
 from tests.serving import PATH, assert_error, engine_for, events, post, ready, settings_for, tone_audio, wav
@@ -346,33 +351,55 @@ def test_a_client_that_leaves_takes_its_job_along(folder: Path) -> None:
             assert sent[0]["status"] == 499
 
 
-def test_a_request_that_a_stopping_server_gives_up_is_told_so(folder: Path) -> None:
+def test_a_file_is_decoded_no_further_once_its_client_has_left(folder: Path) -> None:
+    """One that is too long, which is known only at its end."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(700 * 8000, np.int16), 8000, format="FLAC")
+    head = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+    messages: list[Message] = [{"type": "http.request", "body": head + file.getvalue() + b"\r\n--x--\r\n"}]
     sent: list[Message] = []
 
-    async def give_up(app: ASGIApp) -> None:
-        running = asyncio.Event()
-        messages: list[Message] = [{"type": "http.request", "body": ENDLESS_FORM, "more_body": False}]
+    async def receive() -> Message:
+        return messages.pop() if messages else {"type": "http.disconnect"}
 
-        async def receive() -> Message:
-            if not messages:  # the form is read, and the job asks whether its client is still there
-                running.set()
-                await asyncio.Event().wait()
-            return messages.pop()
+    async def send(message: Message) -> None:
+        sent.append(message)
 
-        async def send(message: Message) -> None:
-            sent.append(message)
+    with engine_for(settings_for(folder, max_audio_s=690.0)) as engine:
+        asyncio.run(create_app(ready(engine))(SCOPE, receive, send))
+    assert sent[0]["status"] == 499
 
+
+def test_a_request_that_a_stopping_server_gives_up_is_told_so_and_leaves_the_queue(folder: Path) -> None:
+    messages: list[Message] = [{"type": "http.request", "body": ENDLESS_FORM}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not messages:  # the form is read, and the client stays
+            await asyncio.Event().wait()
+        return messages.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def give_up(app: ASGIApp, transcriber: Transcriber) -> None:
         task = asyncio.ensure_future(app(SCOPE, receive, send))
-        await running.wait()
+        with suppress(QueueFull):
+            while not task.done():
+                await asyncio.sleep(0)
+                transcriber.check_room()
         task.cancel()  # as uvicorn does
         await task
 
-    with engine_for(settings_for(folder, workers=1), guest=serving.HOSTILE_GUEST) as engine:
-        asyncio.run(give_up(create_app(ready(engine))))
+    with engine_for(settings_for(folder, workers=1, queue_length=1), guest=serving.HOSTILE_GUEST) as engine:
+        app, transcriber = create_app(ready(engine)), engine.loaded.result()
+        stop = threading.Event()
+        transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP), None, stop)
+        asyncio.run(give_up(app, transcriber))
         assert sent[0]["status"] == 503
         assert json.loads(sent[1]["body"])["error"]["code"] == "not_ready"
-        following = engine.loaded.result(timeout=60).submit(tone_audio(0.5), Options(), None, threading.Event())
-        assert following.result(timeout=30).text == "All is well."
+        transcriber.check_room()
+        stop.set()
 
 
 def test_a_path_cannot_forge_a_log_line(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
