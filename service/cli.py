@@ -139,7 +139,8 @@ def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
     language = language_code(arguments.language) if arguments.language else None
     if arguments.language and language is None:
         return _fail(f"'{arguments.language}' is not a language.", USAGE)
-    options = Options(language=language, prompt=arguments.prompt or None)
+    prompt = os.fsencode(arguments.prompt).decode("utf-8", "replace")  # bytes that are no UTF-8 come as surrogates
+    options = Options(language=language, prompt=prompt or None)
     engine = Engine(settings, cache_folder=user_cache_folder())
     code = 0
     cancelled = threading.Event()

@@ -65,9 +65,7 @@ class Service:
         """The loaded model's transcriber, waiting for it. Raises NotReady when it failed to load or takes too long."""
         if not self.loaded.done():
             waiting = asyncio.wrap_future(self.loaded)
-            waiting.add_done_callback(
-                lambda ended: ended.cancelled() or ended.exception()
-            )  # looked at below, unless it comes too late
+            waiting.add_done_callback(_look_at)
             # Not wait_for: that of Python 3.11 may swallow the cancellation of a stopping server.
             await asyncio.wait((waiting,), timeout=LOAD_WAIT_S)
         if not self.loaded.done():
@@ -80,6 +78,12 @@ class Service:
     def model_object(self, name: str) -> dict[str, Any]:
         """OpenAI's model object."""
         return {"id": name, "object": "model", "created": self.created, "owned_by": "wisp"}
+
+
+def _look_at(ended: "asyncio.Future[Any]") -> None:
+    """For what may end after nobody waits for it any more: asyncio logs exceptions that were never looked at."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 async def transcriptions(request: Request) -> Response:
@@ -135,8 +139,8 @@ async def _decode(file: BinaryIO, max_seconds: float, leaving: "asyncio.Task[Non
         await asyncio.wait((decoding, leaving), return_when=asyncio.FIRST_COMPLETED)
     finally:
         if not decoding.done():
-            decoding.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else will look at
-            file.close()  # it ends at its next read
+            decoding.add_done_callback(_look_at)
+            file.close()  # decoding ends at its next read
     if not decoding.done():
         raise ClientGone
     return decoding.result()

@@ -231,7 +231,8 @@ class Transcriber:
         with self._lock:
             self._job_s += (took_s - self._job_s) / 4
             self._succeeded = True
-        log.info("transcribed %.2f s of audio in %.3f s, %d segments", audio.duration, took_s, len(events.segments))
+        n_segments = len(events.segments)
+        log.info("transcribed %.2f s of %s in %.3f s, %d segments", audio.duration, audio.format, took_s, n_segments)
         return Transcription(
             events.done["text"].strip(), events.done["language"], audio.duration, tuple(events.segments)
         )

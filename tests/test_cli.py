@@ -101,6 +101,12 @@ def test_transcribe_writes_the_words_and_nothing_else(wisp: Run, tmp_path: Path)
     assert (done.returncode, done.stdout, done.stderr) == (0, synthetic.SENTENCE + "\n", "")
 
 
+def test_a_prompt_that_is_no_utf8_does_no_harm(wisp: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(1.0))
+    done = wisp("transcribe", "--prompt", os.fsdecode(b"caf\xe9"), "a.wav")
+    assert (done.returncode, done.stdout, done.stderr) == (0, synthetic.SENTENCE + "\n", "")
+
+
 def test_transcribe_goes_on_after_a_file_that_fails(wisp: Run, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(wav(1.0))
     (tmp_path / "b.wav").write_bytes(b"no sound")

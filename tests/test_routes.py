@@ -105,6 +105,15 @@ def test_verbose_json_has_segments_and_the_audios_length(client: TestClient) -> 
     assert body["text"] == "Ask not what Ask not what"
 
 
+def test_the_log_tells_what_was_transcribed_but_not_what_was_said(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        post(client, prompt="a secret", language="en")
+    assert "transcribed 1.00 s of WAV in " in caplog.text
+    assert "secret" not in caplog.text and synthetic.SENTENCE not in caplog.text
+
+
 def test_any_rate_is_heard(client: TestClient) -> None:
     assert post(client, wav(1.0, rate=44_100), response_format="text").text == synthetic.SENTENCE + "\n"
 
