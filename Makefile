@@ -57,6 +57,11 @@ kernels-check: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m bench --peers $(VENV)-peers
 
+# Compare the greedy tokens of every reference clip on WebGPU with openai/whisper's
+.PHONY: parity
+parity: $(VENV)/.test
+	$(BIN)/python -m bench.parity
+
 # Install the engines that `make bench` compares with, in a virtual environment of their own
 .PHONY: bench-peers
 bench-peers:
