@@ -37,12 +37,17 @@ class EncoderGraph:
             raise ValueError("the encoder context has not computed yet")
         return context.cross
 
-    def take_result(self) -> Result:
-        """Memory for a window's result, from those given back if there is one."""
+    def encode(self, mel: NDArray[np.float32]) -> Result:
+        """(n_mels, 2 · n_audio_ctx) → its result, in memory given back if there is any. On the device's thread."""
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return self.program.result()
+            result = self._idle.pop() if self._idle else None
+        result = result or self.program.result()
+        try:
+            self.program.compute(mel, result)
+        except BaseException:
+            self.give_result(result)
+            raise
+        return result
 
     def give_result(self, result: Result) -> None:
         """Keep it for the next window, or free it."""
@@ -95,13 +100,7 @@ class EncoderContext:
             raise ValueError("mel is not set")
         mel, graph = self._mel[0], self.graph
         self._drop()
-        result = graph.take_result()
-        try:
-            graph.device.run(lambda: graph.program.compute(mel, result))
-        except BaseException:
-            graph.give_result(result)
-            raise
-        self._result = result
+        result = self._result = graph.device.run(lambda: graph.encode(mel))
         self.cross = CrossMemory(result.layers, lambda: graph.give_result(result))
 
     def get_output(self, index: int) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from kernels.checkpoint import Checkpoint, Dimensions, load_checkpoint
 from kernels.cpu import CpuModel
 from kernels.device import Device, list_adapters, open_device
 from kernels.encoder import EncoderContext, EncoderGraph
-from kernels.encoder_program import SUBGROUP_SIZES, Tiling, pack, pack_vector, padded
+from kernels.encoder_program import Tiling, choose_tiling, pack, pack_vector, padded
 from kernels.formats_common import expected_shapes
 from kernels.recording import Buffer, Recording
 from tests.conftest import ROOT
@@ -39,8 +40,8 @@ def device() -> Iterator[Device]:
 
 @pytest.fixture(params=TILINGS)
 def tiling(request: pytest.FixtureRequest, device: Device) -> Tiling:
-    if request.param == "subgroup" and device.subgroup_size not in SUBGROUP_SIZES:
-        pytest.skip(f"subgroups of {device.subgroup_size}: those kernels are for {SUBGROUP_SIZES}")
+    if request.param == "subgroup" and choose_tiling(device) != "subgroup":
+        pytest.skip(f"{device.info.name} has no use for those kernels")
     chosen: Tiling = request.param
     return chosen
 
@@ -280,6 +281,30 @@ def test_a_held_result_outlives_its_context_and_the_next_window(device: Device) 
     graph.close()
 
 
+def test_only_the_devices_thread_uses_the_device(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = EncoderGraph(device, checkpoint(n_audio_layer=1))
+    used: set[int] = set()
+
+    def noted(name: str) -> None:
+        method = getattr(device, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            used.add(threading.get_ident())
+            return method(*arguments, **named)
+
+        monkeypatch.setattr(device, name, call)
+
+    for name in ("buffer", "write", "bind_group", "submit"):
+        noted(name)
+    context = graph.init_execution_context({})
+    context.set_input(0, mel_for(graph.dims, 0))
+    context.compute()
+    context.get_output(0)
+    context.close()
+    graph.close()
+    assert used == {device.run(threading.get_ident)}
+
+
 def test_misuse_of_a_context_is_told(device: Device) -> None:
     model = checkpoint()
     graph, other = EncoderGraph(device, model), EncoderGraph(device, model)
@@ -337,12 +362,12 @@ def test_a_kernel_without_its_head_is_reported() -> None:
 
 
 @pytest.mark.parametrize("width", ["128", "256"])
-def test_other_subgroup_sizes(width: str) -> None:
+def test_other_subgroup_sizes(width: str, device: Device) -> None:
     """The same tests where lavapipe's subgroups have 4 and 8 lanes; the environment decides that once a process."""
     if os.environ.get("LP_NATIVE_VECTOR_WIDTH", "512") == width:
         pytest.skip("this is the size already tested here")
-    if not any("llvmpipe" in info.name for info in list_adapters()):
-        pytest.skip("no lavapipe on this machine")
+    if "llvmpipe" not in device.info.name:
+        pytest.skip(f"{device.info.name} is tested here, whose subgroups have one size")
     command = [sys.executable, "-m", "pytest", "-q", "-k", "subgroup and not other", __file__]
     environment = os.environ | {"LP_NATIVE_VECTOR_WIDTH": width}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
