@@ -69,6 +69,8 @@ pub struct FakeModel {
     /// Each decode's tokens before the first sampled one.
     pub prompts: Vec<Vec<i32>>,
     pub n_computes: usize,
+    /// Ids → text.
+    pub spell: fn(&[i32]) -> String,
 }
 
 impl FakeModel {
@@ -82,6 +84,7 @@ impl FakeModel {
             chosen: Default::default(),
             prompts: Vec::new(),
             n_computes: 0,
+            spell: |tokens| tokens.iter().map(|token| format!(" w{token}")).collect(),
         }
     }
 
@@ -191,7 +194,7 @@ impl Model for FakeModel {
     }
 
     fn decode_text(&mut self, tokens: &[i32]) -> Result<String> {
-        Ok(tokens.iter().map(|token| format!(" w{token}")).collect())
+        Ok((self.spell)(tokens))
     }
 
     fn encode_text(&mut self, text: &str) -> Result<Vec<i32>> {

@@ -124,3 +124,100 @@ fn is_anomaly(segment: Option<&Segment>) -> bool {
     let score: f64 = first.iter().map(|word| anomaly_score(word)).sum();
     score >= 3.0 || score + 0.01 >= first.len() as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: f64 = 0.9;
+    const BAD: f64 = 0.05;
+
+    /// Three words of the same length and probability.
+    fn segment(start: f64, end: f64, probability: f64) -> Segment {
+        let step = (end - start) / 3.0;
+        let words = (0..3).map(|i| Word {
+            word: format!(" w{i}"),
+            start: start + step * f64::from(i),
+            end: start + step * f64::from(i + 1),
+            probability,
+        });
+        Segment {
+            id: 0,
+            seek: 0,
+            start,
+            end,
+            text: "w".to_string(),
+            tokens: vec![5],
+            temperature: 0.0,
+            avg_logprob: 0.0,
+            compression_ratio: 1.0,
+            no_speech_prob: None,
+            words: Some(words.collect()),
+        }
+    }
+
+    fn window() -> Window {
+        let (seek, last_speech) = (3000, 30.0);
+        Window { seek, segment_size: 3000, start: 30.0, end: 60.0, single_timestamp_ending: false, last_speech }
+    }
+
+    fn judge(segments: &mut Vec<Segment>, content_end: Option<usize>) -> Verdict {
+        skip_silence(segments, &window(), 2.0, 5800, &mut |_| Ok(content_end)).unwrap()
+    }
+
+    #[test]
+    fn plausible_words_stand() {
+        let mut segments = vec![segment(31.0, 33.0, GOOD), segment(57.0, 59.0, GOOD)];
+        assert_eq!(judge(&mut segments, None), Verdict::Keep(6000), "less than 2 s of silence are left");
+        assert_eq!(segments.len(), 2);
+        segments.pop();
+        assert_eq!(judge(&mut segments, None), Verdict::Keep(3300));
+        let single = Window { single_timestamp_ending: true, ..window() };
+        assert_eq!(skip_silence(&mut segments, &single, 2.0, 5800, &mut |_| Ok(None)).unwrap(), Verdict::Keep(5800));
+    }
+
+    #[test]
+    fn a_doubtful_start_after_silence_is_heard_again() {
+        let mut segments = vec![segment(35.0, 36.0, BAD), segment(40.0, 41.0, GOOD)];
+        assert_eq!(judge(&mut segments, None), Verdict::Again(3500));
+        segments[0] = segment(31.5, 32.5, BAD);
+        assert_ne!(judge(&mut segments, None), Verdict::Again(3150));
+    }
+
+    #[test]
+    fn doubtful_words_between_silences_go() {
+        let mut segments = vec![segment(31.0, 33.0, GOOD), segment(40.0, 41.0, BAD), segment(50.0, 51.0, GOOD)];
+        assert_eq!(judge(&mut segments, None), Verdict::Keep(4000));
+        assert_eq!(segments.len(), 1);
+
+        let mut segments = vec![segment(31.0, 39.0, GOOD), segment(40.0, 49.0, BAD), segment(50.0, 57.9, GOOD)];
+        judge(&mut segments, None);
+        assert_eq!(segments.len(), 3, "speech is close on both sides");
+    }
+
+    #[test]
+    fn at_the_end_of_the_audio_nothing_is_heard_again() {
+        let mut segments = vec![segment(31.0, 33.0, GOOD), segment(57.0, 58.5, BAD)];
+        assert_eq!(judge(&mut segments, Some(6010)), Verdict::Keep(6010));
+        assert_eq!(segments.len(), 1);
+    }
+
+    #[test]
+    fn words_are_odd_when_short_long_or_improbable() {
+        let odd = |start: f64, end: f64, probability: f64| is_anomaly(Some(&segment(start, end, probability)));
+        assert!(!odd(0.0, 1.5, GOOD));
+        assert!(odd(0.0, 1.5, BAD));
+        assert!(odd(0.0, 0.1, GOOD), "three words in a tenth of a second");
+        assert!(odd(0.0, 9.0, GOOD), "three seconds each");
+        assert!(!is_anomaly(None));
+    }
+
+    #[test]
+    fn the_end_of_speech_is_the_last_words_or_the_last_segments() {
+        let mut empty = segment(5.0, 9.0, GOOD);
+        empty.words = Some(Vec::new());
+        assert_eq!(last_word_end(&[segment(1.0, 4.0, GOOD), empty.clone()]), Some(4.0));
+        assert_eq!(last_word_end(&[empty]), Some(9.0));
+        assert_eq!(last_word_end(&[]), None);
+    }
+}

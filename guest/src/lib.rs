@@ -8,6 +8,7 @@ pub mod events;
 pub mod fallback;
 pub mod features;
 pub mod hallucination;
+pub mod huffman;
 pub mod model;
 #[cfg(target_os = "wasi")]
 pub mod nn;
@@ -17,6 +18,7 @@ pub mod rules;
 pub mod sampling;
 pub mod segments;
 pub mod transcribe;
+pub mod transcript;
 pub mod words;
 pub mod zlib;
 

@@ -294,6 +294,7 @@ mod tests {
             (json!({"sample_len": 0}), "sample_len must be at least 1"),
             (json!({"length_penalty": 1.5}), "length_penalty must be between 0 and 1"),
             (json!({"clip_timestamps": [5, 2]}), "clip_timestamps must not go back"),
+            (json!({"hallucination_silence_threshold": 601}), "between 0 and 600 seconds"),
             (json!({"clip_timestamps": "5;2"}), "expected a number or a list of numbers"),
             (json!({"max_initial_timestamp": -1}), "max_initial_timestamp must not be negative"),
         ] {

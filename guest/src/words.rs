@@ -271,3 +271,7 @@ fn truncate_at_segment_boundaries(segment: &mut Segment, words: &mut [Word], med
 fn round_to_hundredths(seconds: f64) -> f64 {
     round_half_even(seconds * 100.0) / 100.0
 }
+
+#[cfg(test)]
+#[path = "words_tests.rs"]
+mod tests;
