@@ -1,0 +1,239 @@
+"""What can be held without building: the Dockerfile, the locked requirements, the compose file, Kubernetes."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from service.settings import TABLE
+from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VARIABLES = {setting.variable for setting in TABLE}
+KUBERNETES = ROOT / "deploy/kubernetes"
+OVERLAYS = ("cpu", "gpu-nvidia", "gpu-dri")
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions in order, each with its arguments on one line."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines if line.strip())]
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """Stage name → its instructions, FROM first."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for word, rest in instructions():
+        if word == "FROM":
+            found[rest.split(" AS ")[1]] = []
+        if found:
+            list(found.values())[-1].append((word, rest))
+    return found
+
+
+def values(stage: str, word: str) -> list[str]:
+    return [rest for found, rest in stages()[stage] if found == word]
+
+
+def locked() -> dict[str, str]:
+    """Canonical name → version of every locked requirement."""
+    text = (ROOT / "requirements.lock").read_text()
+    return {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)}
+
+
+def documents(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+# The locked requirements
+
+
+def test_the_lock_has_a_fitting_version_of_every_dependency() -> None:
+    have = locked()
+    for text in PROJECT["dependencies"]:
+        requirement = Requirement(text)
+        version = have.get(canonicalize_name(requirement.name))
+        assert version and requirement.specifier.contains(version), f"{text}: run make requirements"
+
+
+def test_every_locked_file_has_a_hash_and_no_address() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text
+    for block in re.split(r"^(?=[\w.-]+==)", text, flags=re.MULTILINE)[1:]:
+        assert "--hash=sha256:" in block, block
+
+
+def test_what_the_code_imports_is_locked() -> None:
+    distributions = packages_distributions()
+    for path in [*(ROOT / "service").glob("*.py"), *(ROOT / "kernels").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for top in {name.split(".")[0] for name in names} - {"service", "kernels"} - sys.stdlib_module_names:
+                owners = {canonicalize_name(name) for name in distributions[top]}
+                assert owners & set(locked()), f"{path.name} imports {top}, which requirements.lock lacks"
+
+
+# The Dockerfile
+
+
+def test_only_the_base_argument_comes_from_a_hub() -> None:
+    seen: set[str] = set()
+    for name, ((_, source), *_) in stages().items():
+        base = source.split(" AS ")[0]
+        assert base in seen | {"scratch", "${BASE}"}
+        seen.add(name)
+    base = next(rest for word, rest in instructions() if (word, rest.split("=")[0]) == ("ARG", "BASE"))
+    assert ":" in base and "latest" not in base
+
+
+def test_the_image_runs_as_nobody_in_particular_and_without_a_shell() -> None:
+    assert values("base", "FROM") == ["scratch AS base"]
+    assert not values("base", "RUN") + values("cpu", "RUN") + values("gpu", "RUN")
+    [user] = values("base", "USER")
+    assert all(int(number) > 1000 for number in user.split(":"))
+    assert isinstance(json.loads(values("base", "ENTRYPOINT")[0]), list)
+    assert json.loads(values("base", "CMD")[0]) == ["serve"]
+    assert json.loads(values("base", "HEALTHCHECK")[0].split(" CMD ")[1]) == ["/usr/local/bin/healthcheck.py"]
+    assert values("base", "EXPOSE") == ["8080"]
+
+
+def test_the_image_is_of_this_version_and_its_variables_are_settings() -> None:
+    assert f"VERSION={PROJECT['version']}" in values("base", "ARG")
+    for stage in ("base", "cpu", "gpu"):
+        variables = set(re.findall(r"\b(WISP_\w+)=", " ".join(values(stage, "ENV"))))
+        assert variables <= VARIABLES
+    assert "WISP_HOST=0.0.0.0" in values("base", "ENV")[0]
+
+
+def test_the_default_target_is_the_small_one_and_only_the_large_one_has_vulkan() -> None:
+    assert list(stages())[-1] == "cpu"
+    assert any("--from=vulkan" in copied for copied in values("gpu", "COPY"))
+    assert not any("--from=vulkan" in copied for copied in values("base", "COPY") + values("cpu", "COPY"))
+
+
+def test_the_context_holds_what_is_copied() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = [line[1:] for line in ignored if line.startswith("!")]
+    for word, rest in instructions():
+        if word == "COPY" and "--from=" not in rest:
+            for source in rest.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert any(source == path or source.startswith(f"{path}/") for path in allowed), source
+
+
+def test_no_package_is_unpacked_twice() -> None:
+    lists = [(ROOT / f"deploy/image/packages-{name}.txt").read_text() for name in ("cpu", "gpu")]
+    names = [line for text in lists for line in text.splitlines() if not line.startswith("#")]
+    assert sorted(names) == sorted(set(names))
+
+
+# The compose file
+
+
+def compose() -> Any:
+    return documents(ROOT / "compose.yaml")
+
+
+def test_up_serves_with_no_edits() -> None:
+    default = re.search(r"^COMPOSE_PROFILES=(\w+)$", (ROOT / ".env").read_text(), re.MULTILINE)
+    assert default
+    [service] = [one for one in compose()["services"].values() if default[1] in one["profiles"]]
+    assert service["build"]["target"] == "cpu"
+    assert service["ports"] == ["${WISP_PUBLISH:-8080}:8080"]
+    assert "devices" not in service
+
+
+@pytest.mark.parametrize("name", ["cpu", "nvidia", "dri"])
+def test_every_service_is_locked_down_and_limited(name: str) -> None:
+    service = compose()["services"][name]
+    assert service["profiles"] == [name]
+    assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["deploy"]["resources"]["limits"]["memory"]
+    assert service["tmpfs"][0].startswith("/tmp:")
+    assert service["image"] == f"wisp:{PROJECT['version']}-{service['build']['target']}"
+    assert service["build"]["target"] in stages()
+    assert {f"ARG {name}" for name in service["build"]["args"]} <= {
+        f"{word} {rest.split('=')[0]}" for word, rest in instructions()
+    }
+    assert set(service["environment"]) <= VARIABLES
+
+
+def test_the_gpu_services_reach_their_gpu() -> None:
+    services = compose()["services"]
+    [device] = services["nvidia"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia" and device["capabilities"] == ["gpu"]
+    assert "graphics" in values("gpu", "ENV")[0]  # Vulkan, for the container toolkit
+    assert services["dri"]["devices"] == ["/dev/dri:/dev/dri"]
+
+
+# Kubernetes
+
+
+def manifest(name: str) -> Any:
+    return documents(KUBERNETES / "base" / name)
+
+
+def test_a_pod_is_locked_down_and_probed() -> None:
+    pod = manifest("deployment.yaml")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" == values("base", "USER")[0]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert not container["securityContext"]["allowPrivilegeEscalation"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]
+    # A service named wisp would otherwise set WISP_PORT, which is a setting of ours.
+    assert pod["enableServiceLinks"] is False
+
+
+def test_everything_selects_the_deployment() -> None:
+    deployment = manifest("deployment.yaml")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert manifest("service.yaml")["spec"]["selector"].items() <= labels.items()
+    assert manifest("disruption-budget.yaml")["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    target = manifest("autoscaler.yaml")["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == ("Deployment", deployment["metadata"]["name"])
+    assert "replicas" not in deployment["spec"]  # the autoscaler's
+    [port] = manifest("service.yaml")["spec"]["ports"]
+    assert port["targetPort"] == deployment["spec"]["template"]["spec"]["containers"][0]["ports"][0]["name"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_names_files_that_exist_and_this_version(overlay: str) -> None:
+    kustomization = documents(KUBERNETES / overlay / "kustomization.yaml")
+    for resource in kustomization["resources"]:
+        base = KUBERNETES / overlay / resource
+        assert all((base / name).is_file() for name in documents(base / "kustomization.yaml")["resources"])
+    [image] = kustomization["images"]
+    assert image["newTag"] == f"{PROJECT['version']}-{overlay.split('-')[0]}"
+    patch = documents(KUBERNETES / overlay / kustomization["patches"][0]["path"])
+    [container] = patch["spec"]["template"]["spec"]["containers"]
+    assert {"memory"} <= set(container["resources"]["limits"])
+    assert {variable["name"] for variable in container.get("env", [])} <= VARIABLES
+    assert any("gpu" in name for name in container["resources"]["limits"]) == overlay.startswith("gpu")
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_renders(overlay: str) -> None:
+    rendered = subprocess.run(
+        ["kubectl", "kustomize", KUBERNETES / overlay], check=True, capture_output=True, text=True
+    ).stdout
+    kinds = sorted(document["kind"] for document in yaml.safe_load_all(rendered))
+    assert kinds == ["Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Service"]

@@ -1,0 +1,133 @@
+"""The scripts that make and check an image: health check, model fetching, precompiled guest, slimming, bill, sizes."""
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.image.fetch_model import fetch_model
+from deploy.image.healthcheck import status
+from deploy.image.precompile import precompile
+from deploy.image.sbom import PACKAGES, sbom
+from deploy.image.size import report
+from deploy.image.slim import move_apart, slim
+from service.app import GUEST_WASM
+from service.guest import Guest
+
+
+class Files(http.server.BaseHTTPRequestHandler):
+    """Answers /readyz 200, /model.bin with its name's bytes, anything else 404."""
+
+    def do_GET(self) -> None:
+        body = {"/readyz": b"ready", "/model.bin": b"weights"}.get(self.path)
+        self.send_response(200 if body else 404)
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """No line for each request on the tests' stderr."""
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """The port of a local server of Files."""
+    with http.server.HTTPServer(("127.0.0.1", 0), Files) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def test_health_is_what_readyz_says(port: int) -> None:
+    assert status(port) == 200
+
+
+def test_nobody_listening_is_unhealthy() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), Files) as closed:
+        free = closed.server_address[1]
+    assert status(free) == 0
+
+
+def test_a_fetched_model_is_the_one_that_its_sums_say(port: int, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{port}/"
+    fetch_model(url, tmp_path / "tiny.en", [f"model.bin:{hashlib.sha256(b'weights').hexdigest()}"])
+    assert (tmp_path / "tiny.en/model.bin").read_bytes() == b"weights"
+    with pytest.raises(ValueError, match=r"model\.bin has the SHA-256"):
+        fetch_model(url, tmp_path / "other", [f"model.bin:{'0' * 64}"])
+    assert not list((tmp_path / "other").iterdir())
+    with pytest.raises(ValueError, match="MODEL_URL"):
+        fetch_model("", tmp_path / "none", [])
+
+
+def test_the_server_takes_the_guest_that_the_image_compiled(tmp_path: Path) -> None:
+    folder = tmp_path / "wisp"
+    precompile(GUEST_WASM.read_bytes(), folder)
+    [entry] = folder.iterdir()
+    code = entry.read_bytes()
+    Guest(GUEST_WASM, cache_folder=folder).close()
+    assert [path.read_bytes() for path in folder.iterdir()] == [code], "it compiled another"
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def installed(root: Path) -> Path:
+    """Two distributions, as pip leaves them."""
+    return write(
+        root,
+        {
+            "one/__init__.py": "",
+            "one/tests/test_one.py": "",
+            "one/include/one.h": "",
+            "one-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: one\nVersion: 1.0\n",
+            "one-1.0.dist-info/RECORD": "one/__init__.py,,\none-1.0.dist-info/METADATA,,\n",
+            "two/__init__.py": "",
+            "two-2.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: two\nVersion: 2.0\n",
+            "two-2.0.dist-info/RECORD": "two/__init__.py,,\n../../bin/two,,\ntwo-2.0.dist-info/METADATA,,\n",
+        },
+    )
+
+
+def test_only_what_runs_stays(tmp_path: Path) -> None:
+    packages, apart = installed(tmp_path / "packages"), tmp_path / "apart"
+    move_apart(packages, apart, {"two"})
+    slim(packages)
+    assert sorted(path.name for path in packages.iterdir()) == ["one", "one-1.0.dist-info"]
+    assert [path.name for path in (packages / "one").iterdir()] == ["__init__.py"]
+    assert sorted(path.name for path in apart.iterdir()) == ["two", "two-2.0.dist-info"]
+    with pytest.raises(LookupError, match="three"):
+        move_apart(packages, apart, {"three"})
+
+
+def test_the_bill_names_every_package_of_every_layer_once(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a/var/lib/dpkg/status.d",
+        {"libc6": "Package: libc6\nArchitecture: amd64\nVersion: 2.36-9+deb12u9\n"},
+    )
+    installed(tmp_path / "a" / PACKAGES)
+    write(tmp_path / "b" / PACKAGES, {"assets/guest.wasm": "code"})
+    bill = sbom("1.2.3", [tmp_path / "a", tmp_path / "b"])
+    assert bill["bomFormat"] == "CycloneDX"
+    assert [component["bom-ref"] for component in bill["components"]] == [
+        f"/{PACKAGES}/assets/guest.wasm",
+        "pkg:deb/debian/libc6@2.36-9%2Bdeb12u9?arch=amd64&distro=bookworm",
+        "pkg:pypi/one@1.0",
+        "pkg:pypi/two@2.0",
+    ]
+
+
+def test_the_size_report_has_a_line_a_layer_and_the_sum() -> None:
+    assert report([(1_500_000, "COPY a"), (250_000, "COPY b")]).splitlines() == [
+        "    1.50 MB  COPY a",
+        "    0.25 MB  COPY b",
+        "    1.75 MB  in all, compressed",
+    ]
