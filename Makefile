@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SHARED := $(or $(WISP_SHARED),../shared)
+TARGET := cpu
 
 # The list of targets with their reasons
 .PHONY: help
@@ -67,6 +68,26 @@ parity: $(VENV)/.test
 bench-peers:
 	test -x $(VENV)-peers/bin/python || $(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install -q -r bench/requirements-peers.txt
+
+# Build the container image with Docker; TARGET=gpu for the one with Vulkan
+.PHONY: image
+image:
+	docker build --target $(TARGET) --tag wisp:$(TARGET) .
+
+# Build the image without a Docker engine, run it locked down and offline, post speech to it (as root, with buildah)
+.PHONY: image-test
+image-test:
+	deploy/image/test.sh $(TARGET)
+
+# Say how large the image of image-test is, compressed, by layer
+.PHONY: image-size
+image-size:
+	$(PYTHON) deploy/image/size.py localhost/wisp:$(TARGET)
+
+# Lock the newest wheels that pyproject.toml allows, with hashes, for the image
+.PHONY: requirements
+requirements:
+	PYTHON=$(PYTHON) deploy/image/lock.sh
 
 $(VENV)/.run: pyproject.toml
 	@tools/setup-system.sh $(PYTHON)

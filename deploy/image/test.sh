@@ -1,7 +1,10 @@
 #!/bin/sh
 # Builds an image without a Docker engine, runs it locked down, posts speech to it, and reports its size by layer.
 #   test.sh [cpu|gpu]     as root, on Debian 12 with buildah, mmdebstrap and espeak-ng
-# BASE: the image to start from; made here if it is not in buildah's storage. BUILD_ARGUMENTS: more flags for the build.
+# The gpu image is made to use Vulkan, which Mesa has in software where there is no GPU. In the environment:
+#   BASE              the image to start from; made here if it is not in buildah's storage
+#   BUILD_ARGUMENTS   more flags for the build
+#   LIMIT_MB          fail if the image is larger, compressed (cpu: 90)
 set -eu
 
 target=${1:-cpu}
@@ -27,6 +30,6 @@ trap 'buildah rm "$container" >/dev/null; rm -r "$work"' EXIT
 mkdir "$work/root"
 buildah inspect --type image "$image" >"$work/config.json"
 espeak-ng -w "$work/speech.wav" "The quick brown fox jumps over the lazy dog."
-unshare --net --mount --pid --ipc --uts --fork python3 "$here/try_image.py" "$(buildah mount "$container")" "$work/config.json" "$work/speech.wav" \
-    "$work/root"
-python3 "$here/size.py" "$image" "${LIMIT_MB:-1000}"
+unshare --net --mount --pid --ipc --uts --fork python3 "$here/try_image.py" "$(buildah mount "$container")" \
+    "$work/config.json" "$work/speech.wav" "$work/root" $([ "$target" = cpu ] || echo WISP_TARGET=gpu)
+python3 "$here/size.py" "$image" ${LIMIT_MB-$([ "$target" = gpu ] || echo 90)}

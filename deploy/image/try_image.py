@@ -1,10 +1,10 @@
 """Runs an image as a strict host would, and posts speech to it: non-root, read-only, no network but loopback.
 
-usage: unshare --net --mount --pid --ipc --uts --fork python3 try_image.py ROOT CONFIG.json SPEECH.wav POINT
+usage, in namespaces of its own, as test.sh makes them: try_image.py ROOT CONFIG.json SPEECH.wav POINT [NAME=VALUE…]
 
 ROOT is the image's root file system, CONFIG.json what `buildah inspect` says of it, POINT an empty folder to mount it
-at. Run as root, which it takes to mount and to give itself up. Namespaces, a bind mount, chroot and no_new_privs: no
-engine takes part.
+at; NAME=VALUE goes into the environment. Run as root, which it takes to mount and to give itself up. Namespaces, a bind
+mount, chroot and no_new_privs: no engine takes part.
 """
 
 import ctypes
@@ -165,6 +165,8 @@ def peak_mib(point: Path, pid: int) -> int:
 
 if __name__ == "__main__":
     root, inspected, speech, point = (Path(argument) for argument in sys.argv[1:5])
+    image = json.loads(inspected.read_text())["Docker"]["config"]
+    image["Env"] += sys.argv[5:]
     bring_loopback_up()
     mount_read_only(root, point)
-    try_image(point, json.loads(inspected.read_text())["Docker"]["config"], speech.read_bytes(), sys.stdout.write)
+    try_image(point, image, speech.read_bytes(), sys.stdout.write)
