@@ -1,31 +1,41 @@
-"""The decoder graph on a WebGPU device: its inputs and outputs, the rules it chooses by, and Whisper's own tokens."""
+"""The decoder graph on a WebGPU device: its inputs and outputs, and Whisper's own tokens."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from kernels.checkpoint import Checkpoint, Dimensions, load_checkpoint
-from kernels.cpu import CpuModel
+from kernels.checkpoint import load_checkpoint
 from kernels.cross_memory import CrossMemory
 from kernels.decoder import DecoderGraph
-from kernels.decoder_kernels import Tiling
 from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.device import Device, DeviceError, open_device
-from kernels.formats_common import expected_shapes
-from kernels.rules import Rules
-from tests.decoding import cross_memory, rules_tensor
-
-Array = NDArray[Any]
-AUDIO, TOKENS, ORIGINS, RULES = range(4)
-LOGITS, CHOSEN, LOG_PROBABILITIES, CROSS_ATTENTION, TOKEN_PROBABILITIES = range(5)
-# A small vocabulary: text, end of text, <|notimestamps|>, timestamps.
-EOT, NO_TIMESTAMPS, BEGIN, N_VOCAB = 400, 402, 405, 701
+from tests.decoding import (
+    AUDIO,
+    CHOSEN,
+    CROSS_ATTENTION,
+    EOT,
+    LOG_PROBABILITIES,
+    LOGITS,
+    N_VOCAB,
+    ORIGINS,
+    RULES,
+    SMALL,
+    TOKEN_PROBABILITIES,
+    TOKENS,
+    Array,
+    Pair,
+    cross_memory,
+    rules,
+    rules_tensor,
+    same,
+    small_tiling,
+    step,
+    tokens,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,87 +48,11 @@ def device() -> Iterator[Device]:
     opened.close()
 
 
-def random_checkpoint(dims: Dimensions, seed: int = 3) -> Checkpoint:
-    """Weights drawn so that every part of the decoder matters to what it says; f16, as checkpoints are stored."""
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for name, shape in expected_shapes(dims).items():
-        scale = 0.3 if name.endswith("bias") else 1.5 * shape[-1] ** -0.5
-        array = rng.standard_normal(shape) * scale
-        arrays[name] = (1 + 0.3 * array if name.endswith("ln.weight") else array).astype(np.float16)
-    heads = tuple((layer, head) for layer in range(dims.n_text_layer) for head in range(dims.n_text_head))
-    return Checkpoint(dims, arrays, "{}", heads[1:], False)
-
-
-class Pair:
-    """The same random model on the device and in NumPy, both over the same audio."""
-
-    def __init__(self, device: Device, dims: Dimensions, tiling: Tiling | None = None) -> None:
-        self.checkpoint = random_checkpoint(dims)
-        self.cpu = CpuModel(self.checkpoint)
-        self.encoder = self.cpu.encoder.init_execution_context({})
-        mel = np.random.default_rng(0).standard_normal((1, dims.n_mels, 2 * dims.n_audio_ctx)).astype(np.float32)
-        self.encoder.set_input(0, mel)
-        self.encoder.compute()
-        self.cross = cross_memory(device, self.checkpoint, self.encoder.get_output(0)[0])
-        self.gpu = DecoderGraph(device, self.checkpoint, lambda context: self.cross, tiling)
-
-    def contexts(self) -> tuple[Any, Any]:
-        """A device context and its NumPy twin, their audio set."""
-        both = (
-            self.gpu.init_execution_context({1: object()}),
-            self.cpu.decoder.init_execution_context({1: self.encoder}),
-        )
-        for context in both:
-            context.set_input(AUDIO, np.array([1], np.int32))
-        return both
-
-    def close(self) -> None:
-        self.gpu.close()
-        self.cross.release()
-        self.cpu.close()
-
-
-SMALL = Dimensions(8, 37, 64, 1, 1, N_VOCAB, 45, 64, 2, 2)
-
-
-def small_tiling(device: Device, kind: str) -> Tiling:
-    """Several splits and tiles, for SMALL's sizes. Skips where the device has no use for that kind."""
-    if kind == WORKGROUP:
-        return Tiling(WORKGROUP, 16, 64, 4, 2, 64, 3, 16)
-    if Tiling.of(device).kind != SUBGROUP:
-        pytest.skip(f"{device.info.name} has no use for those kernels")
-    lanes = device.subgroup_size
-    return Tiling(SUBGROUP, lanes, lanes, 2, 2, lanes, 1, 2)
-
-
 @pytest.fixture(scope="module", params=[SUBGROUP, WORKGROUP])
 def pair(request: pytest.FixtureRequest, device: Device) -> Iterator[Pair]:
     made = Pair(device, SMALL, small_tiling(device, request.param))
     yield made
     made.close()
-
-
-def tokens(*rows: Sequence[int]) -> NDArray[np.int32]:
-    return np.array(rows, np.int32)
-
-
-def step(context: Any, *rows: Sequence[int], origins: Sequence[int] | None = None) -> Any:
-    """Append and compute."""
-    context.set_input(TOKENS, tokens(*rows))
-    if origins is not None:
-        context.set_input(ORIGINS, np.array(origins, np.int32))
-    context.compute()
-    return context
-
-
-def same(found: Array, expected: Array, tolerance: float = 5e-3) -> bool:
-    """Within what f16 caches cost, relative to the largest element."""
-    return found.shape == expected.shape and bool(np.abs(found - expected).max() <= tolerance * np.abs(expected).max())
-
-
-def rules(n_steps: int, **named: Any) -> NDArray[np.int32]:
-    return rules_tensor(n_steps=n_steps, **{"eot": EOT, "timestamp_begin": BEGIN, **named})
 
 
 def test_logits_are_the_cpu_targets_through_prompts_beams_and_reordering(pair: Pair) -> None:
@@ -259,219 +193,6 @@ def test_what_does_not_fit_is_refused(pair: Pair, inputs: dict[int, Array], word
         for index, tensor in inputs.items():
             context.set_input(index, tensor)
         context.compute()
-
-
-def test_a_token_takes_34_launches_and_one_submit_holds_many(device: Device) -> None:
-    dims = Dimensions(8, 20, 64, 1, 1, N_VOCAB, 32, 64, 1, 4)
-    pair = Pair(device, dims)
-    submitted: list[int] = []
-    submit = device.submit
-
-    def counting(recording: Any, **named: Any) -> Any:
-        submitted.append(recording.n_dispatches)
-        return submit(recording, **named)
-
-    context = pair.contexts()[0]
-    context.set_input(RULES, rules(6, suppress=[EOT]))
-    device.submit = counting  # type: ignore[method-assign]
-    step(context, [1])
-    device.submit = submit  # type: ignore[method-assign]
-    steps = pair.gpu.program.tiling.steps_per_submit
-    assert len(submitted) == -(-6 // steps)
-    assert sum(submitted) == 6 * 34 + 1  # the first token's embedding; each choice embeds the next
-    pair.close()
-
-
-def test_a_token_table_over_the_binding_limit_is_split(device: Device) -> None:
-    whole = Pair(device, SMALL)
-    limit, device.max_binding = device.max_binding, 300 * 2 * SMALL.n_text_state
-    split = Pair(device, SMALL)
-    device.max_binding = limit
-    assert len(split.gpu.program.kernels.parts) == 3
-    outputs = []
-    for pair in (whole, split):
-        context = pair.contexts()[0]
-        context.set_input(RULES, rules(12, suppress=[EOT]))
-        step(context, [650, 1, 350])
-        outputs.append([context.get_output(index) for index in (LOGITS, CHOSEN, LOG_PROBABILITIES)])
-        pair.close()
-    for of_whole, of_split in zip(*outputs, strict=True):
-        assert same(of_split, of_whole, 1e-5)
-
-
-def test_no_request_waits_for_a_kernel_to_compile(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = Pair(device, Dimensions(8, 21, 64, 1, 1, N_VOCAB, 33, 64, 1, 1))
-
-    def refuse(*named: Any, **more: Any) -> None:
-        raise AssertionError(f"{named[0]} is compiled during a request")
-
-    monkeypatch.setattr(device, "pipeline", refuse)
-    context = pair.contexts()[0]
-    context.set_input(RULES, rules(3, suppress=[EOT]))
-    step(context, [1, 2, 3])  # a prompt, one sequence's steps
-    step(context, [4], [5], origins=[0, 0])  # several sequences'
-    assert context.get_output(TOKEN_PROBABILITIES).shape == (2, 1)
-    pair.close()
-
-
-@pytest.mark.parametrize("kind", [SUBGROUP, WORKGROUP])
-def test_an_adapter_of_little_workgroup_memory_takes_row_by_row(
-    device: Device, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device, "workgroup_memory", 1000)  # four rows of 64 columns are 1024 bytes
-    pipeline, names = device.pipeline, set[str]()
-
-    def noted(name: str, *constants: Any) -> Any:
-        names.add(name)
-        return pipeline(name, *constants)
-
-    monkeypatch.setattr(device, "pipeline", noted)
-    pair = Pair(device, SMALL, small_tiling(device, kind))
-    assert f"decoder_ln_qkv_{kind}_1" in names and f"decoder_ln_qkv_{kind}_4" not in names
-    both = pair.contexts()
-    for rows in ([[1, 2, 3, 4, 5, 6]], [[7]]):
-        found, expected = (step(context, *rows).get_output(LOGITS) for context in both)
-        assert same(found, expected)
-    pair.close()
-
-
-def test_heads_the_kernels_are_not_for_are_the_devices_error(device: Device) -> None:
-    with pytest.raises(DeviceError, match="heads of 64 / 16 columns"):
-        DecoderGraph(
-            device, random_checkpoint(Dimensions(8, 8, 64, 1, 1, N_VOCAB, 8, 64, 16, 1)), lambda context: context
-        )
-
-
-class Scripted:
-    """A decoder of no layers that says, at position p, the logits of row p less their mean, whatever came before.
-
-    The token table is 2⁻¹⁴ of the identity: the positions' embeddings are the logits, the tokens' hardly add to them.
-    """
-
-    def __init__(self, device: Device, logits: Array) -> None:
-        n_positions, n_vocab = logits.shape
-        n = -(-(n_vocab + 2) // 8) * 8
-        rows = np.zeros((n_positions, n), np.float64)
-        rows[:, :n_vocab] = logits - logits.mean(1, keepdims=True)
-        scale = 1.1 * float(np.sqrt((rows**2).sum(1) / n).max()) + 0.1
-        rows /= scale
-        # The two columns after the vocabulary's make the mean 0 and the variance 1.
-        mean, left = -rows.sum(1) / 2, n - (rows**2).sum(1)
-        spread = np.sqrt(left / 2 - mean**2)
-        rows[:, n_vocab], rows[:, n_vocab + 1] = mean + spread, mean - spread
-        dims = Dimensions(8, 8, 8, 1, 1, n_vocab, n_positions, n, 1, 0)
-        arrays: dict[str, Array] = {
-            "decoder.token_embedding.weight": (np.eye(n_vocab, n) / 2**14).astype(np.float16),
-            "decoder.positional_embedding": rows.astype(np.float32),
-            "decoder.ln.weight": np.full(n, 2**14 * scale, np.float32),
-            "decoder.ln.bias": np.zeros(n, np.float32),
-        }
-        checkpoint = Checkpoint(dims, arrays, "{}", (), False)
-        cross = cross_memory(device, checkpoint, np.zeros((8, 8), np.float32))
-        self.graph = DecoderGraph(device, checkpoint, lambda context: cross)
-
-    def choose(self, history: Sequence[Sequence[int]], wanted: NDArray[np.int32]) -> tuple[Array, Array]:
-        """→ chosen tokens and their log-probabilities after these histories."""
-        context = self.graph.init_execution_context({1: object()})
-        context.set_input(AUDIO, np.array([1], np.int32))
-        context.set_input(RULES, wanted)
-        step(context, *history)
-        return context.get_output(CHOSEN), context.get_output(LOG_PROBABILITIES)
-
-
-Script = Callable[[dict[int, float], Sequence[int], NDArray[np.int32]], int]
-
-
-@pytest.fixture
-def first_choice(device: Device) -> Script:
-    """The token chosen after a history (its first token is the prompt) where only some logits are not −4."""
-
-    def choose(logits: dict[int, float], history: Sequence[int], wanted: NDArray[np.int32]) -> int:
-        rows = np.full((len(history) + 1, N_VOCAB), -4.0)
-        rows[:, list(logits)] = list(logits.values())
-        return int(Scripted(device, rows).choose([history], wanted)[0][0, 0])
-
-    return choose
-
-
-T0, T1, T2 = BEGIN, BEGIN + 1, BEGIN + 2
-
-
-@pytest.mark.parametrize(
-    ("logits", "history", "named", "expected"),
-    [
-        pytest.param({7: 20, 650: 20}, [0, T0, 9], {}, 7, id="a tie goes to the lower token"),
-        pytest.param({7: 20, 8: 20, 9: 19}, [0, T0, 9], {"suppress": [7, 8]}, 9, id="suppressed tokens"),
-        pytest.param({7: 20, EOT: 21, 9: 19}, [0], {"begin_suppress": [7, EOT], "timestamp_begin": -1}, 9, id="blank"),
-        pytest.param({7: 20, 9: 19}, [0, 5], {"begin_suppress": [7], "timestamp_begin": -1}, 7, id="blank later"),
-        pytest.param(
-            {NO_TIMESTAMPS: 20, 9: 19}, [0, T0, 9], {"no_timestamps": NO_TIMESTAMPS}, 9, id="no <|notimestamps|>"
-        ),
-        pytest.param(
-            {NO_TIMESTAMPS: 20},
-            [0, 9],
-            {"no_timestamps": NO_TIMESTAMPS, "timestamp_begin": -1},
-            NO_TIMESTAMPS,
-            id="nor is it barred without timestamps",
-        ),
-        pytest.param({9: 20, T2: 10}, [0], {}, T2, id="a timestamp first"),
-        pytest.param({T2: 20, T1: 19}, [0], {"limit": 1}, T1, id="an early one"),
-        pytest.param({T2: 20, 9: 10}, [0, T1], {}, 9, id="text after the first timestamp"),
-        pytest.param({T2: 20, 9: 10}, [0, T0, 9, T1, T1], {}, 9, id="text after a pair"),
-        pytest.param({9: 20, T2: 10}, [0, T0, 9, T1], {}, T2, id="a pair after text"),
-        pytest.param({9: 20, EOT: 12, T2: 10}, [0, T0, 9, T1], {}, EOT, id="or the end"),
-        pytest.param({T1: 20, T2: 19}, [0, T0, 9, T2], {}, T2, id="a pair may repeat its time, not go back"),
-        pytest.param({T1: 20, T2: 19}, [0, T1, 9], {}, T2, id="a segment is not empty"),
-        pytest.param({T1: 20, T2: 21, T2 + 1: 19}, [0, T0, 9, T2, T2, 8], {}, T2 + 1, id="nor the next one"),
-        pytest.param({9: 10} | dict.fromkeys(range(T1, T1 + 9), 9.0), [0, T0, 9], {}, T1, id="timestamps together win"),
-        pytest.param({9: 10, T1: 9, T2: 9}, [0, T0, 9], {}, 9, id="or do not"),
-    ],
-)
-def test_each_rule(
-    first_choice: Script, logits: dict[int, float], history: list[int], named: dict[str, Any], expected: int
-) -> None:
-    assert first_choice(logits, history, rules(1, sample_begin=1, **named)) == expected
-
-
-def test_runs_of_random_logits_follow_the_rules(device: Device) -> None:
-    rng = np.random.default_rng(5)
-    n_positions, begins = 120, [[0], [1], [2], [3]]
-    script = rng.standard_normal((n_positions, N_VOCAB)) * 4
-    # Timestamps, which may not go back, are likeliest at a time that goes on.
-    time, now = np.arange(N_VOCAB - BEGIN), 2 * np.arange(n_positions)[:, None]
-    script[:, BEGIN:] += 6 - np.abs(time - now).clip(max=12)
-    wanted = rules(
-        n_positions - 1,
-        sample_begin=1,
-        no_timestamps=NO_TIMESTAMPS,
-        limit=40,
-        suppress=[EOT, 3, 4, 99],
-        begin_suppress=[8],
-    )
-    chosen, likely = Scripted(device, script).choose(begins, wanted)
-    parsed = Rules.parse(wanted, N_VOCAB)
-    histories = [list(begin) for begin in begins]
-    for position in range(n_positions - 1):
-        logits = np.repeat(script[position : position + 1], len(begins), axis=0).astype(np.float32)
-        expected, scores = parsed.choose(logits, histories)
-        assert chosen[:, position].tolist() == expected
-        assert np.abs(likely[:, position] - scores).max() < 2e-3
-        for history, token in zip(histories, expected, strict=True):
-            history.append(token)
-    assert 20 < (chosen >= BEGIN).sum() / len(begins) < 80  # both kinds were chosen
-
-
-def test_an_ended_sequence_goes_on_ending_until_all_have(device: Device) -> None:
-    script = np.full((9, N_VOCAB), -4.0)
-    script[[0, 1], [10, 11]] = 4
-    script[2:, EOT] = 4
-    wanted = rules(8, sample_begin=0, timestamp_begin=-1)
-    decoder = Scripted(device, script)
-    chosen, likely = decoder.choose([[1], [2]], wanted)
-    assert chosen.tolist() == [[10, 11, EOT]] * 2  # and stops
-    chosen, likely = decoder.choose([[1], [EOT]], wanted)
-    assert chosen.tolist() == [[10, 11, EOT], [EOT, EOT, EOT]]
-    assert likely[1].tolist() == [0, 0, 0] and (likely[0] < 0).all()
 
 
 def test_rules_that_leave_nothing_are_refused(pair: Pair) -> None:
