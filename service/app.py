@@ -129,7 +129,7 @@ class Engine:
     def prove(self, transcriber: Transcriber) -> Transcription:
         """A first real inference: a second of a soft tone, through the guest, the graphs and back. Raises WispError."""
         tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * np.float32(2 * np.pi * 440 / SAMPLE_RATE))
-        return transcriber.transcribe(audio_of(tone * np.float32(0.1)), Options())
+        return transcriber.transcribe(audio_of(tone * np.float32(0.1)), Options(temperature=(0.0,)))
 
     def _run(self) -> None:
         try:

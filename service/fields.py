@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 
 from service.errors import InvalidValue, ModelNotFound, UnknownField, UnsupportedValue
-from service.formats import FORMATS, STREAMED_FORMATS
+from service.formats import FORMATS, GRANULARITIES, STREAMED_FORMATS
 from service.languages import language_code
-from service.transcriber import Options
+from service.transcriber import TEMPERATURES, Options
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 LISTS = {
@@ -21,7 +21,6 @@ OBJECTS = {"chunking_strategy"}  # name[key] in a form
 NOT_GIVEN = {  # fields of the API for what this server does not do
     "include": "Token log-probabilities are not given by this server.",
     "chunking_strategy": "Audio is cut by Whisper's own windows here; another strategy cannot be chosen.",
-    "keywords": "Biasing words are not supported by Whisper models; use prompt.",
     "languages": "Candidate languages are not supported by Whisper models; use language.",
     "known_speaker_names": "Telling speakers apart is not supported by Whisper models.",
     "known_speaker_references": "Telling speakers apart is not supported by Whisper models.",
@@ -38,6 +37,8 @@ class TranscriptionFields:
         self.prompt: str | None = None
         self.response_format = "json"
         self.temperature = 0.0
+        self.granularities: dict[str, str] = {}  # each with the field's name as it was sent
+        self.keywords: list[str] = []
         self.stream = False
         self._seen: set[str] = set()
         self._setters: dict[str, Callable[[str, str], None]] = {
@@ -47,6 +48,7 @@ class TranscriptionFields:
             "response_format": self._response_format,
             "temperature": self._temperature,
             "timestamp_granularities": self._granularity,
+            "keywords": self._keyword,
             "stream": self._stream,
         }
 
@@ -72,7 +74,18 @@ class TranscriptionFields:
                 f"A stream is of text; with stream=true response_format must be {' or '.join(STREAMED_FORMATS)}.",
                 param="response_format",
             )
-        return Options(language=self.language, prompt=self.prompt, temperature=(self.temperature,))
+        if "word" in self.granularities and self.response_format != "verbose_json":
+            raise UnsupportedValue(
+                "Word timestamps are given in verbose_json only; send that as response_format.",
+                param=self.granularities["word"],
+            )
+        return Options(
+            language=self.language,
+            prompt=self.prompt,
+            temperature=(self.temperature,) if self.temperature else TEMPERATURES,
+            word_timestamps="word" in self.granularities,
+            keywords=tuple(self.keywords),
+        )
 
     def _model(self, name: str, text: str) -> None:
         if not self.is_served(text.strip()):
@@ -103,10 +116,12 @@ class TranscriptionFields:
             raise InvalidValue(f"temperature is '{text}'; it must be a number from 0 to 1.", param=name)
 
     def _granularity(self, name: str, text: str) -> None:
-        if text == "word":
-            raise UnsupportedValue("Word timestamps are not given by this server.", param=name)
-        if text != "segment":
-            raise InvalidValue(f"'{text}' is no granularity; send segment.", param=name)
+        if text not in GRANULARITIES:
+            raise InvalidValue(f"'{text}' is no granularity; send {' or '.join(GRANULARITIES)}.", param=name)
+        self.granularities[text] = name
+
+    def _keyword(self, name: str, text: str) -> None:
+        self.keywords.append(text.strip())
 
     def _stream(self, name: str, text: str) -> None:
         value = BOOLEANS.get(text.strip().lower())

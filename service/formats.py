@@ -3,12 +3,12 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from service.errors import WispError
 from service.languages import language_name
-from service.transcriber import Segment, Transcription
+from service.transcriber import Segment, Transcription, Word
 
 MEDIA_TYPES = {  # text/html is never among them: a transcript is someone else's words
     "json": "application/json",
@@ -20,15 +20,16 @@ MEDIA_TYPES = {  # text/html is never among them: a transcript is someone else's
 FORMATS = tuple(MEDIA_TYPES)
 ARROW = re.compile("-{2,}>")
 STREAMED_FORMATS = ("json", "text")  # the events hold text only
+GRANULARITIES = ("segment", "word")  # what verbose_json can time
 
 
-def render(result: Transcription, response_format: str) -> str:
-    """The response body in one of FORMATS."""
+def render(result: Transcription, response_format: str, granularities: Collection[str] = ()) -> str:
+    """The response body in one of FORMATS; verbose_json times what `granularities` names, segments by default."""
     match response_format:
         case "json":
             return json.dumps({"text": result.text, "usage": usage(result)}, ensure_ascii=False)
         case "verbose_json":
-            return json.dumps(verbose(result), ensure_ascii=False)
+            return json.dumps(verbose(result, granularities), ensure_ascii=False)
         case "text":
             return result.text + "\n"
         case "srt":
@@ -43,14 +44,19 @@ def usage(result: Transcription) -> dict[str, Any]:
     return {"type": "duration", "seconds": math.ceil(result.duration)}
 
 
-def verbose(result: Transcription) -> dict[str, Any]:
-    """OpenAI's verbose_json with segments."""
+def verbose(result: Transcription, granularities: Collection[str] = ()) -> dict[str, Any]:
+    """OpenAI's verbose_json with segments, words or both."""
+    timed: dict[str, Any] = {}
+    if "segment" in granularities or "word" not in granularities:
+        timed["segments"] = [segment_object(segment) for segment in result.segments]
+    if "word" in granularities:
+        timed["words"] = [word_object(word) for segment in result.segments for word in segment.words]
     return {
         "task": "transcribe",
         "language": language_name(result.language),
         "duration": round(result.duration, 3),
         "text": result.text,
-        "segments": [segment_object(segment) for segment in result.segments],
+        **timed,
         "usage": usage(result),
     }
 
@@ -69,6 +75,11 @@ def segment_object(segment: Segment) -> dict[str, Any]:
         "compression_ratio": segment.compression_ratio,
         "no_speech_prob": segment.no_speech_prob,
     }
+
+
+def word_object(word: Word) -> dict[str, Any]:
+    """A word with OpenAI's keys."""
+    return {"word": word.word.strip(), "start": round(word.start, 3), "end": round(word.end, 3)}
 
 
 def timestamp(seconds: float, decimal_mark: str) -> str:

@@ -1,14 +1,12 @@
 """The HTTP routes: parse and refuse early, transcribe without blocking the event loop, answer in OpenAI's shapes."""
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import re
-import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -21,7 +19,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import formats
-from service.audio import Audio, decode
 from service.errors import (
     ClientGone,
     InternalError,
@@ -36,9 +33,10 @@ from service.errors import (
 )
 from service.fields import TranscriptionFields
 from service.forms import OVERHEAD_BYTES, FormReader
+from service.jobs import Job, decode_for, look_at
 from service.model_files import canonical_name
 from service.settings import Settings
-from service.transcriber import Options, Segment, Transcriber, Transcription
+from service.transcriber import Transcriber
 
 log = logging.getLogger("wisp")
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
@@ -65,7 +63,7 @@ class Service:
         """The loaded model's transcriber, waiting for it. Raises NotReady when it failed to load or takes too long."""
         if not self.loaded.done():
             waiting = asyncio.wrap_future(self.loaded)
-            waiting.add_done_callback(_look_at)
+            waiting.add_done_callback(look_at)
             # Not wait_for: that of Python 3.11 may swallow the cancellation of a stopping server.
             await asyncio.wait((waiting,), timeout=LOAD_WAIT_S)
         if not self.loaded.done():
@@ -80,12 +78,6 @@ class Service:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "wisp"}
 
 
-def _look_at(ended: "asyncio.Future[Any]") -> None:
-    """For what may end after nobody waits for it any more: asyncio logs exceptions that were never looked at."""
-    if not ended.cancelled():
-        ended.exception()
-
-
 async def transcriptions(request: Request) -> Response:
     """POST /v1/audio/transcriptions: one file in, its words out, as the form asks."""
     service: Service = request.app.state.service
@@ -98,17 +90,18 @@ async def transcriptions(request: Request) -> Response:
         options = fields.finish()
         if service.loaded.done():  # else the file is decoded while the model loads
             (await service.transcriber()).check(options)
-        audio = await _decode(file, service.settings.max_audio_s, leaving)
+        audio = await decode_for(file, service.settings.max_audio_s, leaving)
         transcriber = await service.transcriber()
-        job = _Job(transcriber, audio, options, file, leaving)
+        job = Job(transcriber, audio, options, file, leaving)
     except BaseException:
         leaving.cancel()
         file.close()
         raise
     if fields.stream:
-        return await job.stream()
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(await job.frames(), media_type="text/event-stream", headers=headers)
     result = await job.result()
-    body = formats.render(result, fields.response_format)
+    body = formats.render(result, fields.response_format, fields.granularities)
     return Response(body, media_type=formats.MEDIA_TYPES[fields.response_format])
 
 
@@ -130,98 +123,6 @@ async def _client_leaves(request: Request) -> None:
     """Ends when the client of a request that is read to its end closes its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _decode(file: BinaryIO, max_seconds: float, leaving: "asyncio.Task[None]") -> Audio:
-    """Decode in another thread, for as long as the client stays. Raises RequestError, ClientGone among them."""
-    decoding = asyncio.create_task(asyncio.to_thread(decode, file, max_seconds=max_seconds))
-    try:
-        await asyncio.wait((decoding, leaving), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        if not decoding.done():
-            decoding.add_done_callback(_look_at)
-            file.close()  # decoding ends at its next read
-    if not decoding.done():
-        raise ClientGone
-    return decoding.result()
-
-
-class _Job:
-    """A transcription in another thread, its events brought into the event loop; withdrawn if the client leaves."""
-
-    def __init__(
-        self,
-        transcriber: Transcriber,
-        audio: Audio,
-        options: Options,
-        file: BinaryIO,
-        leaving: "asyncio.Task[None]",
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self.events: asyncio.Queue[Segment | Future[Transcription]] = asyncio.Queue()
-        self.cancelled = threading.Event()
-
-        def tell(event: "Segment | Future[Transcription]") -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
-                loop.call_soon_threadsafe(self.events.put_nowait, event)
-
-        self.future = transcriber.submit(audio, options, tell, self.cancelled)
-        self.future.add_done_callback(lambda _: file.close())
-        self.future.add_done_callback(tell)
-        self._leaving = leaving
-        leaving.add_done_callback(lambda _: self._withdraw())
-
-    def _withdraw(self) -> None:
-        self.cancelled.set()
-        self.future.cancel()
-
-    def _finish(self) -> None:
-        """Whatever happened, nothing of the job goes on."""
-        self._leaving.cancel()
-        self._withdraw()
-
-    async def result(self) -> Transcription:
-        """The whole transcription. Raises WispError."""
-        try:
-            while True:
-                event = await self.events.get()
-                if isinstance(event, Future):
-                    return _outcome(event)
-        finally:
-            self._finish()
-
-    async def stream(self) -> Response:
-        """Server-sent events from the first segment on. A failure before it is an error response of its own."""
-        try:
-            event = await self.events.get()
-            if isinstance(event, Future):
-                _outcome(event)
-        except BaseException:
-            self._finish()
-            raise
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(self._frames(event), media_type="text/event-stream", headers=headers)
-
-    async def _frames(self, event: "Segment | Future[Transcription]") -> AsyncIterator[bytes]:
-        try:
-            first = True
-            while isinstance(event, Segment):
-                if formats.spoken([event]):
-                    yield formats.delta_event(event, first)
-                    first = False
-                event = await self.events.get()
-            try:
-                yield formats.done_event(_outcome(event))
-            except WispError as error:
-                yield formats.error_event(error)
-        finally:
-            self._finish()
-
-
-def _outcome(future: "Future[Transcription]") -> Transcription:
-    if future.cancelled():
-        raise ClientGone
-    return future.result()
 
 
 async def models(request: Request) -> Response:

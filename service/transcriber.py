@@ -21,6 +21,7 @@ from service.models import Model
 log = logging.getLogger("wisp")
 
 RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # openai/whisper's ladder: the next where a window fails its checks
 FIRST_GUESS_S = 1.0  # how long a job takes, before any has finished: only Retry-After needs it
 LONGEST_RETRY_S = 60
 
@@ -30,16 +31,32 @@ class Options:
     """What a caller may ask for. `language` is Whisper's code or None to detect it.
 
     `temperature` as in openai/whisper: 0 is greedy; of several, the next is tried when a window fails its checks.
+    `keywords` are words to expect: unlike `prompt`, which leads up to the first window, they are put before every one.
     """
 
     language: str | None = None
     prompt: str | None = None
-    temperature: tuple[float, ...] = (0.0,)
+    temperature: tuple[float, ...] = TEMPERATURES
+    word_timestamps: bool = False
+    keywords: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word with the space before it and its punctuation: start, end in seconds; its mean token probability."""
+
+    word: str
+    start: float
+    end: float
+    probability: float
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment as openai/whisper makes it: start, end in seconds, seek in frames of 10 ms, text with its space."""
+    """One segment as openai/whisper makes it: start, end in seconds, seek in frames of 10 ms, text with its space.
+
+    `words` where they were asked for.
+    """
 
     id: int
     seek: int
@@ -51,6 +68,7 @@ class Segment:
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,8 +95,9 @@ class _Events:
     def __call__(self, event: dict[str, Any]) -> None:
         match event.get("event"):
             case "segment":
-                values = {name: event[name] for name in Segment.__dataclass_fields__}
-                segment = Segment(**values | {"tokens": tuple(event["tokens"])})
+                values = {name: event[name] for name in Segment.__dataclass_fields__ if name != "words"}
+                words = tuple(Word(**word) for word in event.get("words", ()))
+                segment = Segment(**values | {"tokens": tuple(event["tokens"]), "words": words})
                 self.segments.append(segment)
                 if self.on_segment is not None:
                     self.on_segment(segment)
@@ -240,6 +259,7 @@ class Transcriber:
     def argument(self, options: Options) -> dict[str, Any]:
         """The guest's argument: the model's constants and openai/whisper's option names."""
         model = self.model
+        prompts = [", ".join(options.keywords), options.prompt or ""]
         return {
             "model": model.name,
             "dims": {name: getattr(model.dims, name) for name in ("n_mels", "n_audio_ctx", "n_vocab", "n_text_ctx")},
@@ -249,7 +269,9 @@ class Transcriber:
                 "task": "transcribe",
                 "language": options.language or model.language,
                 "temperature": list(options.temperature),
-                "initial_prompt": options.prompt or None,
+                "initial_prompt": ". ".join(text for text in prompts if text) or None,
+                "carry_initial_prompt": bool(options.keywords),
+                "word_timestamps": options.word_timestamps,
                 "run_ahead": RUN_AHEAD,
             },
         }

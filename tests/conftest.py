@@ -1,4 +1,4 @@
-"""Where the reference data lies: `../shared` from the project's root, or `$WISP_SHARED`. Tests that need it skip without it."""
+"""Where the reference data lies: `../shared` beside the project, or `$WISP_SHARED`. Tests skip without it."""
 
 import os
 from pathlib import Path

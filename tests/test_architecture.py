@@ -22,6 +22,7 @@ LAYERS = [
     "service.cli",
     "service.app",
     "service.routes",
+    "service.jobs",
     "service.transcriber",
     "service.models",
     "service.graphs",

@@ -4,6 +4,7 @@ import pytest
 
 from service.errors import InvalidValue, ModelNotFound, RequestError, UnknownField, UnsupportedValue
 from service.fields import TranscriptionFields
+from service.transcriber import TEMPERATURES
 
 
 def parse(*fields: tuple[str, str]) -> TranscriptionFields:
@@ -32,6 +33,22 @@ def test_known_fields_are_honoured() -> None:
     options = parsed.finish()
     assert (options.language, options.prompt, options.temperature) == ("en", " Wisp, WGSL", (0.5,))
     assert parsed.response_format == "verbose_json"
+
+
+def test_temperature_0_is_whispers_ladder() -> None:
+    assert parse().finish().temperature == TEMPERATURES == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    assert parse(("temperature", "0")).finish().temperature == TEMPERATURES
+
+
+@pytest.mark.parametrize("name", ["timestamp_granularities[]", "timestamp_granularities"])
+def test_words_are_timed_where_they_are_asked_for(name: str) -> None:
+    assert not parse(("response_format", "verbose_json")).finish().word_timestamps
+    parsed = parse((name, "word"), ("response_format", "verbose_json"))
+    assert parsed.finish().word_timestamps and set(parsed.granularities) == {"word"}
+
+
+def test_keywords_are_all_kept() -> None:
+    assert parse(("keywords[]", "Wisp"), ("keywords[]", " lavapipe ")).finish().keywords == ("Wisp", "lavapipe")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Response bodies: what OpenAI's clients, subtitle players and event readers find in them."""
 
+import dataclasses
 import json
 
 import pytest
 
 from service import formats
-from service.transcriber import Segment, Transcription
+from service.transcriber import Segment, Transcription, Word
 
 
 def segment(number: int, start: float, end: float, text: str) -> Segment:
@@ -48,6 +49,29 @@ def test_verbose_json_has_every_key_openai_requires() -> None:
         assert all(isinstance(item[key], int | float) for key in numbers)
     assert body["segments"][0]["text"] == " Ask not <b>what</b>"
     assert "words" not in body
+
+
+@pytest.mark.parametrize(
+    ("granularities", "keys"),
+    [
+        ((), {"segments"}),
+        (("segment",), {"segments"}),
+        (("word",), {"words"}),
+        (("word", "segment"), {"words", "segments"}),
+    ],
+)
+def test_verbose_json_times_what_was_asked_for(granularities: tuple[str, ...], keys: set[str]) -> None:
+    words = (Word(" Ask", 0.1, 0.30049, 0.9), Word(" not.", 0.3, 0.5, 0.8))
+    result = Transcription(
+        "Ask not.", "en", 1.0, (dataclasses.replace(segment(0, 0.1, 0.5, " Ask not."), words=words),)
+    )
+    body = json.loads(formats.render(result, "verbose_json", granularities))
+    assert {"segments", "words"} & set(body) == keys
+    if "words" in keys:
+        assert body["words"] == [
+            {"word": "Ask", "start": 0.1, "end": 0.3},
+            {"word": "not.", "start": 0.3, "end": 0.5},
+        ]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from service.errors import (
     UnreadableAudio,
     UnsupportedValue,
 )
-from service.transcriber import Options, Segment, Transcriber, Transcription
+from service.transcriber import TEMPERATURES, Options, Segment, Transcriber, Transcription
 from tests import serving, synthetic
 from tests.serving import engine_for, settings_for, tone, tone_audio
 
@@ -39,6 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def transcriber(folder: Path) -> Iterator[Transcriber]:
     with engine_for(settings_for(folder)) as engine:
         yield engine.load()
+
+
+def test_the_guest_is_told_what_was_asked_for(transcriber: Transcriber) -> None:
+    asked = transcriber.argument(Options(prompt="A letter.", keywords=("Wisp", "lavapipe")))["options"]
+    assert (asked["initial_prompt"], asked["carry_initial_prompt"]) == ("Wisp, lavapipe. A letter.", True)
+    plain = transcriber.argument(Options())["options"]
+    assert (plain["initial_prompt"], plain["carry_initial_prompt"], plain["word_timestamps"]) == (None, False, False)
+    assert plain["temperature"] == list(TEMPERATURES)
 
 
 @pytest.fixture
@@ -247,7 +255,7 @@ def test_a_minute_of_speech_gives_openai_whispers_segments(tiny_en: Transcriber,
         samples, rate = soundfile.read(shared / "speech" / name, dtype="float32")
         assert rate == SAMPLE_RATE
         pieces += [samples, np.zeros(int(reference["gap_s"] * SAMPLE_RATE), np.float32)]
-    result = tiny_en.transcribe(audio_of(np.concatenate(pieces)), Options())
+    result = tiny_en.transcribe(audio_of(np.concatenate(pieces)), Options(temperature=(0.0,)))
     assert_same_segments(result.segments, reference["segments"])
     assert result.text == reference["text"].strip()
 
@@ -269,3 +277,15 @@ def test_the_whole_graph_turns_pcm_into_text(transcriber: Transcriber) -> None:
     context.compute()
     assert context.get_output(0).tobytes().decode() == synthetic.SENTENCE
     context.close()
+
+
+def test_words_are_timed_where_they_are_asked_for(tiny_en: Transcriber, shared: Path) -> None:
+    with (shared / "speech" / "jfk.wav").open("rb") as file:
+        result = tiny_en.transcribe(decode(file), Options(temperature=(0.0,), word_timestamps=True))
+    words = [word for segment in result.segments for word in segment.words]
+    assert "".join(word.word for word in words).strip() == result.text
+    assert [(word.word, round(word.start, 2), round(word.end, 2)) for word in words[:2]] == [
+        (" And", 0.0, 0.6),
+        (" so", 0.6, 1.0),
+    ]
+    assert all(0 < word.probability <= 1 for word in words)

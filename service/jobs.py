@@ -1,0 +1,110 @@
+"""A request's work off the event loop: decoding for as long as the client stays, and the job whose events come back."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from typing import Any, BinaryIO
+
+from service import formats
+from service.audio import Audio, decode
+from service.errors import ClientGone, WispError
+from service.transcriber import Options, Segment, Transcriber, Transcription
+
+
+def look_at(ended: "asyncio.Future[Any]") -> None:
+    """For what may end after nobody waits for it any more: asyncio logs exceptions that were never looked at."""
+    if not ended.cancelled():
+        ended.exception()
+
+
+async def decode_for(file: BinaryIO, max_seconds: float, leaving: "asyncio.Task[None]") -> Audio:
+    """Decode in another thread, for as long as the client stays. Raises RequestError, ClientGone among them."""
+    decoding = asyncio.create_task(asyncio.to_thread(decode, file, max_seconds=max_seconds))
+    try:
+        await asyncio.wait((decoding, leaving), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not decoding.done():
+            decoding.add_done_callback(look_at)
+            file.close()  # decoding ends at its next read
+    if not decoding.done():
+        raise ClientGone
+    return decoding.result()
+
+
+class Job:
+    """A transcription in another thread, its events brought into the event loop; withdrawn if the client leaves."""
+
+    def __init__(
+        self,
+        transcriber: Transcriber,
+        audio: Audio,
+        options: Options,
+        file: BinaryIO,
+        leaving: "asyncio.Task[None]",
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.events: asyncio.Queue[Segment | Future[Transcription]] = asyncio.Queue()
+        self.cancelled = threading.Event()
+
+        def tell(event: "Segment | Future[Transcription]") -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
+                loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+        self.future = transcriber.submit(audio, options, tell, self.cancelled)
+        self.future.add_done_callback(lambda _: file.close())
+        self.future.add_done_callback(tell)
+        self._leaving = leaving
+        leaving.add_done_callback(lambda _: self._withdraw())
+
+    def _withdraw(self) -> None:
+        self.cancelled.set()
+        self.future.cancel()
+
+    def _finish(self) -> None:
+        """Whatever happened, nothing of the job goes on."""
+        self._leaving.cancel()
+        self._withdraw()
+
+    async def result(self) -> Transcription:
+        """The whole transcription. Raises WispError."""
+        try:
+            while True:
+                event = await self.events.get()
+                if isinstance(event, Future):
+                    return outcome(event)
+        finally:
+            self._finish()
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        """Server-sent events from the first segment on. Raises WispError for a failure before it."""
+        try:
+            event = await self.events.get()
+            if isinstance(event, Future):
+                outcome(event)
+        except BaseException:
+            self._finish()
+            raise
+        return self._frames(event)
+
+    async def _frames(self, event: "Segment | Future[Transcription]") -> AsyncIterator[bytes]:
+        try:
+            first = True
+            while isinstance(event, Segment):
+                if formats.spoken([event]):
+                    yield formats.delta_event(event, first)
+                    first = False
+                event = await self.events.get()
+            try:
+                yield formats.done_event(outcome(event))
+            except WispError as error:
+                yield formats.error_event(error)
+        finally:
+            self._finish()
+
+
+def outcome(future: "Future[Transcription]") -> Transcription:
+    if future.cancelled():
+        raise ClientGone
+    return future.result()
