@@ -15,7 +15,8 @@ from kernels.checkpoint import Checkpoint
 from kernels.cross_memory import CrossMemory
 from kernels.decoder_context import DecoderContext
 from kernels.decoder_kernels import Tiling
-from kernels.decoder_program import DecoderPool, DecoderProgram
+from kernels.decoder_pool import DecoderPool
+from kernels.decoder_program import DecoderProgram
 from kernels.device import Device
 
 

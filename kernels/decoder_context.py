@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kernels.cross_memory import CrossMemory
 from kernels.decoder_memory import DecoderBuffers
-from kernels.decoder_program import DecoderPool
+from kernels.decoder_pool import DecoderPool
 from kernels.decoder_state import MAX_ROWS, Row, mask_words, state_words
 from kernels.recording import Dispatch, Recording, View
 from kernels.rules import Rules

@@ -1,6 +1,5 @@
-"""The decoder's launches: which kernel runs over what buffers, in what order; and the buffers contexts share."""
+"""The decoder's launches: which kernel runs over what buffers, in what order."""
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,6 @@ from kernels.decoder_memory import DecoderBuffers, DecoderWeights
 from kernels.decoder_source_parts import SUBGROUP
 from kernels.device import Device, DeviceError
 from kernels.recording import Binding, Dispatch, Pipeline, Recording, View
-
-IDLE_SETS = 4  # buffer sets of each capacity kept for the next contexts
 
 
 class _Groups:
@@ -106,38 +103,3 @@ class DecoderProgram:
 
 def _dispatches(recording: Recording) -> list[Dispatch]:
     return [step for step in recording.steps if isinstance(step, Dispatch)]
-
-
-class DecoderPool:
-    """Buffer sets that contexts take and give back, so that the next request allocates nothing. Thread-safe."""
-
-    def __init__(self, program: "DecoderProgram") -> None:
-        self.program = program
-        self._idle: dict[int, list[DecoderBuffers]] = {}
-        self._closed = False
-        self._lock = threading.Lock()
-
-    def take(self, n_sequences: int) -> DecoderBuffers:
-        """Buffers for at least that many sequences."""
-        capacity = 1 << (n_sequences - 1).bit_length()
-        with self._lock:
-            if self._idle.get(capacity):
-                return self._idle[capacity].pop()
-        return self.program.buffers(capacity)
-
-    def give(self, buffers: DecoderBuffers) -> None:
-        """Keep them for the next context, or free them if enough are kept."""
-        with self._lock:
-            idle = self._idle.setdefault(buffers.capacity, [])
-            if not self._closed and len(idle) < IDLE_SETS:
-                idle.append(buffers)
-                return
-        buffers.close()
-
-    def close(self) -> None:
-        """Free the idle ones. Idempotent."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, {}
-        for buffers in (item for items in idle.values() for item in items):
-            buffers.close()

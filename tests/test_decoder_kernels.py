@@ -7,6 +7,9 @@ import pytest
 
 from kernels.checkpoint import Dimensions
 from kernels.decoder import DecoderGraph
+from kernels.decoder_memory import DecoderBuffers
+from kernels.decoder_pool import DecoderPool
+from kernels.decoder_program import DecoderProgram
 from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.device import Device, DeviceError, open_device
 from tests.decoding import (
@@ -116,3 +119,24 @@ def test_heads_the_kernels_are_not_for_are_the_devices_error(device: Device) -> 
         DecoderGraph(
             device, random_checkpoint(Dimensions(8, 8, 64, 1, 1, N_VOCAB, 8, 64, 16, 1)), lambda context: context
         )
+
+
+def test_idle_buffers_are_reused_and_do_not_add_up(device: Device) -> None:
+    program = DecoderProgram(device, random_checkpoint(SMALL))
+    pool = DecoderPool(program)
+    sets = [pool.take(n) for n in (5, 8, 16, 1, 1, 3)]
+    for buffers in sets:
+        pool.give(buffers)
+
+    def is_kept(buffers: DecoderBuffers) -> bool:
+        try:
+            return buffers.x.handle is not None
+        except ValueError:
+            return False
+
+    assert [is_kept(buffers) for buffers in sets] == [False, False, False, True, True, True]
+    assert pool.take(4) is sets[5] and pool.take(1) is sets[4]
+    pool.close()
+    pool.give(sets[5])
+    assert not is_kept(sets[5]) and not is_kept(sets[3])
+    program.close()
