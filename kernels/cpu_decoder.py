@@ -57,6 +57,8 @@ class DecoderContext:
 
     def set_input(self, index: int, tensor: NDArray[Any]) -> None:
         """Sets audio (0), tokens (1), origins (2) or rules (3). Raises ValueError for what the model cannot take."""
+        if self._weights is None:
+            raise ValueError("this decoder context is closed")
         dims = self._dims
         if index == 3:
             self._rules = Rules.parse(tensor, dims.n_vocab)

@@ -33,7 +33,9 @@ class EncoderContext:
         self.encoded: Encoded | None = None
 
     def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        """Sets the log-mel window. Raises ValueError for another index, dtype, shape, or a value that is not finite."""
+        """Sets the log-mel window. Raises ValueError for another index, dtype, shape, NaN or ∞, or after close()."""
+        if self._weights is None:
+            raise ValueError("this encoder context is closed")
         shape = (1, self._dims.n_mels, 2 * self._dims.n_audio_ctx)
         if index != 0:
             raise ValueError(f"the encoder has no input {index}")

@@ -81,7 +81,9 @@ class EncoderContext:
         self._closed = False
 
     def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        """The log-mel window. Raises ValueError for another index, type, shape, or a value that is not finite."""
+        """The log-mel window. Raises ValueError for another index, type, shape, NaN or ∞, or after close()."""
+        if self._closed:
+            raise ValueError("this encoder context is closed")
         dims = self.graph.dims
         shape = (1, dims.n_mels, 2 * dims.n_audio_ctx)
         if index != 0:

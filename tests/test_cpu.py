@@ -87,9 +87,12 @@ def test_closed_contexts_and_models_refuse(model: CpuModel, mel: Any) -> None:
     decoder.close()
     with pytest.raises(ValueError, match="nothing is computed"):
         decoder.get_output(0)
-    decoder.set_input(1, ints([9]))
     with pytest.raises(ValueError, match="closed"):
         decoder.compute()
+    encoder.close()
+    for context, index in ((encoder, 0), (decoder, 0), (decoder, 1), (decoder, 3)):
+        with pytest.raises(ValueError, match="context is closed"):
+            context.set_input(index, mel)
     closed = CpuModel(CHECKPOINT)
     closed.close()
     closed.close()

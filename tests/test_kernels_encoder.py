@@ -1,25 +1,18 @@
-"""The encoder's kernels against NumPy in float64, in both tilings, and the whole encoder against the CPU target."""
+"""The encoder's kernels against NumPy in float64, in both tilings."""
 
 import math
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernels import check
-from kernels.checkpoint import Checkpoint, Dimensions, load_checkpoint
-from kernels.cpu import CpuModel
 from kernels.device import Device, list_adapters, open_device
-from kernels.encoder import EncoderContext, EncoderGraph
 from kernels.encoder_program import Tiling, choose_tiling, pack, pack_vector, padded
-from kernels.formats_common import expected_shapes
 from kernels.recording import Buffer, Recording
 from tests.conftest import ROOT
 
@@ -178,189 +171,6 @@ def test_attention(device: Device, tiling: Tiling, rows: int, heads: int, spread
     assert_close(device.read(out).reshape(wanted.shape), wanted, F32)
 
 
-def checkpoint(**changed: int) -> Checkpoint:
-    """A small Whisper of random weights that f16 holds exactly."""
-    names = Dimensions.__dataclass_fields__
-    base = dict(zip(names, (80, 50, 128, 2, 2, 300, 16, 128, 2, 3), strict=True))
-    dims = Dimensions(**base | changed)
-    arrays = {}
-    for seed, (name, shape) in enumerate(expected_shapes(dims).items()):
-        scale = 1 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.1
-        arrays[name] = (random(seed, *shape) * scale + name.endswith(("ln.weight", "ln_post.weight"))).astype(
-            np.float16
-        )
-    return Checkpoint(dims, arrays, "{}", (), False)
-
-
-def mel_for(dims: Dimensions, seed: int) -> NDArray[np.float32]:
-    return (random(seed, 1, dims.n_mels, 2 * dims.n_audio_ctx) * 0.5).astype(np.float32)
-
-
-def cross_of(graph: EncoderGraph, context: EncoderContext) -> Array:
-    """(n_text_layer, 2, n_audio_ctx, n_text_state): keys and values as a decoder reads them."""
-    dims, device = graph.dims, graph.device
-    layers = []
-    for keys, values in graph.cross_of(context).layers:
-        k = device.read(keys, np.float16).reshape(dims.n_text_state // 8, dims.n_audio_ctx, 8).transpose(1, 0, 2)
-        layers.append([k.reshape(dims.n_audio_ctx, -1), device.read(values, np.float16).reshape(dims.n_audio_ctx, -1)])
-    return np.array(layers, np.float64)
-
-
-def assert_encodes_as_numpy(graph: EncoderGraph, model: Checkpoint, mel: NDArray[np.float32]) -> None:
-    context = graph.init_execution_context({})
-    context.set_input(0, mel)
-    context.compute()
-    cpu = CpuModel(model)
-    oracle = cpu.encoder.init_execution_context({})
-    oracle.set_input(0, mel)
-    oracle.compute()
-    assert_close(context.get_output(0), oracle.get_output(0), F16)
-    assert oracle.encoded is not None
-    dims, heads = model.dims, oracle.encoded.cross.transpose(0, 1, 3, 2, 4)
-    assert_close(cross_of(graph, context), heads.reshape(dims.n_text_layer, 2, dims.n_audio_ctx, -1), 2 * F16)
-    context.close()
-    cpu.close()
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {},
-        {
-            "n_mels": 128,
-            "n_audio_ctx": 75,
-            "n_audio_state": 192,
-            "n_text_state": 192,
-            "n_audio_head": 3,
-            "n_text_head": 3,
-        },
-        {"n_mels": 5, "n_audio_ctx": 1, "n_audio_layer": 1, "n_text_layer": 1},
-        {"n_audio_ctx": 37, "n_audio_head": 4, "n_text_head": 4, "n_audio_layer": 1},
-    ],
-    ids=["plain", "128 mels, 3 heads", "one position", "narrow heads"],
-)
-def test_encoder_of_any_dims(device: Device, tiling: Tiling, changed: dict[str, int]) -> None:
-    model = checkpoint(**changed)
-    graph = EncoderGraph(device, model, tiling)
-    assert_encodes_as_numpy(graph, model, mel_for(model.dims, 0))
-    graph.close()
-
-
-def test_cross_memory_over_the_binding_limit_is_split(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = checkpoint()
-    whole = EncoderGraph(device, model)
-    monkeypatch.setattr(device, "max_binding", 70_000)
-    split = EncoderGraph(device, model)
-    assert split.program.n_dispatches > whole.program.n_dispatches
-    assert_encodes_as_numpy(split, model, mel_for(model.dims, 0))
-    split.close()
-    whole.close()
-
-
-def test_a_held_result_outlives_its_context_and_the_next_window(device: Device) -> None:
-    model = checkpoint()
-    graph = EncoderGraph(device, model)
-    context = graph.init_execution_context({})
-    context.set_input(0, mel_for(model.dims, 0))
-    context.compute()
-    first = cross_of(graph, context)
-    held = graph.cross_of(context).hold()
-    context.set_input(0, mel_for(model.dims, 1))
-    context.compute()
-    assert not np.array_equal(cross_of(graph, context), first)
-    context.close()
-    context.close()
-    keys = device.read(held.layers[0][0], np.float16).reshape(16, -1, 8).transpose(1, 0, 2)
-    assert np.array_equal(keys.reshape(-1, 128), first[0, 0])
-    held.release()
-    again = graph.init_execution_context({})
-    again.set_input(0, mel_for(model.dims, 0))
-    again.compute()
-    assert np.array_equal(cross_of(graph, again), first)
-    again.close()
-    graph.close()
-
-
-def test_only_the_devices_thread_uses_the_device(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = EncoderGraph(device, checkpoint(n_audio_layer=1))
-    used: set[int] = set()
-
-    def noted(name: str) -> None:
-        method = getattr(device, name)
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            used.add(threading.get_ident())
-            return method(*arguments, **named)
-
-        monkeypatch.setattr(device, name, call)
-
-    for name in ("buffer", "write", "bind_group", "submit"):
-        noted(name)
-    context = graph.init_execution_context({})
-    context.set_input(0, mel_for(graph.dims, 0))
-    context.compute()
-    context.get_output(0)
-    context.close()
-    graph.close()
-    assert used == {device.run(threading.get_ident)}
-
-
-def test_misuse_of_a_context_is_told(device: Device) -> None:
-    model = checkpoint()
-    graph, other = EncoderGraph(device, model), EncoderGraph(device, model)
-    context = graph.init_execution_context({})
-    mel = mel_for(model.dims, 0)
-    with pytest.raises(ValueError, match="mel is not set"):
-        context.compute()
-    with pytest.raises(ValueError, match="nothing is computed"):
-        context.get_output(0)
-    with pytest.raises(ValueError, match="not computed"):
-        graph.cross_of(context)
-    with pytest.raises(ValueError, match="no input 1"):
-        context.set_input(1, mel)
-    with pytest.raises(ValueError, match=r"mel must be f32 \[1, 80, 100\]"):
-        context.set_input(0, mel[:, :, 1:])
-    with pytest.raises(ValueError, match="not finite"):
-        context.set_input(0, np.where(mel > 1, np.float32(np.nan), mel))
-    with pytest.raises(ValueError, match="not an encoder context of this model"):
-        other.cross_of(context)
-    context.set_input(0, mel)
-    context.compute()
-    with pytest.raises(ValueError, match="no output 1"):
-        context.get_output(1)
-    context.close()
-    with pytest.raises(ValueError, match="closed"):
-        context.compute()
-    graph.close()
-    graph.close()
-    other.close()
-
-
-def test_tiny_en_in_at_most_26_launches(device: Device, shared: Path) -> None:
-    model = load_checkpoint(shared / "models" / "tiny_en")
-    graph = EncoderGraph(device, model)
-    assert graph.program.n_dispatches <= 26
-    with np.load(shared / "expected" / "features-jfk.npz") as features:
-        mel = features[features.files[0]].astype(np.float32)
-    window = np.zeros((1, 80, 3000), np.float32)
-    window[0, :, : mel.shape[1]] = mel[:, :3000]
-    assert_encodes_as_numpy(graph, model, window)
-    graph.close()
-
-
-def test_every_kernel_is_valid_documented_and_up_to_date(device: Device) -> None:
-    assert check.problems(device) == []
-
-
-def test_a_kernel_without_its_head_is_reported() -> None:
-    source = "// y = 2x\n//   x  (n,) f32  in\n@group(0) @binding(0) var<storage, read> x: array<f32>;\n"
-    source += "@group(0) @binding(1) var<storage, read_write> y: array<f32>;\n"
-    assert check.head_problems(source) == [
-        "its head does not end with the dispatch size",
-        "its head has no line for the binding y",
-    ]
-
-
 @pytest.mark.parametrize("width", ["128", "256"])
 def test_other_subgroup_sizes(width: str, device: Device) -> None:
     """The same tests where lavapipe's subgroups have 4 and 8 lanes; the environment decides that once a process."""
@@ -368,7 +178,8 @@ def test_other_subgroup_sizes(width: str, device: Device) -> None:
         pytest.skip("this is the size already tested here")
     if "llvmpipe" not in device.info.name:
         pytest.skip(f"{device.info.name} is tested here, whose subgroups have one size")
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "subgroup and not other", __file__]
+    files = [__file__, "tests/test_encoder.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "subgroup and not other", *files]
     environment = os.environ | {"LP_NATIVE_VECTOR_WIDTH": width}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

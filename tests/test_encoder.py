@@ -1,0 +1,221 @@
+"""The encoder graph on a WebGPU device: any dims, against the CPU target; its result, its memory, its misuse."""
+
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels.checkpoint import Checkpoint, Dimensions, load_checkpoint
+from kernels.cpu import CpuModel
+from kernels.device import Device, list_adapters, open_device
+from kernels.encoder import EncoderContext, EncoderGraph
+from kernels.encoder_program import Tiling, choose_tiling
+from kernels.formats_common import expected_shapes
+
+Array = NDArray[Any]
+F16 = 2e-3  # how far f16 activations may take a result from float32's, relative to the largest value
+TILINGS: list[Tiling] = ["subgroup", "tile"]
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[Device]:
+    if not list_adapters():
+        pytest.skip("no WebGPU adapter on this machine")
+    opened = open_device()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=TILINGS)
+def tiling(request: pytest.FixtureRequest, device: Device) -> Tiling:
+    if request.param == "subgroup" and choose_tiling(device) != "subgroup":
+        pytest.skip(f"{device.info.name} has no use for those kernels")
+    chosen: Tiling = request.param
+    return chosen
+
+
+def random(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def assert_close(got: Array, wanted: Array, tolerance: float) -> None:
+    assert got.shape == wanted.shape
+    error = np.abs(got - wanted).max() / np.abs(wanted).max()
+    assert error <= tolerance, f"{error:.2e} of the largest value"
+
+
+def checkpoint(**changed: int) -> Checkpoint:
+    """A small Whisper of random weights that f16 holds exactly."""
+    names = Dimensions.__dataclass_fields__
+    base = dict(zip(names, (80, 50, 128, 2, 2, 300, 16, 128, 2, 3), strict=True))
+    dims = Dimensions(**base | changed)
+    arrays = {}
+    for seed, (name, shape) in enumerate(expected_shapes(dims).items()):
+        scale = 1 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.1
+        arrays[name] = (random(seed, *shape) * scale + name.endswith(("ln.weight", "ln_post.weight"))).astype(
+            np.float16
+        )
+    return Checkpoint(dims, arrays, "{}", (), False)
+
+
+def mel_for(dims: Dimensions, seed: int) -> NDArray[np.float32]:
+    return (random(seed, 1, dims.n_mels, 2 * dims.n_audio_ctx) * 0.5).astype(np.float32)
+
+
+def cross_of(graph: EncoderGraph, context: EncoderContext) -> Array:
+    """(n_text_layer, 2, n_audio_ctx, n_text_state): keys and values as a decoder reads them."""
+    dims, device = graph.dims, graph.device
+    layers = []
+    for keys, values in graph.cross_of(context).layers:
+        k = device.read(keys, np.float16).reshape(dims.n_text_state // 8, dims.n_audio_ctx, 8).transpose(1, 0, 2)
+        layers.append([k.reshape(dims.n_audio_ctx, -1), device.read(values, np.float16).reshape(dims.n_audio_ctx, -1)])
+    return np.array(layers, np.float64)
+
+
+def assert_encodes_as_numpy(graph: EncoderGraph, model: Checkpoint, mel: NDArray[np.float32]) -> None:
+    context = graph.init_execution_context({})
+    context.set_input(0, mel)
+    context.compute()
+    cpu = CpuModel(model)
+    oracle = cpu.encoder.init_execution_context({})
+    oracle.set_input(0, mel)
+    oracle.compute()
+    assert_close(context.get_output(0), oracle.get_output(0), F16)
+    assert oracle.encoded is not None
+    dims, heads = model.dims, oracle.encoded.cross.transpose(0, 1, 3, 2, 4)
+    assert_close(cross_of(graph, context), heads.reshape(dims.n_text_layer, 2, dims.n_audio_ctx, -1), 2 * F16)
+    context.close()
+    cpu.close()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {
+            "n_mels": 128,
+            "n_audio_ctx": 75,
+            "n_audio_state": 192,
+            "n_text_state": 192,
+            "n_audio_head": 3,
+            "n_text_head": 3,
+        },
+        {"n_mels": 5, "n_audio_ctx": 1, "n_audio_layer": 1, "n_text_layer": 1},
+        {"n_audio_ctx": 37, "n_audio_head": 4, "n_text_head": 4, "n_audio_layer": 1},
+    ],
+    ids=["plain", "128 mels, 3 heads", "one position", "narrow heads"],
+)
+def test_encoder_of_any_dims(device: Device, tiling: Tiling, changed: dict[str, int]) -> None:
+    model = checkpoint(**changed)
+    graph = EncoderGraph(device, model, tiling)
+    assert_encodes_as_numpy(graph, model, mel_for(model.dims, 0))
+    graph.close()
+
+
+def test_cross_memory_over_the_binding_limit_is_split(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = checkpoint()
+    whole = EncoderGraph(device, model)
+    monkeypatch.setattr(device, "max_binding", 70_000)
+    split = EncoderGraph(device, model)
+    assert split.program.n_dispatches > whole.program.n_dispatches
+    assert_encodes_as_numpy(split, model, mel_for(model.dims, 0))
+    split.close()
+    whole.close()
+
+
+def test_a_held_result_outlives_its_context_and_the_next_window(device: Device) -> None:
+    model = checkpoint()
+    graph = EncoderGraph(device, model)
+    context = graph.init_execution_context({})
+    context.set_input(0, mel_for(model.dims, 0))
+    context.compute()
+    first = cross_of(graph, context)
+    held = graph.cross_of(context).hold()
+    context.set_input(0, mel_for(model.dims, 1))
+    context.compute()
+    assert not np.array_equal(cross_of(graph, context), first)
+    context.close()
+    context.close()
+    keys = device.read(held.layers[0][0], np.float16).reshape(16, -1, 8).transpose(1, 0, 2)
+    assert np.array_equal(keys.reshape(-1, 128), first[0, 0])
+    held.release()
+    again = graph.init_execution_context({})
+    again.set_input(0, mel_for(model.dims, 0))
+    again.compute()
+    assert np.array_equal(cross_of(graph, again), first)
+    again.close()
+    graph.close()
+
+
+def test_only_the_devices_thread_uses_the_device(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = EncoderGraph(device, checkpoint(n_audio_layer=1))
+    used: set[int] = set()
+
+    def noted(name: str) -> None:
+        method = getattr(device, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            used.add(threading.get_ident())
+            return method(*arguments, **named)
+
+        monkeypatch.setattr(device, name, call)
+
+    for name in ("buffer", "write", "bind_group", "submit"):
+        noted(name)
+    context = graph.init_execution_context({})
+    context.set_input(0, mel_for(graph.dims, 0))
+    context.compute()
+    context.get_output(0)
+    context.close()
+    graph.close()
+    assert used == {device.run(threading.get_ident)}
+
+
+def test_misuse_of_a_context_is_told(device: Device) -> None:
+    model = checkpoint()
+    graph, other = EncoderGraph(device, model), EncoderGraph(device, model)
+    context = graph.init_execution_context({})
+    mel = mel_for(model.dims, 0)
+    with pytest.raises(ValueError, match="mel is not set"):
+        context.compute()
+    with pytest.raises(ValueError, match="nothing is computed"):
+        context.get_output(0)
+    with pytest.raises(ValueError, match="not computed"):
+        graph.cross_of(context)
+    with pytest.raises(ValueError, match="no input 1"):
+        context.set_input(1, mel)
+    with pytest.raises(ValueError, match=r"mel must be f32 \[1, 80, 100\]"):
+        context.set_input(0, mel[:, :, 1:])
+    with pytest.raises(ValueError, match="not finite"):
+        context.set_input(0, np.where(mel > 1, np.float32(np.nan), mel))
+    with pytest.raises(ValueError, match="not an encoder context of this model"):
+        other.cross_of(context)
+    context.set_input(0, mel)
+    context.compute()
+    with pytest.raises(ValueError, match="no output 1"):
+        context.get_output(1)
+    context.close()
+    with pytest.raises(ValueError, match="closed"):
+        context.compute()
+    with pytest.raises(ValueError, match="closed"):
+        context.set_input(0, mel)
+    graph.close()
+    graph.close()
+    other.close()
+
+
+def test_tiny_en_in_at_most_26_launches(device: Device, shared: Path) -> None:
+    model = load_checkpoint(shared / "models" / "tiny_en")
+    graph = EncoderGraph(device, model)
+    assert graph.program.n_dispatches <= 26
+    with np.load(shared / "expected" / "features-jfk.npz") as features:
+        mel = features[features.files[0]].astype(np.float32)
+    window = np.zeros((1, 80, 3000), np.float32)
+    window[0, :, : mel.shape[1]] = mel[:, :3000]
+    assert_encodes_as_numpy(graph, model, window)
+    graph.close()
