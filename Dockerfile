@@ -134,8 +134,8 @@ FROM base AS gpu
 COPY --from=vulkan /root/ /
 COPY --from=packages /gpu/ /usr/local/lib/python3.11/dist-packages/
 COPY --from=checked /gpu-bill/ /usr/share/wisp/
-# What the NVIDIA container toolkit brings in: Vulkan is among `graphics`.
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=graphics,compute,utility
+# What the NVIDIA container toolkit brings in (Vulkan is among `graphics`), and where Mesa may keep compiled kernels.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=graphics,compute,utility MESA_SHADER_CACHE_DIR=/tmp
 
 FROM base AS cpu
 COPY --from=checked /cpu-bill/ /usr/share/wisp/
