@@ -130,7 +130,7 @@ def _checked(weights: Path, stored: Stored) -> dict[str, NDArray[Any]]:
 
 def _alignment_heads(path: Path, listed: object, dims: Dimensions) -> tuple[tuple[int, int], ...]:
     """Heads whose cross-attention follows the audio: as listed, else the upper half of the layers (as `model.py`)."""
-    if listed is None:
+    if listed is None or listed == []:
         return tuple(
             (layer, head)
             for layer in range(dims.n_text_layer // 2, dims.n_text_layer)

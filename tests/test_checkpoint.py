@@ -96,6 +96,8 @@ def test_generation_config_tells_heads_and_languages(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text('{"alignment_heads": [[0, 1], [1, 0]], "is_multilingual": true}')
     checkpoint = load_checkpoint(folder)
     assert checkpoint.alignment_heads == ((0, 1), (1, 0)) and checkpoint.is_multilingual
+    (folder / "generation_config.json").write_text('{"alignment_heads": []}')
+    assert load_checkpoint(folder).alignment_heads == ((1, 0), (1, 1))  # as if it did not say
     (folder / "generation_config.json").write_text('{"alignment_heads": [[2, 0]]}')
     with pytest.raises(CheckpointError, match=r"generation_config\.json: alignment head \[2, 0\]"):
         load_checkpoint(folder)
