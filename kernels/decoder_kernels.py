@@ -37,7 +37,7 @@ class Tiling:
         if device.info.is_software and device.has_subgroups:
             lanes = device.subgroup_size
             return cls(SUBGROUP, lanes, lanes, 16, 128 // lanes, lanes, 1, 2)
-        return cls(WORKGROUP, 64, 256, 1024, 4, 64, 24, 16)
+        return HARDWARE
 
     @property
     def per_tile(self) -> int:
@@ -50,6 +50,9 @@ class Tiling:
 
     def constants(self) -> dict[str, float]:
         return {"LANES": self.lanes} if self.kind == SUBGROUP else {"LANES": self.lanes, "WORKGROUP": self.workgroup}
+
+
+HARDWARE = Tiling(WORKGROUP, 64, 256, 1024, 4, 64, 24, 16)
 
 
 class Part(NamedTuple):

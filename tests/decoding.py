@@ -11,7 +11,7 @@ from kernels.checkpoint import Checkpoint, Dimensions
 from kernels.cpu import CpuModel
 from kernels.cross_memory import CrossMemory
 from kernels.decoder import DecoderGraph
-from kernels.decoder_kernels import Tiling
+from kernels.decoder_kernels import HARDWARE, Tiling
 from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.device import Device
 from kernels.formats_common import expected_shapes
@@ -130,7 +130,9 @@ SMALL = Dimensions(8, 37, 64, 1, 1, N_VOCAB, 45, 64, 2, 2)
 
 
 def small_tiling(device: Device, kind: str) -> Tiling:
-    """Several splits and tiles, for SMALL's sizes. Skips where the device has no use for that kind."""
+    """Several splits and tiles, for SMALL's sizes; or hardware's own tiling. Skips where the device has no use for it."""
+    if kind == "hardware":
+        return HARDWARE
     if kind == WORKGROUP:
         return Tiling(WORKGROUP, 16, 64, 4, 2, 64, 3, 16)
     if Tiling.of(device).kind != SUBGROUP:

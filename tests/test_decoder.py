@@ -48,7 +48,7 @@ def device() -> Iterator[Device]:
     opened.close()
 
 
-@pytest.fixture(scope="module", params=[SUBGROUP, WORKGROUP])
+@pytest.fixture(scope="module", params=[SUBGROUP, WORKGROUP, "hardware"])
 def pair(request: pytest.FixtureRequest, device: Device) -> Iterator[Pair]:
     made = Pair(device, SMALL, small_tiling(device, request.param))
     yield made
@@ -66,6 +66,7 @@ def test_logits_are_the_cpu_targets_through_prompts_beams_and_reordering(pair: P
         (rng.integers(0, N_VOCAB, (3, 1)), [2, 2, 4]),
         (rng.integers(0, N_VOCAB, (8, 1)), [0, 1, 2, 0, 1, 2, 0, 1]),
         (rng.integers(0, N_VOCAB, (8, 2)), [7, 6, 5, 4, 3, 2, 1, 0]),
+        (rng.integers(0, N_VOCAB, (16, 2)), list(range(8)) * 2),  # as many as there may be
     ]
     for new, origins in script:
         found, expected = (step(context, *new.tolist(), origins=origins).get_output(LOGITS) for context in both)
