@@ -130,7 +130,7 @@ SMALL = Dimensions(8, 37, 64, 1, 1, N_VOCAB, 45, 64, 2, 2)
 
 
 def small_tiling(device: Device, kind: str) -> Tiling:
-    """Several splits and tiles, for SMALL's sizes; or hardware's own tiling. Skips where the device has no use for it."""
+    """Several splits and tiles, or hardware's own tiling. Skips what the device has no use for."""
     if kind == "hardware":
         return HARDWARE
     if kind == WORKGROUP:
