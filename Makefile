@@ -84,6 +84,11 @@ image-test:
 image-size:
 	$(PYTHON) deploy/image/size.py localhost/wisp:$(TARGET)
 
+# Compare compose.yaml and the Kubernetes manifests with their schemas
+.PHONY: deploy-check
+deploy-check:
+	PYTHON=$(PYTHON) deploy/check.sh
+
 # Lock the newest wheels that pyproject.toml allows, with hashes, for the image
 .PHONY: requirements
 requirements:
