@@ -304,8 +304,7 @@ class Device:
         with self._lock:
             if self._staging.get(capacity):
                 return capacity, self._staging[capacity].pop()
-        usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ
-        return capacity, self.handle.create_buffer(size=capacity, usage=usage)
+        return capacity, self.handle.create_buffer(size=capacity, usage="COPY_DST|MAP_READ")
 
     def give_staging(self, capacity: int, staging: Any) -> None:
         """Keep a staging buffer for the next read of its size."""
