@@ -2,7 +2,7 @@
 #   docker build --target cpu -t wisp:cpu .     the small one (default)
 #   docker build --target gpu -t wisp:gpu .     with Vulkan: AMD, Intel; NVIDIA through its container toolkit
 # MODEL=embedded takes the model of this tree; tiny.en is fetched from MODEL_URL, each file checked:
-#   --build-arg MODEL=tiny.en --build-arg MODEL_URL=… --build-arg MODEL_SHA256="config.json:… model.safetensors:… tokenizer.json:… …"
+#   --build-arg MODEL=tiny.en --build-arg MODEL_URL=… --build-arg MODEL_SHA256=config.json:…,model.safetensors:…,…
 # BASE may be any Debian 12; only the stages that build use it.
 ARG BASE=debian:bookworm-slim
 ARG MODEL=embedded
@@ -84,7 +84,7 @@ RUN if [ "$MODEL" = embedded ]; then \
         mkdir -p /model/usr/local/lib/python3.11/dist-packages/assets \
         && cp -r /assets/embedded /model/usr/local/lib/python3.11/dist-packages/assets/; \
     else \
-        python3 /build/fetch_model.py "$MODEL_URL" "/model/models/$MODEL" $MODEL_SHA256; \
+        python3 /build/fetch_model.py "$MODEL_URL" "/model/models/$MODEL" "$MODEL_SHA256"; \
     fi \
     && find /model -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 

@@ -55,13 +55,15 @@ def test_nobody_listening_is_unhealthy() -> None:
 
 def test_a_fetched_model_is_the_one_that_its_sums_say(port: int, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{port}/"
-    fetch_model(url, tmp_path / "tiny.en", [f"model.bin:{hashlib.sha256(b'weights').hexdigest()}"])
+    sums = f"model.bin:{hashlib.sha256(b'weights').hexdigest()},readyz:{hashlib.sha256(b'ready').hexdigest()}"
+    fetch_model(url, tmp_path / "tiny.en", sums)
     assert (tmp_path / "tiny.en/model.bin").read_bytes() == b"weights"
+    assert (tmp_path / "tiny.en/readyz").read_bytes() == b"ready"
     with pytest.raises(ValueError, match=r"model\.bin has the SHA-256"):
-        fetch_model(url, tmp_path / "other", [f"model.bin:{'0' * 64}"])
+        fetch_model(url, tmp_path / "other", f"model.bin:{'0' * 64}")
     assert not list((tmp_path / "other").iterdir())
     with pytest.raises(ValueError, match="MODEL_URL"):
-        fetch_model("", tmp_path / "none", [])
+        fetch_model("", tmp_path / "none", "")
 
 
 def test_the_server_takes_the_guest_that_the_image_compiled(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Fetches a model's files and checks each one's SHA-256: how an image comes by a model that is not the embedded one.
 
-usage: fetch_model.py URL FOLDER NAME:SHA256…    each file is fetched from URL/NAME
+usage: fetch_model.py URL FOLDER NAME:SHA256,…    each file is fetched from URL/NAME; spaces separate them too
 """
 
 import hashlib
@@ -23,8 +23,9 @@ def fetch(url: str, digest: str, target: Path) -> None:
         raise ValueError(f"{url} has the SHA-256 {found.hexdigest()}, not {digest}")
 
 
-def fetch_model(base: str, folder: Path, files: list[str]) -> None:
-    """Download every NAME:SHA256 into `folder`. Raises ValueError or OSError."""
+def fetch_model(base: str, folder: Path, sums: str) -> None:
+    """Download every NAME:SHA256 of `sums` into `folder`. Raises ValueError or OSError."""
+    files = sums.replace(",", " ").split()
     if not base or not files:
         raise ValueError("a model to fetch needs the build arguments MODEL_URL and MODEL_SHA256")
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,6 +36,6 @@ def fetch_model(base: str, folder: Path, files: list[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        fetch_model(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+        fetch_model(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
     except (OSError, ValueError) as error:
         sys.exit(f"fetch_model: {error}")
