@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SHARED := $(or $(WISP_SHARED),../shared)
+MODEL_FOLDER ?= assets/embedded
+MANIFEST ?= $(SHARED)/speech/librispeech/transcripts.tsv
 TARGET := cpu
 
 # The list of targets with their reasons
@@ -69,6 +71,16 @@ bench-peers:
 	test -x $(VENV)-peers/bin/python || $(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install -q -r bench/requirements-peers.txt
 
+# Train the embedded model from nothing: hours on a CPU, less with DEVICE=cuda (tools/train/README.md)
+.PHONY: embedded-model
+embedded-model: $(VENV)/.train
+	SHARED=$(SHARED) tools/train/run.sh
+
+# Score a model: make wer MODEL_FOLDER=assets/embedded MANIFEST=../shared/speech/librispeech/transcripts.tsv
+.PHONY: wer
+wer: $(VENV)/.train
+	$(BIN)/python -m tools.train.wer --model $(MODEL_FOLDER) --manifest $(MANIFEST)
+
 # Build the container image with Docker; TARGET=gpu for the one with Vulkan
 .PHONY: image
 image:
@@ -93,6 +105,10 @@ deploy-check:
 .PHONY: requirements
 requirements:
 	PYTHON=$(PYTHON) deploy/image/lock.sh
+
+$(VENV)/.train: $(VENV)/.run pyproject.toml
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train]'
+	@touch $@
 
 $(VENV)/.run: pyproject.toml
 	@tools/setup-system.sh $(PYTHON)
