@@ -25,23 +25,23 @@ RUN /source/guest/build.sh --check
 FROM debian AS system
 RUN apt-get -qq install -y --no-install-recommends python3 >/dev/null
 COPY deploy/image/rootfs.sh deploy/image/packages-cpu.txt /build/
-RUN /build/rootfs.sh /root /build/packages-cpu.txt
+RUN /build/rootfs.sh /image /build/packages-cpu.txt
 # What the standard library has for developers, and what would need libraries that are not here.
-RUN cd /root/usr/lib/python3.11 \
+RUN cd /image/usr/lib/python3.11 \
     && rm -r test unittest/test idlelib lib2to3 pydoc_data turtle.py turtledemo ensurepip tkinter distutils sqlite3 dbm curses 2>/dev/null; \
     rm -f lib-dynload/readline.* lib-dynload/_curses* lib-dynload/_sqlite3.* lib-dynload/_dbm.* lib-dynload/_gdbm.* \
         lib-dynload/nis.* lib-dynload/_crypt.* lib-dynload/_test* lib-dynload/xxlimited* \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /root . \
-    && echo 'wisp:x:65532:65532::/nonexistent:/sbin/nologin' >/root/etc/passwd \
-    && echo 'wisp:x:65532:' >/root/etc/group \
-    && mkdir -p /root/models && chmod 1777 /root/tmp \
-    && find /root -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
+    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /image /image/usr \
+    && echo 'wisp:x:65532:65532::/nonexistent:/sbin/nologin' >/image/etc/passwd \
+    && echo 'wisp:x:65532:' >/image/etc/group \
+    && mkdir -p /image/models && chmod 1777 /image/tmp \
+    && find /image -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 
 FROM debian AS vulkan
 COPY deploy/image/rootfs.sh deploy/image/packages-gpu.txt /build/
-RUN /build/rootfs.sh /root /build/packages-gpu.txt \
-    && rm /root/bin /root/sbin /root/lib /root/lib64 \
-    && find /root -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
+RUN /build/rootfs.sh /image /build/packages-gpu.txt \
+    && rm /image/bin /image/sbin /image/lib /image/lib64 \
+    && find /image -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 
 # The wheels; wgpu apart, because only the gpu image has it.
 FROM debian AS packages
@@ -58,20 +58,20 @@ RUN python3 /build/slim.py /packages /gpu wgpu \
 
 # Wisp itself as it will lie in the image's root, and the guest's machine code in the cache of the image's user.
 FROM packages AS wisp
-WORKDIR /root/usr/local/lib/python3.11/dist-packages
+WORKDIR /image/usr/local/lib/python3.11/dist-packages
 COPY pyproject.toml /build/
 COPY service service
 COPY kernels kernels
 COPY --from=guest /source/guest/target/guest.wasm assets/guest.wasm
 COPY deploy/image/precompile.py /build/
-COPY deploy/image/wisp deploy/image/healthcheck.py /root/usr/local/bin/
+COPY deploy/image/wisp deploy/image/healthcheck.py /image/usr/local/bin/
 RUN version=$(sed -n 's/^version = "\(.*\)"/\1/p' /build/pyproject.toml) \
     && mkdir wisp-$version.dist-info \
     && printf 'Metadata-Version: 2.1\nName: wisp\nVersion: %s\n' $version >wisp-$version.dist-info/METADATA \
     && PYTHONPATH=$PWD:/packages python3 /build/precompile.py /cache/wisp \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /root . \
-    && chmod 755 /root/usr/local/bin/* \
-    && find /root /cache -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
+    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /image /image/usr \
+    && chmod 755 /image/usr/local/bin/* \
+    && find /image /cache -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 
 # A folder /model as it will lie in the image's root, for the embedded model and for one that is fetched.
 FROM packages AS model
@@ -90,21 +90,21 @@ RUN if [ "$MODEL" = embedded ]; then \
 
 # Both images put together once, to see that every library finds its own, and to write the bill of materials.
 FROM system AS checked
-COPY --from=packages /packages/ /root/usr/local/lib/python3.11/dist-packages/
-COPY --from=wisp /root/ /root/
-COPY --from=model /model/ /root/
-COPY --from=vulkan /root/ /gpu/
+COPY --from=packages /packages/ /image/usr/local/lib/python3.11/dist-packages/
+COPY --from=wisp /image/ /image/
+COPY --from=model /model/ /image/
+COPY --from=vulkan /image/ /gpu/
 COPY --from=packages /gpu/ /gpu/usr/local/lib/python3.11/dist-packages/
 COPY deploy/image/sbom.py deploy/image/check_links.py /build/
 COPY pyproject.toml /build/
 RUN version=$(sed -n 's/^version = "\(.*\)"/\1/p' /build/pyproject.toml) \
     && mkdir -p /cpu-bill /gpu-bill \
-    && python3 /build/sbom.py $version /root >/cpu-bill/sbom.cdx.json \
-    && python3 /build/sbom.py $version /root /gpu >/gpu-bill/sbom.cdx.json \
-    && cp /build/check_links.py /root/ \
-    && chroot /root /usr/bin/python3.11 /check_links.py \
-    && cp -r /gpu/. /root/ \
-    && chroot /root /usr/bin/python3.11 /check_links.py \
+    && python3 /build/sbom.py $version /image >/cpu-bill/sbom.cdx.json \
+    && python3 /build/sbom.py $version /image /gpu >/gpu-bill/sbom.cdx.json \
+    && cp /build/check_links.py /image/ \
+    && chroot /image /usr/bin/python3.11 /check_links.py \
+    && cp -r /gpu/. /image/ \
+    && chroot /image /usr/bin/python3.11 /check_links.py \
     && find /cpu-bill /gpu-bill -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 
 FROM scratch AS base
@@ -117,10 +117,10 @@ LABEL org.opencontainers.image.title="Wisp" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}" \
     wisp.model="${MODEL}"
-COPY --from=system /root/ /
+COPY --from=system /image/ /
 COPY --from=packages /packages/ /usr/local/lib/python3.11/dist-packages/
 COPY --from=model /model/ /
-COPY --from=wisp /root/ /
+COPY --from=wisp /image/ /
 COPY --from=wisp --chown=65532:65532 /cache/ /var/cache/
 ENV PATH=/usr/local/bin:/usr/bin LANG=C.UTF-8 WISP_HOST=0.0.0.0 WISP_PORT=8080 WISP_MODELS_DIR=/models XDG_CACHE_HOME=/var/cache
 USER 65532:65532
@@ -131,7 +131,7 @@ ENTRYPOINT ["/usr/local/bin/wisp"]
 CMD ["serve"]
 
 FROM base AS gpu
-COPY --from=vulkan /root/ /
+COPY --from=vulkan /image/ /
 COPY --from=packages /gpu/ /usr/local/lib/python3.11/dist-packages/
 COPY --from=checked /gpu-bill/ /usr/share/wisp/
 # What the NVIDIA container toolkit brings in (Vulkan is among `graphics`), and where Mesa may keep compiled kernels.
