@@ -59,7 +59,7 @@ pub fn skip_silence(
     if let Some(first) = next_words_segment(segments).filter(|segment| is_anomaly(Some(segment))) {
         let gap = first.start - window.start;
         if gap > threshold {
-            return Ok(Verdict::Again(window.seek + frames(gap)));
+            return Ok(Verdict::Again(window.seek + frames(gap).max(1)));
         }
     }
 

@@ -84,7 +84,8 @@ pub fn transcribe<R: Read, W: Write>(
                 events.write(&Event::Segment(transcript.add(segment)))?;
             }
             transcript.end_window(result.temperature);
-            seek = next_seek;
+            // Where the reference would hear the same window for ever, it is passed over.
+            seek = if next_seek > seek { next_seek } else { seek + segment_size };
         }
     }
     events.write(&Event::Done { text: &transcript.text(model)?, language: &language })

@@ -169,3 +169,23 @@ fn token_events_follow_their_window() {
     assert_eq!(events[2]["id"], 5);
     assert!(events[2]["logprob"].as_f64().unwrap() > -0.01);
 }
+
+#[test]
+fn timestamps_that_lead_nowhere_do_not_stop_the_audio() {
+    let mut model = FakeModel::saying(&[&[T, T, 5], &[5]]);
+    let events = run(&argument(json!({"without_timestamps": true})), &mut model, 4000);
+    assert_eq!(seeks(&events), [0, 3000]);
+}
+
+#[test]
+fn words_move_the_next_window_to_the_end_of_speech() {
+    let windows: &[&[i32]] = &[&[T, 5, T + 100, T + 100, 6, 7, T + 1000, T + 1000, 8], &[T, 9, T + 100]];
+    let mut model = FakeModel::saying(windows);
+    let events = run(&argument(json!({"word_timestamps": true})), &mut model, 6000);
+    let segments = of(&events, "segment");
+    assert_eq!(segments[1]["words"][1]["word"], " w7");
+    let end = segments[1]["end"].as_f64().unwrap();
+    assert!((end - 1.6).abs() < 0.1, "the scripted attention is 0.4 s a token: {end}");
+    assert_eq!(seeks(&events)[1], (end * 100.0).round() as u64);
+    assert!(run(&argument(json!({})), &mut FakeModel::saying(windows), 6000)[1].get("words").is_none());
+}
