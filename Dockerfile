@@ -31,7 +31,7 @@ RUN cd /image/usr/lib/python3.11 \
     && rm -r test unittest/test idlelib lib2to3 pydoc_data turtle.py turtledemo ensurepip tkinter distutils sqlite3 dbm curses 2>/dev/null; \
     rm -f lib-dynload/readline.* lib-dynload/_curses* lib-dynload/_sqlite3.* lib-dynload/_dbm.* lib-dynload/_gdbm.* \
         lib-dynload/nis.* lib-dynload/_crypt.* lib-dynload/_test* lib-dynload/xxlimited* \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /image /image/usr \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /image /image/usr/lib/python3.11 \
     && echo 'wisp:x:65532:65532::/nonexistent:/sbin/nologin' >/image/etc/passwd \
     && echo 'wisp:x:65532:' >/image/etc/group \
     && mkdir -p /image/models && chmod 1777 /image/tmp \
@@ -69,7 +69,7 @@ RUN version=$(sed -n 's/^version = "\(.*\)"/\1/p' /build/pyproject.toml) \
     && mkdir wisp-$version.dist-info \
     && printf 'Metadata-Version: 2.1\nName: wisp\nVersion: %s\n' $version >wisp-$version.dist-info/METADATA \
     && PYTHONPATH=$PWD:/packages python3 /build/precompile.py /cache/wisp \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /image /image/usr \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /image /image/usr/local/lib \
     && chmod 755 /image/usr/local/bin/* \
     && find /image /cache -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 
