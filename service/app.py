@@ -30,8 +30,10 @@ if TYPE_CHECKING:  # imported where it is used: `wisp transcribe` serves nothing
 log = logging.getLogger("wisp")
 
 GUEST_WASM = Path(__file__).parent.parent / "assets" / "guest.wasm"
-GRACE_S = 25  # a stopping server lets requests under way take this long; Kubernetes kills one after 30 s
+CLOSE_S = 4.0  # how long a server that has stopped waits for what computes: a guest ends between two computes
 BACKLOG = 2048  # connections the kernel holds for us until they are accepted
+LAST_PORT = 65_535
+INTERRUPTED = 130  # a shell's number for a command that Ctrl-C ended
 GRACE_FOR_CLIENTS_S = 0.1  # a model just loaded waits this long for requests before it tries itself
 
 
@@ -73,6 +75,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._read: ReadModel | None = None
         self._opened: list[Any] = []
+        self.is_closed = False
 
     def start(self) -> None:
         """Begin to load. A second call does nothing."""
@@ -156,6 +159,7 @@ class Engine:
             self._thread.join()
         while self._opened:
             self._opened.pop().close()
+        self.is_closed = True
 
 
 def create_app(engine: Engine) -> "Starlette":
@@ -171,7 +175,10 @@ def create_app(engine: Engine) -> "Starlette":
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         engine.start()
         yield
-        await asyncio.to_thread(engine.close)
+        # A daemon, so that a computation that takes long keeps neither this nor the process.
+        closing = threading.Thread(target=engine.close, name="wisp-close", daemon=True)
+        closing.start()
+        await asyncio.to_thread(closing.join, CLOSE_S)
 
     app = Starlette(
         routes=routes.ROUTES,
@@ -199,21 +206,24 @@ def _log_request_ids() -> None:
 
 def serve(settings: Settings) -> None:
     """Serve until told to stop. Raises StartError if the model cannot be had, before anything listens, or the port."""
-    import uvicorn
+    from service.server import Server
 
     engine = Engine(settings, cache_folder=user_cache_folder())
     engine.read()
     _log_request_ids()
-    config = uvicorn.Config(
-        create_app(engine),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
-    )
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
+    app = create_app(engine)
+    server = Server(app, app.state.service.under_way)
     with _listen(settings.host, settings.port) as listener:
-        log.info("listening on http://%s:%d", settings.host, listener.getsockname()[1])
-        uvicorn.Server(config).run(sockets=[listener])
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        log.info("listening on http://%s:%d (loading the model)", host, listener.getsockname()[1])
+        try:
+            server.run(sockets=[listener])
+        finally:
+            if not engine.is_closed:
+                log.warning("stopped while a computation still ran")
+                logging.shutdown()
+                os._exit(INTERRUPTED)  # the interpreter's own end would wait for it
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -223,5 +233,8 @@ def _listen(host: str, port: int) -> socket.socket:
         )
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        sentence = f"Cannot listen on {host} port {port}: {reason}; choose others with --host and --port."
+        sentence = (
+            f"Cannot listen on {host} port {port}: {reason}; choose others with --host and --port, "
+            f"or in the environment, such as WISP_PORT={port + 1 if port < LAST_PORT else port - 1}."
+        )
         raise StartError(sentence) from None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
@@ -9,8 +10,10 @@ from typing import Any, BinaryIO
 
 from service import formats
 from service.audio import Audio, decode
-from service.errors import ClientGone, WispError
+from service.errors import ClientGone, NotReady, WispError
 from service.transcriber import Options, Segment, Transcriber, Transcription
+
+log = logging.getLogger("wisp")
 
 
 def look_at(ended: "asyncio.Future[Any]") -> None:
@@ -43,7 +46,9 @@ class Job:
         options: Options,
         file: BinaryIO,
         leaving: "asyncio.Task[None]",
+        under_way: "set[Job]",
     ) -> None:
+        """Begin. `under_way` holds the job until its transcription has ended."""
         loop = asyncio.get_running_loop()
         self.events: asyncio.Queue[Segment | Future[Transcription]] = asyncio.Queue()
         self.cancelled = threading.Event()
@@ -55,12 +60,21 @@ class Job:
         self.future = transcriber.submit(audio, options, tell, self.cancelled)
         self.future.add_done_callback(lambda _: file.close())
         self.future.add_done_callback(tell)
+        under_way.add(self)
+        self.future.add_done_callback(lambda _: under_way.discard(self))
         self._leaving = leaving
         leaving.add_done_callback(lambda _: self._withdraw())
 
     def _withdraw(self) -> None:
         self.cancelled.set()
         self.future.cancel()
+
+    def give_up(self) -> None:
+        """The server stops and waits no longer: the client is told after what it has been told already."""
+        given_up: Future[Transcription] = Future()
+        given_up.set_exception(NotReady("The server is stopping."))
+        self.events.put_nowait(given_up)
+        self._withdraw()
 
     def _finish(self) -> None:
         """Whatever happened, nothing of the job goes on."""
@@ -99,6 +113,7 @@ class Job:
             try:
                 yield formats.done_event(outcome(event))
             except WispError as error:
+                log.warning("the stream ends with an error: %s", error)
                 yield formats.error_event(error)
         finally:
             self._finish()

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -54,6 +54,7 @@ class Service:
     created: int  # Unix time
     loaded: "Future[Transcriber]"
     proven: "Future[None]"
+    under_way: set[Job] = field(default_factory=set)
 
     def is_served(self, name: str) -> bool:
         """Whether the model answers to this name: its own in any spelling, or an alias."""
@@ -92,7 +93,7 @@ async def transcriptions(request: Request) -> Response:
             (await service.transcriber()).check(options)
         audio = await decode_for(file, service.settings.max_audio_s, leaving)
         transcriber = await service.transcriber()
-        job = Job(transcriber, audio, options, file, leaving)
+        job = Job(transcriber, audio, options, file, leaving, service.under_way)
     except BaseException:
         leaving.cancel()
         file.close()
@@ -227,7 +228,7 @@ class RequestLog:
         try:
             await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:
-            # The server stops and has waited long enough. A stream that has begun breaks off, which its client sees.
+            # The server stops, and this request has no job yet that could be given up, or its client reads nothing.
             if not status:
                 await error_response(NotReady("The server is stopping."))(scope, receive, send_with_id)
         except Exception:

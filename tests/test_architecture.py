@@ -12,7 +12,7 @@ ONLY_IMPORTER = {
     "wgpu": {"kernels/device.py"},
     "wasmtime": {"service/guest.py", "service/wasi_nn.py"},
     "starlette": {"service/app.py", "service/routes.py"},
-    "uvicorn": {"service/app.py"},
+    "uvicorn": {"service/server.py"},
     "soundfile": {"service/audio.py"},
     "soxr": {"service/audio.py"},
     "tokenizers": {"service/tokenizer.py"},
@@ -21,6 +21,7 @@ ONLY_IMPORTER = {
 LAYERS = [
     "service.cli",
     "service.app",
+    "service.server",
     "service.routes",
     "service.jobs",
     "service.transcriber",

@@ -1,0 +1,69 @@
+"""The HTTP server, and how it stops: requests under way get a while, are then told, and nothing outlives that."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from service.jobs import Job
+
+log = logging.getLogger("wisp")
+
+GRACE_S = 20.0  # requests under way are given this long; Kubernetes kills a container 30 s after asking it to stop
+ANSWER_S = 1.0  # those given up have this long to answer that
+TICK_S = 0.05
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server around the application. A second SIGINT or SIGTERM ends the wait for requests under way."""
+
+    def __init__(self, app: Any, under_way: Iterable[Job], *, grace_s: float = GRACE_S) -> None:
+        """`app`: an ASGI application; `under_way`: the jobs there are, looked at when their time is over."""
+        config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
+        # The last resort, for a task that takes no cancellation; else all has ended before.
+        config.timeout_graceful_shutdown = int(grace_s + 3 * ANSWER_S)
+        super().__init__(config)
+        self.under_way, self.grace_s = under_way, grace_s
+        self.hurried = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal's handler. The later ones are not kept to be raised again: one is enough for the exit code."""
+        if self.should_exit:
+            self.hurried = True
+        else:
+            super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, let requests end or end them, close the application."""
+        if self.server_state.tasks:
+            log.info(
+                "stopping: %d requests under way have %g s; a second Ctrl-C ends them now",
+                len(self.server_state.tasks),
+                self.grace_s,
+            )
+        ending = asyncio.create_task(self._end_requests())
+        await super().shutdown(sockets)
+        await ending
+
+    async def _end_requests(self) -> None:
+        if await self._all_answered(self.grace_s, may_hurry=True):
+            return
+        log.warning("stopping: %d requests under way are given up", len(self.server_state.tasks))
+        for job in list(self.under_way):
+            job.give_up()
+        if not await self._all_answered(ANSWER_S):
+            # Uploads under way, files being decoded, and answers that their clients do not read.
+            for task in list(self.server_state.tasks):
+                task.cancel()
+            await self._all_answered(ANSWER_S)
+
+    async def _all_answered(self, seconds: float, may_hurry: bool = False) -> bool:
+        end = time.monotonic() + seconds
+        while self.server_state.tasks and time.monotonic() < end and not (may_hurry and self.hurried):
+            await asyncio.sleep(TICK_S)
+        return not self.server_state.tasks

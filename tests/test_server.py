@@ -1,0 +1,139 @@
+"""A server that is told to stop: what its clients get, and how soon it ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.app import Engine, create_app
+from service.server import Server
+from tests import serving, synthetic
+from tests.conftest import ROOT
+from tests.serving import PATH, assert_error, engine_for, events, ready, settings_for, wav
+
+LONG = wav(1800.0, rate=8000)
+STOPPING = "The server is stopping."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
+
+
+@contextmanager
+def served(engine: Engine, grace_s: float) -> Iterator[tuple[Server, str]]:
+    """A server on a port of its own, and its address; at the end it has stopped."""
+    app = create_app(engine)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(app, app.state.service.under_way, grace_s=grace_s)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def first_event_then(url: str, act: threading.Event, begun: threading.Event) -> str:
+    """Stream a long file; sets `begun` with the first event. The whole body: httpx raises for one that breaks off."""
+    form = {"data": {"stream": "true"}, "files": {"file": ("a.wav", LONG)}}
+    with httpx.stream("POST", url + PATH, timeout=60, **form) as response:  # type: ignore[arg-type]
+        body = ""
+        for text in response.iter_text():
+            body += text
+            begun.set()
+            act.wait(60)
+    return body
+
+
+@pytest.mark.parametrize("how", ["grace is over", "a second Ctrl-C"])
+def test_a_stream_given_up_ends_with_an_error_event(folder: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    grace_s = 0.0 if how == "grace is over" else 3600.0
+    begun, stopped = threading.Event(), threading.Event()
+    with (
+        engine_for(settings_for(folder)) as engine,
+        ThreadPoolExecutor(1) as aside,
+        served(ready(engine), grace_s) as (server, url),
+    ):
+        body = aside.submit(first_event_then, url, stopped, begun)
+        assert begun.wait(60)
+        server.handle_exit(signal.SIGINT, None)
+        if grace_s:
+            server.handle_exit(signal.SIGINT, None)
+        stopped.set()
+        told = events(body.result(60))
+    assert told[0]["type"] == "transcript.text.delta"
+    assert told[-1]["error"]["message"] == STOPPING and told[-1]["error"]["code"] == "not_ready"
+    assert f"the stream ends with an error: {STOPPING}" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
+
+
+def test_a_plain_request_given_up_is_told_so(folder: Path) -> None:
+    with (
+        engine_for(settings_for(folder), guest=serving.HOSTILE_GUEST) as engine,
+        ThreadPoolExecutor(1) as aside,
+        served(ready(engine), 0.0) as (server, url),
+    ):
+        form = {"data": {"prompt": serving.LOOP}, "files": {"file": ("a.wav", wav(0.5))}}
+        answer = aside.submit(httpx.post, url + PATH, timeout=60, **form)  # type: ignore[arg-type]
+        while not server.under_way:  # the guest runs, without end
+            assert not answer.done()
+        server.handle_exit(signal.SIGTERM, None)
+        assert assert_error(answer.result(60), 503, "not_ready") == STOPPING
+
+
+def test_a_request_under_way_is_finished_first(folder: Path) -> None:
+    with (
+        engine_for(settings_for(folder)) as engine,
+        ThreadPoolExecutor(1) as aside,
+        served(ready(engine), 3600.0) as (server, url),
+    ):
+        answer = aside.submit(httpx.post, url + PATH, timeout=60, files={"file": ("a.wav", wav(60.0))})
+        while not server.server_state.tasks:
+            assert not answer.done()
+        server.handle_exit(signal.SIGTERM, None)
+        assert answer.result(60).status_code == 200
+
+
+def test_a_second_ctrl_c_ends_the_process_without_a_traceback(folder: Path, tmp_path: Path) -> None:
+    code = "import sys; from service.cli import main; sys.exit(main())"
+    arguments = ["serve", "--target", "cpu", "--model", str(folder), "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, env=environment
+        ) as process,
+        ThreadPoolExecutor(2) as aside,
+    ):
+        assert process.stderr is not None
+        log = ""
+        while "ready" not in log:
+            line = process.stderr.readline()
+            assert line, log
+            log += line
+        found = re.search(r"listening on (http://127\.0\.0\.1:\d+) ", log)
+        assert found
+        begun, stopped = threading.Event(), threading.Event()
+        body = aside.submit(first_event_then, found[1], stopped, begun)
+        assert begun.wait(60)
+        process.send_signal(signal.SIGINT)
+        while "stopping" not in log:
+            log += process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        stopped.set()
+        assert json.loads(body.result(60).split("data: ")[-1])["error"]["message"] == STOPPING
+        log += process.stderr.read()
+    assert process.returncode == 130
+    assert "Traceback" not in log and "ERROR" not in log, log
