@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.engines import ENGINES, PEERS, timed
 from bench.report import write_report
+from bench.share import measure_guest_share
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = ("encode", "token", "transcribe")
@@ -135,6 +136,7 @@ def main() -> None:
         "missing": missing,
         "start": measure_start(options.model, options.clip, max(3, options.rounds // 2)),
         "instance_seconds": measure_instances(),
+        "guest_share": measure_guest_share(options.model, options.clip, options.rounds),
     }
     write_report(results, options.output)
 

@@ -31,6 +31,7 @@ def table(results: dict[str, Any]) -> str:
         f"- CPU target, process start to first transcript: {start['seconds']:.2f} s; "
         f"peak memory {start['peak_mb']:.0f} MB.",
         f"- A fresh guest instance: {results['instance_seconds'] * 1e6:.0f} µs.",
+        f"- The guest's own part of a greedy transcription on the CPU target: {100 * results['guest_share']:.1f} %.",
         f"- {results['machine']}; {results['rounds']} interleaved rounds.",
         *(f"- Skipped: {name}: {reason}." for name, reason in results["missing"].items()),
         "",

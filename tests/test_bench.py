@@ -19,6 +19,7 @@ RESULTS = {
     "missing": {"wisp gpu": "no adapter"},
     "start": {"seconds": 1.5, "peak_mb": 400.0},
     "instance_seconds": 0.00005,
+    "guest_share": 0.031,
 }
 
 
@@ -34,6 +35,7 @@ def test_the_page_keeps_its_words_and_gets_new_figures(tmp_path: Path, capsys: p
     assert "old" not in text
     assert text.startswith("# Performance\n\nBefore.") and text.endswith("After.\n")
     assert "| encode | wisp cpu | 2000.0 | 1000.0 | 0.50 |" in text
+    assert "CPU target: 3.1 %." in text
     assert "Skipped: wisp gpu: no adapter." in text
     assert json.loads((tmp_path / "performance.json").read_text()) == RESULTS
     assert "| encode | wisp cpu |" in capsys.readouterr().out

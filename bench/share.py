@@ -1,0 +1,91 @@
+"""How much of a transcription is the guest's own: decoding policy, sandbox and calls, everything but the graphs."""
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bench.engines import Wisp, read_clip
+from service.features import log_mel_frames
+from service.transcriber import Options
+from service.wasi_nn import ExecutionContext, Graph
+
+
+class Clock:
+    """Seconds spent in the graphs."""
+
+    seconds = 0.0
+
+
+class TimedContext:
+    """An execution context whose calls are added to the clock."""
+
+    def __init__(self, inner: ExecutionContext, clock: Clock) -> None:
+        self.inner, self.clock = inner, clock
+
+    def _timed(self, call: Any, *arguments: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return call(*arguments)
+        finally:
+            self.clock.seconds += time.perf_counter() - start
+
+    def set_input(self, index: int, tensor: NDArray[Any]) -> None:
+        self._timed(self.inner.set_input, index, tensor)
+
+    def compute(self) -> None:
+        self._timed(self.inner.compute)
+
+    def get_output(self, index: int) -> NDArray[Any]:
+        found: NDArray[Any] = self._timed(self.inner.get_output, index)
+        return found
+
+    def close(self) -> None:
+        self._timed(self.inner.close)
+
+
+class Unwrapped(Mapping[int, ExecutionContext]):
+    """The instance's contexts as the graphs made them, so that one finds another."""
+
+    def __init__(self, timed: Mapping[int, Any]) -> None:
+        self.timed = timed
+
+    def __getitem__(self, handle: int) -> ExecutionContext:
+        inner: ExecutionContext = self.timed[handle].inner
+        return inner
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.timed)
+
+    def __len__(self) -> int:
+        return len(self.timed)
+
+
+class TimedGraph:
+    """A graph whose contexts are timed."""
+
+    def __init__(self, graph: Graph, clock: Clock) -> None:
+        self.graph, self.clock = graph, clock
+
+    def init_execution_context(self, peers: Mapping[int, ExecutionContext]) -> ExecutionContext:
+        return TimedContext(self.graph.init_execution_context(Unwrapped(peers)), self.clock)
+
+
+def measure_guest_share(model: Path, clip: Path, rounds: int) -> float:
+    """The guest's part of a greedy transcription on the CPU target, features left out: the median of `rounds`."""
+    wisp = Wisp(model, clip, "cpu")
+    loaded, samples = wisp.transcriber.model, read_clip(clip)
+    argument = wisp.transcriber.argument(Options(temperature=(0.0,)))
+    shares = []
+    for _ in range(rounds):
+        clock = Clock()
+        graphs = {name: TimedGraph(graph, clock) for name, graph in loaded.graphs.items()}
+        frames = [block.tobytes() for block in log_mel_frames(lambda: [samples], loaded.dims.n_mels)]
+        start = time.perf_counter()
+        wisp.transcriber.guest.run(argument, frames, graphs, lambda event: None, deadline_s=600.0)
+        total = time.perf_counter() - start
+        shares.append((total - clock.seconds) / total)
+    return statistics.median(shares)
