@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from service.settings import TABLE, Setting, Settings, read_settings
 
@@ -27,23 +26,38 @@ class _Version(argparse.Action):
         parser.exit(0)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The command line's parser, and those of the commands by name."""
     parser = argparse.ArgumentParser(
         prog="wisp", description="Self-hosted speech to text with OpenAI's API.", allow_abbrev=False
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve the API", description="Serve the API until stopped.")
     _add_flags(serve, TABLE)
     transcribe = commands.add_parser(
         "transcribe",
         help="transcribe files",
-        description="Transcribe files to stdout, one after the other. Exit code 1 if any of them failed.",
+        description="Transcribe files to stdout, one after the other, or to a folder. "
+        "Exit code 1 if any of them failed.",
+        epilog="With several files on stdout, each line of text starts with its file's name and a colon, and each "
+        'JSON object is one line with the key "file"; srt and vtt need --output-dir then.',
     )
-    transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio file")
+    transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio file; - reads stdin")
     transcribe.add_argument("--format", choices=TRANSCRIPT_FORMATS, default="text", help="default: text")
+    transcribe.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="write a file for each into this folder, named after it: talk.mp3 gives talk.txt, .json, .srt or .vtt",
+    )
     transcribe.add_argument("--language", default="", help="what is spoken, such as en; default: the model decides")
     transcribe.add_argument("--prompt", default="", help="words that came before, or how names are spelled")
+    transcribe.add_argument(
+        "--temperature",
+        default="0",
+        help="from 0 to 1; default: 0, and higher ones where the words it gives do not look right",
+    )
+    transcribe.add_argument("--word-timestamps", action="store_true", help="time each word; with verbose_json")
     _add_flags(transcribe, [setting for setting in TABLE if setting.name in SHARED_FLAGS])
     doctor = commands.add_parser(
         "doctor",
@@ -51,7 +65,19 @@ def _parser() -> argparse.ArgumentParser:
         description="List the GPUs, say which target and model would serve and why, and transcribe a second of sound.",
     )
     _add_flags(doctor, [setting for setting in TABLE if setting.name in SHARED_FLAGS])
-    return parser
+    return parser, {"serve": serve, "transcribe": transcribe, "doctor": doctor}
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for. Exits with the usage of the command at fault, or with all the help where there is none."""
+    parser, commands = _parsers()
+    arguments, unknown = parser.parse_known_args(argv)
+    if arguments.command is None and not unknown:
+        parser.print_help(sys.stderr)
+        parser.exit(USAGE)
+    if unknown:
+        commands.get(arguments.command, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
 
 
 def _add_flags(parser: argparse.ArgumentParser, settings: Sequence[Setting]) -> None:
@@ -86,7 +112,7 @@ def _configure_logging(settings: Settings, quiet: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for a failure told on stderr, 2 for a usage error."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     try:
         settings = _settings(arguments)
     except ValueError as error:
@@ -125,52 +151,27 @@ def _serve(settings: Settings) -> int:
 
 
 def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
-    import threading
-    from concurrent.futures import ThreadPoolExecutor
+    from service.errors import RequestError
+    from service.transcribe_files import Wanted, transcribe_files
 
-    from service.app import Engine
-    from service.audio import decode
-    from service.errors import RequestError, WispError
-    from service.formats import render
-    from service.guest_cache import user_cache_folder
-    from service.languages import language_code
-    from service.transcriber import Options, Transcription
-
-    language = language_code(arguments.language) if arguments.language else None
-    if arguments.language and language is None:
-        return _fail(f"'{arguments.language}' is not a language.", USAGE)
-    prompt = os.fsencode(arguments.prompt).decode("utf-8", "replace")  # bytes that are no UTF-8 come as surrogates
-    options = Options(language=language, prompt=prompt or None)
-    engine = Engine(settings, cache_folder=user_cache_folder())
-    code = 0
-    cancelled = threading.Event()
-
-    def words_of(name: str) -> Transcription:
-        with Path(name).open("rb") as file:
-            audio = decode(file, max_seconds=settings.max_audio_s)
-            return transcriber.transcribe(audio, options, cancelled=cancelled)
-
-    # Not in the main thread: Ctrl-C is raised there, and a C library calling back into Python would swallow it.
-    aside = ThreadPoolExecutor(1)
     try:
-        transcriber = engine.load()
-        try:
-            transcriber.check(options)
-        except RequestError as error:
-            return _fail(str(error), USAGE)
-        for name in arguments.files:
-            try:
-                result = aside.submit(words_of, name).result()
-            except (WispError, OSError) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                code = _fail(f"{name}: {reason}", FAILED)
-                continue
-            sys.stdout.write(render(result, arguments.format).rstrip("\n") + "\n")
-            sys.stdout.flush()
-    finally:
-        cancelled.set()
-        aside.shutdown()
-        engine.close()
+        wanted = Wanted.of(
+            arguments.files,
+            format=arguments.format,
+            output_dir=arguments.output_dir,
+            language=arguments.language,
+            prompt=arguments.prompt,
+            temperature=arguments.temperature,
+            word_timestamps=arguments.word_timestamps,
+        )
+    except ValueError as error:
+        return _fail(str(error), USAGE)
+    code = 0
+    try:
+        for complaint in transcribe_files(settings, wanted):
+            code = _fail(complaint, FAILED)
+    except RequestError as error:  # before any file: the model does not speak the language
+        return _fail(str(error), USAGE)
     return code
 
 

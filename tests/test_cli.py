@@ -1,5 +1,6 @@
 """The wisp command, run as a user runs it: data on stdout, sentences on stderr, exit codes."""
 
+import io
 import json
 import os
 import re
@@ -117,6 +118,60 @@ def test_transcribe_goes_on_after_a_file_that_fails(wisp: Run, tmp_path: Path) -
     assert [line.split(":")[1].strip() for line in complaints] == ["b.wav", "missing.wav", "."]
 
 
+def test_of_several_files_each_transcript_tells_its_files_name(wisp: Run, tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(wav(1.0))
+    done = wisp("transcribe", "a.wav", "b.wav")
+    assert done.stdout == f"a.wav: {synthetic.SENTENCE}\nb.wav: {synthetic.SENTENCE}\n"
+    for format in ("json", "verbose_json"):
+        objects = [
+            json.loads(line) for line in wisp("transcribe", "--format", format, "a.wav", "b.wav").stdout.splitlines()
+        ]
+        assert [(o["file"], o["text"]) for o in objects] == [(n, synthetic.SENTENCE) for n in ("a.wav", "b.wav")]
+    assert "file" not in json.loads(wisp("transcribe", "--format", "json", "a.wav").stdout)
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix", "start"),
+    [
+        ("text", ".txt", synthetic.SENTENCE),
+        ("json", ".json", '{"text": '),
+        ("verbose_json", ".json", '{"task": '),
+        ("srt", ".srt", "1\n"),
+        ("vtt", ".vtt", "WEBVTT\n"),
+    ],
+)
+def test_a_folder_gets_one_file_for_each(wisp: Run, tmp_path: Path, format: str, suffix: str, start: str) -> None:
+    for name in ("a.wav", "b.c.wav"):
+        (tmp_path / name).write_bytes(wav(1.0))
+    done = wisp("transcribe", "--format", format, "--output-dir", "out/here", "a.wav", "b.c.wav")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    written = sorted((tmp_path / "out" / "here").iterdir())
+    assert [path.name for path in written] == ["a" + suffix, "b.c" + suffix]
+    assert all(path.read_text().startswith(start) for path in written)
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(wisp: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    done = wisp("transcribe", "--output-dir", "out", "a.wav")
+    assert done.returncode == 1
+    assert "out" in one_sentence(done.stderr)
+
+
+def test_a_dash_reads_stdin(wisp: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(wav(1.0))))
+    done = wisp("transcribe", "-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, synthetic.SENTENCE + "\n", "")
+
+
+def test_words_can_be_timed_and_the_temperature_chosen(wisp: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(1.0))
+    done = wisp("transcribe", "--format", "verbose_json", "--word-timestamps", "--temperature", "0.4", "a.wav")
+    body = json.loads(done.stdout)
+    assert {"words", "segments"} <= set(body)
+    assert {segment["temperature"] for segment in body["segments"]} == {0.4}
+
+
 @pytest.mark.parametrize(
     ("format", "start"),
     [
@@ -203,6 +258,12 @@ def test_serve_says_where_it_listens_and_what_serves_and_drains_on_sigterm(model
         (("serve", "--target", "tpu"), "--target"),
         (("transcribe", "--language", "klingon", "a.wav"), "klingon"),
         (("transcribe", "--language", "de", "a.wav"), "German"),
+        (("transcribe", "--format", "srt", "a.wav", "b.wav"), "--output-dir"),
+        (("transcribe", "--format", "vtt", "a.wav", "b.wav"), "--output-dir"),
+        (("transcribe", "--output-dir", "out", "a.wav", "b/a.mp3"), "a.txt"),
+        (("transcribe", "--temperature", "2", "a.wav"), "--temperature"),
+        (("transcribe", "--word-timestamps", "a.wav"), "verbose_json"),
+        (("transcribe", "-", "-"), "stdin"),
     ],
 )
 def test_a_usage_error_is_exit_code_2(wisp: Run, arguments: tuple[str, ...], words: str) -> None:
@@ -215,6 +276,12 @@ def test_a_usage_error_is_exit_code_2(wisp: Run, arguments: tuple[str, ...], wor
 def test_an_unknown_command_is_argparses_usage_error(wisp: Run, arguments: tuple[str, ...]) -> None:
     done = wisp(*arguments)
     assert done.returncode == 2 and "usage: wisp" in done.stderr and done.stdout == ""
+
+
+def test_what_is_missing_or_unknown_is_told_with_the_help_that_belongs_to_it(wisp: Run) -> None:
+    assert all(command in wisp().stderr for command in ("serve the API", "transcribe files"))
+    told = wisp("transcribe", "--no-such-flag", "a.wav").stderr
+    assert "usage: wisp transcribe" in told and "--no-such-flag" in told
 
 
 def test_ctrl_c_ends_a_long_transcription(models: Path, tmp_path: Path) -> None:
@@ -232,7 +299,7 @@ def test_ctrl_c_ends_a_long_transcription(models: Path, tmp_path: Path) -> None:
         env=environment,
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == synthetic.SENTENCE + "\n"
+        assert process.stdout.readline() == f"short.wav: {synthetic.SENTENCE}\n"
         process.send_signal(signal.SIGINT)
         rest, complaints = process.communicate(timeout=120)
     assert (process.returncode, rest, complaints) == (130, "", "")

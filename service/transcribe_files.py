@@ -1,0 +1,167 @@
+"""wisp transcribe: files or stdin in, transcripts out, on stdout or in a folder."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from service.app import Engine
+from service.audio import decode
+from service.errors import StartError, WispError
+from service.formats import render
+from service.guest_cache import user_cache_folder
+from service.languages import language_code
+from service.settings import Settings
+from service.transcriber import TEMPERATURES, Options, Transcription
+
+log = logging.getLogger("wisp")
+
+STDIN = "-"
+SUFFIXES = {"text": ".txt", "json": ".json", "verbose_json": ".json", "srt": ".srt", "vtt": ".vtt"}
+SUBTITLES = ("srt", "vtt")
+SPOOL_BYTES = 1024 * 1024  # more of stdin than this goes to the disk
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for, found to make sense."""
+
+    files: tuple[str, ...]  # as they were named; `-` is stdin
+    format: str
+    options: Options
+    output_dir: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        files: Sequence[str],
+        *,
+        format: str = "text",
+        output_dir: str | None = None,
+        language: str = "",
+        prompt: str = "",
+        temperature: str = "0",
+        word_timestamps: bool = False,
+    ) -> "Wanted":
+        """Read what the flags say. Raises ValueError with one sentence."""
+        code = language_code(language) if language else None
+        if language and code is None:
+            raise ValueError(f"'{language}' is not a language.")
+        try:
+            degrees = float(temperature)
+        except ValueError:
+            degrees = math.nan
+        if not 0 <= degrees <= 1:
+            raise ValueError(f"--temperature is '{temperature}'; it must be a number from 0 to 1.")
+        if word_timestamps and format != "verbose_json":
+            raise ValueError("--word-timestamps goes with --format verbose_json only.")
+        if files.count(STDIN) > 1:
+            raise ValueError("stdin (-) can be read once only.")
+        if format in SUBTITLES and len(files) > 1 and output_dir is None:
+            raise ValueError(f"Several files do not make one {format} file: give --output-dir, a folder to write to.")
+        options = Options(
+            language=code,
+            prompt=_as_text(prompt) or None,
+            temperature=(degrees,) if degrees else TEMPERATURES,
+            word_timestamps=word_timestamps,
+        )
+        wanted = cls(tuple(files), format, options, None if output_dir is None else Path(output_dir))
+        wanted._check_paths()
+        return wanted
+
+    def _check_paths(self) -> None:
+        if self.output_dir is None:
+            return
+        written: dict[Path, str] = {}
+        for name in self.files:
+            path = self.path_of(name)
+            if path in written:
+                raise ValueError(f"{written[path]} and {name} would both be written to {path}: transcribe them apart.")
+            written[path] = name
+
+    def path_of(self, name: str) -> Path:
+        """Where this file's transcript goes, with --output-dir."""
+        assert self.output_dir is not None
+        stem = "stdin" if name == STDIN else Path(name).stem
+        return self.output_dir / (stem + SUFFIXES[self.format])
+
+    def rendered(self, name: str, result: Transcription) -> str:
+        """A transcript as stdout or its file gets it; on stdout one of several tells its file's name."""
+        granularities = ("segment", "word") if self.options.word_timestamps else ()
+        body = render(result, self.format, granularities).rstrip("\n")
+        if len(self.files) == 1 or self.output_dir is not None:
+            return body + "\n"
+        shown = _as_text(name)
+        if self.format == "text":
+            return "".join(f"{shown}: {line}\n" for line in body.splitlines() or [""])
+        return json.dumps({"file": shown, **json.loads(body)}, ensure_ascii=False) + "\n"
+
+
+def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
+    """Transcribe one file after the other; yields a sentence for each that fails.
+
+    Raises StartError where none can be begun (no model, no such folder), RequestError for a language that the model
+    does not know.
+    """
+    if wanted.output_dir is not None:
+        try:
+            wanted.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"The folder {wanted.output_dir} cannot be made: {error.strerror}.") from None
+    engine = Engine(settings, cache_folder=user_cache_folder())
+    cancelled = threading.Event()
+
+    def words_of(name: str) -> Transcription:
+        with ExitStack() as stack:
+            audio = decode(_opened(name, stack), max_seconds=settings.max_audio_s)
+            return transcriber.transcribe(audio, wanted.options, cancelled=cancelled)
+
+    # Not in the main thread: Ctrl-C is raised there, and a C library calling back into Python would swallow it.
+    aside = ThreadPoolExecutor(1)
+    try:
+        transcriber = engine.load()
+        transcriber.check(wanted.options)
+        for name in wanted.files:
+            try:
+                result = aside.submit(words_of, name).result()
+                text = wanted.rendered(name, result)
+                if wanted.output_dir is not None:
+                    wanted.path_of(name).write_text(text, "utf-8")
+            except (WispError, OSError) as error:
+                yield f"{name}: {error.strerror if isinstance(error, OSError) else error}"
+                continue
+            if wanted.output_dir is None:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            else:
+                log.info("wrote %s", wanted.path_of(name))
+    finally:
+        cancelled.set()
+        aside.shutdown()
+        engine.close()
+
+
+def _opened(name: str, stack: ExitStack) -> BinaryIO:
+    """The file, or all of stdin as one, as decoding goes back and forth."""
+    if name != STDIN:
+        return stack.enter_context(Path(name).open("rb"))
+    # SpooledTemporaryFile is a whole binary file since Python 3.11, but not in its stubs.
+    spooled = cast(BinaryIO, stack.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES)))  # noqa: SIM115
+    shutil.copyfileobj(sys.stdin.buffer, spooled)
+    spooled.seek(0)
+    return spooled
+
+
+def _as_text(argument: str) -> str:
+    """An argument whose bytes are no UTF-8 (they come as surrogates) as text that can be written."""
+    return os.fsencode(argument).decode("utf-8", "replace")
