@@ -110,18 +110,19 @@ class AudioTooLong(RequestError):
     param = "file"
 
     def __init__(self, seconds: float, maximum_seconds: float) -> None:
-        super().__init__(f"The audio is at least {seconds:.0f} s long; up to {maximum_seconds:g} s is accepted here.")
+        super().__init__(f"The audio is longer than the {maximum_seconds:g} s accepted here.")
 
 
 class UploadTooLarge(RequestError):
-    """The request body is over the cap; it was read no further than that."""
+    """The request body is over the cap, as its Content-Length announces or as found on reading that far."""
 
     status = 413
     code = "upload_too_large"
     param = "file"
 
-    def __init__(self, read_bytes: int, maximum_bytes: int) -> None:
-        super().__init__(f"The upload is over the cap of {maximum_bytes} bytes; {read_bytes} bytes were read.")
+    def __init__(self, n_bytes: int, maximum_bytes: int, *, announced: bool = False) -> None:
+        found = f"it announces {n_bytes} bytes" if announced else f"{n_bytes} bytes were read"
+        super().__init__(f"The upload is over the cap of {maximum_bytes} bytes; {found}.")
 
 
 class ModelNotFound(RequestError):

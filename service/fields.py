@@ -1,7 +1,7 @@
 """The form fields of /v1/audio/transcriptions: each honoured, or refused by name. Knows no HTTP."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from service.errors import InvalidValue, ModelNotFound, UnknownField, UnsupportedValue
 from service.formats import FORMATS, GRANULARITIES, STREAMED_FORMATS
@@ -30,8 +30,8 @@ NOT_GIVEN = {  # fields of the API for what this server does not do
 class TranscriptionFields:
     """Call it with each field as it arrives, then `finish()`. Empty values count as unset: some clients send those."""
 
-    def __init__(self, is_served: Callable[[str], bool], served: str) -> None:
-        """`is_served` knows every name the model answers to; `served` is the one to tell a client."""
+    def __init__(self, is_served: Callable[[str], bool], served: Sequence[str]) -> None:
+        """`is_served` knows every spelling of a name the model answers to; `served` are those to tell a client."""
         self.is_served, self.served = is_served, served
         self.language: str | None = None
         self.prompt: str | None = None
@@ -89,7 +89,7 @@ class TranscriptionFields:
 
     def _model(self, name: str, text: str) -> None:
         if not self.is_served(text.strip()):
-            raise ModelNotFound(text, [self.served])
+            raise ModelNotFound(text, self.served)
 
     def _language(self, name: str, text: str) -> None:
         self.language = language_code(text)
@@ -102,7 +102,7 @@ class TranscriptionFields:
     def _response_format(self, name: str, text: str) -> None:
         if text not in FORMATS:
             raise UnsupportedValue(
-                f"response_format '{text}' is not given here; choose one of {', '.join(FORMATS)}.",
+                f"response_format '{text}' is not offered here; choose one of {', '.join(FORMATS)}.",
                 param=name,
             )
         self.response_format = text

@@ -104,11 +104,44 @@ def _find(named: str, models_dir: Path) -> ModelSpec:
         return ModelSpec(canonical_name(_stem(path)), path)
     if canonical == EMBEDDED_NAME:
         return _embedded()
+    if named.startswith(("~", ".")) or os.sep in named.removeprefix("openai/") or named.endswith(WEIGHTS_SUFFIXES):
+        raise ModelError(f"There is nothing at {named}: name a model's folder or weights file that is there.")
     have = f"it has {', '.join(sorted(installed))}" if installed else "nothing is installed there"
     raise ModelError(
         f"There is no model '{named}': it is no folder, no file, and not installed in {models_dir} ({have}). "
         f"Put its Hugging Face folder there as {models_dir / canonical}, or name its folder or weights file."
     )
+
+
+def check_files(spec: ModelSpec) -> None:
+    """Raise ModelError for files that cannot be this model's, whatever is in them: absent, or of another sort."""
+    trouble = f"The model '{spec.name}' cannot be loaded"
+    for role, path in (("weights", spec.weights), ("configuration", spec.config), ("tokenizer", spec.tokenizer)):
+        if path is not None and _is_absent(path):
+            raise ModelError(f"{trouble}: its {role} should be at {path}, where nothing is.")
+    weights, config = spec.weights.name, spec.config.name if spec.config else ""
+    is_file = os.path.isfile(spec.weights)  # noqa: PTH113 (Path's own raises for a folder that is not ours)
+    if is_file and not weights.endswith((*WEIGHTS_SUFFIXES, ".safetensors.index.json")):
+        raise ModelError(
+            f"{trouble}: {spec.weights} is no weights file; name a model's folder, "
+            f"or a file ending in {', '.join(WEIGHTS_SUFFIXES)}."
+        )
+    of_burn = weights.endswith((".mpk", ".mpk.gz"))
+    if (config.endswith(".cfg") and not of_burn) or (config == "config.json" and of_burn):
+        raise ModelError(
+            f"{trouble}: {config} does not go with {weights}; "
+            "a .cfg goes with .mpk, and a config.json with .safetensors."
+        )
+
+
+def _is_absent(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # what Path.exists() would raise: the loader has words for a file that it cannot read
+        return False
+    return False
 
 
 def _embedded() -> ModelSpec:

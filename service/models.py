@@ -14,7 +14,7 @@ from kernels.checkpoint import Checkpoint, CheckpointError, Dimensions, load_che
 from service.errors import DeviceUnavailable, ModelError
 from service.graphs import SpeechGraph, TokenizerGraph
 from service.languages import language_name
-from service.model_files import ModelSpec, TargetName, find_model, parse_preload
+from service.model_files import ModelSpec, TargetName, check_files, find_model, parse_preload
 from service.settings import PRELOAD_VARIABLE
 from service.tokenizer import Tokenizer
 from service.wasi_nn import Graph
@@ -46,6 +46,7 @@ class Target:
 
     name: Literal["gpu", "cpu"]
     reason: str
+    is_software: bool = False  # a GPU's driver that computes on the CPU
 
 
 class Kernels(Protocol):
@@ -96,7 +97,8 @@ def _target_among(asked: str, adapters: "Sequence[AdapterInfo]", trouble: str) -
         )
     best = adapters[0]
     if asked == "gpu":
-        return Target("gpu", f"The GPU was asked for; the best adapter is {best.name} ({best.kind}).")
+        reason = f"The GPU was asked for; the best adapter is {best.name} ({best.kind})."
+        return Target("gpu", reason, best.is_software)
     if best.is_software:
         return Target("cpu", f"The only WebGPU adapter is software ({best.name}), which the CPU target outruns.")
     return Target("gpu", f"There is a hardware adapter: {best.name} ({best.kind}).")
@@ -150,6 +152,8 @@ class ReadModel:
         """Prepare the kernels: seconds on some devices. Raises DeviceUnavailable."""
         kernels, target = _kernels(self.checkpoint, self.target, self.may_fall_back)
         log.info("model %s on the %s target. %s", self.spec.name, target.name, target.reason)
+        if target.is_software:
+            log.warning("the GPU's driver is software, which the CPU target outruns: --target cpu is faster here")
         return Model(self.spec, self.checkpoint.dims, self.tokenizer, target, kernels)
 
 
@@ -166,6 +170,7 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
     """
     asked = wanted_target(spec, target)
     chosen = choose_target(asked)
+    check_files(spec)
     try:
         checkpoint = load_checkpoint(spec.weights, config=spec.config, tokenizer=spec.tokenizer)
     except CheckpointError as error:

@@ -60,6 +60,10 @@ class Service:
         """Whether the model answers to this name: its own in any spelling, or an alias."""
         return canonical_name(name) == canonical_name(self.model_name) or name in self.settings.alias_names()
 
+    def names(self) -> list[str]:
+        """The model's own name, then its aliases: what to tell a client that asked for another."""
+        return [self.model_name, *sorted(self.settings.alias_names() - {self.model_name})]
+
     async def transcriber(self) -> Transcriber:
         """The loaded model's transcriber, waiting for it. Raises NotReady when it failed to load or takes too long."""
         if not self.loaded.done():
@@ -84,7 +88,7 @@ async def transcriptions(request: Request) -> Response:
     service: Service = request.app.state.service
     if service.loaded.done():
         (await service.transcriber()).check_room()
-    fields = TranscriptionFields(service.is_served, service.model_name)
+    fields = TranscriptionFields(service.is_served, service.names())
     file = await _read_form(request, fields, service.settings.max_upload_bytes)
     leaving = asyncio.create_task(_client_leaves(request))
     try:
@@ -109,7 +113,7 @@ async def transcriptions(request: Request) -> Response:
 async def _read_form(request: Request, fields: TranscriptionFields, max_bytes: int) -> BinaryIO:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes + OVERHEAD_BYTES:
-        raise UploadTooLarge(0, max_bytes)
+        raise UploadTooLarge(int(announced), max_bytes, announced=True)
     reader = FormReader(request.headers.get("content-type", ""), max_file_bytes=max_bytes, on_field=fields)
     try:
         file = await reader.read(request.stream())
@@ -137,7 +141,7 @@ async def model(request: Request) -> Response:
     service: Service = request.app.state.service
     name = request.path_params["id"]
     if not service.is_served(name):
-        raise ModelNotFound(name, [service.model_name])
+        raise ModelNotFound(name, service.names())
     return JSONResponse(service.model_object(name))
 
 

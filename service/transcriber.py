@@ -251,7 +251,8 @@ class Transcriber:
             self._job_s += (took_s - self._job_s) / 4
             self._succeeded = True
         n_segments = len(events.segments)
-        log.info("transcribed %.2f s of %s in %.3f s, %d segments", audio.duration, audio.format, took_s, n_segments)
+        made = "1 segment" if n_segments == 1 else f"{n_segments} segments"
+        log.info("transcribed %.2f s of %s in %.3f s, %s", audio.duration, audio.format, took_s, made)
         return Transcription(
             events.done["text"].strip(), events.done["language"], audio.duration, tuple(events.segments)
         )

@@ -8,7 +8,7 @@ from service.transcriber import TEMPERATURES
 
 
 def parse(*fields: tuple[str, str]) -> TranscriptionFields:
-    parsed = TranscriptionFields(lambda name: name in ("tiny_en", "whisper-1"), "tiny_en")
+    parsed = TranscriptionFields(lambda name: name in ("tiny_en", "whisper-1"), ["tiny_en", "whisper-1"])
     for name, text in fields:
         parsed(name, text)
     parsed.finish()

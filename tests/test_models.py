@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.device import AdapterInfo
+from kernels.device import AdapterInfo, list_adapters
 from service import model_files
 from service.errors import DeviceUnavailable, ModelError
 from service.model_files import canonical_name
@@ -130,6 +130,33 @@ def test_a_model_that_is_not_there_is_told_what_is(install: Callable[[str], Path
         find_model("small.en", tmp_path)
 
 
+@pytest.mark.parametrize("named", ["/nope", "./nope", "some/folder", "nope.mpk", "~/nope-at-all"])
+def test_a_path_where_nothing_is_says_nothing_of_installing(named: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="There is nothing at ") as caught:
+        find_model(named, tmp_path)
+    assert named in str(caught.value) and "install" not in str(caught.value)
+
+
+def test_files_that_are_no_models_are_not_to_be_fetched_again(synthetic: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("milk, bread")
+    burn, burns_config = tmp_path / "a.mpk", tmp_path / "a.cfg"
+    for path in (burn, burns_config):
+        path.touch()
+    weights = synthetic / "model.safetensors"
+    for spec, said in (
+        (ModelSpec("a", notes), "no weights file"),
+        (ModelSpec("a", tmp_path / "nope.mpk"), "its weights should be at"),
+        (ModelSpec("a", weights, tmp_path / "nope.json"), "its configuration should be at"),
+        (ModelSpec("a", weights, None, tmp_path / "nope.json"), "its tokenizer should be at"),
+        (ModelSpec("a", weights, burns_config), "a .cfg goes with .mpk"),
+        (ModelSpec("a", burn, synthetic / "config.json"), "a config.json with .safetensors"),
+    ):
+        with pytest.raises(ModelError) as caught:
+            read_model(spec, "cpu")
+        assert said in str(caught.value) and "etch" not in str(caught.value)
+
+
 def test_a_folder_without_weights_or_with_too_many(tmp_path: Path) -> None:
     (tmp_path / "tiny.en").mkdir()
     with pytest.raises(ModelError, match=r"tiny\.en has no weights file: it needs a model\.safetensors"):
@@ -177,6 +204,15 @@ def adapter(kind: str) -> AdapterInfo:
 def test_targets(asked: str, kinds: tuple[str, ...], chosen: str, said: str) -> None:
     target = _target_among(asked, [adapter(kind) for kind in kinds], "")
     assert target.name == chosen and said in target.reason
+    assert target.is_software == (chosen == "gpu" and kinds[0] == "software")
+
+
+def test_a_software_adapter_that_was_asked_for_is_warned_of(synthetic: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if not any(found.is_software for found in list_adapters()[:1]):
+        pytest.skip("the best adapter of this machine is not software")
+    read_model(ModelSpec("synthetic", synthetic), "gpu").make_ready().close()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "--target cpu is faster" in warning
 
 
 def run_without_adapters(code: str, **environment: str) -> str:

@@ -76,6 +76,15 @@ def test_sound_in_blocks_is_sound(transcriber: Transcriber) -> None:
     assert transcriber.transcribe(audio, Options()).text == synthetic.SENTENCE
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(1.0, ", 1 segment"), (4.0, ", 2 segments")])
+def test_the_log_counts_segments(
+    transcriber: Transcriber, seconds: float, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        transcriber.transcribe(tone_audio(seconds), Options())
+    assert caplog.messages[-1].endswith(said)
+
+
 def test_jobs_run_at_once_and_each_gets_its_own_answer(transcriber: Transcriber) -> None:
     lengths = [1.0, 4.0, 7.0, 2.0, 5.0]
     futures = [transcriber.submit(tone_audio(s), Options(), None, threading.Event()) for s in lengths]
