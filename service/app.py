@@ -1,6 +1,7 @@
 """The wiring, and the only place of it: settings → model, guest, transcriber → the ASGI application → a server."""
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -233,8 +234,10 @@ def _listen(host: str, port: int) -> socket.socket:
         )
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        other = port + 1 if port < LAST_PORT else port - 1
+        example = f" (WISP_PORT={other} make run)" if error.errno == errno.EADDRINUSE else ""
         sentence = (
-            f"Cannot listen on {host} port {port}: {reason}; choose others with --host and --port, "
-            f"or in the environment, such as WISP_PORT={port + 1 if port < LAST_PORT else port - 1}."
+            f"Cannot listen on {host} port {port}: {reason}; choose others with --host and --port "
+            f"or WISP_HOST and WISP_PORT{example}."
         )
         raise StartError(sentence) from None
