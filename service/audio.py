@@ -1,4 +1,4 @@
-"""Any audio file → 16 kHz mono float32 samples in blocks: libsndfile decodes, soxr resamples.
+"""Any audio file → 16 kHz mono float32 samples in blocks: libsndfile (or FFmpeg) decodes, soxr resamples.
 
 Memory is bounded, whatever a header claims. The content decides the format, never the name. Nothing is allocated by a
 declared length: frames count when they have been decoded.
@@ -8,13 +8,14 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from service import av_audio
 from service.c_stderr import c_stderr_closed
 from service.errors import AudioTooLong, AudioTooShort, UnreadableAudio
 from service.mp3 import promise_frames
@@ -29,7 +30,7 @@ MAX_CHANNELS = 32
 MAX_VALUES_PER_SECOND = 192_000  # samples × channels, times the longest audio allowed: bounds a bomb's work
 LOUDEST = 1e9  # beyond this a float sample is no sound (full scale is 1); its square must stay finite in float32
 MAX_TAGS = 8  # in front of the sound
-FORMATS_READ = "WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF, AU and CAF"
+FORMATS_READ = "WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF, AU and CAF"  # without the extra [av]
 
 Samples = NDArray[np.float32]
 
@@ -44,13 +45,17 @@ _READ: tuple[tuple[int, bytes, str], ...] = (
     (0, b"dns.", "AU"),
     (0, b"caff", "CAF"),
 )
-_NOT_READ: tuple[tuple[int, bytes, str], ...] = (
+# With the extra [av] only: keys of av_audio.DEMUXERS, but for ADIF, which FFmpeg does not read either.
+_READ_BY_AV: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftyp", "MP4/M4A"),
+    (4, b"moov", "MP4/M4A"),  # QuickTime's older files
+    (4, b"mdat", "MP4/M4A"),
+    (4, b"wide", "MP4/M4A"),
     (0, b"\x1aE\xdf\xa3", "WebM/Matroska"),
-    (0, b"ADIF", "AAC"),
+    (0, b"ADIF", "ADIF"),
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA/ASF"),
     (0, b"#!AMR", "AMR"),
-    (0, b"\x00\x00\x01\xba", "MPEG program stream"),
+    (0, b"\x00\x00\x01\xba", "MPEG"),
     (8, b"AVI ", "AVI"),
 )
 
@@ -102,6 +107,39 @@ class _Sound(soundfile.SoundFile):  # type: ignore[misc, unused-ignore]
 
     def seekable(self) -> bool:
         return False
+
+    def readings(self) -> Iterator[Samples]:
+        values = np.empty((BLOCK_VALUES // self.channels, self.channels), np.float32)
+        while True:
+            values.fill(0.0)
+            try:
+                with _quiet(self.format == "MP3"):
+                    n = self.buffer_read_into(values, "float32")
+                failed = False
+            except soundfile.LibsndfileError:
+                # How much came before the fault is not told: what is not zero did.
+                n = int(np.flatnonzero(values.any(axis=1))[-1:].sum()) + 1 if values.any() else 0
+                failed = True
+            if n == 0:
+                return
+            yield values[:n]
+            if failed:
+                return
+
+
+class _Decoder(Protocol):
+    """One recording at one rate, as it is decoded."""
+
+    @property
+    def samplerate(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    def readings(self) -> Iterator[Samples]:
+        """(n, channels) f32 blocks, until decoding ends, in order or not."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -188,30 +226,60 @@ def _sniff(source: _Source) -> tuple[str, int]:
     for offset, magic, kind in _READ:
         if head[offset : offset + len(magic)] == magic:
             return kind, start
-    for offset, magic, kind in _NOT_READ:
+    for offset, magic, kind in _READ_BY_AV:
         if head[offset : offset + len(magic)] == magic:
-            raise _not_read(kind)
+            return _read_by_av(kind), start
     if len(head) > 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
-        raise _not_read("AAC")
+        return _read_by_av("AAC"), start
     if start or (len(head) > 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06):
         return "MP3", start
     if not head:
-        raise UnreadableAudio(f"The file is empty. Formats read: {FORMATS_READ}.")
-    raise UnreadableAudio(f"The file's format is not known. Formats read: {FORMATS_READ}.")
+        raise UnreadableAudio(f"The file is empty. Formats read: {_formats_read()}.")
+    raise UnreadableAudio(f"The file's format is not known. Formats read: {_formats_read()}.")
 
 
-def _not_read(kind: str) -> UnreadableAudio:
-    return UnreadableAudio(
-        f"{kind} audio needs the optional extra [av], which is not installed here. Formats read: {FORMATS_READ}."
-    )
+def _formats_read() -> str:
+    return f"{FORMATS_READ}; {av_audio.FORMATS}" if av_audio.is_installed() else FORMATS_READ
 
 
-def _sounds(source: _Source, kind: str, start: int) -> Iterator[_Sound]:
-    """The recordings in the file, one but for a chained OGG, each to be read before the next and closed after it.
+def _read_by_av(kind: str) -> str:
+    """`kind`, where it can be read here."""
+    if kind not in av_audio.DEMUXERS:
+        raise UnreadableAudio(f"{kind} audio is not read. Formats read: {_formats_read()}.")
+    if not av_audio.is_installed():
+        raise UnreadableAudio(
+            f"{kind} audio needs the optional extra [av], which is not installed here (pip install 'wisp[av]'). "
+            f"Formats read: {FORMATS_READ}."
+        )
+    return kind
+
+
+def _sounds(source: _Source, kind: str, start: int) -> Iterator[_Decoder]:
+    """The recordings in the file, nearly always one, each to be read before the next and closed after it.
 
     Raises UnreadableAudio if the first cannot be opened; another such is passed over.
     """
+    is_first = True
+    for sound in _opened(source, kind, start):
+        try:
+            if sound.samplerate in RATES and 1 <= sound.channels <= MAX_CHANNELS:
+                yield sound
+            elif is_first:
+                raise UnreadableAudio(
+                    f"The {kind} file declares {sound.samplerate} Hz and {sound.channels} channels; "
+                    f"{RATES.start} to {RATES.stop - 1} Hz and up to {MAX_CHANNELS} channels are read."
+                )
+        finally:
+            sound.close()
+        is_first = False
+
+
+def _opened(source: _Source, kind: str, start: int) -> Iterator[_Decoder]:
     size = source.size
+    if kind in av_audio.DEMUXERS:
+        source.show(b"", start, size)
+        yield from av_audio.parts(source, kind)
+        return
     parts = [(b"", 0, size)]
     if kind == "OGG":
         parts = [(b"", *link) for link in links(source.read_at, size)]
@@ -222,60 +290,42 @@ def _sounds(source: _Source, kind: str, start: int) -> Iterator[_Sound]:
         source.show(*part)
         try:
             sound = _open(source, kind)
-        except UnreadableAudio:
-            if part is parts[0]:
+        except UnreadableAudio as error:
+            if part is not parts[0]:
+                continue
+            if kind not in av_audio.RARE or not av_audio.is_installed():
                 raise
-            continue
-        try:
-            yield sound
-        finally:
-            sound.close()
+            source.show(b"", 0, size)
+            try:
+                yield from av_audio.parts(source, kind)
+            except UnreadableAudio:
+                raise error from None
+            return
+        yield sound
 
 
 def _open(source: _Source, kind: str) -> _Sound:
     try:
         with _quiet(kind == "MP3"):
-            sound = _Sound(source)
+            return _Sound(source)
     except soundfile.LibsndfileError as error:
         _raise_failure(source)
         raise UnreadableAudio(
             f"The {kind} file cannot be read: it is damaged, cut off in its header, or its encoding is not supported "
-            f"({error.error_string.rstrip('.')}). Formats read: {FORMATS_READ}."
+            f"({error.error_string.rstrip('.')}). Formats read: {_formats_read()}."
         ) from error
-    if sound.samplerate not in RATES or not 1 <= sound.channels <= MAX_CHANNELS:
-        sound.close()
-        raise UnreadableAudio(
-            f"The {kind} file declares {sound.samplerate} Hz and {sound.channels} channels; "
-            f"{RATES.start} to {RATES.stop - 1} Hz and up to {MAX_CHANNELS} channels are read."
-        )
-    return sound
 
 
 def _quiet(is_mp3: bool) -> AbstractContextManager[None]:
     return c_stderr_closed() if is_mp3 else nullcontext()
 
 
-def _mono(sound: _Sound) -> Iterator[Samples]:
-    """(n,) f32 blocks at the file's own rate, channels averaged. Ends where decoding ends, in order or not."""
-    values = np.empty((BLOCK_VALUES // sound.channels, sound.channels), np.float32)
-    while True:
-        values.fill(0.0)
-        try:
-            with _quiet(sound.format == "MP3"):
-                n = sound.buffer_read_into(values, "float32")
-            failed = False
-        except soundfile.LibsndfileError:
-            # How much came before the fault is not told: what is not zero did.
-            n = int(np.flatnonzero(values.any(axis=1))[-1:].sum()) + 1 if values.any() else 0
-            failed = True
-        if n == 0:
-            return
-        block = values[:n]
+def _mono(sound: _Decoder) -> Iterator[Samples]:
+    """(n,) f32 blocks at the file's own rate, channels averaged."""
+    for block in sound.readings():
         if not np.abs(block).max() <= LOUDEST:
             block = np.where(np.abs(block) <= LOUDEST, block, np.float32(0.0))
         yield block.mean(axis=1, dtype=np.float32)
-        if failed:
-            return
 
 
 class _Resampler:

@@ -16,6 +16,7 @@ ONLY_IMPORTER = {
     "soundfile": {"service/audio.py"},
     "soxr": {"service/audio.py"},
     "tokenizers": {"service/tokenizer.py"},
+    "av": {"service/av_audio.py"},
 }
 # A module may import those after it in its row, and kernels only kernels.
 LAYERS = [

@@ -360,7 +360,11 @@ def test_formats_of_the_extra_are_named(start: bytes, named: str, monkeypatch: p
     with pytest.raises(UnreadableAudio) as caught:
         decode(io.BytesIO(start + bytes(4096)))
     message = str(caught.value)
-    assert message.startswith(named) and "pip install 'wisp[av]'" in message and "WAV, FLAC, OGG (Vorbis, Opus), MP3" in message
+    assert (
+        message.startswith(named)
+        and "pip install 'wisp[av]'" in message
+        and "WAV, FLAC, OGG (Vorbis, Opus), MP3" in message
+    )
 
 
 @pytest.mark.parametrize(
