@@ -6,6 +6,7 @@ filters, as log10 within eight decades of the loudest value of the whole recordi
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -100,15 +101,25 @@ def log_mel_spectrogram(samples: Samples, n_mels: int) -> Mel:
     return np.ascontiguousarray(_normalise(log_power, float(log_power.max())).T)
 
 
+@dataclass(frozen=True)
+class LogMelFrames:
+    """A recording's frames of content, as transcribe() sees them, to be read once; and what silence is among them."""
+
+    frames: Iterator[Mel]  # (k, n_mels) f32 C-contiguous, n_samples // 160 frames in all; no block shorter than a frame
+    silence: float  # the value of every band of a frame of digital silence
+
+    def __iter__(self) -> Iterator[Mel]:
+        return self.frames
+
+
 def log_mel_frames(
     blocks: Callable[[], Iterable[Samples]], n_mels: int, *, kept_frames: int = KEPT_FRAMES
-) -> Iterator[Mel]:
-    """(k, n_mels) f32 C-contiguous blocks of the n_samples // 160 frames of content, as transcribe() sees them.
+) -> LogMelFrames:
+    """Read a recording for its loudest value, which every frame refers to, and get its frames ready.
 
     They equal `log_mel_spectrogram(audio, padding=N_SAMPLES)` without its last 3000 frames: 30 s of zeros follow the
-    audio. `blocks` gives the audio's samples from the start each time it is called: once where all frames fit in
-    `kept_frames`, else twice, first for the loudest value, so that hours need no more memory than minutes. Audio
-    shorter than one frame gives no block.
+    audio. `blocks` gives the audio's samples from the start each time it is called: once, at once, where all frames fit
+    in `kept_frames`, else again as the frames are read, so that hours need no more memory than minutes. It may raise.
     """
     kept: list[Mel] | None = []
     n_kept = 0
@@ -121,9 +132,9 @@ def log_mel_frames(
             if n_kept > kept_frames:
                 kept = None
     again = kept if kept is not None else (log_power[:n_content] for log_power, n_content in _stream(blocks(), n_mels))
-    for log_power in again:
-        if log_power.shape[0]:
-            yield _normalise(log_power, float(loudest))
+    frames = (_normalise(log_power, float(loudest)) for log_power in again if log_power.shape[0])
+    silence = _normalise(np.full((1, 1), -10.0, np.float32), float(loudest))
+    return LogMelFrames(frames, float(silence[0, 0]))
 
 
 def _stream(blocks: Iterable[Samples], n_mels: int) -> Iterator[tuple[Mel, int]]:

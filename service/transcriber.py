@@ -223,13 +223,14 @@ class Transcriber:
                     raise DeadlineExceeded(deadline_s)
                 yield block
 
-        frames = (block.tobytes() for block in log_mel_frames(blocks, self.model.dims.n_mels))
         try:
             if cancelled is not None and cancelled.is_set():
                 raise ClientGone
-            self.guest.run(
-                self.argument(options), frames, self.model.graphs, events, deadline_s=deadline_s, cancelled=cancelled
-            )
+            log_mel = log_mel_frames(blocks, self.model.dims.n_mels)
+            argument = self.argument(options, silence=log_mel.silence)
+            frames = (block.tobytes() for block in log_mel)
+            left_s = max(0.0, deadline_s - (time.monotonic() - started))
+            self.guest.run(argument, frames, self.model.graphs, events, deadline_s=left_s, cancelled=cancelled)
         except GuestCancelled:
             raise ClientGone from None
         except GuestTimeout as error:
@@ -257,8 +258,11 @@ class Transcriber:
             events.done["text"].strip(), events.done["language"], audio.duration, tuple(events.segments)
         )
 
-    def argument(self, options: Options) -> dict[str, Any]:
-        """The guest's argument: the model's constants and openai/whisper's option names."""
+    def argument(self, options: Options, *, silence: float = 0.0) -> dict[str, Any]:
+        """The guest's argument: the model's constants and openai/whisper's option names.
+
+        `silence`: what follows the recording's end where its language is detected, see LogMelFrames.
+        """
         model = self.model
         prompts = [", ".join(options.keywords), options.prompt or ""]
         return {
@@ -266,6 +270,7 @@ class Transcriber:
             "dims": {name: getattr(model.dims, name) for name in ("n_mels", "n_audio_ctx", "n_vocab", "n_text_ctx")},
             "is_multilingual": model.tokenizer.is_multilingual,
             "tokens": model.tokenizer.guest_tokens(),
+            "silence": silence,
             "options": {
                 "task": "transcribe",
                 "language": options.language or model.language,

@@ -89,3 +89,13 @@ def test_the_silence_behind_the_content_counts_for_the_loudest_value() -> None:
     samples[-2:] = 1
     whole = log_mel_spectrogram(np.pad(samples, (0, N_SAMPLES)), 80)
     np.testing.assert_allclose(streamed(samples, [500]), whole[:, :10].T, atol=1e-6)
+
+
+@pytest.mark.parametrize("volume", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("kept_frames", [10, 1000])
+def test_silence_is_what_the_reference_has_behind_the_recording(volume: float, kept_frames: int) -> None:
+    samples = noise(50_000) * np.float32(volume)
+    behind = log_mel_spectrogram(np.pad(samples, (0, N_SAMPLES)), 80)[:, -1]
+    log_mel = log_mel_frames(lambda: [samples], 80, kept_frames=kept_frames)
+    np.testing.assert_allclose(behind, log_mel.silence, atol=1e-6)
+    assert sum(block.shape[0] for block in log_mel) == len(samples) // HOP_LENGTH
