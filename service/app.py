@@ -222,7 +222,7 @@ def serve(settings: Settings) -> None:
             server.run(sockets=[listener])
         finally:
             if not engine.is_closed:
-                log.warning("stopped while a computation still ran")
+                log.warning("ended while a computation still ran")
                 logging.shutdown()
                 os._exit(INTERRUPTED)  # the interpreter's own end would wait for it
 

@@ -41,19 +41,20 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, let requests end or end them, close the application."""
         if self.server_state.tasks:
-            log.info(
-                "stopping: %d requests under way have %g s; a second Ctrl-C ends them now",
-                len(self.server_state.tasks),
-                self.grace_s,
-            )
+            log.info("stopping: %s may take %g s more; a second Ctrl-C ends it now", self._counted(), self.grace_s)
         ending = asyncio.create_task(self._end_requests())
         await super().shutdown(sockets)
         await ending
+        log.info("stopped")
+
+    def _counted(self) -> str:
+        count = len(self.server_state.tasks)
+        return "1 request" if count == 1 else f"{count} requests"
 
     async def _end_requests(self) -> None:
         if await self._all_answered(self.grace_s, may_hurry=True):
             return
-        log.warning("stopping: %d requests under way are given up", len(self.server_state.tasks))
+        log.warning("stopping: %s given up", self._counted())
         for job in list(self.under_way):
             job.give_up()
         if not await self._all_answered(ANSWER_S):

@@ -136,4 +136,5 @@ def test_a_second_ctrl_c_ends_the_process_without_a_traceback(folder: Path, tmp_
         assert json.loads(body.result(60).split("data: ")[-1])["error"]["message"] == STOPPING
         log += process.stderr.read()
     assert process.returncode == 130
+    assert "stopping: 1 request may take 20 s more" in log and "stopping: 1 request given up" in log
     assert "Traceback" not in log and "ERROR" not in log, log
