@@ -88,13 +88,19 @@ def _arrays(tokenizer: Tokenizer, chain: list[int]) -> Arrays:
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
     arrays["model.decoder.embed_tokens.weight"] = embedding
     for unit, (token, following) in enumerate(pairwise(chain)):
-        # The layer norm makes the embedding √N_STATE long: its own unit hears that, any other a third of it at most.
-        arrays["model.decoder.layers.0.fc1.weight"][unit] = embedding[token] * 4
-        arrays["model.decoder.layers.0.fc1.bias"][unit] = -2 * np.sqrt(N_STATE)
-        arrays["model.decoder.layers.0.fc2.weight"][:, unit] = embedding[following]
+        _answer(arrays, unit, token, following)
     # Logits are the last layer norm's output times the embeddings: longer ones make the choice a certain one.
     arrays["model.decoder.layer_norm.weight"] *= 2
     return arrays
+
+
+def _answer(arrays: Arrays, unit: int, token: int, following: int) -> None:
+    """Make the hidden `unit` answer to `token` with `following`."""
+    embedding = arrays["model.decoder.embed_tokens.weight"]
+    # The layer norm makes the embedding √N_STATE long: its own unit hears that, any other a third of it at most.
+    arrays["model.decoder.layers.0.fc1.weight"][unit] = embedding[token] * 4
+    arrays["model.decoder.layers.0.fc1.bias"][unit] = -2 * np.sqrt(N_STATE)
+    arrays["model.decoder.layers.0.fc2.weight"][:, unit] = embedding[following]
 
 
 def save_synthetic(folder: Path, *, multilingual: bool = False) -> Path:
@@ -112,12 +118,12 @@ def save_synthetic(folder: Path, *, multilingual: bool = False) -> Path:
     end = token(f"<|{SENTENCE_SECONDS:.2f}|>")
     chain = [token(prompt_end), token("<|0.00|>"), *said, end, token("<|endoftext|>")]
     arrays = _arrays(tokenizer, chain)
-    if multilingual:  # <|startoftranscript|> is followed by the language heard: German
-        fc1, fc2 = "model.decoder.layers.0.fc1", "model.decoder.layers.0.fc2"
-        embedding = arrays["model.decoder.embed_tokens.weight"]
-        arrays[f"{fc1}.weight"][-1] = embedding[token("<|startoftranscript|>")] * 4
-        arrays[f"{fc1}.bias"][-1] = -2 * np.sqrt(N_STATE)
-        arrays[f"{fc2}.weight"][:, -1] = embedding[token("<|de|>")]
+    if multilingual:
+        # The language heard is German; a translation has the last word only.
+        for unit, (before, after) in enumerate(
+            [("<|startoftranscript|>", "<|de|>"), ("<|translate|>", "<|0.10|>"), ("<|0.10|>", "Ġwhat")], len(chain)
+        ):
+            _answer(arrays, unit, token(before), token(after))
     save_file({name: array.astype(np.float16) for name, array in arrays.items()}, folder / "model.safetensors")
     sizes = {
         "d_model": N_STATE,
