@@ -60,10 +60,10 @@ kernels-check: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m bench --peers $(VENV)-peers
 
-# Compare the greedy tokens of every reference clip on WebGPU with openai/whisper's
+# Compare every recorded call of openai/whisper with ours on WebGPU; TARGET=cpu for the CPU
 .PHONY: parity
 parity: $(VENV)/.test
-	$(BIN)/python -m bench.parity
+	$(BIN)/python -m bench.parity --target $(if $(filter command line,$(origin TARGET)),$(TARGET),gpu)
 
 # Install the engines that `make bench` compares with, in a virtual environment of their own
 .PHONY: bench-peers
