@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from service.app import Engine, create_app
@@ -47,9 +47,9 @@ def served(engine: Engine, grace_s: float) -> Iterator[tuple[Server, str]]:
 
 
 def first_event_then(url: str, act: threading.Event, begun: threading.Event) -> str:
-    """Stream a long file; sets `begun` with the first event. The whole body: httpx raises for one that breaks off."""
+    """Stream a long file; sets `begun` with the first event. The whole body: httpx2 raises for one that breaks off."""
     form = {"data": {"stream": "true"}, "files": {"file": ("a.wav", LONG)}}
-    with httpx.stream("POST", url + PATH, timeout=60, **form) as response:  # type: ignore[arg-type]
+    with httpx2.stream("POST", url + PATH, timeout=60, **form) as response:  # type: ignore[arg-type]
         body = ""
         for text in response.iter_text():
             body += text
@@ -87,7 +87,7 @@ def test_a_plain_request_given_up_is_told_so(folder: Path) -> None:
         served(ready(engine), 0.0) as (server, url),
     ):
         form = {"data": {"prompt": serving.LOOP}, "files": {"file": ("a.wav", wav(0.5))}}
-        answer = aside.submit(httpx.post, url + PATH, timeout=60, **form)  # type: ignore[arg-type]
+        answer = aside.submit(httpx2.post, url + PATH, timeout=60, **form)  # type: ignore[arg-type]
         while not server.under_way:  # the guest runs, without end
             assert not answer.done()
         server.handle_exit(signal.SIGTERM, None)
@@ -100,7 +100,7 @@ def test_a_request_under_way_is_finished_first(folder: Path) -> None:
         ThreadPoolExecutor(1) as aside,
         served(ready(engine), 3600.0) as (server, url),
     ):
-        answer = aside.submit(httpx.post, url + PATH, timeout=60, files={"file": ("a.wav", wav(60.0))})
+        answer = aside.submit(httpx2.post, url + PATH, timeout=60, files={"file": ("a.wav", wav(60.0))})
         while not server.server_state.tasks:
             assert not answer.done()
         server.handle_exit(signal.SIGTERM, None)
