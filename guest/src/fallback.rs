@@ -64,6 +64,8 @@ mod tests {
             (-1.5, 1.0, 0.0, true),
             (-1.5, 1.0, 0.9, false),
             (-1.5, 2.5, 0.9, false),
+            (-1.0, 2.4, 0.0, false),
+            (-1.5, 1.0, 0.6, true),
         ] {
             let result = result(avg_logprob, compression_ratio, no_speech_prob);
             assert_eq!(needs_fallback(&result, &options), expected, "{result:?}");
@@ -76,7 +78,7 @@ mod tests {
     fn silence_is_unlikely_text_with_a_high_no_speech_probability() {
         let options = Options::default();
         for (avg_logprob, no_speech_prob, expected) in
-            [(-1.5, 0.7, true), (-0.5, 0.7, false), (-1.5, 0.5, false), (-1.0, 0.7, true)]
+            [(-1.5, 0.7, true), (-0.5, 0.7, false), (-1.5, 0.6, false), (-1.0, 0.7, true)]
         {
             assert_eq!(is_silence(&result(avg_logprob, 1.0, no_speech_prob), &options), expected);
         }

@@ -196,6 +196,58 @@ mod tests {
     }
 
     #[test]
+    fn words_before_the_window_do_not_move_it() {
+        assert_eq!(judge(&mut vec![segment(28.0, 29.5, GOOD)], None), Verdict::Keep(5800));
+    }
+
+    #[test]
+    fn a_window_heard_again_starts_later() {
+        let mut segments = vec![segment(30.004, 31.0, BAD)];
+        let verdict = skip_silence(&mut segments, &window(), 0.0, 5800, &mut |_| Ok(None)).unwrap();
+        assert_eq!(verdict, Verdict::Again(3001));
+    }
+
+    #[test]
+    fn silence_on_one_side_is_not_enough() {
+        for doubtful in [segment(41.5, 49.0, BAD), segment(40.0, 41.0, BAD)] {
+            let mut segments = vec![segment(31.0, 39.0, GOOD), doubtful, segment(50.0, 57.9, GOOD)];
+            judge(&mut segments, None);
+            assert_eq!(segments.len(), 3);
+        }
+    }
+
+    #[test]
+    fn the_start_of_a_window_counts_as_silence() {
+        for (start, next_window) in [(31.5, 3150), (30.5, 3100)] {
+            let mut segments = vec![segment(start, start + 1.0, BAD), segment(40.0, 41.0, GOOD)];
+            assert_eq!(judge(&mut segments, None), Verdict::Keep(next_window));
+            assert!(segments.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_start_of_the_audio_counts_as_silence() {
+        let first = Window { seek: 0, start: 0.0, end: 30.0, last_speech: 0.0, ..window() };
+        let mut segments = vec![segment(3.0, 4.0, BAD), segment(10.0, 11.0, GOOD)];
+        let verdict = skip_silence(&mut segments, &first, 4.0, 2800, &mut |_| Ok(None)).unwrap();
+        assert_eq!((verdict, segments.len()), (Verdict::Keep(300), 0));
+    }
+
+    #[test]
+    fn doubtful_words_that_follow_count_as_silence_and_segments_without_words_do_not_end_it() {
+        let speech = segment(31.0, 33.0, GOOD);
+        let mut segments =
+            vec![speech.clone(), segment(40.0, 41.0, BAD), segment(41.5, 42.5, BAD), segment(43.0, 44.0, GOOD)];
+        assert_eq!(judge(&mut segments, None), Verdict::Keep(4000));
+        assert_eq!(segments.len(), 1);
+
+        let wordless = Segment { words: Some(Vec::new()), ..segment(33.0, 39.5, GOOD) };
+        let mut segments = vec![speech, wordless, segment(40.0, 41.0, BAD), segment(50.0, 51.0, GOOD)];
+        assert_eq!(judge(&mut segments, None), Verdict::Keep(4000));
+        assert_eq!(segments.len(), 2);
+    }
+
+    #[test]
     fn at_the_end_of_the_audio_nothing_is_heard_again() {
         let mut segments = vec![segment(31.0, 33.0, GOOD), segment(57.0, 58.5, BAD)];
         assert_eq!(judge(&mut segments, Some(6010)), Verdict::Keep(6010));
@@ -209,7 +261,29 @@ mod tests {
         assert!(odd(0.0, 1.5, BAD));
         assert!(odd(0.0, 0.1, GOOD), "three words in a tenth of a second");
         assert!(odd(0.0, 9.0, GOOD), "three seconds each");
+        assert!(!odd(0.0, 1.5, 0.15));
         assert!(!is_anomaly(None));
+    }
+
+    /// One word after another, half a second each.
+    fn is_odd(words: &[(&str, f64)]) -> bool {
+        let word = |(i, &(word, probability)): (usize, &(&str, f64))| {
+            let start = 0.5 * i as f64;
+            Word { word: word.to_string(), start, end: start + 0.5, probability }
+        };
+        let words = words.iter().enumerate().map(word).collect();
+        is_anomaly(Some(&Segment { words: Some(words), ..segment(0.0, 9.0, GOOD) }))
+    }
+
+    #[test]
+    fn three_odd_words_of_the_first_eight_or_all_of_fewer_are_too_many() {
+        let (good, bad) = ((" w", GOOD), (" w", BAD));
+        assert!(is_odd(&[good, bad, good, bad, good, bad, good, good]));
+        assert!(!is_odd(&[good, bad, good, bad, good, good, good, good, bad, bad]));
+        assert!(is_odd(&[bad, bad]) && !is_odd(&[bad, good]));
+        assert!(is_odd(&[bad, (".", GOOD), bad]), "punctuation is no word");
+        let almost = Word { word: " w".to_string(), start: 0.0, end: 0.0667, probability: GOOD };
+        assert!(is_anomaly(Some(&Segment { words: Some(vec![almost]), ..segment(0.0, 1.0, GOOD) })));
     }
 
     #[test]

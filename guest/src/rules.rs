@@ -157,10 +157,13 @@ mod tests {
     fn the_first_token_is_an_early_timestamp() {
         assert_eq!(allowed(json!({}), &[], &[LIKELY_TEXT]), (T..=T + 50).collect::<Vec<_>>());
         assert_eq!(allowed(json!({"max_initial_timestamp": 0.04}), &[], &[]), [T, T + 1, T + 2]);
-        assert_eq!(
-            allowed(json!({ "max_initial_timestamp": null }), &[], &[]),
-            (T..N_VOCAB as i32).collect::<Vec<_>>()
-        );
+        let last_of = |seconds: f64| *allowed(json!({ "max_initial_timestamp": seconds }), &[], &[]).last().unwrap();
+        // Python's round(), of quotients a little off and of halves.
+        assert_eq!((last_of(0.58), last_of(0.05), last_of(0.07)), (T + 29, T + 2, T + 4));
+        for unlimited in [json!(null), json!(0.0)] {
+            let options = json!({ "max_initial_timestamp": unlimited });
+            assert_eq!(allowed(options, &[], &[]), (T..N_VOCAB as i32).collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -90,6 +90,11 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_at_the_end_does_not() {
+        assert_eq!(summary(&[T, 1, T + 50, T + 50], 3000), (vec![(10.0, 11.0, 3)], 100, false));
+    }
+
+    #[test]
     fn without_pairs_there_is_one_segment() {
         assert_eq!(summary(&[1, 2], 1200), (vec![(10.0, 22.0, 2)], 1200, false));
         assert_eq!(summary(&[T, 1, 2], 1200), (vec![(10.0, 22.0, 3)], 1200, false));
