@@ -36,7 +36,8 @@ def main() -> None:
             results = transcriber.decode(transcriber.model.encoder(mel.transpose(1, 2)))
         for result in results:
             text = transcriber.tokenizer.decode(result.tokens).strip()
-            texts.append(text if text and result.avg_logprob > options.least else None)
+            sure = result.avg_logprob > options.least and bool(text) and not any(letter.isdigit() for letter in text)
+            texts.append(text if sure else None)
     path = options.data / "human.jsonl"
     rows = [json.loads(line) | {"text": text} for line, text in zip(path.read_text().splitlines(), texts, strict=True)]
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")

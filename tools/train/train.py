@@ -56,12 +56,12 @@ STAGES = {
     ),
     "joint": (
         (
-            0.6,
-            Stage(980, joined=0.1, full=0.15, human=0.12, silent=0.03, frames=3600, changed=0.5, prompts=0.1),
+            0.75,
+            Stage(980, joined=0.1, full=0.05, human=0.12, silent=0.03, frames=3600, changed=0.5, prompts=0.0),
         ),
         (
             1.01,
-            Stage(980, joined=0.3, full=0.3, human=0.1, silent=0.04, frames=4500, changed=0.5, prompts=0.25),
+            Stage(980, joined=0.25, full=0.25, human=0.1, silent=0.04, frames=4000, changed=0.5, prompts=0.2),
         ),
     ),
 }
@@ -71,7 +71,7 @@ ADAM_RATE = 2e-3
 UNTRAINED = {"encoder": "model.decoder.", "decoder": "model.encoder.", "joint": "principal"}
 WARMUP_STEPS = 60
 # Part → the rate's factor after warm-up, and the share of the hours from which it falls, straight, to nearly nothing.
-RATES = {"encoder": (1.0, 0.6), "decoder": (1.0, 0.6), "joint": (0.5, 0.0)}
+RATES = {"encoder": (1.0, 0.6), "decoder": (1.0, 0.6), "joint": (0.45, 0.75)}
 EMA = 0.99
 
 
