@@ -21,6 +21,7 @@ run() { "$python" -m "tools.train.$1" "${@:2}"; }
 run synthesise --text "$shared/text" --out "$data" --shards 24
 run tokenizer --text "$shared/text" --out "$data/tokenizer.json"
 run teacher --model "$shared/models/tiny_en" --data "$data" --clips "$shared/speech-unlabelled" --device "$device"
+run pseudo --model "$shared/models/tiny_en" --data "$data"
 run train --data "$data" --out "$cache/encoder" --part encoder --hours 40 --device "$device" &
 run train --data "$data" --out "$cache/decoder" --part decoder --hours 30 --device "$device"
 wait $!
