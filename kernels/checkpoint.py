@@ -14,6 +14,7 @@ from kernels.formats_common import CheckpointError, Dimensions, Stored, expected
 from kernels.formats_ggml import read_ggml
 from kernels.formats_huggingface import read_huggingface
 from kernels.formats_openai import read_openai
+from kernels.quantised import Dequantised, Quantised
 
 __all__ = ["Checkpoint", "CheckpointError", "Dimensions", "load_checkpoint", "sinusoids"]
 
@@ -23,7 +24,10 @@ POSITIONS = "encoder.positional_embedding"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model as stored: `arrays` are f16 or f32, Linear weights [out, in], conv weights [out, in, k], read-only."""
+    """One model: `arrays` are f16 or f32, Linear weights [out, in], conv weights [out, in, k].
+
+    They are read-only views of the file but for quantised ones, which are dequantised whenever they are asked for.
+    """
 
     dims: Dimensions
     arrays: Mapping[str, NDArray[Any]] = field(repr=False)
@@ -104,9 +108,9 @@ def _read(weights: Path, config: Path | None) -> Stored:
     raise CheckpointError(f"{weights.name}: unknown format (expected .safetensors, .mpk, .mpk.gz, .pt or .bin)")
 
 
-def _checked(weights: Path, stored: Stored) -> dict[str, NDArray[Any]]:
+def _checked(weights: Path, stored: Stored) -> Dequantised:
     """The stored tensors under OpenAI's names, every name and shape as the dims demand."""
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[Any] | Quantised] = {}
     unknown = set(stored.arrays) - stored.ignored
     for name, shape in expected_shapes(stored.dims).items():
         theirs = stored.name_of(name)
@@ -121,11 +125,12 @@ def _checked(weights: Path, stored: Stored) -> dict[str, NDArray[Any]]:
             raise CheckpointError(
                 f"{weights.name}: tensor {theirs} has shape {list(array.shape)}, expected {list(shape)}"
             )
-        array.flags.writeable = False
+        if not isinstance(array, Quantised):
+            array.flags.writeable = False
         arrays[name] = array
     if unknown:
         raise CheckpointError(f"{weights.name}: tensor {min(unknown):.120} does not belong to a Whisper of these dims")
-    return arrays
+    return Dequantised(arrays)
 
 
 def _alignment_heads(path: Path, listed: object, dims: Dimensions) -> tuple[tuple[int, int], ...]:

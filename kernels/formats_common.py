@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.quantised import Quantised
+
 MAX_JSON_BYTES = 64 << 20  # tokenizer.json of the multilingual models is 2.5 MB
 MAX_LAYERS = 256
 MAX_DIM = 1 << 20  # the largest Whisper has 51_866 tokens; anything over a million is a damaged file
+FLOATS = {"F16": ("<f2", 2), "F32": ("<f4", 4), "BF16": ("<u2", 2)}  # dtype → NumPy's code, bytes
 MAX_CTX = 65_535  # positions; Whisper's are 1500 and 448, and a GPU launches no more rows at once
 
 
@@ -42,7 +45,7 @@ class Stored:
     """What a format's reader found: tensors under the file's own names, and how those names follow from OpenAI's."""
 
     dims: Dimensions
-    arrays: Mapping[str, NDArray[Any]]
+    arrays: Mapping[str, NDArray[Any] | Quantised]
     name_of: Callable[[str], str]  # OpenAI's tensor name → the file's
     ignored: frozenset[str] = frozenset()  # tensors some files carry that a Whisper does not need
     maps: tuple[mmap.mmap, ...] = ()  # the mapped files the arrays lie in
@@ -155,16 +158,24 @@ def parse_json(path: Path, text: str | bytes) -> dict[str, Any]:
 
 
 def tensor_at(
-    path: Path, name: str, data: bytes | bytearray | mmap.mmap, dtype: str, shape: tuple[int, ...], begin: int, end: int
+    path: Path,
+    name: str,
+    data: bytes | bytearray | mmap.mmap,
+    dtype: str,
+    shape: tuple[int, ...],
+    begin: int,
+    end: int,
+    dtypes: Mapping[str, tuple[str, int]] = FLOATS,
 ) -> NDArray[Any]:
     """The tensor in `data[begin:end]`, a view except for bf16, which NumPy lacks and which becomes f32.
 
-    `dtype` is F16, F32 or BF16; bytes are little endian, rows first. Raises CheckpointError.
+    `dtype` is one of `dtypes`; bytes are little endian, rows first. Raises CheckpointError.
     """
-    sizes = {"F16": ("<f2", 2), "F32": ("<f4", 4), "BF16": ("<u2", 2)}
-    if dtype not in sizes:
-        raise CheckpointError(f"{path.name}: tensor {name:.120} has dtype {dtype:.40}, expected F16, F32 or BF16")
-    code, itemsize = sizes[dtype]
+    if dtype not in dtypes:
+        *others, last = dtypes
+        expected = f"{', '.join(others)} or {last}"
+        raise CheckpointError(f"{path.name}: tensor {name:.120} has dtype {dtype:.40}, expected {expected}")
+    code, itemsize = dtypes[dtype]
     if len(shape) > 4 or any(size < 1 for size in shape):
         raise CheckpointError(f"{path.name}: tensor {name:.120} has an impossible shape {shape!r:.80}")
     count = math.prod(shape)

@@ -6,9 +6,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kernels.formats_common import (
+    FLOATS,
     CheckpointError,
     Stored,
     check_dims,
@@ -17,10 +19,13 @@ from kernels.formats_common import (
     read_text,
     tensor_at,
 )
+from kernels.quantised import Quantised
 
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
+DTYPES = {**FLOATS, "I8": ("<i1", 1)}
+SCALE = "_scale"  # what compressed-tensors adds to a quantised weight's name for the name of its scales
 
-_CONFIG_NAMES = {
+CONFIG_NAMES = {
     "n_mels": "num_mel_bins",
     "n_audio_ctx": "max_source_positions",
     "n_audio_state": "d_model",
@@ -64,7 +69,7 @@ def read_huggingface(weights: Path, config: Path) -> Stored:
     Raises CheckpointError for anything but a whole, consistent file.
     """
     settings = parse_json(config, read_text(config))
-    dims = check_dims(config, settings, _CONFIG_NAMES)
+    dims = check_dims(config, settings, CONFIG_NAMES)
     if settings.get("activation_function", "gelu") != "gelu" or settings.get("scale_embedding", False):
         raise CheckpointError(
             f"{config.name}: only Whisper's own gelu activation and unscaled embeddings are supported"
@@ -83,7 +88,7 @@ def read_huggingface(weights: Path, config: Path) -> Stored:
         maps.append(data)
         arrays.update(_safetensors(file, data))
     # Transformers ties the output to the token embedding and some exporters write both.
-    return Stored(dims, arrays, huggingface_name, frozenset({"proj_out.weight"}), tuple(maps))
+    return Stored(dims, _paired(weights, arrays), huggingface_name, frozenset({"proj_out.weight"}), tuple(maps))
 
 
 def _safetensors(path: Path, data: mmap.mmap) -> dict[str, NDArray[Any]]:
@@ -102,8 +107,33 @@ def _safetensors(path: Path, data: mmap.mmap) -> dict[str, NDArray[Any]]:
         dtype, shape, offsets = fields.get("dtype"), _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
         if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
             raise CheckpointError(f"{path.name}: tensor {name:.80} has a malformed header entry")
-        arrays[name] = tensor_at(path, name, data, dtype, shape, start + offsets[0], start + offsets[1])
+        arrays[name] = tensor_at(path, name, data, dtype, shape, start + offsets[0], start + offsets[1], DTYPES)
     return arrays
+
+
+def _paired(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any] | Quantised]:
+    """The tensors with each quantised weight and its scales as one. Raises CheckpointError."""
+    paired: dict[str, NDArray[Any] | Quantised] = {}
+    for name, array in arrays.items():
+        quantised = arrays.get(name.removesuffix(SCALE))
+        if array.dtype == np.int8:
+            paired[name] = _quantised(path, name, array, arrays.get(name + SCALE))
+        elif quantised is None or quantised.dtype != np.int8:
+            paired[name] = array
+    return paired
+
+
+def _quantised(path: Path, name: str, values: NDArray[np.int8], scales: NDArray[Any] | None) -> Quantised:
+    """A quantised weight. Raises CheckpointError unless its scales are there and fit."""
+    if scales is None:
+        raise CheckpointError(f"{path.name}: tensor {name:.120} has dtype I8 and no scales named {SCALE} beside it")
+    fits = values.ndim == scales.ndim == 2 and len(values) == len(scales) and values.shape[1] % scales.shape[1] == 0
+    if not fits or scales.dtype == np.int8:
+        raise CheckpointError(
+            f"{path.name}: tensor {name:.120} of shape {list(values.shape)} cannot be scaled by"
+            f" {scales.dtype} {list(scales.shape)}, expected floats [n_out, n_groups]"
+        )
+    return Quantised(values, scales)
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:
