@@ -171,6 +171,7 @@ def create_app(engine: Engine) -> "Starlette":
     from starlette.middleware import Middleware
 
     from service import routes
+    from service.request_log import RequestLog
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -184,7 +185,7 @@ def create_app(engine: Engine) -> "Starlette":
     app = Starlette(
         routes=routes.ROUTES,
         exception_handlers=routes.EXCEPTION_HANDLERS,
-        middleware=[Middleware(routes.RequestLog)],
+        middleware=[Middleware(RequestLog)],
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -194,7 +195,7 @@ def create_app(engine: Engine) -> "Starlette":
 
 def _log_request_ids() -> None:
     """Every log line of a request carries its id, in whatever thread it is written."""
-    from service.routes import request_id
+    from service.request_log import request_id
 
     def tag(record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()

@@ -1,27 +1,19 @@
 """The HTTP routes: parse and refuse early, transcribe without blocking the event loop, answer in OpenAI's shapes."""
 
 import asyncio
-import contextvars
-import logging
-import re
-import time
-import uuid
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
-from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import formats
 from service.errors import (
     ClientGone,
-    InternalError,
     MethodNotAllowed,
     MissingField,
     ModelNotFound,
@@ -35,13 +27,10 @@ from service.fields import TranscriptionFields
 from service.forms import OVERHEAD_BYTES, FormReader
 from service.jobs import Job, decode_for, look_at
 from service.model_files import canonical_name
+from service.request_log import error_response
 from service.settings import Settings
 from service.transcriber import Transcriber
 
-log = logging.getLogger("wisp")
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
-
-SAFE_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 LOAD_WAIT_S = 60.0  # how long a transcription waits for the model that is still loading
 
 
@@ -169,11 +158,6 @@ ROUTES = [
 ]
 
 
-def error_response(error: WispError) -> Response:
-    """OpenAI's envelope, whatever went wrong."""
-    return JSONResponse(error.envelope(), status_code=error.status, headers=dict(error.headers))
-
-
 async def on_wisp_error(request: Request, error: Exception) -> Response:
     """A WispError that a route raised."""
     assert isinstance(error, WispError)
@@ -200,46 +184,3 @@ EXCEPTION_HANDLERS: dict[Any, Callable[[Request, Exception], Coroutine[Any, Any,
     WispError: on_wisp_error,
     HTTPException: on_http_exception,
 }
-
-
-class RequestLog:
-    """ASGI middleware: a request id in and out, a log line a request, and an envelope for what nothing else caught."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        identity = sent if SAFE_REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
-        request_id.set(identity)
-        started = time.monotonic()
-        status = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", identity.encode("ascii")),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_with_id)
-        except asyncio.CancelledError:
-            # The server stops, and this request has no job yet that could be given up, or its client reads nothing.
-            if not status:
-                await error_response(NotReady("The server is stopping."))(scope, receive, send_with_id)
-        except Exception:
-            log.exception("request failed")
-            if status:  # the response has begun and cannot be changed any more; the server closes the connection
-                raise
-            await error_response(InternalError())(scope, receive, send_with_id)
-        finally:
-            path = quote(scope["path"])  # a line break in it would begin a log line of the client's own
-            log.info("%s %s %d %.3f s", scope["method"], path, status, time.monotonic() - started)

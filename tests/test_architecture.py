@@ -11,7 +11,7 @@ OURS = ("service", "kernels", "tools", "bench", "tests")
 ONLY_IMPORTER = {
     "wgpu": {"kernels/device.py"},
     "wasmtime": {"service/guest.py", "service/wasi_nn.py"},
-    "starlette": {"service/app.py", "service/routes.py"},
+    "starlette": {"service/app.py", "service/routes.py", "service/request_log.py"},
     "uvicorn": {"service/server.py"},
     "soundfile": {"service/audio.py"},
     "soxr": {"service/audio.py"},
@@ -24,6 +24,7 @@ LAYERS = [
     "service.app",
     "service.server",
     "service.routes",
+    "service.request_log",
     "service.jobs",
     "service.transcriber",
     "service.models",

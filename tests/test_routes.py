@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.app import Engine, create_app
 from service.errors import QueueFull
-from service.routes import RequestLog
+from service.request_log import RequestLog
 from service.settings import Settings
 from service.transcriber import Options, Transcriber
 from tests import serving, synthetic

@@ -1,0 +1,83 @@
+"""The outermost of a request: its id in and out, a log line, safe headers, an envelope for what nothing caught."""
+
+import asyncio
+import contextvars
+import logging
+import re
+import time
+import uuid
+from urllib.parse import quote
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import InternalError, NotReady, WispError
+
+log = logging.getLogger("wisp")
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
+
+SAFE_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
+# A page may run what this server itself serves, play and draw what it has made, ask this server, and nothing else.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+    "font-src 'self'; connect-src 'self'; worker-src 'self' blob:; manifest-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+PAGE_HEADERS = [
+    (b"content-security-policy", PAGE_POLICY.encode()),
+    (b"referrer-policy", b"no-referrer"),
+    (b"permissions-policy", b"microphone=(self), camera=(), geolocation=()"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+]
+
+
+def error_response(error: WispError) -> Response:
+    """OpenAI's envelope, whatever went wrong."""
+    return JSONResponse(error.envelope(), status_code=error.status, headers=dict(error.headers))
+
+
+def _safe(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """What every response says besides its own headers, and pages more: browsers keep to the type, and pages to us."""
+    kind = next((value for name, value in headers if name.lower() == b"content-type"), b"")
+    is_page = kind.lower().startswith(b"text/html")
+    return [(b"x-content-type-options", b"nosniff"), *(PAGE_HEADERS if is_page else [])]
+
+
+class RequestLog:
+    """ASGI middleware: a request id in and out, a log line a request, and an envelope for what nothing else caught."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        identity = sent if SAFE_REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+        request_id.set(identity)
+        started = time.monotonic()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = message["headers"]
+                message["headers"] = [*own, (b"x-request-id", identity.encode("ascii")), *_safe(own)]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # The server stops, and this request has no job yet that could be given up, or its client reads nothing.
+            if not status:
+                await error_response(NotReady("The server is stopping."))(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request failed")
+            if status:  # the response has begun and cannot be changed any more; the server closes the connection
+                raise
+            await error_response(InternalError())(scope, receive, send_with_id)
+        finally:
+            path = quote(scope["path"])  # a line break in it would begin a log line of the client's own
+            log.info("%s %s %d %.3f s", scope["method"], path, status, time.monotonic() - started)
