@@ -164,7 +164,7 @@ class Engine:
 
 
 def create_app(engine: Engine) -> "Starlette":
-    """The ASGI application around one engine, which it starts and closes with its lifespan."""
+    """The ASGI application around one engine, which it starts and closes with its lifespan. Raises StartError."""
     import asyncio
 
     from starlette.applications import Starlette
@@ -172,6 +172,7 @@ def create_app(engine: Engine) -> "Starlette":
 
     from service import routes
     from service.request_log import RequestLog
+    from service.api_keys import KeyGuard, read_api_keys
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -185,7 +186,12 @@ def create_app(engine: Engine) -> "Starlette":
     app = Starlette(
         routes=routes.ROUTES,
         exception_handlers=routes.EXCEPTION_HANDLERS,
-        middleware=[Middleware(RequestLog)],
+        middleware=[
+            Middleware(RequestLog),
+            Middleware(
+                KeyGuard, keys=read_api_keys(engine.settings), routes=routes.ROUTES, public=routes.PUBLIC_ROUTES
+            ),
+        ],
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -207,10 +213,12 @@ def _log_request_ids() -> None:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until told to stop. Raises StartError if the model cannot be had, before anything listens, or the port."""
+    """Serve until told to stop. Raises StartError, before anything listens, for keys, address, model or port."""
+    from service.api_keys import read_api_keys, refuse_to_expose
     from service.server import Server
 
     engine = Engine(settings, cache_folder=user_cache_folder())
+    refuse_to_expose(settings, read_api_keys(settings))
     engine.read()
     _log_request_ids()
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more

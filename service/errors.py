@@ -140,6 +140,21 @@ class RouteNotFound(RequestError):
     """No such path."""
 
     status = 404
+class InvalidApiKey(RequestError):
+    """The request carries no API key of this server's. What it carries is told to nobody."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self, *, is_absent: bool) -> None:
+        sent = "No API key was sent" if is_absent else "What was sent is not an API key of this server"
+        super().__init__(f"{sent}; send one in the header 'Authorization: Bearer KEY'.")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
     code = "not_found"
 
 

@@ -154,6 +154,7 @@ ROUTES = [
     Route("/v1/models", models),
     Route("/v1/models/{id:path}", model),
     Route("/healthz", healthz),
+PUBLIC_ROUTES = frozenset({"healthz", "readyz"})  # by name: what needs no API key; every other route, and path, does
     Route("/readyz", readyz),
 ]
 

@@ -48,8 +48,8 @@ class Setting:
         return value
 
 
-def _field(default: Any, help: str, **row: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, **row})
+def _field(default: Any, help: str, *, is_secret: bool = False, **row: Any) -> Any:
+    return dataclasses.field(default=default, repr=not is_secret, metadata={"help": help, **row})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,18 @@ class Settings:
 
     host: str = _field("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in")
     port: int = _field(8080, "Port to listen on; 0 takes a free one", maximum=65535)
+    api_keys_file: str = _field("", "File of API keys, one a line; with any key there is, requests must carry one")
+    api_keys: str = _field(
+        "",
+        "API keys, comma-separated; a file is safer, as processes of the same user can read a variable",
+        is_secret=True,
+        flag=False,
+    )
+    allow_public_without_key: str = _field(
+        "no",
+        "Whether to serve without any key on an address that other machines reach",
+        choices=("no", "yes"),
+    )
     model: str = _field(
         "",
         "Model to serve: a name, a folder or a weights file; empty takes tiny_en if installed, else the embedded one",

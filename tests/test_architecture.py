@@ -11,7 +11,7 @@ OURS = ("service", "kernels", "tools", "bench", "tests")
 ONLY_IMPORTER = {
     "wgpu": {"kernels/device.py"},
     "wasmtime": {"service/guest.py", "service/wasi_nn.py"},
-    "starlette": {"service/app.py", "service/routes.py", "service/request_log.py"},
+    "starlette": {"service/app.py", "service/routes.py", "service/request_log.py", "service/api_keys.py"},
     "uvicorn": {"service/server.py"},
     "soundfile": {"service/audio.py"},
     "soxr": {"service/audio.py"},
@@ -23,6 +23,7 @@ LAYERS = [
     "service.cli",
     "service.app",
     "service.server",
+    "service.api_keys",
     "service.routes",
     "service.request_log",
     "service.jobs",
