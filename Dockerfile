@@ -23,7 +23,7 @@ COPY guest /source/guest
 RUN /source/guest/build.sh --check
 
 FROM debian AS system
-RUN apt-get -qq install -y --no-install-recommends python3 >/dev/null
+RUN apt-get -qq install -y --no-install-recommends python3 ca-certificates >/dev/null
 COPY deploy/image/rootfs.sh deploy/image/packages-cpu.txt /build/
 RUN /build/rootfs.sh /image /build/packages-cpu.txt
 # What the standard library has for developers, and what would need libraries that are not here.
@@ -34,7 +34,8 @@ RUN cd /image/usr/lib/python3.11 \
     && python3 -m compileall -q --invalidation-mode unchecked-hash -s /image /image/usr/lib/python3.11 \
     && echo 'wisp:x:65532:65532::/nonexistent:/sbin/nologin' >/image/etc/passwd \
     && echo 'wisp:x:65532:' >/image/etc/group \
-    && mkdir -p /image/models && chmod 1777 /image/tmp \
+    && mkdir -p /image/models /image/etc/ssl/certs && chmod 1777 /image/tmp /image/models \
+    && cp -L /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ \
     && find /image -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 
 FROM debian AS vulkan

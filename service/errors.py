@@ -38,6 +38,10 @@ class ModelError(StartError):
     """A model asked for by name or path is missing, incomplete or broken; the sentence says what to do."""
 
 
+class HubError(StartError):
+    """A model cannot be fetched from the hub; the sentence says why and what to do."""
+
+
 class DeviceUnavailable(StartError):
     """The target asked for has no device on this machine."""
 
@@ -136,10 +140,6 @@ class ModelNotFound(RequestError):
         super().__init__(f"The model '{name}' does not exist here; this server has: {', '.join(available) or 'none'}.")
 
 
-class RouteNotFound(RequestError):
-    """No such path."""
-
-    status = 404
 class InvalidApiKey(RequestError):
     """The request carries no API key of this server's. What it carries is told to nobody."""
 
@@ -155,6 +155,10 @@ class InvalidApiKey(RequestError):
         return {"WWW-Authenticate": "Bearer"}
 
 
+class RouteNotFound(RequestError):
+    """No such path."""
+
+    status = 404
     code = "not_found"
 
 

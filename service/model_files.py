@@ -14,6 +14,7 @@ EMBEDDED_NAME = "embedded"
 EMBEDDED = Path(__file__).parent.parent / "assets" / EMBEDDED_NAME
 WEIGHTS_SUFFIXES = (".safetensors", ".mpk", ".mpk.gz", ".pt", ".bin")
 ENCODINGS = ("burn", "whisper", "ggml", "pytorch", "autodetect")  # of WasmEdge's; the file's name tells the format
+SYNONYMS = {"large": "large_v3", "turbo": "large_v3_turbo"}  # openai/whisper's own
 PRELOAD_FORM = "NAME:ENCODING:TARGET:WEIGHTS[:CONFIG[:TOKENIZER[:LANGUAGE]]]"
 
 TargetName = Literal["auto", "gpu", "cpu"]
@@ -63,14 +64,19 @@ def parse_preload(text: str) -> list[ModelSpec]:
 
 def canonical_name(name: str) -> str:
     """One spelling for a model's: `openai/whisper-tiny.en`, `whisper-tiny.en`, `tiny.en` → `tiny_en`."""
-    return re.sub(r"[-.]", "_", re.sub(r"^(openai/)?(whisper[-_])?", "", name.strip().lower()))
+    canonical = re.sub(r"[-.]", "_", re.sub(r"^(openai/)?(whisper[-_])?", "", name.strip().lower()))
+    return SYNONYMS.get(canonical, canonical)
 
 
 def installed_models(models_dir: Path) -> dict[str, Path]:
-    """Canonical name → folder of every model folder in `models_dir`; none where it does not exist."""
+    """Canonical name → folder of every model folder in `models_dir`; none where it does not exist.
+
+    A name with a dot before it is no model's: what is being fetched lies in one.
+    """
     if not models_dir.is_dir():
         return {}
-    return {canonical_name(folder.name): folder for folder in sorted(models_dir.iterdir()) if folder.is_dir()}
+    folders = (path for path in sorted(models_dir.iterdir()) if path.is_dir() and not path.name.startswith("."))
+    return {canonical_name(folder.name): folder for folder in folders}
 
 
 def find_model(named: str, models_dir: Path) -> ModelSpec:
