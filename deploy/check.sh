@@ -1,6 +1,6 @@
 #!/bin/sh
-# Compares compose.yaml with the Compose schema, and the Kubernetes manifests with Kubernetes' own.
-# Each overlay is checked as kustomize renders it; without kubectl, the base alone.
+# Compares the compose files with the Compose schema, and the Kubernetes manifests with Kubernetes' own.
+# Each overlay is checked as kustomize renders it, alone and with every component; without kubectl, the base alone.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -9,12 +9,17 @@ trap 'rm -r "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/pip" install -q --disable-pip-version-check check-jsonschema kubernetes-validate
 
-"$work/venv/bin/check-jsonschema" --builtin-schema vendor.compose-spec compose.yaml
+"$work/venv/bin/check-jsonschema" --builtin-schema vendor.compose-spec compose.yaml compose.keys.yaml
 if command -v kubectl >/dev/null; then
     for overlay in cpu gpu-nvidia gpu-dri; do
         kubectl kustomize "deploy/kubernetes/$overlay" >"$work/$overlay.yaml"
         "$work/venv/bin/kubernetes-validate" --strict "$work/$overlay.yaml"
     done
+    # kustomize reads nothing outside the folder it is given, so the overlay with every component stands beside them.
+    cp -r deploy/kubernetes "$work/kubernetes"
+    printf 'components:\n  - ../api-keys\n' >>"$work/kubernetes/cpu/kustomization.yaml"
+    kubectl kustomize "$work/kubernetes/cpu" >"$work/components.yaml"
+    "$work/venv/bin/kubernetes-validate" --strict "$work/components.yaml"
 else
     for manifest in deployment service autoscaler disruption-budget; do
         "$work/venv/bin/kubernetes-validate" --strict "deploy/kubernetes/base/$manifest.yaml"

@@ -154,8 +154,21 @@ def test_up_serves_with_no_edits() -> None:
     assert default
     [service] = [one for one in compose()["services"].values() if default[1] in one["profiles"]]
     assert service["build"]["target"] == "cpu"
-    assert service["ports"] == ["${WISP_PUBLISH:-8080}:8080"]
     assert "devices" not in service
+    # No key is asked for, as only this machine gets in.
+    assert service["ports"] == ["${WISP_PUBLISH:-127.0.0.1:8080}:8080"]
+    assert service["environment"]["WISP_ALLOW_PUBLIC_WITHOUT_KEY"] == "${WISP_ALLOW_PUBLIC_WITHOUT_KEY:-yes}"
+
+
+def test_every_service_can_have_its_keys_from_a_secret() -> None:
+    keys = documents(ROOT / "compose.keys.yaml")
+    assert set(keys["services"]) == set(compose()["services"])
+    for service in keys["services"].values():
+        [secret] = service["secrets"]
+        assert secret in keys["secrets"]
+        assert service["environment"]["WISP_API_KEYS_FILE"] == f"/run/secrets/{secret}"
+        assert service["environment"]["WISP_ALLOW_PUBLIC_WITHOUT_KEY"] == "no"
+        assert set(service["environment"]) <= VARIABLES
 
 
 @pytest.mark.parametrize("name", ["cpu", "nvidia", "dri"])
@@ -231,11 +244,41 @@ def test_an_overlay_names_files_that_exist_and_this_version(overlay: str) -> Non
     assert any("gpu" in name for name in container["resources"]["limits"]) == overlay.startswith("gpu")
 
 
+def test_keys_can_come_from_a_secret() -> None:
+    patch = documents(KUBERNETES / "api-keys/container.yaml")["spec"]["template"]["spec"]
+    [container], [volume] = patch["containers"], patch["volumes"]
+    [mount] = container["volumeMounts"]
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert set(variables) <= VARIABLES
+    assert variables["WISP_API_KEYS_FILE"].startswith(mount["mountPath"] + "/") and mount["name"] == volume["name"]
+    assert variables["WISP_ALLOW_PUBLIC_WITHOUT_KEY"] == "no" and "optional" not in volume["secret"]
+
+
+def rendered(folder: Path) -> list[Any]:
+    """The manifests of an overlay, as kubectl makes them."""
+    text = subprocess.run(["kubectl", "kustomize", folder], check=True, capture_output=True, text=True).stdout
+    return list(yaml.safe_load_all(text))
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_renders(overlay: str) -> None:
-    rendered = subprocess.run(
-        ["kubectl", "kustomize", KUBERNETES / overlay], check=True, capture_output=True, text=True
-    ).stdout
-    kinds = sorted(document["kind"] for document in yaml.safe_load_all(rendered))
+    kinds = sorted(document["kind"] for document in rendered(KUBERNETES / overlay))
     assert kinds == ["Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Service"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_component_goes_with_every_overlay(overlay: str, tmp_path: Path) -> None:
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    with (tmp_path / "kubernetes" / overlay / "kustomization.yaml").open("a") as file:
+        file.write("components:\n  - ../api-keys\n")
+    [pod] = [
+        document["spec"]["template"]["spec"]
+        for document in rendered(tmp_path / "kubernetes" / overlay)
+        if document["kind"] == "Deployment"
+    ]
+    [container] = pod["containers"]
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert variables["WISP_ALLOW_PUBLIC_WITHOUT_KEY"] == "no" and "WISP_API_KEYS_FILE" in variables
+    assert {volume["name"] for volume in pod["volumes"]} == {"uploads", "api-keys"}

@@ -25,6 +25,7 @@ from typing import Any
 SIOCSIFFLAGS, IFF_UP, PR_SET_NO_NEW_PRIVS = 0x8914, 1, 38
 READY_WITHIN_S = 60
 DEVICES = ("null", "zero", "random", "urandom")
+KEY = "wisp-image-test"  # the image listens on every address, and asks for an API key there
 
 
 def bring_loopback_up() -> None:
@@ -66,8 +67,9 @@ class Container:
             command, env=self._environment, preexec_fn=self._enter, stdin=subprocess.DEVNULL, **options
         )
 
-    def serve(self) -> subprocess.Popen[bytes]:
-        """Run what the image runs."""
+    def serve(self, **variables: str) -> subprocess.Popen[bytes]:
+        """Run what the image runs, with more in its environment."""
+        self._environment |= variables
         return self.start([*self._config["Entrypoint"], *self._config["Cmd"]])
 
     def healthy(self) -> bool:
@@ -92,7 +94,8 @@ def request(method: str, path: str, body: bytes = b"", kind: str = "") -> tuple[
     """Status and body of one request to the server; status 0 while nobody listens."""
     connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=120)
     try:
-        connection.request(method, path, body, {"Content-Type": kind} if kind else {})
+        headers = {"Authorization": f"Bearer {KEY}"} | ({"Content-Type": kind} if kind else {})
+        connection.request(method, path, body, headers)
         response = connection.getresponse()
         return response.status, response.read()
     except ConnectionError:
@@ -145,7 +148,8 @@ def try_image(point: Path, config: dict[str, Any], speech: bytes, say: Callable[
     writable = "import os; print([path for path in ('/', '/var/cache', '/models', '/usr') if os.access(path, os.W_OK)])"
     expect(container.python(writable) == "[]", "the root file system is writable")
     expect(not container.healthy(), "the health check succeeds before anything runs")
-    server = container.serve()
+    expect(container.serve().wait() == 1, "it serves every address without a key")
+    server = container.serve(WISP_API_KEYS=KEY)
     try:
         say(f"ready after {seconds_until_ready(server):.2f} s\n")
         expect(container.healthy(), "the health check fails although the server is ready")
