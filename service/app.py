@@ -98,6 +98,7 @@ class Engine:
         with ThreadPoolExecutor(1, thread_name_prefix="wisp-guest") as aside:
             compiling = aside.submit(
                 Guest, self.guest_wasm, memory_bytes=settings.guest_memory_bytes, cache_folder=self.cache_folder
+            open_jobs=settings.open_jobs,
             )
             try:
                 model = self.read().make_ready()
@@ -146,7 +147,7 @@ class Engine:
         self.loaded.set_result(transcriber)
         try:
             # Clients that waited for the model go first, and what succeeds for one of them is proof enough.
-            if not transcriber.settle(GRACE_FOR_CLIENTS_S):
+            if not transcriber.admission.settle(GRACE_FOR_CLIENTS_S):
                 self.prove(transcriber)
             self.proven.set_result(None)
             log.info("ready: the first inference succeeded")

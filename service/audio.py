@@ -155,12 +155,15 @@ class Audio:
         return iter(self._blocks())
 
 
-def decode(file: BinaryIO, *, max_seconds: float = 7200.0) -> Audio:
+def decode(
+    file: BinaryIO, *, max_seconds: float = 7200.0, on_block: Callable[[float], None] = lambda seconds: None
+) -> Audio:
     """Read a whole file once, from its start, to know that it is audio, and how much.
 
     Channels are averaged. A float sample that is not a number, infinite or beyond `LOUDEST` counts as silence; one
     over full scale is kept. A file that ends early or is damaged inside gives what can be decoded. `file` must stay
-    open, and only this Audio may read it.
+    open, and only this Audio may read it. `on_block` is called with the seconds decoded so far, and what it raises ends
+    the decoding.
 
     Raises UnreadableAudio, AudioTooShort (under `MIN_SECONDS`) or AudioTooLong (over `max_seconds`, or so many
     channels and so high a rate that it decodes to as much data).
@@ -179,6 +182,7 @@ def decode(file: BinaryIO, *, max_seconds: float = 7200.0) -> Audio:
             duration = before + n_frames / rate
             if duration > most_seconds:
                 raise AudioTooLong(duration, most_seconds)
+            on_block(duration)
             if duration > KEPT_SECONDS:
                 kept = None
             if kept is not None:

@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,8 +33,9 @@ from wasmtime import (
 from service import wasi_nn
 from service.guest_cache import CodeCache
 from service.guest_lifetime import GuestCancelled, GuestError, GuestTimeout, Lifetime, Watchdog
+from service.guest_memory import GuestMemory
 from service.guest_stdio import GuestStdio, WasiErrno
-from service.wasi_nn import U32_MAX, Graph, GuestMemory, WasiNn
+from service.wasi_nn import U32_MAX, Errno, Graph, WasiNn, WasiNnError
 
 __all__ = ["Guest", "GuestCancelled", "GuestError", "GuestTimeout"]
 
@@ -72,19 +74,23 @@ class Guest:
         *,
         deadline_s: float,
         cancelled: threading.Event | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        before_compute: Callable[[str], None] = lambda name: None,
     ) -> None:
         """Run the guest's `_start` to its end.
 
         `argument`: its argv[1], as JSON. `stdin`: pulled as the guest reads, in this thread. `graphs`: what it may
         load_by_name. `on_event`: called in this thread with each JSON object the guest writes to stdout.
-        `deadline_s`: seconds from now; a host call under way (a compute, a stdin block) is not cut short, but the last.
+        `deadline_s`: seconds of `clock` from now; a host call under way (a compute, a stdin block) is not cut short,
+        but the last. `before_compute`: called in this thread with the graph's name before each compute; it may wait.
 
         Raises GuestTimeout, GuestCancelled, and GuestError for a trap, an exit code other than 0, or stdout that is not
-        JSON objects. What `stdin` and `on_event` raise stops the guest and passes through.
+        JSON objects. What `stdin`, `on_event` and `before_compute` raise stops the guest and passes through.
         """
         with self._lane() as lane, lane.store(["guest", json.dumps(argument)]) as store:
-            lifetime = Lifetime(store.engine.increment_epoch, deadline_s=deadline_s, cancelled=cancelled)
-            run = _Run(store, GuestStdio(stdin, on_event), WasiNn(graphs), lifetime)
+            lifetime = Lifetime(store.engine.increment_epoch, deadline_s=deadline_s, cancelled=cancelled, clock=clock)
+            nn = WasiNn(graphs, before_compute=partial(_await, lifetime, before_compute))
+            run = _Run(store, GuestStdio(stdin, on_event), nn, lifetime)
             try:
                 lane.execute(run, self._watchdog)
             finally:
@@ -243,6 +249,16 @@ class _Lane:
             # Raised through the library's trampoline it would land in a variable that all threads share.
             run.lifetime.stop(error)
             return int(WasiErrno.IO)
+
+
+def _await(lifetime: Lifetime, before_compute: Callable[[str], None], name: str) -> None:
+    """`before_compute`, whose exception ends the run, as does what came to an end while it waited."""
+    try:
+        before_compute(name)
+    except Exception as error:
+        lifetime.stop(error)
+    if not lifetime.may_go_on():
+        raise WasiNnError(Errno.RUNTIME_ERROR, "the run was stopped")
 
 
 def _verdict(run: _Run, failure: str | None) -> Exception:

@@ -24,13 +24,19 @@ class Lifetime:
     """One run's deadline, its cancellation, and why it was stopped."""
 
     def __init__(
-        self, interrupt: Callable[[], None], *, deadline_s: float, cancelled: threading.Event | None = None
+        self,
+        interrupt: Callable[[], None],
+        *,
+        deadline_s: float,
+        cancelled: threading.Event | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`interrupt`: makes the guest's code leave at its next branch or call. `deadline_s`: seconds from now."""
+        """`interrupt`: makes the guest's code leave at its next branch or call. `deadline_s`: by `clock`, from now."""
         self.stopped_by: Exception | None = None
         self._interrupt = interrupt
         self._deadline_s = deadline_s
-        self._deadline = time.monotonic() + deadline_s
+        self._clock = clock
+        self._deadline = clock() + deadline_s
         self._cancelled = cancelled
 
     def stop(self, reason: Exception) -> None:
@@ -44,7 +50,7 @@ class Lifetime:
         if self.stopped_by is None:
             if self._cancelled is not None and self._cancelled.is_set():
                 self.stop(GuestCancelled("the run was cancelled"))
-            elif time.monotonic() >= self._deadline:
+            elif self._clock() >= self._deadline:
                 self.stop(GuestTimeout(f"the guest ran longer than {self._deadline_s:g} s"))
         return self.stopped_by is None
 

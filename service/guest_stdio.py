@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Any
 
 from service.guest_lifetime import GuestError
-from service.wasi_nn import GuestMemory, OutOfBounds
+from service.guest_memory import GuestMemory, OutOfBounds
 
 MAX_IOVECS = 1024  # a call: Linux's IOV_MAX
 MAX_WRITE_BYTES = 65_536  # taken from one fd_write; the guest writes the rest with its next

@@ -1,4 +1,4 @@
-"""A request's work off the event loop: decoding for as long as the client stays, and the job whose events come back."""
+"""A request's work off the event loop: its events come back here, and it ends when its client leaves."""
 
 import asyncio
 import contextlib
@@ -6,11 +6,11 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from typing import Any, BinaryIO
+from typing import Any
 
 from service import formats
-from service.audio import Audio, decode
 from service.errors import ClientGone, NotReady, WispError
+from service.reading import Upload
 from service.transcriber import Options, Segment, Transcriber, Transcription
 
 log = logging.getLogger("wisp")
@@ -22,33 +22,18 @@ def look_at(ended: "asyncio.Future[Any]") -> None:
         ended.exception()
 
 
-async def decode_for(file: BinaryIO, max_seconds: float, leaving: "asyncio.Task[None]") -> Audio:
-    """Decode in another thread, for as long as the client stays. Raises RequestError, ClientGone among them."""
-    decoding = asyncio.create_task(asyncio.to_thread(decode, file, max_seconds=max_seconds))
-    try:
-        await asyncio.wait((decoding, leaving), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        if not decoding.done():
-            decoding.add_done_callback(look_at)
-            file.close()  # decoding ends at its next read
-    if not decoding.done():
-        raise ClientGone
-    return decoding.result()
-
-
 class Job:
     """A transcription in another thread, its events brought into the event loop; withdrawn if the client leaves."""
 
     def __init__(
         self,
         transcriber: Transcriber,
-        audio: Audio,
+        upload: Upload,
         options: Options,
-        file: BinaryIO,
         leaving: "asyncio.Task[None]",
         under_way: "set[Job]",
     ) -> None:
-        """Begin. `under_way` holds the job until its transcription has ended."""
+        """Begin. `under_way` holds the job until its transcription has ended, when the upload is closed."""
         loop = asyncio.get_running_loop()
         self.events: asyncio.Queue[Segment | Future[Transcription]] = asyncio.Queue()
         self.cancelled = threading.Event()
@@ -57,8 +42,8 @@ class Job:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
                 loop.call_soon_threadsafe(self.events.put_nowait, event)
 
-        self.future = transcriber.submit(audio, options, tell, self.cancelled)
-        self.future.add_done_callback(lambda _: file.close())
+        self.future = transcriber.submit(upload, options, tell, self.cancelled)
+        self.future.add_done_callback(lambda _: upload.file.close())
         self.future.add_done_callback(tell)
         under_way.add(self)
         self.future.add_done_callback(lambda _: under_way.discard(self))

@@ -25,8 +25,9 @@ from service.errors import (
 )
 from service.fields import TranscriptionFields
 from service.forms import OVERHEAD_BYTES, FormReader
-from service.jobs import Job, decode_for, look_at
+from service.jobs import Job, look_at
 from service.model_files import canonical_name
+from service.reading import Upload
 from service.request_log import error_response
 from service.settings import Settings
 from service.transcriber import Transcriber
@@ -82,11 +83,8 @@ async def transcriptions(request: Request) -> Response:
     leaving = asyncio.create_task(_client_leaves(request))
     try:
         options = fields.finish()
-        if service.loaded.done():  # else the file is decoded while the model loads
-            (await service.transcriber()).check(options)
-        audio = await decode_for(file, service.settings.max_audio_s, leaving)
-        transcriber = await service.transcriber()
-        job = Job(transcriber, audio, options, file, leaving, service.under_way)
+        upload = Upload(file, service.settings.max_audio_s)
+        job = Job(await service.transcriber(), upload, options, leaving, service.under_way)
     except BaseException:
         leaving.cancel()
         file.close()

@@ -88,9 +88,17 @@ class Settings:
         minimum=1,
     )
     max_audio_s: float = _field(7200.0, "Longest audio accepted, as decoded", unit="seconds", minimum=1)
-    workers: int = _field(2, "Transcriptions that run at once, a thread each", unit="threads", minimum=1)
+    workers: int = _field(
+        2, "Transcriptions that compute at once, a window of audio in each turn", unit="transcriptions", minimum=1
+    )
+    open_jobs: int = _field(
+        16,
+        "Transcriptions under way, which take turns at that: a thread and some memory each",
+        unit="transcriptions",
+        minimum=1,
+    )
     queue_length: int = _field(
-        128, "Transcriptions that may wait for a worker; one more is answered 429", unit="requests"
+        128, "Transcriptions that may wait for one under way to end; one more is answered 429", unit="requests"
     )
     deadline_floor_s: float = _field(60.0, "Time every transcription is given", unit="seconds", minimum=1)
     deadline_factor: float = _field(

@@ -1,29 +1,30 @@
-"""One transcription: audio → features → guest → segments; and admission: so many run, so many may wait."""
+"""One transcription: audio → features → guest → segments, in turns with others."""
 
-import contextvars
 import logging
-import math
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from service.audio import Audio, Samples
-from service.errors import ClientGone, DeadlineExceeded, InternalError, QueueFull, UnsupportedValue, WispError
-from service.features import log_mel_frames
+from service.admission import Admission
+from service.audio import Audio
+from service.errors import ClientGone, DeadlineExceeded, InternalError, UnsupportedValue, WispError
+from service.features import LogMelFrames
 from service.guest import Guest, GuestCancelled, GuestError, GuestTimeout
 from service.languages import language_name
 from service.models import Model
+from service.reading import Reader, Upload
+from service.turns import StopWatch, Turn, Turns
 
 log = logging.getLogger("wisp")
 
 RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # openai/whisper's ladder: the next where a window fails its checks
-FIRST_GUESS_S = 1.0  # how long a job takes, before any has finished: only Retry-After needs it
-LONGEST_RETRY_S = 60
+N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -105,25 +106,11 @@ class _Events:
                 self.done = event
 
 
-class _Job:
-    """A call to be made once. A thread pool keeps even a withdrawn one until a thread is free: forget() empties it."""
-
-    def __init__(self, call: "Callable[[], Transcription]") -> None:
-        self._call: Callable[[], Transcription] | None = call
-
-    def __call__(self) -> Transcription:
-        call = self._call
-        if call is None:
-            raise ClientGone
-        return call()
-
-    def forget(self) -> None:
-        """Let go of what the call needs."""
-        self._call = None
-
-
 class Transcriber:
-    """Runs transcriptions of one model, `workers` at once and `queue_length` waiting. Thread-safe; owns its threads."""
+    """Transcriptions of one model: `workers` compute at once, `open_jobs` take turns at that, `queue_length` more wait.
+
+    Thread-safe; owns its threads.
+    """
 
     def __init__(
         self,
@@ -131,25 +118,15 @@ class Transcriber:
         guest: Guest,
         *,
         workers: int = 2,
+        open_jobs: int = 16,
         queue_length: int = 128,
         deadline_floor_s: float = 60.0,
         deadline_factor: float = 10.0,
     ) -> None:
         self.model, self.guest = model, guest
-        self.workers, self.queue_length = workers, queue_length
         self.deadline_floor_s, self.deadline_factor = deadline_floor_s, deadline_factor
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="wisp-job")
-        self._lock = threading.Condition()  # notified when a job comes or leaves
-        self._admitted: set[threading.Event] = set()  # the cancellation of every job that runs or waits
-        self._job_s = FIRST_GUESS_S
-        self._succeeded = False
-
-    def settle(self, grace_s: float) -> bool:
-        """Wait while jobs run or wait, or `grace_s` for the first to come; True once any has succeeded."""
-        with self._lock:
-            self._lock.wait_for(lambda: self._admitted, grace_s)
-            self._lock.wait_for(lambda: self._succeeded or not self._admitted)
-            return self._succeeded
+        self.admission = Admission(n_open=max(open_jobs, workers), queue_length=queue_length, n_at_once=workers)
+        self.reading, self.computing = Turns(min(workers, N_CORES)), Turns(workers)
 
     def check(self, options: Options) -> None:
         """Raise UnsupportedValue for what this model cannot do; cheap, so that a request fails before it waits."""
@@ -163,13 +140,14 @@ class Transcriber:
 
     def check_room(self) -> None:
         """Raise QueueFull where a job submitted now would be refused, so that its upload need not be read."""
-        with self._lock:
-            n_admitted = len(self._admitted)
-            if n_admitted >= self.workers + self.queue_length:
-                raise QueueFull(min(LONGEST_RETRY_S, math.ceil(self._job_s * n_admitted / self.workers)))
+        self.admission.check_room()
 
     def submit(
-        self, audio: Audio, options: Options, on_segment: SegmentListener | None, cancelled: threading.Event
+        self,
+        recording: Audio | Upload,
+        options: Options,
+        on_segment: SegmentListener | None,
+        cancelled: threading.Event,
     ) -> "Future[Transcription]":
         """Queue a transcription. Raises QueueFull at once; the future raises what transcribe() raises.
 
@@ -177,60 +155,46 @@ class Transcriber:
         the future.
         """
         self.check(options)
-        with self._lock:
-            self.check_room()
-            self._admitted.add(cancelled)
-            self._lock.notify_all()
-        try:
-            # The request's context goes along, so that what the job logs carries the request's id.
-            context = contextvars.copy_context()
-            job = _Job(partial(context.run, self.transcribe, audio, options, on_segment, cancelled))
-            future = self._threads.submit(job)
-        except BaseException:
-            self._leave(cancelled)
-            raise
-        future.add_done_callback(lambda _: job.forget())
-        future.add_done_callback(lambda _: self._leave(cancelled))
-        return future
-
-    def _leave(self, cancelled: threading.Event) -> None:
-        with self._lock:
-            self._admitted.discard(cancelled)
-            self._lock.notify_all()
+        return self.admission.submit(
+            partial(self.transcribe, recording, options, on_segment, cancelled),
+            cancelled,
+        )
 
     def transcribe(
         self,
-        audio: Audio,
+        recording: Audio | Upload,
         options: Options,
         on_segment: SegmentListener | None = None,
         cancelled: threading.Event | None = None,
     ) -> Transcription:
-        """Transcribe in the calling thread, within a deadline that grows with the audio's length.
+        """Transcribe in the calling thread, in turns with other calls, within a deadline that grows with the audio.
 
-        Raises WispError classes only: DeadlineExceeded, ClientGone when cancelled, UnreadableAudio when the file breaks
-        off in the middle, InternalError for a fault of the guest's, whose report goes to the log.
+        The time that it waits for its turns does not count. Raises WispError classes only: what decode() raises for an
+        Upload, DeadlineExceeded, ClientGone when cancelled, UnreadableAudio when the file breaks off in the middle,
+        InternalError for a fault of the guest's, whose report goes to the log.
         """
-        started = time.monotonic()
-        deadline_s = self.deadline_floor_s + self.deadline_factor * audio.duration
-        events = _Events(on_segment)
+        started, watch, events = time.monotonic(), StopWatch(), _Events(on_segment)
+        deadline_s = self.deadline_floor_s
 
-        def blocks() -> Iterator[Samples]:
-            # Before the guest has its first frame all of a long recording is read, for its loudest value.
-            for block in audio.blocks():
-                if cancelled is not None and cancelled.is_set():
-                    raise ClientGone
-                if time.monotonic() - started > deadline_s:
-                    raise DeadlineExceeded(deadline_s)
-                yield block
-
-        try:
+        def check() -> None:
             if cancelled is not None and cancelled.is_set():
                 raise ClientGone
-            log_mel = log_mel_frames(blocks, self.model.dims.n_mels)
-            argument = self.argument(options, silence=log_mel.silence)
-            frames = (block.tobytes() for block in log_mel)
-            left_s = max(0.0, deadline_s - (time.monotonic() - started))
-            self.guest.run(argument, frames, self.model.graphs, events, deadline_s=left_s, cancelled=cancelled)
+
+        def on_block(seconds: float) -> None:
+            check()
+            limit_s = max(deadline_s, self.deadline_floor_s + self.deadline_factor * seconds)
+            if watch.seconds() > limit_s:
+                raise DeadlineExceeded(limit_s)
+
+        try:
+            check()
+            with Turn(self.reading, watch, check) as turn:
+                reader = Reader(turn, on_block)
+                audio = reader.decoded(recording)
+                deadline_s += self.deadline_factor * audio.duration
+                log_mel = reader.features(audio, self.model.dims.n_mels)
+            with Turn(self.computing, watch, check) as turn:
+                self._run_guest(log_mel, options, events, turn, deadline_s, cancelled)
         except GuestCancelled:
             raise ClientGone from None
         except GuestTimeout as error:
@@ -247,15 +211,40 @@ class Transcriber:
         if events.done is None:
             log.error("guest ended without a result")
             raise InternalError
-        took_s = time.monotonic() - started
-        with self._lock:
-            self._job_s += (took_s - self._job_s) / 4
-            self._succeeded = True
+        self.admission.succeeded(watch.seconds())
         n_segments = len(events.segments)
         made = "1 segment" if n_segments == 1 else f"{n_segments} segments"
+        took_s = time.monotonic() - started
         log.info("transcribed %.2f s of %s in %.3f s, %s", audio.duration, audio.format, took_s, made)
         return Transcription(
             events.done["text"].strip(), events.done["language"], audio.duration, tuple(events.segments)
+        )
+
+    def _run_guest(
+        self,
+        log_mel: LogMelFrames,
+        options: Options,
+        events: _Events,
+        turn: Turn,
+        deadline_s: float,
+        cancelled: threading.Event | None,
+    ) -> None:
+        """Run the guest under `turn`, which it gives up whenever another window of audio is to be encoded."""
+        encoder = f"{self.model.name}/encoder"
+
+        def before_compute(graph: str) -> None:
+            if graph == encoder:
+                turn.border()
+
+        self.guest.run(
+            self.argument(options, silence=log_mel.silence),
+            (block.tobytes() for block in log_mel),
+            self.model.graphs,
+            events,
+            deadline_s=max(0.0, deadline_s - turn.watch.seconds()),
+            cancelled=cancelled,
+            clock=turn.watch.seconds,
+            before_compute=before_compute,
         )
 
     def argument(self, options: Options, *, silence: float = 0.0) -> dict[str, Any]:
@@ -284,7 +273,4 @@ class Transcriber:
 
     def close(self) -> None:
         """Cancel what runs and waits, and end the threads. Idempotent."""
-        with self._lock:
-            for cancelled in self._admitted:
-                cancelled.set()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self.admission.close()

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from wasmtime import FuncType, Linker, ValType
 
+from service.guest_memory import GuestMemory, OutOfBounds
+
 logger = logging.getLogger(__name__)
 
 MODULE = "wasi_ephemeral_nn"
@@ -94,43 +96,6 @@ class Graph(Protocol):
         """A new context. `peers`: the instance's live contexts by handle, a view that follows their changes."""
 
 
-class OutOfBounds(Exception):
-    """A guest gave a pointer and length that reach past the end of its memory."""
-
-
-class GuestMemory:
-    """The bytes of a guest's memory, as they lie between two of its instructions.
-
-    It is a window, not a copy, and good for one host call only: once the guest runs again its memory may have grown.
-    Pointers and lengths are the guest's u32s as non-negative Python ints, so their sums cannot wrap around.
-    """
-
-    __slots__ = ("_view",)
-
-    def __init__(self, view: memoryview) -> None:
-        """`view`: the whole memory, writable, format "B"."""
-        self._view = view
-
-    def span(self, pointer: int, length: int) -> memoryview:
-        """The `length` bytes at `pointer`, writable, not copied. Raises OutOfBounds."""
-        end = pointer + length
-        if end > len(self._view):
-            raise OutOfBounds(f"{length} bytes at {pointer} do not lie in a memory of {len(self._view)} bytes")
-        return self._view[pointer:end]
-
-    def copy(self, pointer: int, length: int) -> NDArray[np.uint8]:
-        """The `length` bytes at `pointer` as a new, aligned (length,) u8 array. Raises OutOfBounds."""
-        return np.array(self.span(pointer, length), dtype=np.uint8)
-
-    def u32s(self, pointer: int, count: int) -> tuple[int, ...]:
-        """`count` little-endian u32s at `pointer`, which need not be aligned. Raises OutOfBounds."""
-        return struct.unpack(f"<{count}I", self.span(pointer, 4 * count))
-
-    def write_u32(self, pointer: int, value: int) -> None:
-        """Put `value` at `pointer`, little endian. Raises OutOfBounds."""
-        self.span(pointer, 4)[:] = struct.pack("<I", value)
-
-
 class WasiNnError(Exception):
     """A call refused with an error number; the text says why, for the log."""
 
@@ -150,12 +115,23 @@ class WasiNn:
     a time, so nothing here takes a lock, and a compute keeps no other instance waiting.
     """
 
-    def __init__(self, graphs: Mapping[str, Graph], *, max_input_bytes: int = MAX_INPUT_BYTES) -> None:
-        """`graphs`: what this instance may load, by name. `max_input_bytes`: bound on its live inputs together."""
+    def __init__(
+        self,
+        graphs: Mapping[str, Graph],
+        *,
+        max_input_bytes: int = MAX_INPUT_BYTES,
+        before_compute: Callable[[str], None] | None = None,
+    ) -> None:
+        """`graphs`: what this instance may load, by name. `max_input_bytes`: bound on its live inputs together.
+
+        `before_compute`: called with the graph's name before each compute, which waits for it.
+        """
         self.last_error: str | None = None  # why the latest refused call was refused
         self._named = graphs
+        self._before_compute = before_compute
         self._max_input_bytes = max_input_bytes
-        self._graphs: dict[int, Graph] = {}
+        self._graphs: dict[int, tuple[str, Graph]] = {}
+        self._context_names: dict[int, str] = {}  # context → the name of its graph
         self._contexts: dict[int, ExecutionContext] = {}
         self._input_bytes: dict[int, dict[int, int]] = {}  # context → input index → bytes
         self._next_graph = 0
@@ -166,6 +142,7 @@ class WasiNn:
         contexts, self._named = list(self._contexts.values()), {}
         self._graphs.clear()
         self._contexts.clear()
+        self._context_names.clear()
         self._input_bytes.clear()
         for context in contexts:
             try:
@@ -210,7 +187,7 @@ class WasiNn:
         if len(self._graphs) >= MAX_GRAPHS:
             raise WasiNnError(Errno.BUSY, f"{MAX_GRAPHS} graphs are loaded; unload one")
         handle, self._next_graph = self._next_graph, self._next_graph + 1
-        self._graphs[handle] = graph
+        self._graphs[handle] = text, graph
         memory.write_u32(out, handle)
 
     def load_by_name_with_config(
@@ -243,9 +220,10 @@ class WasiNn:
             raise _refuse(f"no graph has the handle {graph}")
         if len(self._contexts) >= MAX_CONTEXTS:
             raise WasiNnError(Errno.BUSY, f"{MAX_CONTEXTS} contexts are alive; finalize one")
-        context = found.init_execution_context(MappingProxyType(self._contexts))
+        name, loaded = found
+        context = loaded.init_execution_context(MappingProxyType(self._contexts))
         handle, self._next_context = self._next_context, self._next_context + 1
-        self._contexts[handle] = context
+        self._contexts[handle], self._context_names[handle] = context, name
         self._input_bytes[handle] = {}
         memory.write_u32(out, handle)
 
@@ -271,7 +249,10 @@ class WasiNn:
 
     def compute(self, _memory: GuestMemory, context: int) -> None:
         """Run a context on its inputs."""
-        self._context(context).compute()
+        found = self._context(context)
+        if self._before_compute is not None:
+            self._before_compute(self._context_names[context])
+        found.compute()
 
     def get_output(self, memory: GuestMemory, context: int, index: int, buffer: int, n_buffer: int, out: int) -> None:
         """Copy an output's bytes to `buffer` and their number to `out`.
@@ -292,7 +273,7 @@ class WasiNn:
     def finalize_execution_context(self, _memory: GuestMemory, context: int) -> None:
         """Free a context; its handle is unknown from then on."""
         found = self._context(context)
-        del self._contexts[context], self._input_bytes[context]
+        del self._contexts[context], self._context_names[context], self._input_bytes[context]
         found.close()
 
     def _context(self, handle: int) -> ExecutionContext:

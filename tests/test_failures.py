@@ -54,7 +54,7 @@ def client(folder: Path) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def hostile_engine(folder: Path) -> Iterator[Engine]:
-    settings = settings_for(folder, workers=1, queue_length=0, deadline_floor_s=2.0, deadline_factor=0.0)
+    settings = settings_for(folder, workers=1, open_jobs=1, queue_length=0, deadline_floor_s=2.0, deadline_factor=0.0)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
         yield ready(engine)
 
@@ -197,7 +197,7 @@ def test_a_request_that_a_stopping_server_gives_up_is_told_so_and_leaves_the_que
         task.cancel()  # as uvicorn does
         await task
 
-    with engine_for(settings_for(folder, workers=1, queue_length=1), guest=serving.HOSTILE_GUEST) as engine:
+    with engine_for(settings_for(folder, workers=1, open_jobs=1, queue_length=1), guest=serving.HOSTILE_GUEST) as engine:
         app, transcriber = create_app(ready(engine)), engine.loaded.result()
         stop = threading.Event()
         transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP), None, stop)

@@ -51,7 +51,7 @@ def test_the_guest_is_told_what_was_asked_for(transcriber: Transcriber) -> None:
 
 @pytest.fixture
 def hostile(folder: Path) -> Iterator[Transcriber]:
-    settings = settings_for(folder, workers=1, queue_length=1, deadline_floor_s=2.0, deadline_factor=0.0)
+    settings = settings_for(folder, workers=1, open_jobs=1, queue_length=1, deadline_floor_s=2.0, deadline_factor=0.0)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
         yield engine.load()
 
@@ -140,7 +140,7 @@ def loop(transcriber: Transcriber) -> "tuple[Future[Transcription], threading.Ev
 
 
 def test_one_job_more_than_fits_is_refused_and_fits_once_another_has_left(folder: Path) -> None:
-    settings = settings_for(folder, workers=1, queue_length=1, deadline_floor_s=60.0)
+    settings = settings_for(folder, workers=1, open_jobs=1, queue_length=1, deadline_floor_s=60.0)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
         transcriber = engine.load()
         running, stop = loop(transcriber)
@@ -158,7 +158,7 @@ def test_one_job_more_than_fits_is_refused_and_fits_once_another_has_left(folder
 
 
 def test_a_withdrawn_job_gives_up_its_audio_before_a_worker_is_free(folder: Path) -> None:
-    settings = settings_for(folder, workers=1, deadline_floor_s=60.0)
+    settings = settings_for(folder, workers=1, open_jobs=1, deadline_floor_s=60.0)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
         transcriber = engine.load()
         _running, stop = loop(transcriber)
@@ -174,7 +174,7 @@ def test_a_withdrawn_job_gives_up_its_audio_before_a_worker_is_free(folder: Path
 
 
 def test_closing_stops_what_runs_and_what_waits(folder: Path) -> None:
-    settings = settings_for(folder, workers=1, deadline_floor_s=60.0)
+    settings = settings_for(folder, workers=1, open_jobs=1, deadline_floor_s=60.0)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
         transcriber = engine.load()
         running, _ = loop(transcriber)

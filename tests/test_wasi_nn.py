@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from wasmtime import Engine, Func, Linker, Memory, Module, Store
 
 from service import wasi_nn
-from service.wasi_nn import DTYPES, MAX_CONTEXTS, MAX_GRAPHS, MAX_RANK, Errno, ExecutionContext, GuestMemory, WasiNn
+from service.guest_memory import GuestMemory
+from service.wasi_nn import DTYPES, MAX_CONTEXTS, MAX_GRAPHS, MAX_RANK, Errno, ExecutionContext, WasiNn
 
 PAGE = 65_536
 U32_MAX = 0xFFFF_FFFF

@@ -1,0 +1,54 @@
+"""A recording's features, read in turns: a long one lets others go first now and then, and may be called off."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from service.audio import Audio, Samples, decode
+from service.features import CHUNK_SECONDS, SAMPLE_RATE, LogMelFrames, log_mel_frames
+from service.turns import Turn
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file still to be decoded, of `max_seconds` at most. It stays open until its job has ended."""
+
+    file: BinaryIO
+    max_seconds: float
+
+
+class Reader:
+    """Reads one recording under a job's turn, which it gives up every 30 s of sound."""
+
+    def __init__(self, turn: Turn, on_block: Callable[[float], None]) -> None:
+        """`on_block`: called with the seconds read so far, block by block; raises to end the reading."""
+        self._turn, self._on_block = turn, on_block
+        self._piece = -1  # of 30 s, which is being read
+
+    def decoded(self, recording: Audio | Upload) -> Audio:
+        """The recording as sound. Raises what decode() and `on_block` raise."""
+        if isinstance(recording, Audio):
+            return recording
+        return decode(recording.file, max_seconds=recording.max_seconds, on_block=self._begin())
+
+    def features(self, audio: Audio, n_mels: int) -> LogMelFrames:
+        """Its log-mel frames, all of it read for the loudest value. Frames asked for later may read it again."""
+        return log_mel_frames(lambda: self._blocks(audio), n_mels)
+
+    def _blocks(self, audio: Audio) -> Iterator[Samples]:
+        at, n_samples = self._begin(), 0
+        for block in audio.blocks():
+            at(n_samples / SAMPLE_RATE)
+            n_samples += block.shape[0]
+            yield block
+
+    def _begin(self) -> Callable[[float], None]:
+        self._piece = -1
+        return self._at
+
+    def _at(self, seconds: float) -> None:
+        self._on_block(seconds)
+        piece = int(seconds // CHUNK_SECONDS)
+        if piece != self._piece:
+            self._piece = piece
+            self._turn.border()
