@@ -98,7 +98,6 @@ class Engine:
         with ThreadPoolExecutor(1, thread_name_prefix="wisp-guest") as aside:
             compiling = aside.submit(
                 Guest, self.guest_wasm, memory_bytes=settings.guest_memory_bytes, cache_folder=self.cache_folder
-            open_jobs=settings.open_jobs,
             )
             try:
                 model = self.read().make_ready()
@@ -110,6 +109,7 @@ class Engine:
             model,
             guest,
             workers=settings.workers,
+            open_jobs=settings.open_jobs,
             queue_length=settings.queue_length,
             deadline_floor_s=settings.deadline_floor_s,
             deadline_factor=settings.deadline_factor,
