@@ -27,6 +27,7 @@ from service.transcriber import Options, Transcriber, Transcription
 
 if TYPE_CHECKING:  # imported where it is used: `wisp transcribe` serves nothing
     from starlette.applications import Starlette
+    from starlette.middleware import Middleware
 
 log = logging.getLogger("wisp")
 
@@ -169,11 +170,8 @@ def create_app(engine: Engine) -> "Starlette":
     import asyncio
 
     from starlette.applications import Starlette
-    from starlette.middleware import Middleware
 
     from service import routes
-    from service.request_log import RequestLog
-    from service.api_keys import KeyGuard, read_api_keys
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -187,17 +185,40 @@ def create_app(engine: Engine) -> "Starlette":
     app = Starlette(
         routes=routes.ROUTES,
         exception_handlers=routes.EXCEPTION_HANDLERS,
-        middleware=[
-            Middleware(RequestLog),
-            Middleware(
-                KeyGuard, keys=read_api_keys(engine.settings), routes=routes.ROUTES, public=routes.PUBLIC_ROUTES
-            ),
-        ],
+        middleware=_middleware(engine.settings),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.service = routes.Service(engine.settings, engine.spec.name, engine.created, engine.loaded, engine.proven)
     return app
+
+
+def _middleware(settings: Settings) -> "list[Middleware]":
+    """What stands in front of every route, the outermost first. Raises StartError."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.cors import CORSMiddleware
+
+    from service import routes
+    from service.api_keys import KeyGuard, read_api_keys
+    from service.request_log import RequestLog
+    from service.upload_pace import UploadPace
+
+    stack = [Middleware(RequestLog)]
+    if origins := settings.cors_origin_list():  # in front of the keys: a browser asks first, without one
+        exposed = ["x-request-id", "retry-after"]
+        stack.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=exposed,
+            )
+        )
+    keys = read_api_keys(settings)
+    stack.append(Middleware(KeyGuard, keys=keys, routes=routes.ROUTES, public=routes.PUBLIC_ROUTES))
+    stack.append(Middleware(UploadPace, floor_s=settings.upload_floor_s, bytes_per_s=settings.upload_bytes_per_s))
+    return stack
 
 
 def _log_request_ids() -> None:

@@ -140,6 +140,23 @@ class ModelNotFound(RequestError):
         super().__init__(f"The model '{name}' does not exist here; this server has: {', '.join(available) or 'none'}.")
 
 
+class UploadTooSlow(RequestError):
+    """The request body came more slowly than the server waits for."""
+
+    status = 408
+    code = "upload_too_slow"
+
+    def __init__(self, floor_s: float, bytes_per_s: int) -> None:
+        super().__init__(
+            f"The request's body came too slowly: it is given {floor_s:g} s and one more for every {bytes_per_s} bytes."
+        )
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        # An OpenAI client would send it twice more, no faster. What still comes of it is not read.
+        return {"x-should-retry": "false", "Connection": "close"}
+
+
 class InvalidApiKey(RequestError):
     """The request carries no API key of this server's. What it carries is told to nobody."""
 

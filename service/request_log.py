@@ -37,10 +37,14 @@ def error_response(error: WispError) -> Response:
 
 
 def _safe(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """What every response says besides its own headers, and pages more: browsers keep to the type, and pages to us."""
-    kind = next((value for name, value in headers if name.lower() == b"content-type"), b"")
-    is_page = kind.lower().startswith(b"text/html")
-    return [(b"x-content-type-options", b"nosniff"), *(PAGE_HEADERS if is_page else [])]
+    """What every response says besides its own headers: browsers keep to the type, and pages to this server.
+
+    A page may have a policy of its own.
+    """
+    own = {name.lower(): value for name, value in headers}
+    is_page = own.get(b"content-type", b"").lower().startswith(b"text/html")
+    more = [(name, value) for name, value in PAGE_HEADERS if name not in own] if is_page else []
+    return [(b"x-content-type-options", b"nosniff"), *more]
 
 
 class RequestLog:

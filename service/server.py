@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from service.http_protocol import ImpatientProtocol
 from service.jobs import Job
 
 log = logging.getLogger("wisp")
@@ -24,7 +25,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Any, under_way: Iterable[Job], *, grace_s: float = GRACE_S) -> None:
         """`app`: an ASGI application; `under_way`: the jobs there are, looked at when their time is over."""
-        config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
+        config = uvicorn.Config(app, http=ImpatientProtocol, log_config=None, access_log=False, server_header=False)
         # The last resort, for a task that takes no cancellation; else all has ended before.
         config.timeout_graceful_shutdown = int(grace_s + 3 * ANSWER_S)
         super().__init__(config)

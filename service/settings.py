@@ -70,6 +70,9 @@ class Settings:
         "Whether to serve without any key on an address that other machines reach",
         choices=("no", "yes"),
     )
+    cors_origins: str = _field(
+        "", "Web pages of other servers that may use this one: origins such as https://a.example, comma-separated, or *"
+    )
     model: str = _field(
         "",
         "Model to serve: a name, a folder or a weights file; empty takes tiny_en if installed, else the embedded one",
@@ -86,6 +89,10 @@ class Settings:
         "Largest file accepted; OpenAI stops at 25 MB, an hour of CD-quality stereo WAV has 635 MB",
         unit="bytes",
         minimum=1,
+    )
+    upload_floor_s: float = _field(60.0, "Time every upload is given", unit="seconds", minimum=1)
+    upload_bytes_per_s: int = _field(
+        4096, "Pace an upload must keep besides: for so many bytes it is given a second more", unit="bytes", minimum=1
     )
     max_audio_s: float = _field(7200.0, "Longest audio accepted, as decoded", unit="seconds", minimum=1)
     workers: int = _field(
@@ -122,6 +129,10 @@ class Settings:
     def alias_names(self) -> frozenset[str]:
         """The other names of the served model."""
         return frozenset(name.strip() for name in self.aliases.split(",") if name.strip())
+
+    def cors_origin_list(self) -> list[str]:
+        """The origins whose pages may use this server; `*` is any."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     def logging_level(self) -> int:
         """`log_level` as the logging module's number."""

@@ -27,3 +27,8 @@ def test_a_page_runs_scripts_of_its_own_server_only() -> None:
     assert policy["frame-ancestors"] == "'none'" and "unsafe" not in headers["content-security-policy"]
     assert "microphone=(self)" in headers["permissions-policy"]
     assert "content-security-policy" not in headers_of(PlainTextResponse("<p>"))
+
+
+def test_a_page_may_have_a_policy_of_its_own() -> None:
+    own = HTMLResponse("<p>", headers={"Content-Security-Policy": "default-src 'none'"})
+    assert headers_of(own)["content-security-policy"] == "default-src 'none'"

@@ -1,0 +1,44 @@
+"""A request's body has to come at a pace: a client that sends a byte now and then holds nothing for long."""
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import UploadTooSlow
+
+
+class UploadPace:
+    """ASGI middleware: what reads the body gets UploadTooSlow once the body has taken longer than it is given.
+
+    That is `floor_s` seconds, and a second more for every `bytes_per_s` bytes that have come.
+    """
+
+    def __init__(self, app: ASGIApp, *, floor_s: float, bytes_per_s: int) -> None:
+        self.app, self.floor_s, self.bytes_per_s = app, floor_s, bytes_per_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        started: float | None = None
+        n_bytes = 0
+        ended = False  # then receive() waits for the client to leave, which may take long
+
+        async def receive_in_time() -> Message:
+            nonlocal started, n_bytes, ended
+            if ended:
+                return await receive()
+            if started is None:
+                started = loop.time()
+            try:
+                async with asyncio.timeout_at(started + self.floor_s + n_bytes / self.bytes_per_s):
+                    message = await receive()
+            except TimeoutError:
+                ended = True
+                raise UploadTooSlow(self.floor_s, self.bytes_per_s) from None
+            n_bytes += len(message.get("body", b""))
+            ended = not message.get("more_body", False)
+            return message
+
+        await self.app(scope, receive_in_time, send)
