@@ -239,8 +239,8 @@ def serve(settings: Settings) -> None:
     from service.api_keys import read_api_keys, refuse_to_expose
     from service.server import Server
 
-    engine = Engine(settings, cache_folder=user_cache_folder())
     refuse_to_expose(settings, read_api_keys(settings))
+    engine = Engine(settings, cache_folder=user_cache_folder())
     engine.read()
     _log_request_ids()
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more

@@ -152,9 +152,9 @@ ROUTES = [
     Route("/v1/models", models),
     Route("/v1/models/{id:path}", model),
     Route("/healthz", healthz),
-PUBLIC_ROUTES = frozenset({"healthz", "readyz"})  # by name: what needs no API key; every other route, and path, does
     Route("/readyz", readyz),
 ]
+PUBLIC_ROUTES = frozenset({"healthz", "readyz"})  # by name: what needs no API key; every other route, and path, does
 
 
 async def on_wisp_error(request: Request, error: Exception) -> Response:
