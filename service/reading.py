@@ -49,6 +49,6 @@ class Reader:
     def _at(self, seconds: float) -> None:
         self._on_block(seconds)
         piece = int(seconds // CHUNK_SECONDS)
-        if piece != self._piece:
+        if piece > self._piece:
             self._piece = piece
             self._turn.border()
