@@ -1,6 +1,8 @@
 """One transcription: audio → features → guest → segments, in turns with others."""
 
+import contextvars
 import logging
+import math
 import os
 import threading
 import time
@@ -19,6 +21,7 @@ from service.languages import language_name
 from service.models import Model
 from service.reading import Reader, Upload
 from service.turns import StopWatch, Turn, Turns
+from service.work import Work
 
 log = logging.getLogger("wisp")
 
@@ -122,8 +125,11 @@ class Transcriber:
         queue_length: int = 128,
         deadline_floor_s: float = 60.0,
         deadline_factor: float = 10.0,
+        observe: Callable[[Work], None] = lambda work: None,
     ) -> None:
-        self.model, self.guest = model, guest
+        """`observe`: called with each submitted transcription's work once that has ended, in its request's context."""
+        self.model, self.guest, self.observe = model, guest, observe
+        self.proven_at = -math.inf  # when a window was last transcribed to its end, by time.monotonic()
         self.deadline_floor_s, self.deadline_factor = deadline_floor_s, deadline_factor
         self.admission = Admission(n_open=max(open_jobs, workers), queue_length=queue_length, n_at_once=workers)
         self.reading, self.computing = Turns(min(workers, N_CORES)), Turns(workers)
@@ -155,10 +161,14 @@ class Transcriber:
         the future.
         """
         self.check(options)
-        return self.admission.submit(
-            partial(self.transcribe, recording, options, on_segment, cancelled),
+        work, context = Work(), contextvars.copy_context()
+        future = self.admission.submit(
+            partial(self.transcribe, recording, options, on_segment, cancelled, work),
             cancelled,
         )
+        future.add_done_callback(work.end)
+        future.add_done_callback(lambda _: context.run(self.observe, work))
+        return future
 
     def transcribe(
         self,
@@ -166,6 +176,7 @@ class Transcriber:
         options: Options,
         on_segment: SegmentListener | None = None,
         cancelled: threading.Event | None = None,
+        work: Work | None = None,
     ) -> Transcription:
         """Transcribe in the calling thread, in turns with other calls, within a deadline that grows with the audio.
 
@@ -175,6 +186,8 @@ class Transcriber:
         """
         started, watch, events = time.monotonic(), StopWatch(), _Events(on_segment)
         deadline_s = self.deadline_floor_s
+        work = work or Work()
+        work.clock = watch.seconds
 
         def check() -> None:
             if cancelled is not None and cancelled.is_set():
@@ -190,11 +203,16 @@ class Transcriber:
             check()
             with Turn(self.reading, watch, check) as turn:
                 reader = Reader(turn, on_block)
+                work.enter("decode_audio")
                 audio = reader.decoded(recording)
+                work.audio_s = audio.duration
+                work.enter("features")
                 deadline_s += self.deadline_factor * audio.duration
                 log_mel = reader.features(audio, self.model.dims.n_mels)
+                work.enter("")
+            argument = self.argument(options, silence=log_mel.silence, clips=clips)
             with Turn(self.computing, watch, check) as turn:
-                self._run_guest(log_mel, options, events, turn, deadline_s, cancelled)
+                self._run_guest(argument, log_mel, events, turn, deadline_s, cancelled, work)
         except GuestCancelled:
             raise ClientGone from None
         except GuestTimeout as error:
@@ -212,6 +230,8 @@ class Transcriber:
             log.error("guest ended without a result")
             raise InternalError
         self.admission.succeeded(watch.seconds())
+        self.proven_at = time.monotonic()
+        work.n_tokens = sum(len(segment.tokens) for segment in events.segments)
         n_segments = len(events.segments)
         made = "1 segment" if n_segments == 1 else f"{n_segments} segments"
         took_s = time.monotonic() - started
@@ -228,17 +248,24 @@ class Transcriber:
         turn: Turn,
         deadline_s: float,
         cancelled: threading.Event | None,
+        work: Work,
     ) -> None:
         """Run the guest under `turn`, which it gives up whenever another window of audio is to be encoded."""
-        encoder = f"{self.model.name}/encoder"
+        stages = {f"{self.model.name}/encoder": "encode", f"{self.model.name}/decoder": "decode_tokens"}
 
         def before_compute(graph: str) -> None:
-            if graph == encoder:
+            stage = stages.get(graph)
+            if stage == "encode":
+                if "decode_tokens" in work.seconds:
+                    self.proven_at = time.monotonic()
+                work.enter("")
                 turn.border()
+            if stage:
+                work.enter(stage)
 
         self.guest.run(
-            self.argument(options, silence=log_mel.silence),
-            (block.tobytes() for block in log_mel),
+            argument,
+            work.during("features", (block.tobytes() for block in log_mel)),
             self.model.graphs,
             events,
             deadline_s=max(0.0, deadline_s - turn.watch.seconds()),

@@ -38,6 +38,7 @@ LAYERS = [
     "service.admission",
     "service.reading",
     "service.turns",
+    "service.work",
     "service.models",
     "service.graphs",
     "service.guest",
