@@ -210,7 +210,7 @@ class Transcriber:
                 deadline_s += self.deadline_factor * audio.duration
                 log_mel = reader.features(audio, self.model.dims.n_mels)
                 work.enter("")
-            argument = self.argument(options, silence=log_mel.silence, clips=clips)
+            argument = self.argument(options, silence=log_mel.silence)
             with Turn(self.computing, watch, check) as turn:
                 self._run_guest(argument, log_mel, events, turn, deadline_s, cancelled, work)
         except GuestCancelled:
@@ -242,8 +242,8 @@ class Transcriber:
 
     def _run_guest(
         self,
+        argument: dict[str, Any],
         log_mel: LogMelFrames,
-        options: Options,
         events: _Events,
         turn: Turn,
         deadline_s: float,

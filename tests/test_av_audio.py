@@ -18,7 +18,7 @@ from service.audio import KEPT_SECONDS, SAMPLE_RATE, decode
 from service.av_audio import MAX_CHANGES, MAX_EDITS, MAX_STREAMS
 from service.errors import AudioTooLong, UnreadableAudio
 from tests.conftest import ROOT
-from tests.test_audio import FailingDisk, cuts, decodes_or_is_refused, samples, similarity, speechlike
+from tests.sounds import FailingDisk, cuts, decodes_or_is_refused, samples, similarity, speechlike
 
 
 def encoded(
