@@ -245,7 +245,7 @@ def serve(settings: Settings) -> None:
     _log_request_ids()
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
     app = create_app(engine)
-    server = Server(app, app.state.service.under_way)
+    server = Server(app, app.state.service.under_way, grace_s=settings.grace_s)
     with _listen(settings.host, settings.port) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         log.info("listening on http://%s:%d (loading the model)", host, listener.getsockname()[1])

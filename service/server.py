@@ -15,7 +15,6 @@ from service.jobs import Job
 
 log = logging.getLogger("wisp")
 
-GRACE_S = 20.0  # requests under way are given this long; Kubernetes kills a container 30 s after asking it to stop
 ANSWER_S = 1.0  # those given up have this long to answer that
 TICK_S = 0.05
 
@@ -23,8 +22,8 @@ TICK_S = 0.05
 class Server(uvicorn.Server):
     """uvicorn's server around the application. A second SIGINT or SIGTERM ends the wait for requests under way."""
 
-    def __init__(self, app: Any, under_way: Iterable[Job], *, grace_s: float = GRACE_S) -> None:
-        """`app`: an ASGI application; `under_way`: the jobs there are, looked at when their time is over."""
+    def __init__(self, app: Any, under_way: Iterable[Job], *, grace_s: float) -> None:
+        """`app`: an ASGI application; `under_way`: the jobs there are, looked at when their `grace_s` seconds are over."""
         config = uvicorn.Config(app, http=ImpatientProtocol, log_config=None, access_log=False, server_header=False)
         # The last resort, for a task that takes no cancellation; else all has ended before.
         config.timeout_graceful_shutdown = int(grace_s + 3 * ANSWER_S)

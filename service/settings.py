@@ -111,6 +111,9 @@ class Settings:
     deadline_factor: float = _field(
         10.0, "Time it is given on top, for every second of its audio", unit="seconds per second"
     )
+    grace_s: float = _field(
+        20.0, "Time that requests under way are given to end when the server is told to stop", unit="seconds"
+    )
     guest_memory_bytes: int = _field(256 * MIB, "Memory one guest instance may take", unit="bytes", minimum=MIB)
     log_level: str = _field(
         "info", "Least serious message that is logged", choices=("debug", "info", "warning", "error")

@@ -1,12 +1,8 @@
 """A server that is told to stop: what its clients get, and how soon it ends."""
 
 import json
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +15,7 @@ import pytest
 from service.app import Engine, create_app
 from service.server import Server
 from tests import serving, synthetic
-from tests.conftest import ROOT
+from tests.processes import server_process
 from tests.serving import PATH, assert_error, engine_for, events, ready, settings_for, wav
 
 LONG = wav(1800.0, rate=8000)
@@ -108,33 +104,34 @@ def test_a_request_under_way_is_finished_first(folder: Path) -> None:
 
 
 def test_a_second_ctrl_c_ends_the_process_without_a_traceback(folder: Path, tmp_path: Path) -> None:
-    code = "import sys; from service.cli import main; sys.exit(main())"
-    arguments = ["serve", "--target", "cpu", "--model", str(folder), "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
-    with (
-        subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, env=environment
-        ) as process,
-        ThreadPoolExecutor(2) as aside,
-    ):
-        assert process.stderr is not None
-        log = ""
-        while "ready" not in log:
-            line = process.stderr.readline()
-            assert line, log
-            log += line
-        found = re.search(r"listening on (http://127\.0\.0\.1:\d+) ", log)
-        assert found
+    with server_process(folder, tmp_path) as server, ThreadPoolExecutor(1) as aside:
         begun, stopped = threading.Event(), threading.Event()
-        body = aside.submit(first_event_then, found[1], stopped, begun)
+        body = aside.submit(first_event_then, server.url, stopped, begun)
         assert begun.wait(60)
-        process.send_signal(signal.SIGINT)
-        while "stopping" not in log:
-            log += process.stderr.readline()
-        process.send_signal(signal.SIGINT)
+        server.signal(signal.SIGINT)
+        server.wait_for("stopping: 1 request may take 20 s more")
+        server.signal(signal.SIGINT)
         stopped.set()
         assert json.loads(body.result(60).split("data: ")[-1])["error"]["message"] == STOPPING
-        log += process.stderr.read()
-    assert process.returncode == 130
-    assert "stopping: 1 request may take 20 s more" in log and "stopping: 1 request given up" in log
-    assert "Traceback" not in log and "ERROR" not in log, log
+        assert server.end() == 130
+    assert "stopping: 1 request given up" in server.log
+    assert "Traceback" not in server.log and "ERROR" not in server.log, server.log
+
+
+def test_sigterm_in_mid_stream_lets_the_stream_end_whole_and_nobody_else_in(folder: Path, tmp_path: Path) -> None:
+    with server_process(folder, tmp_path, grace_s=600) as server, ThreadPoolExecutor(1) as aside:
+        begun, refused = threading.Event(), threading.Event()
+        body = aside.submit(first_event_then, server.url, refused, begun)
+        assert begun.wait(60)
+        server.signal(signal.SIGTERM)
+        server.wait_for("stopping: 1 request may take 600 s more")
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.post(server.url + PATH, files={"file": ("a.wav", wav(1.0))})
+        refused.set()
+        *deltas, done = events(body.result(60))
+        server.end()
+    assert {event["type"] for event in deltas} == {"transcript.text.delta"}
+    n_windows = 1800 // synthetic.WINDOW_SECONDS
+    assert done["type"] == "transcript.text.done" and done["text"] == " ".join([synthetic.SENTENCE] * n_windows)
+    assert "".join(event["delta"] for event in deltas) == done["text"]
+    assert server.log.rstrip().endswith("stopped") and "Traceback" not in server.log, server.log
