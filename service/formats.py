@@ -1,14 +1,13 @@
-"""A transcription as json, text, verbose_json, srt, vtt or server-sent events, as OpenAI's clients read them."""
+"""A transcription as json, text, verbose_json, srt or vtt, as OpenAI's clients read them."""
 
 import json
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from service.errors import WispError
 from service.languages import language_name
-from service.transcriber import Segment, Transcription, Word
+from service.transcriber import Segment, Token, Transcription, Word
 
 MEDIA_TYPES = {  # text/html is never among them: a transcript is someone else's words
     "json": "application/json",
@@ -19,15 +18,23 @@ MEDIA_TYPES = {  # text/html is never among them: a transcript is someone else's
 }
 FORMATS = tuple(MEDIA_TYPES)
 ARROW = re.compile("-{2,}>")
-STREAMED_FORMATS = ("json", "text")  # the events hold text only
+STREAMED_FORMATS = ("json", "text", "verbose_json")  # subtitles are files
 GRANULARITIES = ("segment", "word")  # what verbose_json can time
 
 
-def render(result: Transcription, response_format: str, granularities: Collection[str] = ()) -> str:
-    """The response body in one of FORMATS; verbose_json times what `granularities` names, segments by default."""
+def render(
+    result: Transcription, response_format: str, granularities: Collection[str] = (), *, logprobs: bool = False
+) -> str:
+    """The response body in one of FORMATS; verbose_json times what `granularities` names, segments by default.
+
+    `logprobs`: whether json is to have those of the tokens.
+    """
     match response_format:
         case "json":
-            return json.dumps({"text": result.text, "usage": usage(result)}, ensure_ascii=False)
+            body: dict[str, Any] = {"text": result.text, "usage": usage(result)}
+            if logprobs:
+                body["logprobs"] = logprob_objects(result.segments)
+            return json.dumps(body, ensure_ascii=False)
         case "verbose_json":
             return json.dumps(verbose(result, granularities), ensure_ascii=False)
         case "text":
@@ -51,13 +58,16 @@ def verbose(result: Transcription, granularities: Collection[str] = ()) -> dict[
         timed["segments"] = [segment_object(segment) for segment in result.segments]
     if "word" in granularities:
         timed["words"] = [word_object(word) for segment in result.segments for word in segment.words]
+    return {**verbose_head(result), **timed, "usage": usage(result)}
+
+
+def verbose_head(result: Transcription) -> dict[str, Any]:
+    """What verbose_json says of the whole. A translation is in English."""
     return {
-        "task": "transcribe",
-        "language": language_name(result.language),
+        "task": result.task,
+        "language": language_name("en" if result.task == "translate" else result.language),
         "duration": round(result.duration, 3),
         "text": result.text,
-        **timed,
-        "usage": usage(result),
     }
 
 
@@ -80,6 +90,16 @@ def segment_object(segment: Segment) -> dict[str, Any]:
 def word_object(word: Word) -> dict[str, Any]:
     """A word with OpenAI's keys."""
     return {"word": word.word.strip(), "start": round(word.start, 3), "end": round(word.end, 3)}
+
+
+def logprob_objects(segments: Iterable[Segment]) -> list[dict[str, Any]]:
+    """The segments' tokens with OpenAI's keys. Their bytes joined are the text, with the space before it."""
+    return [logprob_object(token) for segment in segments for token in segment.logprobs]
+
+
+def logprob_object(token: Token) -> dict[str, Any]:
+    """A token with OpenAI's keys."""
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
 
 
 def timestamp(seconds: float, decimal_mark: str) -> str:
@@ -117,24 +137,3 @@ def vtt(segments: Sequence[Segment]) -> str:
         text = cue_text(segment.text).replace("&", "&amp;").replace("<", "&lt;")
         cues.append(f"{start} --> {end}\n{text}\n")
     return "\n".join(cues)
-
-
-def server_sent_event(data: dict[str, Any]) -> bytes:
-    """A bare `data:` frame. In ASCII, as some clients end a line at U+2028 too."""
-    return f"data: {json.dumps(data)}\n\n".encode()
-
-
-def delta_event(segment: Segment, first: bool) -> bytes:
-    """The words of one more segment; all deltas joined are the whole text."""
-    text = segment.text.lstrip() if first else segment.text
-    return server_sent_event({"type": "transcript.text.delta", "delta": text})
-
-
-def done_event(result: Transcription) -> bytes:
-    """The end of a stream: the whole text once more."""
-    return server_sent_event({"type": "transcript.text.done", "text": result.text, "usage": usage(result)})
-
-
-def error_event(error: WispError) -> bytes:
-    """A failure after the stream has begun."""
-    return server_sent_event(error.envelope())

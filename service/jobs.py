@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from typing import Any
 
-from service import formats
 from service.errors import ClientGone, NotReady, WispError
+from service.event_stream import EventStream
 from service.reading import Upload
 from service.transcriber import Options, Segment, Transcriber, Transcription
 
@@ -76,7 +76,7 @@ class Job:
         finally:
             self._finish()
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def frames(self, stream: EventStream) -> AsyncIterator[bytes]:
         """Server-sent events from the first segment on. Raises WispError for a failure before it."""
         try:
             event = await self.events.get()
@@ -85,21 +85,19 @@ class Job:
         except BaseException:
             self._finish()
             raise
-        return self._frames(event)
+        return self._frames(event, stream)
 
-    async def _frames(self, event: "Segment | Future[Transcription]") -> AsyncIterator[bytes]:
+    async def _frames(self, event: "Segment | Future[Transcription]", stream: EventStream) -> AsyncIterator[bytes]:
         try:
-            first = True
             while isinstance(event, Segment):
-                if formats.spoken([event]):
-                    yield formats.delta_event(event, first)
-                    first = False
+                if frames := stream.segment(event):
+                    yield frames
                 event = await self.events.get()
             try:
-                yield formats.done_event(outcome(event))
+                yield stream.done(outcome(event))
             except WispError as error:
                 log.warning("the stream ends with an error: %s", error)
-                yield formats.error_event(error)
+                yield stream.error(error)
         finally:
             self._finish()
 

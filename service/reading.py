@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from service.audio import Audio, Samples, decode
+from service.chunking import Chunking, clip_timestamps
 from service.features import CHUNK_SECONDS, SAMPLE_RATE, LogMelFrames, log_mel_frames
 from service.turns import Turn
+from service.vad import STEP_S, speech_probabilities
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,16 @@ class Reader:
     def features(self, audio: Audio, n_mels: int) -> LogMelFrames:
         """Its log-mel frames, all of it read for the loudest value. Frames asked for later may read it again."""
         return log_mel_frames(lambda: self._blocks(audio), n_mels)
+
+    def clips(self, audio: Audio, chunking: Chunking, window_s: float) -> list[float]:
+        """Where there is speech: start, end, start, … in seconds, in chunks of a window. Reads all of it, twice."""
+
+        def probabilities() -> Iterator[float]:
+            for number, probability in enumerate(speech_probabilities(lambda: self._blocks(audio))):
+                self._at(number * STEP_S)
+                yield probability
+
+        return clip_timestamps(probabilities(), STEP_S, chunking, window_s=window_s, duration_s=audio.duration)
 
     def _blocks(self, audio: Audio) -> Iterator[Samples]:
         at, n_samples = self._begin(), 0

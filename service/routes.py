@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, BinaryIO
 
 from starlette.exceptions import HTTPException
@@ -23,14 +24,16 @@ from service.errors import (
     UploadTooLarge,
     WispError,
 )
-from service.fields import TranscriptionFields
+from service.event_stream import MEDIA_TYPE, EventStream
+from service.fields import Fields, accept
+from service.form_table import TRANSCRIPTION, TRANSLATION, Field
 from service.forms import OVERHEAD_BYTES, FormReader
 from service.jobs import Job, look_at
 from service.model_files import canonical_name
 from service.reading import Upload
 from service.request_log import error_response
 from service.settings import Settings
-from service.transcriber import Transcriber
+from service.transcriber import Options, Transcriber
 
 LOAD_WAIT_S = 60.0  # how long a transcription waits for the model that is still loading
 
@@ -48,7 +51,9 @@ class Service:
 
     def is_served(self, name: str) -> bool:
         """Whether the model answers to this name: its own in any spelling, or an alias."""
-        return canonical_name(name) == canonical_name(self.model_name) or name in self.settings.alias_names()
+        return canonical_name(name) == canonical_name(self.model_name) or any(
+            fnmatchcase(name, alias) for alias in self.settings.alias_names()
+        )
 
     def names(self) -> list[str]:
         """The model's own name, then its aliases: what to tell a client that asked for another."""
@@ -69,16 +74,36 @@ class Service:
             raise NotReady("The model could not be loaded; the server's log says why.") from None
 
     def model_object(self, name: str) -> dict[str, Any]:
-        """OpenAI's model object."""
-        return {"id": name, "object": "model", "created": self.created, "owned_by": "wisp"}
+        """OpenAI's model object; with the languages that the model knows, by Whisper's codes, once it is loaded."""
+        known = {"languages": list(self.languages())} if self.languages() else {}
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "wisp", **known}
+
+    def languages(self) -> tuple[str, ...]:
+        """Whisper's codes of the languages that the model knows; none while it is not loaded."""
+        if not self.loaded.done() or self.loaded.cancelled() or self.loaded.exception() is not None:
+            return ()
+        return tuple(self.loaded.result().model.tokenizer.languages) or ("en",)
 
 
 async def transcriptions(request: Request) -> Response:
     """POST /v1/audio/transcriptions: one file in, its words out, as the form asks."""
+    return await _answer(request, TRANSCRIPTION, "transcribe")
+
+
+async def translations(request: Request) -> Response:
+    """POST /v1/audio/translations: one file in, its words in English out. Multilingual models can."""
+    return await _answer(request, TRANSLATION, "translate")
+
+
+async def _answer(request: Request, table: tuple[Field, ...], task: str) -> Response:
     service: Service = request.app.state.service
+    check = accept
     if service.loaded.done():
-        (await service.transcriber()).check_room()
-    fields = TranscriptionFields(service.is_served, service.names())
+        transcriber = await service.transcriber()
+        transcriber.check_room()
+        check = transcriber.check
+        check(Options(task=task))
+    fields = Fields(service.is_served, service.names(), table=table, task=task, check=check)
     file = await _read_form(request, fields, service.settings.max_upload_bytes)
     leaving = asyncio.create_task(_client_leaves(request))
     try:
@@ -91,13 +116,14 @@ async def transcriptions(request: Request) -> Response:
         raise
     if fields.stream:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(await job.frames(), media_type="text/event-stream", headers=headers)
+        stream = EventStream(fields.response_format, fields.granularities, logprobs=options.logprobs)
+        return StreamingResponse(await job.frames(stream), media_type=MEDIA_TYPE, headers=headers)
     result = await job.result()
-    body = formats.render(result, fields.response_format, fields.granularities)
+    body = formats.render(result, fields.response_format, fields.granularities, logprobs=options.logprobs)
     return Response(body, media_type=formats.MEDIA_TYPES[fields.response_format])
 
 
-async def _read_form(request: Request, fields: TranscriptionFields, max_bytes: int) -> BinaryIO:
+async def _read_form(request: Request, fields: Fields, max_bytes: int) -> BinaryIO:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes + OVERHEAD_BYTES:
         raise UploadTooLarge(int(announced), max_bytes, announced=True)
@@ -149,6 +175,7 @@ async def readyz(request: Request) -> Response:
 
 ROUTES = [
     Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
+    Route("/v1/audio/translations", translations, methods=["POST"]),
     Route("/v1/models", models),
     Route("/v1/models/{id:path}", model),
     Route("/healthz", healthz),

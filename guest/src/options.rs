@@ -105,8 +105,10 @@ pub struct Options {
     pub seed: u64,
     /// Greedy tokens asked for in one compute.
     pub run_ahead: usize,
-    /// Whether to write an event for each token.
+    /// Whether to write an event for each token, and each segment's log-probabilities.
     pub emit_tokens: bool,
+    /// Whether a language is detected where the first clip begins, not where the audio does.
+    pub detect_in_clips: bool,
 }
 
 impl Default for Options {
@@ -138,6 +140,7 @@ impl Default for Options {
             seed: 0,
             run_ahead: 8,
             emit_tokens: false,
+            detect_in_clips: false,
         }
     }
 }

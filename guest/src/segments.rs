@@ -7,6 +7,8 @@ use crate::options::{INPUT_STRIDE, TIME_PRECISION};
 pub struct Slice {
     pub start: f64,
     pub end: f64,
+    /// Which of the window's tokens is the first here.
+    pub first: usize,
     pub tokens: Vec<i32>,
 }
 
@@ -36,7 +38,7 @@ pub fn cut(tokens: &[i32], timestamp_begin: i32, time_offset: f64, segment_size:
                 duration = seconds(last);
             }
         }
-        let slice = Slice { start: time_offset, end: time_offset + duration, tokens: tokens.to_vec() };
+        let slice = Slice { start: time_offset, end: time_offset + duration, first: 0, tokens: tokens.to_vec() };
         return Cut { slices: vec![slice], advance: segment_size, single_timestamp_ending };
     }
 
@@ -50,6 +52,7 @@ pub fn cut(tokens: &[i32], timestamp_begin: i32, time_offset: f64, segment_size:
         slices.push(Slice {
             start: time_offset + seconds(slice[0]),
             end: time_offset + seconds(slice[slice.len() - 1]),
+            first: start,
             tokens: slice.to_vec(),
         });
         start = end;
@@ -71,6 +74,9 @@ mod tests {
 
     fn summary(tokens: &[i32], size: usize) -> (Vec<(f64, f64, usize)>, usize, bool) {
         let cut = cut(tokens, T, 10.0, size);
+        for slice in &cut.slices {
+            assert_eq!(slice.tokens, tokens[slice.first..][..slice.tokens.len()]);
+        }
         let slices = cut.slices.iter().map(|s| (s.start, s.end, s.tokens.len())).collect();
         (slices, cut.advance, cut.single_timestamp_ending)
     }

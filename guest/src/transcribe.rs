@@ -97,7 +97,7 @@ fn clips(timestamps: &[f64]) -> Vec<(usize, Option<usize>)> {
     timestamps.chunks(2).map(|clip| (frames(clip[0]), clip.get(1).map(|&end| frames(end)))).collect()
 }
 
-/// The language asked for, or the first window's likeliest.
+/// The language asked for, or the likeliest of the first window (of the audio, or of its first clip).
 fn language<R: Read>(argument: &Argument, model: &mut dyn Model, features: &mut Features<R>) -> Result<String> {
     if let Some(language) = &argument.options.language {
         return Ok(language.clone());
@@ -106,8 +106,10 @@ fn language<R: Read>(argument: &Argument, model: &mut dyn Model, features: &mut 
         return Ok("en".to_string());
     }
     let n_frames = argument.dims.n_frames();
-    let n = features.available(0, n_frames)?;
-    model.encode(&features.window(0, n, n_frames, argument.silence))?;
+    let clips = clips(&argument.options.clip_timestamps.0);
+    let start = if argument.options.detect_in_clips { clips[0].0 } else { 0 };
+    let n = features.available(start, n_frames)?;
+    model.encode(&features.window(start, n, n_frames, argument.silence))?;
     detect_language(argument, model)
 }
 
@@ -141,6 +143,7 @@ fn segment(
     result: &DecodingResult,
     model: &mut dyn Model,
 ) -> Result<Segment> {
+    let logprobs = argument.options.emit_tokens.then(|| result.logprobs[slice.first..][..slice.tokens.len()].to_vec());
     let text_tokens: Vec<i32> = slice.tokens.iter().copied().filter(|&token| token < argument.tokens.eot).collect();
     Ok(Segment {
         id: 0,
@@ -153,6 +156,7 @@ fn segment(
         avg_logprob: result.avg_logprob,
         compression_ratio: result.compression_ratio,
         no_speech_prob: result.no_speech_prob,
+        logprobs,
         words: None,
     })
 }

@@ -161,6 +161,27 @@ fn the_language_is_detected_once_on_the_first_window() {
 }
 
 #[test]
+fn the_language_is_detected_at_the_start_or_where_the_first_clip_begins() {
+    for (options, heard) in [
+        (json!({"clip_timestamps": [10, 12]}), 0.0),
+        (json!({"clip_timestamps": [10, 12], "detect_in_clips": true}), 1000.0),
+        (json!({"detect_in_clips": true}), 0.0),
+    ] {
+        let mut model = FakeModel::saying(&[&[T, 5, T + 50], &[T, 5, T + 50], &[T, 5, T + 50]]);
+        let events = run(&multilingual(options), &mut model, 2000);
+        assert_eq!(model.mels[0][0], heard);
+        assert!(!of(&events, "segment").is_empty());
+    }
+}
+
+#[test]
+fn an_empty_clip_is_no_text() {
+    let mut model = FakeModel::saying(&[&[T, 5, T + 50]]);
+    let events = run(&argument(json!({"clip_timestamps": [0, 0]})), &mut model, 2000);
+    assert_eq!(events, [json!({"event": "done", "text": "", "language": "en"})]);
+}
+
+#[test]
 fn token_events_follow_their_window() {
     let mut model = FakeModel::saying(&[&[T, 5, T + 50]]);
     let events = run(&argument(json!({"emit_tokens": true})), &mut model, 1000);
@@ -168,6 +189,25 @@ fn token_events_follow_their_window() {
     assert_eq!(kinds, ["window", "token", "token", "token", "segment", "done"]);
     assert_eq!(events[2]["id"], 5);
     assert!(events[2]["logprob"].as_f64().unwrap() > -0.01);
+}
+
+#[test]
+fn each_segment_has_the_log_probabilities_of_its_own_tokens() {
+    // The first window's last segment is unfinished, the second's empty.
+    let windows: &[&[i32]] = &[&[T, 5, 6, T + 50, T + 50, 7, T + 100, T + 100, 8], &[T + 30]];
+    let options = json!({"emit_tokens": true, "temperature": 0});
+    let events = run(&argument(options), &mut FakeModel::saying(windows), 3200);
+    let tokens: Vec<_> = of(&events, "token").iter().map(|token| (&token["id"], &token["logprob"])).collect();
+    let segments = of(&events, "segment");
+    let of_segments = segments.iter().flat_map(|segment| {
+        let (ids, logprobs) = (segment["tokens"].as_array().unwrap(), segment["logprobs"].as_array().unwrap());
+        assert_eq!(ids.len(), logprobs.len());
+        ids.iter().zip(logprobs)
+    });
+    assert_eq!(of_segments.collect::<Vec<_>>(), tokens[..7]);
+    assert_eq!((tokens.len(), segments.len()), (10, 3));
+    let quiet = run(&argument(json!({})), &mut FakeModel::saying(windows), 3200);
+    assert!(of(&quiet, "segment").iter().all(|segment| segment.get("logprobs").is_none()));
 }
 
 #[test]

@@ -45,6 +45,7 @@ impl<'a> Transcript<'a> {
         if segment.start == segment.end || strip(&segment.text).is_empty() {
             segment.text.clear();
             segment.tokens.clear();
+            segment.logprobs.iter_mut().for_each(Vec::clear);
             segment.words.iter_mut().for_each(Vec::clear);
         }
         self.tokens.extend(&segment.tokens);

@@ -24,6 +24,7 @@ fn segment(start: f64, end: f64, tokens: &[i32]) -> Segment {
         avg_logprob: 0.0,
         compression_ratio: 1.0,
         no_speech_prob: None,
+        logprobs: None,
         words: None,
     }
 }
