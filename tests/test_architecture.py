@@ -17,6 +17,7 @@ ONLY_IMPORTER = {
         "service/request_log.py",
         "service/api_keys.py",
         "service/upload_pace.py",
+        "service/web_page.py",
     },
     "uvicorn": {"service/server.py", "service/http_protocol.py"},
     "soundfile": {"service/audio.py"},

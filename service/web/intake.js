@@ -1,0 +1,99 @@
+/** How audio comes in: chosen, dropped, pasted, or spoken into the microphone. */
+
+import { clock } from "./formats.js";
+import { Recorder, whyNot } from "./recorder.js";
+import { drawLevels } from "./waveform.js";
+
+const element = (id) => document.getElementById(id);
+
+/** Listen to the page; `onFile(file, { fromMicrophone })` for each, `onError(sentence)` when recording fails. */
+export function listen({ onFile, onError, announce }) {
+  const take = (files) => {
+    for (const file of files) onFile(file, { fromMicrophone: false });
+  };
+  const input = element("file");
+  element("choose").addEventListener("click", () => input.click());
+  input.addEventListener("change", () => {
+    take([...input.files]);
+    input.value = ""; // the same file may be chosen again
+  });
+  listenForDrops(take);
+  addEventListener("paste", (event) => take(event.clipboardData?.files ?? []));
+  listenForRecording({ onFile, onError, announce });
+}
+
+function listenForDrops(take) {
+  const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+  let inside = 0; // dragenter and dragleave come for every element on the way
+  const show = (count) => {
+    inside = count;
+    document.body.classList.toggle("dragging", inside > 0);
+  };
+  addEventListener("dragenter", (event) => hasFiles(event) && show(inside + 1));
+  addEventListener("dragleave", (event) => hasFiles(event) && show(Math.max(0, inside - 1)));
+  addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
+  addEventListener("drop", (event) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    show(0);
+    take([...event.dataTransfer.files]);
+  });
+}
+
+function listenForRecording({ onFile, onError, announce }) {
+  const reason = whyNot();
+  element("record").disabled = Boolean(reason);
+  element("record-note").hidden = !reason;
+  element("record-note").textContent = reason ?? "";
+  let recorder = null;
+  let levels = [];
+
+  const show = (isRecording) => {
+    element("recorder").hidden = !isRecording;
+    element("drop").hidden = isRecording;
+  };
+  const end = () => {
+    recorder = null;
+    levels = [];
+    show(false);
+    element("record").focus();
+  };
+  const stop = async () => {
+    const ending = recorder;
+    if (!ending) return;
+    recorder = null;
+    const file = await ending.stop();
+    end();
+    onFile(file, { fromMicrophone: true });
+  };
+  element("record").addEventListener("click", async () => {
+    if (recorder) return;
+    onError("");
+    recorder = new Recorder({
+      onLevel: (peak) => {
+        levels = [...levels.slice(-999), peak];
+        element("recorder-time").textContent = clock(recorder?.seconds ?? 0);
+        drawLevels(element("recorder-wave"), levels);
+      },
+      onLost: stop,
+    });
+    try {
+      await recorder.start();
+    } catch (error) {
+      end();
+      onError(error.message);
+      return;
+    }
+    show(true);
+    element("recorder-time").textContent = clock(0);
+    drawLevels(element("recorder-wave"), levels);
+    element("recorder-stop").focus();
+    announce("Recording.");
+  });
+  element("recorder-stop").addEventListener("click", stop);
+  element("recorder-discard").addEventListener("click", () => {
+    recorder?.discard();
+    end();
+    announce("The recording is discarded.");
+  });
+}

@@ -1,0 +1,45 @@
+/** Which model serves, and whether it is ready: asked until it is. */
+
+import { offerLanguages } from "./options.js";
+import { readiness, servedModel } from "./server.js";
+
+const EMBEDDED = "embedded"; // the model that comes with Wisp
+const POLL_MS = 1500;
+const line = document.getElementById("model");
+const text = document.getElementById("model-text");
+const hint = document.getElementById("embedded-hint");
+
+function show(state, sentence) {
+  line.dataset.state = state;
+  if (text.textContent !== sentence) text.textContent = sentence;
+}
+
+/** Show the model and its state. `askForKey()` resolves with true once there is an API key to try. */
+export async function watchModel(askForKey) {
+  for (;;) {
+    const isSettled = await ask(askForKey);
+    if (isSettled) return;
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  }
+}
+
+/** One look at the server; true when there is nothing more to wait for. */
+async function ask(askForKey) {
+  let name = null;
+  try {
+    name = (await servedModel()).id;
+    hint.hidden = name !== EMBEDDED;
+    await readiness();
+    offerLanguages((await servedModel()).languages ?? []); // they are known once it is loaded
+    show("ready", `Model ${name}`);
+    return true;
+  } catch (error) {
+    if (error.needsKey) {
+      show("locked", "API key needed");
+      return !(await askForKey());
+    }
+    if (!name) show("unreachable", "Server not reachable");
+    else show("loading", error.status === 503 ? `Waiting for ${name}…` : `${name} is not ready`);
+    return false;
+  }
+}

@@ -1,0 +1,95 @@
+/** The microphone: getUserMedia → an AudioWorklet → a mono 16-bit WAV file. */
+
+import { wavOf } from "./wav.js";
+
+const RATE = 16_000; // Hz, what Whisper hears; a browser that cannot resample records at its own rate
+
+/** Why this browser cannot record here, in a sentence, or null. */
+export function whyNot() {
+  if (!isSecureContext) return "Browsers give the microphone to pages over HTTPS or on localhost only.";
+  if (!navigator.mediaDevices?.getUserMedia || !window.AudioWorkletNode) return "This browser cannot record sound.";
+  return null;
+}
+
+const REFUSALS = {
+  NotAllowedError: "The browser did not give the microphone. Allow it for this page, then record again.",
+  NotFoundError: "No microphone was found.",
+  NotReadableError: "The microphone is in use by another program.",
+};
+
+export class Recorder {
+  #blocks = [];
+  #stream = null;
+  #context = null;
+  #node = null;
+  #ended = null;
+
+  /** `onLevel(peak)`: 0 to 1, for each block; `onLost()`: the microphone went away. */
+  constructor({ onLevel, onLost }) {
+    Object.assign(this, { onLevel, onLost });
+  }
+
+  /** Begin. Throws an Error with a sentence for the user. */
+  async start() {
+    try {
+      const audio = { channelCount: 1, echoCancellation: false, autoGainControl: true };
+      this.#stream = await navigator.mediaDevices.getUserMedia({ audio });
+      const source = await this.#open();
+      this.#node = new AudioWorkletNode(this.#context, "recorder", { numberOfOutputs: 0 });
+      this.#ended = new Promise((resolve) => {
+        this.#node.port.onmessage = ({ data }) => (data.ended ? resolve() : this.#take(data));
+      });
+      source.connect(this.#node);
+      this.#stream.getTracks().forEach((track) => track.addEventListener("ended", () => this.onLost()));
+    } catch (error) {
+      this.discard();
+      throw new Error(REFUSALS[error.name] ?? `Recording failed: ${error.message}`);
+    }
+  }
+
+  async #open() {
+    try {
+      return await this.#source({ sampleRate: RATE });
+    } catch {
+      await this.#context?.close();
+      return this.#source({}); // Firefox takes a microphone at its own rate only
+    }
+  }
+
+  async #source(options) {
+    this.#context = new AudioContext(options);
+    await this.#context.audioWorklet.addModule(new URL("recorder-worklet.js", import.meta.url));
+    await this.#context.resume();
+    return this.#context.createMediaStreamSource(this.#stream);
+  }
+
+  #take({ block, peak }) {
+    this.#blocks.push(block);
+    this.onLevel(peak);
+  }
+
+  /** Seconds recorded so far. */
+  get seconds() {
+    const n = this.#blocks.reduce((sum, block) => sum + block.length, 0);
+    return this.#context ? n / this.#context.sampleRate : 0;
+  }
+
+  /** End, and resolve with the WAV file. */
+  async stop() {
+    this.#node.port.postMessage("stop");
+    await this.#ended;
+    const rate = this.#context.sampleRate;
+    this.discard();
+    const now = new Date();
+    const two = (number) => String(number).padStart(2, "0");
+    const day = [now.getFullYear(), two(now.getMonth() + 1), two(now.getDate())].join("-");
+    const name = `Recording ${day} ${[now.getHours(), now.getMinutes(), now.getSeconds()].map(two).join(".")}.wav`;
+    return new File([wavOf(this.#blocks, rate)], name, { type: "audio/wav" });
+  }
+
+  /** Give the microphone back. */
+  discard() {
+    this.#stream?.getTracks().forEach((track) => track.stop());
+    if (this.#context?.state !== "closed") this.#context?.close();
+  }
+}
