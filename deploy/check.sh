@@ -17,7 +17,7 @@ if command -v kubectl >/dev/null; then
     done
     # kustomize reads nothing outside the folder it is given, so the overlay with every component stands beside them.
     cp -r deploy/kubernetes "$work/kubernetes"
-    printf 'components:\n  - ../api-keys\n' >>"$work/kubernetes/cpu/kustomization.yaml"
+    printf 'components:\n  - ../api-keys\n  - ../autoscale-by-queue\n' >>"$work/kubernetes/cpu/kustomization.yaml"
     kubectl kustomize "$work/kubernetes/cpu" >"$work/components.yaml"
     "$work/venv/bin/kubernetes-validate" --strict "$work/components.yaml"
 else

@@ -1,8 +1,9 @@
 """What a device is told to do: buffers and views of them, compiled kernels, and recordings of their launches."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 MAX_WORKGROUPS = 65_535  # of a dispatch, in each dimension
 
@@ -10,10 +11,18 @@ MAX_WORKGROUPS = 65_535  # of a dispatch, in each dimension
 class Buffer:
     """Device memory. `nbytes` is what was asked for; the allocation is rounded up to 16 bytes."""
 
+    held_bytes: ClassVar[int] = 0  # of all buffers that are open
+    _tally: ClassVar[threading.RLock] = threading.RLock()  # entered again where a collection ends others
+
     def __init__(self, handle: Any, nbytes: int, allocated: int) -> None:
         self._handle = handle
         self.nbytes = nbytes
         self.allocated = allocated
+        with self._tally:
+            Buffer.held_bytes += allocated
+
+    def __del__(self) -> None:
+        self.close()
 
     @property
     def handle(self) -> Any:
@@ -31,7 +40,10 @@ class Buffer:
 
         Not destroyed outright: submitting a recording bound to a destroyed buffer makes wgpu-native end the process.
         """
-        self._handle = None
+        with self._tally:
+            if self._handle is not None:
+                self._handle = None
+                Buffer.held_bytes -= self.allocated
 
 
 @dataclass(frozen=True)

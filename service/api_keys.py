@@ -10,11 +10,12 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import InvalidApiKey, StartError
 from service.request_log import error_response
+from service.route_table import route_of
 from service.settings import Settings
 
 DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
@@ -146,9 +147,4 @@ class KeyGuard:
             await error_response(InvalidApiKey(is_absent=not sent))(scope, receive, send)
 
     def _is_public(self, scope: Scope) -> bool:
-        matches = [(route.matches(scope)[0], route) for route in self.routes]
-        for wanted in (Match.FULL, Match.PARTIAL):
-            for match, route in matches:
-                if match == wanted:
-                    return getattr(route, "name", None) in self.public
-        return False
+        return getattr(route_of(scope, self.routes), "name", None) in self.public

@@ -12,22 +12,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from service.audio import Audio
-from service.errors import StartError, WispError
-from service.features import SAMPLE_RATE
-from service.guest import Guest, GuestError
+from service.engine import GUEST_WASM, Engine, audio_of
+from service.errors import StartError
 from service.guest_cache import user_cache_folder
-from service.model_files import EMBEDDED_NAME, ModelSpec, find_model, parse_preload
-from service.models import ReadModel, read_model
-from service.settings import PRELOAD_VARIABLE, Settings
-from service.transcriber import Options, Transcriber, Transcription
+from service.settings import Settings
 
 if TYPE_CHECKING:  # imported where it is used: `wisp transcribe` serves nothing
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
+    from starlette.routing import BaseRoute
+
+    from service.metrics import Metrics
+
+__all__ = ["GUEST_WASM", "Engine", "audio_of", "create_app", "serve"]
 
 log = logging.getLogger("wisp")
 
@@ -36,133 +33,7 @@ CLOSE_S = 4.0  # how long a server that has stopped waits for what computes: a g
 BACKLOG = 2048  # connections the kernel holds for us until they are accepted
 LAST_PORT = 65_535
 INTERRUPTED = 130  # a shell's number for a command that Ctrl-C ended
-GRACE_FOR_CLIENTS_S = 0.1  # a model just loaded waits this long for requests before it tries itself
-
-
-def choose_model(settings: Settings) -> ModelSpec:
-    """--model or WISP_MODEL, else the preload string's first model, else what find_model takes. Raises ModelError."""
-    if not settings.model and settings.preload:
-        preloaded = parse_preload(settings.preload)
-        if len(preloaded) > 1:
-            log.warning("%s names %d models; only the first one is served", PRELOAD_VARIABLE, len(preloaded))
-        if preloaded:
-            return preloaded[0]
-    return find_model(settings.model, settings.models_path())
-
-
-def audio_of(samples: NDArray[np.float32]) -> Audio:
-    """(n_samples,) f32 of 16 kHz mono sound that is in memory already."""
-    return Audio(len(samples) / SAMPLE_RATE, "PCM", lambda: (samples,))
-
-
-class Engine:
-    """A model, a guest and their transcriber. Owns all three; close() is idempotent.
-
-    `read()` finds out in a moment whether the model can be had, `load()` gets everything ready in the calling thread,
-    `start()` does so in a thread of its own. Then `loaded` ends when transcriptions can run, or with the reason why
-    not, and `proven` when a first one really has.
-    """
-
-    def __init__(self, settings: Settings, *, guest_wasm: Path = GUEST_WASM, cache_folder: Path | None = None) -> None:
-        """Find the model's files; raises ModelError if there are none. Nothing is loaded yet.
-
-        `cache_folder`: where the guest's machine code is kept between starts, which saves most of a second.
-        """
-        self.settings, self.guest_wasm, self.cache_folder = settings, guest_wasm, cache_folder
-        self.spec = choose_model(settings)
-        self.created = int(time.time())
-        self.loaded: Future[Transcriber] = Future()
-        self.proven: Future[None] = Future()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._read: ReadModel | None = None
-        self._opened: list[Any] = []
-        self.is_closed = False
-
-    def start(self) -> None:
-        """Begin to load. A second call does nothing."""
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="wisp-load", daemon=True)
-                self._thread.start()
-
-    def read(self) -> ReadModel:
-        """Read and check the model's files, once. Raises StartError."""
-        if self._read is None:
-            self._read = read_model(self.spec, self.settings.target)
-        return self._read
-
-    def load(self) -> Transcriber:
-        """Load in the calling thread: the guest is compiled while the model is read. Raises StartError."""
-        settings = self.settings
-        started = time.monotonic()
-        with ThreadPoolExecutor(1, thread_name_prefix="wisp-guest") as aside:
-            compiling = aside.submit(
-                Guest, self.guest_wasm, memory_bytes=settings.guest_memory_bytes, cache_folder=self.cache_folder
-            )
-            try:
-                model = self.read().make_ready()
-                self._read = None  # the kernels keep what they need of it
-                self._opened.append(model)
-            finally:
-                guest = self._compiled(compiling)
-        transcriber = Transcriber(
-            model,
-            guest,
-            workers=settings.workers,
-            open_jobs=settings.open_jobs,
-            queue_length=settings.queue_length,
-            deadline_floor_s=settings.deadline_floor_s,
-            deadline_factor=settings.deadline_factor,
-        )
-        self._opened.append(transcriber)
-        model.add_speech_graph(lambda samples: transcriber.transcribe(audio_of(samples), Options()).text)
-        if model.name == EMBEDDED_NAME:
-            log.warning(
-                "this is the small model that comes with Wisp and errs often: docs/settings.md tells of tiny.en"
-            )
-        log.info("loaded in %.2f s", time.monotonic() - started)
-        return transcriber
-
-    def _compiled(self, compiling: "Future[Guest]") -> Guest:
-        try:
-            guest = compiling.result()
-        except (GuestError, OSError) as error:
-            raise StartError(f"The guest cannot be loaded: {error}") from error
-        self._opened.append(guest)
-        return guest
-
-    def prove(self, transcriber: Transcriber) -> Transcription:
-        """A first real inference: a second of a soft tone, through the guest, the graphs and back. Raises WispError."""
-        tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * np.float32(2 * np.pi * 440 / SAMPLE_RATE))
-        return transcriber.transcribe(audio_of(tone * np.float32(0.1)), Options(temperature=(0.0,)))
-
-    def _run(self) -> None:
-        try:
-            transcriber = self.load()
-        except BaseException as error:
-            log.error("%s", error, exc_info=not isinstance(error, WispError))
-            self.loaded.set_exception(error)
-            self.proven.set_exception(error)
-            return
-        self.loaded.set_result(transcriber)
-        try:
-            # Clients that waited for the model go first, and what succeeds for one of them is proof enough.
-            if not transcriber.admission.settle(GRACE_FOR_CLIENTS_S):
-                self.prove(transcriber)
-            self.proven.set_result(None)
-            log.info("ready: the first inference succeeded")
-        except BaseException as error:
-            log.error("not ready, the first inference failed: %s", error)
-            self.proven.set_exception(error)
-
-    def close(self) -> None:
-        """Wait for loading to end, stop what runs, free the model and the guest."""
-        if self._thread is not None:
-            self._thread.join()
-        while self._opened:
-            self._opened.pop().close()
-        self.is_closed = True
+METRICS_ROUTE = "metrics"
 
 
 def create_app(engine: Engine) -> "Starlette":
@@ -172,6 +43,7 @@ def create_app(engine: Engine) -> "Starlette":
     from starlette.applications import Starlette
 
     from service import routes
+    from service.metrics import Metrics
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -182,10 +54,15 @@ def create_app(engine: Engine) -> "Starlette":
         closing.start()
         await asyncio.to_thread(closing.join, CLOSE_S)
 
+    metrics = Metrics(engine.spec.name, engine)
+    engine.observers.append(metrics.work_ended)
+    table: list[BaseRoute] = [*routes.ROUTES]
+    if engine.settings.metrics != "off":
+        table.append(_metrics_route(metrics))
     app = Starlette(
         routes=routes.ROUTES,
         exception_handlers=routes.EXCEPTION_HANDLERS,
-        middleware=_middleware(engine.settings),
+        middleware=_middleware(engine.settings, table, metrics),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -193,17 +70,35 @@ def create_app(engine: Engine) -> "Starlette":
     return app
 
 
-def _middleware(settings: Settings) -> "list[Middleware]":
+def _metrics_route(metrics: "Metrics") -> "BaseRoute":
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    from service.metrics import CONTENT_TYPE
+
+    async def exposition(request: Request) -> Response:
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE)
+
+    return Route("/metrics", exposition, name=METRICS_ROUTE)
+
+
+def _middleware(settings: Settings, table: "Sequence[BaseRoute]", metrics: "Metrics") -> "list[Middleware]":
     """What stands in front of every route, the outermost first. Raises StartError."""
     from starlette.middleware import Middleware
     from starlette.middleware.cors import CORSMiddleware
 
     from service import routes
     from service.api_keys import KeyGuard, read_api_keys
+    from service.metrics import NO_ROUTE
     from service.request_log import RequestLog
+    from service.route_table import route_of
     from service.upload_pace import UploadPace
 
-    stack = [Middleware(RequestLog)]
+    def on_end(scope: Any, status: int, seconds: float) -> None:
+        metrics.request_ended(getattr(route_of(scope, table), "path", NO_ROUTE), status, seconds)
+
+    stack = [Middleware(RequestLog, on_end=on_end)]
     if origins := settings.cors_origin_list():  # in front of the keys: a browser asks first, without one
         exposed = ["x-request-id", "retry-after"]
         stack.append(
@@ -215,9 +110,10 @@ def _middleware(settings: Settings) -> "list[Middleware]":
                 expose_headers=exposed,
             )
         )
-    keys = read_api_keys(settings)
-    stack.append(Middleware(KeyGuard, keys=keys, routes=routes.ROUTES, public=routes.PUBLIC_ROUTES))
-    stack.append(Middleware(UploadPace, floor_s=settings.upload_floor_s, bytes_per_s=settings.upload_bytes_per_s))
+    public = routes.PUBLIC_ROUTES | ({METRICS_ROUTE} if settings.metrics == "public" else set())
+    stack.append(Middleware(KeyGuard, keys=read_api_keys(settings), routes=table, public=public))
+    floor_s, bytes_per_s = settings.upload_floor_s, settings.upload_bytes_per_s
+    stack.append(Middleware(UploadPace, floor_s=floor_s, bytes_per_s=bytes_per_s, on_end=metrics.upload_ended))
     return stack
 
 

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
-from service.app import GUEST_WASM, Engine, choose_model
+from service.app import GUEST_WASM, Engine
 from service.errors import WispError
 from service.guest import Guest, GuestError
 from service.guest_cache import user_cache_folder
+from service.model_files import choose_model
 from service.models import choose_target, wanted_target
 from service.settings import Settings
 

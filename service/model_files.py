@@ -1,5 +1,6 @@
 """Which files a model's name means: a preload string, a path, an installed name, or the embedded default."""
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -8,6 +9,9 @@ from typing import Literal
 
 from service.errors import ModelError
 from service.languages import language_code
+from service.settings import PRELOAD_VARIABLE, Settings
+
+log = logging.getLogger("wisp")
 
 DEFAULT_NAME = "tiny_en"  # taken when no model is named and it is installed
 EMBEDDED_NAME = "embedded"
@@ -77,6 +81,17 @@ def installed_models(models_dir: Path) -> dict[str, Path]:
         return {}
     folders = (path for path in sorted(models_dir.iterdir()) if path.is_dir() and not path.name.startswith("."))
     return {canonical_name(folder.name): folder for folder in folders}
+
+
+def choose_model(settings: Settings) -> ModelSpec:
+    """--model or WISP_MODEL, else the preload string's first model, else what find_model takes. Raises ModelError."""
+    if not settings.model and settings.preload:
+        preloaded = parse_preload(settings.preload)
+        if len(preloaded) > 1:
+            log.warning("%s names %d models; only the first one is served", PRELOAD_VARIABLE, len(preloaded))
+        if preloaded:
+            return preloaded[0]
+    return find_model(settings.model, settings.models_path())
 
 
 def find_model(named: str, models_dir: Path) -> ModelSpec:

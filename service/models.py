@@ -131,6 +131,10 @@ class Model:
         """Give guests the graph NAME: `transcribe` turns (n_samples,) f32 of 16 kHz PCM into text."""
         self._graphs[self.name] = SpeechGraph(transcribe)
 
+    def device_bytes(self) -> int:
+        """Memory of the GPU that is held; 0 on the CPU."""
+        return self._kernels.device_bytes() if isinstance(self._kernels, _GpuKernels) else 0
+
     def close(self) -> None:
         """Free what the model holds on the device."""
         if self._kernels is not None:
@@ -226,6 +230,11 @@ class _GpuKernels:
         checkpoint.release_pages()
         self.encoder: Graph = self._model.encoder
         self.decoder: Graph = self._model.decoder
+
+    def device_bytes(self) -> int:
+        from kernels.recording import Buffer
+
+        return Buffer.held_bytes
 
     def close(self) -> None:
         self._model.close()

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from urllib.parse import quote
 
 from starlette.responses import JSONResponse, Response
@@ -50,8 +51,9 @@ def _safe(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 class RequestLog:
     """ASGI middleware: a request id in and out, a log line a request, and an envelope for what nothing else caught."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, on_end: Callable[[Scope, int, float], None] = lambda *_: None) -> None:
+        """`on_end`: called with each request's scope, the status it was answered with and its seconds."""
+        self.app, self.on_end = app, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,5 +85,7 @@ class RequestLog:
                 raise
             await error_response(InternalError())(scope, receive, send_with_id)
         finally:
+            seconds = time.monotonic() - started
             path = quote(scope["path"])  # a line break in it would begin a log line of the client's own
-            log.info("%s %s %d %.3f s", scope["method"], path, status, time.monotonic() - started)
+            log.info("%s %s %d %.3f s", scope["method"], path, status, seconds)
+            self.on_end(scope, status, seconds)

@@ -115,6 +115,11 @@ class Settings:
         20.0, "Time that requests under way are given to end when the server is told to stop", unit="seconds"
     )
     guest_memory_bytes: int = _field(256 * MIB, "Memory one guest instance may take", unit="bytes", minimum=MIB)
+    metrics: str = _field(
+        "guarded",
+        "Who may read /metrics: guarded takes an API key where there are any, public takes none, off has no such route",
+        choices=("guarded", "public", "off"),
+    )
     log_level: str = _field(
         "info", "Least serious message that is logged", choices=("debug", "info", "warning", "error")
     )

@@ -1,6 +1,7 @@
 """A request's body has to come at a pace: a client that sends a byte now and then holds nothing for long."""
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,8 +14,11 @@ class UploadPace:
     That is `floor_s` seconds, and a second more for every `bytes_per_s` bytes that have come.
     """
 
-    def __init__(self, app: ASGIApp, *, floor_s: float, bytes_per_s: int) -> None:
-        self.app, self.floor_s, self.bytes_per_s = app, floor_s, bytes_per_s
+    def __init__(
+        self, app: ASGIApp, *, floor_s: float, bytes_per_s: int, on_end: Callable[[float], None] = lambda seconds: None
+    ) -> None:
+        """`on_end`: called with the seconds that a body took, once all of it is there."""
+        self.app, self.floor_s, self.bytes_per_s, self.on_end = app, floor_s, bytes_per_s, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,7 +42,10 @@ class UploadPace:
                 ended = True
                 raise UploadTooSlow(self.floor_s, self.bytes_per_s) from None
             n_bytes += len(message.get("body", b""))
-            ended = not message.get("more_body", False)
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                ended = True
+                if n_bytes and message["type"] == "http.request":
+                    self.on_end(loop.time() - started)
             return message
 
         await self.app(scope, receive_in_time, send)

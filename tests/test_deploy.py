@@ -254,6 +254,17 @@ def test_keys_can_come_from_a_secret() -> None:
     assert variables["WISP_ALLOW_PUBLIC_WITHOUT_KEY"] == "no" and "optional" not in volume["secret"]
 
 
+def test_the_queues_metric_is_one_that_there_is() -> None:
+    text = (ROOT / "service/metrics.py").read_text()
+    patch = documents(KUBERNETES / "autoscale-by-queue/autoscaler.yaml")
+    [metric] = patch["spec"]["metrics"]
+    [rule] = documents(KUBERNETES / "autoscale-by-queue/rule.yaml")
+    assert metric["pods"]["metric"]["name"] == rule["name"]["matches"] == "wisp_jobs_waiting"
+    assert f'"{rule["name"]["matches"]}"' in text and rule["name"]["matches"] in rule["metricsQuery"]
+    annotations = documents(KUBERNETES / "autoscale-by-queue/deployment.yaml")["spec"]["template"]["metadata"]
+    assert annotations["annotations"]["prometheus.io/port"] == values("base", "EXPOSE")[0]
+
+
 def rendered(folder: Path) -> list[Any]:
     """The manifests of an overlay, as kubectl makes them."""
     text = subprocess.run(["kubectl", "kustomize", folder], check=True, capture_output=True, text=True).stdout
@@ -269,16 +280,16 @@ def test_an_overlay_renders(overlay: str) -> None:
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_component_goes_with_every_overlay(overlay: str, tmp_path: Path) -> None:
+def test_the_components_go_with_every_overlay(overlay: str, tmp_path: Path) -> None:
     shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
     with (tmp_path / "kubernetes" / overlay / "kustomization.yaml").open("a") as file:
-        file.write("components:\n  - ../api-keys\n")
-    [pod] = [
-        document["spec"]["template"]["spec"]
-        for document in rendered(tmp_path / "kubernetes" / overlay)
-        if document["kind"] == "Deployment"
-    ]
+        file.write("components:\n  - ../api-keys\n  - ../autoscale-by-queue\n")
+    documents = {document["kind"]: document for document in rendered(tmp_path / "kubernetes" / overlay)}
+    [metric] = documents["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == "wisp_jobs_waiting"
+    pod = documents["Deployment"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
     assert variables["WISP_ALLOW_PUBLIC_WITHOUT_KEY"] == "no" and "WISP_API_KEYS_FILE" in variables
+    assert variables["WISP_METRICS"] == "public"
     assert {volume["name"] for volume in pod["volumes"]} == {"uploads", "api-keys"}
