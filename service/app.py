@@ -1,4 +1,4 @@
-"""The wiring, and the only place of it: settings → model, guest, transcriber → the ASGI application → a server."""
+"""The wiring, and the only place of it: settings → engine → the ASGI application → a server."""
 
 import contextlib
 import errno
@@ -6,10 +6,7 @@ import logging
 import os
 import socket
 import threading
-import time
-from collections.abc import AsyncIterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from service.engine import GUEST_WASM, Engine, audio_of
@@ -28,7 +25,6 @@ __all__ = ["GUEST_WASM", "Engine", "audio_of", "create_app", "serve"]
 
 log = logging.getLogger("wisp")
 
-GUEST_WASM = Path(__file__).parent.parent / "assets" / "guest.wasm"
 CLOSE_S = 4.0  # how long a server that has stopped waits for what computes: a guest ends between two computes
 BACKLOG = 2048  # connections the kernel holds for us until they are accepted
 LAST_PORT = 65_535
@@ -60,7 +56,7 @@ def create_app(engine: Engine) -> "Starlette":
     if engine.settings.metrics != "off":
         table.append(_metrics_route(metrics))
     app = Starlette(
-        routes=routes.ROUTES,
+        routes=table,
         exception_handlers=routes.EXCEPTION_HANDLERS,
         middleware=_middleware(engine.settings, table, metrics),
         lifespan=lifespan,
