@@ -5,7 +5,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SHARED := $(or $(WISP_SHARED),../shared)
-MODEL_FOLDER ?= assets/embedded
 MANIFEST ?= $(SHARED)/speech/librispeech/transcripts.tsv
 TARGET := cpu
 
@@ -76,10 +75,10 @@ bench-peers:
 embedded-model: $(VENV)/.train
 	SHARED=$(SHARED) tools/train/run.sh
 
-# Score a model: make wer MODEL_FOLDER=assets/embedded MANIFEST=../shared/speech/librispeech/transcripts.tsv
+# Word error rate of any model, served as ever: make wer MODEL=tiny.en MANIFEST=transcripts.tsv TARGET=gpu
 .PHONY: wer
-wer: $(VENV)/.train
-	$(BIN)/python -m tools.train.wer --model $(MODEL_FOLDER) --manifest $(MANIFEST)
+wer: $(VENV)/.test
+	$(BIN)/python -m tools.wer --model $(or $(MODEL),assets/embedded) --manifest $(MANIFEST) --target $(TARGET)
 
 # Build the container image with Docker; TARGET=gpu for the one with Vulkan
 .PHONY: image
@@ -101,10 +100,19 @@ image-size:
 deploy-check:
 	PYTHON=$(PYTHON) deploy/check.sh
 
+# Try Wisp under Ray Serve and as a Ray Data job, on a Ray of this machine (brings Ray: 700 MB)
+.PHONY: ray-test
+ray-test: $(VENV)/.ray
+	$(BIN)/python -m pytest tests/test_ray.py
+
 # Lock the newest wheels that pyproject.toml allows, with hashes, for the image
 .PHONY: requirements
 requirements:
 	PYTHON=$(PYTHON) deploy/image/lock.sh
+
+$(VENV)/.ray: $(VENV)/.test pyproject.toml
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[ray]'
+	@touch $@
 
 $(VENV)/.train: $(VENV)/.run pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train]'

@@ -1,9 +1,11 @@
-"""Rooms, microphones and noise, put on log10 mel power (n_frames, 80); cheap enough for every example at every step."""
+"""Other voices, rooms, microphones and noise, put on log10 mel power (n_frames, 80); cheap enough for every window."""
+
+import functools
 
 import numpy as np
 from scipy.signal import lfilter
 
-from tools.train.features import FLOOR, N_MELS, Floats
+from tools.train.features import FLOOR, N_MELS, SAMPLE_RATE, Floats, hz_to_mel, mel_to_hz
 
 Rng = np.random.Generator
 
@@ -27,8 +29,32 @@ def noise(rng: Rng, n_frames: int) -> Floats:
     return np.asarray(power, dtype=np.float32)
 
 
+@functools.cache
+def band_centres() -> Floats:
+    """(80,) Hz."""
+    edges = mel_to_hz(np.linspace(0.0, float(hz_to_mel(np.array(SAMPLE_RATE / 2))), N_MELS + 2))
+    return np.asarray(edges[1:-1], dtype=np.float32)
+
+
+def warp_bands(raw: Floats, factor: float) -> Floats:
+    """Log-mel of a speaker whose vocal tract is `factor` times as short: every frequency times `factor`, up to 5 kHz.
+
+    Above it the scale is bent so that 8 kHz stays (vocal tract length perturbation, Jaitly and Hinton 2013).
+    """
+    hz = band_centres()
+    bend, top = 5_000.0 * min(1.0, factor) / factor, SAMPLE_RATE / 2
+    above = top - (top - hz) * (top - bend) / (top - bend * factor)
+    source = np.where(hz <= bend * factor, hz / factor, above)
+    at = np.interp(source, hz, np.arange(N_MELS))
+    below = np.minimum(at.astype(np.int64), N_MELS - 2)
+    share = (at - below).astype(np.float32)
+    return np.asarray(raw[:, below] * (1 - share) + raw[:, below + 1] * share, dtype=np.float32)
+
+
 def augment(raw: Floats, rng: Rng) -> Floats:
-    """A window's log10 mel → the same window heard elsewhere: reverberation, equaliser, narrow band, noise, gain."""
+    """A window's log10 mel → heard elsewhere, from somebody else: vocal tract, room, equaliser, band, noise, gain."""
+    if rng.random() < 0.6:
+        raw = warp_bands(raw, float(np.exp(rng.uniform(-0.17, 0.17))))
     power = 10.0 ** np.maximum(raw, FLOOR)
     level = max(float(power.mean()), 1e-9)
     if rng.random() < 0.35:  # reverberation: power that decays to a thousandth in 0.1–0.8 s

@@ -18,13 +18,14 @@ done
 
 mkdir -p "$data"
 run() { "$python" -m "tools.train.$1" "${@:2}"; }
-run synthesise --text "$shared/text" --out "$data" --shards 24
+run synthesise --text "$shared/text" --out "$data" --shards 28
 run tokenizer --text "$shared/text" --out "$data/tokenizer.json"
 run teacher --model "$shared/models/tiny_en" --data "$data" --clips "$shared/speech-unlabelled" --device "$device"
-run pseudo --model "$shared/models/tiny_en" --data "$data"
+run pseudo --model "$shared/models/tiny_en" --data "$data" --clips "$shared/speech-unlabelled"
 run train --data "$data" --out "$cache/encoder" --part encoder --hours 40 --device "$device" &
 run train --data "$data" --out "$cache/decoder" --part decoder --hours 30 --device "$device"
 wait $!
-run train --data "$data" --out "$cache/joint" --part joint --hours 60 --device "$device" --workers $workers \
+run align --data "$data" --state "$cache/encoder/state.pt"
+run train --data "$data" --out "$cache/joint" --part joint --hours 160 --device "$device" --workers $workers \
     --start "$cache/encoder" --start "$cache/decoder"
 run export --state "$cache/joint/state.pt" --tokenizer "$data/tokenizer.json" --out "$out"

@@ -9,7 +9,6 @@ target stays true when training puts an utterance somewhere else in the window (
 
 import argparse
 import functools
-import itertools
 import json
 import logging
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +24,6 @@ from tools.train.model import Dims, Encoder
 
 WINDOW = 3000  # frames the teacher was trained on
 TAIL = 100  # frames of silence after an utterance: the teacher never heard sound end at its window's end
-PIECE_FRAMES = 960  # the longest piece a human clip is cut into
 BATCH_FRAMES = 12_000
 
 
@@ -113,18 +111,8 @@ def position_means(heard: list[Floats], least: int = 40) -> Floats:
     return np.asarray(sums / counts, dtype=np.float32)
 
 
-def cut_points(mel: Floats, longest: int = PIECE_FRAMES) -> list[int]:
-    """Where to cut (n_frames, 80): 0, the quietest moment of each stretch that is due, n_frames; all even."""
-    loudness = np.convolve(mel.max(axis=1), np.ones(9) / 9, mode="same")
-    points = [0]
-    while len(mel) - points[-1] > longest:
-        begin = points[-1] + longest // 3
-        points.append((begin + int(loudness[begin : points[-1] + longest].argmin())) // 2 * 2)
-    return [*points, len(mel) // 2 * 2]
-
-
 def ingest_human(encoder: Encoder, clips: Path, out: Path) -> None:
-    """Unlabelled clips → `human.mel`, `.jsonl` and `.states`: pieces of at most 9.6 s; and `states.npz`."""
+    """Human clips of up to 30 s → `human.mel`, `.jsonl` and `.states`, a row a clip; and `states.npz`."""
     rows: list[str] = []
     mels, parts, total = [], [], 0
     named = []
@@ -138,13 +126,11 @@ def ingest_human(encoder: Encoder, clips: Path, out: Path) -> None:
     deviation = np.concatenate(centred).std(axis=0)
     np.savez(out / "states.npz", mean=mean, deviation=deviation)
     for (name, mel), part in zip(named, centred, strict=True):
-        points = cut_points(mel[: 2 * len(part)])
-        for begin, end in itertools.pairwise(points):
-            row = {"text": None, "voice": f"human:{name}", "passage": name, "start": total, "frames": end - begin}
-            rows.append(json.dumps(row))
-            mels.append(mel[begin:end].astype(np.float16))
-            parts.append(part[begin // 2 : end // 2] / deviation)
-            total += end - begin
+        row = {"text": None, "voice": f"human:{name}", "passage": name, "start": total, "frames": 2 * len(part)}
+        rows.append(json.dumps(row))
+        mels.append(mel[: 2 * len(part)].astype(np.float16))
+        parts.append(part / deviation)
+        total += 2 * len(part)
     (out / "human.jsonl").write_text("\n".join(rows) + "\n")
     (out / "human.mel").write_bytes(np.concatenate(mels).tobytes())
     write_states(out / "human.mel", parts)

@@ -11,6 +11,7 @@ machine has other work.
 import argparse
 import json
 import queue
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -24,8 +25,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn import functional as F
 
-from tools.train.data import CTC_SYMBOLS, IGNORE, TEACHER_STATES, Batch, Examples, Stage, batches
+from tools.train.batches import IGNORE, Batch, batches
 from tools.train.model import Dims, Whisper
+from tools.train.shards import TEACHER_STATES
+from tools.train.windows import CTC_SYMBOLS, Examples, Stage
 
 # Part → up to this share of the hours → what the windows are like. Short first, so that attention finds the sound.
 STAGES = {
@@ -57,11 +60,11 @@ STAGES = {
     "joint": (
         (
             0.75,
-            Stage(980, joined=0.1, full=0.05, human=0.12, silent=0.03, frames=3600, changed=0.5, prompts=0.0),
+            Stage(980, joined=0.08, full=0.05, human=0.25, silent=0.02, frames=7200, changed=0.7, prompts=0.0),
         ),
         (
             1.01,
-            Stage(980, joined=0.25, full=0.25, human=0.1, silent=0.04, frames=4000, changed=0.5, prompts=0.2),
+            Stage(980, joined=0.2, full=0.25, human=0.25, silent=0.03, frames=7200, changed=0.6, prompts=0.2),
         ),
     ),
 }
@@ -71,8 +74,8 @@ ADAM_RATE = 2e-3
 UNTRAINED = {"encoder": "model.decoder.", "decoder": "model.encoder.", "joint": "principal"}
 WARMUP_STEPS = 60
 # Part → the rate's factor after warm-up, and the share of the hours from which it falls, straight, to nearly nothing.
-RATES = {"encoder": (1.0, 0.6), "decoder": (1.0, 0.6), "joint": (0.45, 0.75)}
-EMA = 0.99
+RATES = {"encoder": (1.0, 0.6), "decoder": (1.0, 0.6), "joint": (0.4, 0.3)}
+EMA = 0.995
 
 
 def bridge(states: Tensor, principal: Tensor, positions: Tensor) -> Tensor:
@@ -114,8 +117,7 @@ class Student(nn.Module):  # type: ignore[misc, unused-ignore]
         else:
             audio = self.model.encoder(batch.mel)
             difference = (audio.float() - wanted).square().mean(dim=-1)
-            weight = 0.2 + 0.8 * batch.heard
-            found["teacher"] = (difference * weight).sum() / weight.sum()
+            found["teacher"] = (difference * batch.heard).sum() / batch.heard.sum().clamp(min=1.0)
         written = batch.ctc_lengths > 0
         if bool(written.any()):
             log_probs = self.ctc(audio[written]).float().log_softmax(dim=-1).transpose(0, 1)
@@ -301,14 +303,18 @@ def take(student: Student, folder: Path) -> None:
 
 
 def follow(run: Run, source: Iterator[Batch], until: float, hours: float, out: Path) -> None:
-    """Train until `until` of the hours are heard, logging every 20 steps, saving every 2 minutes."""
+    """Train until `until` of the hours are heard; logs every 20 steps, saves every 2 minutes and when terminated."""
     saved = clock = time.monotonic()
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
     sums: dict[str, float] = {}
     for batch in source:
         progress = run.heard / 3600 / hours
-        if progress >= min(until, 1.0):
+        if progress >= min(until, 1.0) or stopped.is_set():
             if run.rank == 0:
                 run.save(out / "state.pt")
+            if stopped.is_set():
+                raise SystemExit(0)
             return
         for name, value in run.step(batch, progress).items():
             sums[name] = sums.get(name, 0.0) + value / 20

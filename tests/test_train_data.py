@@ -1,0 +1,102 @@
+"""What training makes of utterances: other voices, batches, and where the words of a text are in the sound."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.test_train import LINES, maker, utterances
+
+
+def test_a_shorter_vocal_tract_moves_every_formant_up() -> None:
+    pytest.importorskip("scipy", reason="augmentation needs scipy")
+    from tools.train.augment import band_centres, warp_bands
+
+    raw = np.zeros((1, 80), np.float32)
+    raw[0, 30] = 1.0
+    hz = band_centres()
+    for factor in (0.85, 1.0, 1.18):
+        warped = warp_bands(raw, factor)[0]
+        assert float((warped * hz).sum() / warped.sum()) == pytest.approx(factor * hz[30], rel=0.03)
+
+
+def write_shard(folder: Path, name: str, frames: int, rows: list[dict[str, Any]], taught: bool) -> None:
+    """A shard of noise, `frames` an utterance."""
+    mel = np.random.default_rng(0).normal(size=(frames * len(rows), 80)).astype(np.float16)
+    mel.tofile(folder / f"{name}.mel")
+    if taught:
+        np.ones((frames * len(rows) // 2, 384), np.float16).tofile(folder / f"{name}.states")
+    full = [{"passage": 0, "start": number * frames, "frames": frames} | row for number, row in enumerate(rows)]
+    (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in full) + "\n")
+
+
+def test_batches_mix_spoken_and_human_sound_as_the_stage_says(tmp_path: Path) -> None:
+    utterances()
+    from tools.train.batches import SILENCE_MATTERS, batches
+    from tools.train.windows import Stage
+
+    write_shard(tmp_path, "shard-000", 60, [{"text": line} for line in LINES], taught=False)
+    write_shard(tmp_path, "human", 60, [{"text": None, "words": [["Yes", 10, 50]]}], taught=True)
+    make = maker()
+    make.stage = Stage(90, joined=0.0, full=0.0, human=0.5, silent=0.0, frames=500, changed=0.0, prompts=0.0)
+    source = batches(tmp_path, make)
+    written = human = 0
+    for _ in range(8):
+        batch = next(source)
+        assert batch.mel.shape[2] == 2 * batch.states.shape[1]
+        for heard, states, length in zip(batch.heard, batch.states, batch.ctc_lengths, strict=True):
+            taught = bool((states != 0).any())
+            human += taught
+            written += not taught
+            assert length > 0
+            # What the teacher has not heard must not count as silence.
+            assert heard.min() == (pytest.approx(SILENCE_MATTERS) if taught and heard.min() < 1 else heard.min())
+            assert taught or float(heard.min()) == 0.0
+    assert 0.3 < human / (human + written) < 0.7
+
+
+def spoken_letters(text: str, states_a_letter: int = 4) -> Any:
+    """(n_states, 29) log-probabilities of a CTC head that hears `text`, each letter every so many states."""
+    from tools.train.windows import CTC_SYMBOLS
+
+    probabilities = np.full((states_a_letter * len(text) + 20, len(CTC_SYMBOLS) + 1), 0.001)
+    probabilities[:, 0] = 1.0
+    for number, letter in enumerate(text.lower()):
+        row = 10 + states_a_letter * number
+        probabilities[row, 0], probabilities[row, CTC_SYMBOLS.index(letter) + 1] = 0.01, 1.0
+    return np.log(probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_words_are_found_where_their_letters_are_heard() -> None:
+    pytest.importorskip("torch", reason="alignment needs torch")
+    pytest.importorskip("scipy", reason="alignment needs scipy")
+    from tools.train.align import LEAD, TAIL, timed
+
+    words = timed("All is well.", spoken_letters("all is well"))
+    assert [word for word, _, _ in words] == ["All", "is", "well."]
+    for (_, first, last), (begin, end) in zip(words, ((0, 2), (4, 5), (7, 10)), strict=True):
+        assert first == 2 * (10 + 4 * begin - LEAD)
+        assert last == 2 * (10 + 4 * end + TAIL)
+
+
+def test_words_that_are_not_heard_stay_nameless() -> None:
+    pytest.importorskip("torch", reason="alignment needs torch")
+    pytest.importorskip("scipy", reason="alignment needs scipy")
+    from tools.train.align import timed
+
+    heard = "the quick brown fox jumps over the lazy dog and the cat sleeps"
+    text = "the quick brown fox zzzzz qqqqq xxxxx zzqqx zzxxq kkkkk sleeps"
+    words = [word for word, _, _ in timed(text, spoken_letters(heard))]
+    assert words[:2] == ["the", "quick"]
+    assert "" in words
+    assert not {"qqqqq", "xxxxx", "zzqqx"} & set(words)
+
+
+def test_a_long_gap_is_not_taken_for_silence() -> None:
+    pytest.importorskip("torch", reason="alignment needs torch")
+    pytest.importorskip("scipy", reason="alignment needs scipy")
+    from tools.train.align import with_gaps
+
+    assert with_gaps([("so", 10, 40), ("it", 300, 320)], 350) == [("so", 10, 40), ("", 40, 300), ("it", 300, 320)]

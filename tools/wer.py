@@ -1,0 +1,117 @@
+"""Word error rate of the product: any model on any manifest, after openai/whisper's English text normalisation.
+
+A manifest is `manifest.jsonl` with `{"audio", "text"}` lines (and "voice", by which they are grouped), LibriSpeech's
+`transcripts.tsv` (id, tab, words), or LibriVox's `transcription` (words, then the id in brackets), its audio beside it.
+"""
+
+import argparse
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jiwer
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from service.app import Engine
+from service.audio import decode
+from service.guest_cache import user_cache_folder
+from service.settings import read_settings
+from service.transcriber import TEMPERATURES, Options
+
+ALL = "all"  # the group of every clip
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One line of a manifest."""
+
+    audio: Path
+    said: str
+    group: str = ALL  # the voice, where it is known
+
+
+def read_manifest(path: Path) -> list[Clip]:
+    """A manifest's clips. Raises ValueError with the line that cannot be read or has no sound."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in lines]
+        return [Clip(path.parent / row["audio"], row["text"], row.get("voice", ALL).split("+")[0]) for row in rows]
+    found = []
+    for line in lines:
+        bracketed = re.fullmatch(r"(?:<s>)?\s*(.*?)\s*(?:</s>)?\s*\((\S+)\)", line)
+        name, _, words = (bracketed[2], "", bracketed[1]) if bracketed else line.partition("\t")
+        stems = (name, name.rsplit("-", 1)[-1])  # LibriVox's files are called by their id's last part
+        files = [path.parent / f"{stem}{suffix}" for stem in stems for suffix in (".flac", ".wav")]
+        audio = next((file for file in files if file.exists()), None)
+        if audio is None or not words:
+            raise ValueError(f"{path}: no sound or no words for the line {line!r}")
+        found.append(Clip(audio, words))
+    return found
+
+
+@dataclass(frozen=True)
+class Score:
+    """How often a text differs from what was said, over some clips."""
+
+    clips: int
+    wer: float  # 0 to 1 and above
+    substitutions: int
+    deletions: int
+    insertions: int
+
+
+def score(said: Sequence[str], heard: Sequence[str]) -> Score:
+    """Word errors of normalised texts; a clip whose words normalise to nothing is left out."""
+    normalise = EnglishTextNormalizer()
+    pairs = [(normalise(reference), normalise(text)) for reference, text in zip(said, heard, strict=True)]
+    pairs = [pair for pair in pairs if pair[0]]
+    found = jiwer.process_words([reference for reference, _ in pairs], [text for _, text in pairs])
+    return Score(len(pairs), float(found.wer), found.substitutions, found.deletions, found.insertions)
+
+
+def transcribe(clips: Iterable[Clip], flags: Mapping[str, str], options: Options) -> list[str]:
+    """What the product hears in each clip. `flags` are settings, as `wisp serve` takes them. Raises WispError."""
+    engine = Engine(read_settings({}, flags), cache_folder=user_cache_folder())
+    try:
+        transcriber = engine.load()
+        heard = []
+        for clip in clips:
+            with clip.audio.open("rb") as file:
+                heard.append(transcriber.transcribe(decode(file), options).text)
+        return heard
+    finally:
+        engine.close()
+
+
+def main() -> None:
+    """`python -m tools.wer --model FOLDER --manifest FILE`: one JSON object a group, the last one of all clips."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="a name, a folder or a weights file, as wisp serve takes it")
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--target", choices=("auto", "gpu", "cpu"), default="cpu")
+    parser.add_argument("--limit", type=int, help="only the first so many clips")
+    parser.add_argument("--greedy", action="store_true", help="at temperature 0 alone, without the ones after it")
+    parser.add_argument("--texts", type=Path, help="where to write what was heard, a JSON line a clip")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    clips = read_manifest(arguments.manifest)[: arguments.limit]
+    options = Options(temperature=(0.0,) if arguments.greedy else TEMPERATURES)
+    heard = transcribe(clips, {"model": arguments.model, "target": arguments.target}, options)
+    if arguments.texts:
+        pairs = zip(clips, heard, strict=True)
+        rows = [json.dumps({"audio": clip.audio.name, "said": clip.said, "heard": text}) for clip, text in pairs]
+        arguments.texts.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    groups = [*sorted({clip.group for clip in clips} - {ALL}), ALL]
+    for group in groups:
+        chosen = [index for index, clip in enumerate(clips) if group in (clip.group, ALL)]
+        found = score([clips[index].said for index in chosen], [heard[index] for index in chosen])
+        row = {"group": group} | vars(found) | {"wer": round(100 * found.wer, 1)}
+        sys.stdout.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
