@@ -16,7 +16,7 @@ from service.errors import StartError, WispError
 from service.features import SAMPLE_RATE
 from service.guest import Guest, GuestError
 from service.model_files import EMBEDDED_NAME, choose_model
-from service.models import ReadModel, read_model
+from service.models import EMBEDDED_NOTICE, ReadModel, read_model
 from service.settings import Settings
 from service.transcriber import Options, Transcriber, Transcription
 from service.work import Work
@@ -97,9 +97,7 @@ class Engine:
         self._opened.append(transcriber)
         model.add_speech_graph(lambda samples: transcriber.transcribe(audio_of(samples), Options()).text)
         if model.name == EMBEDDED_NAME:
-            log.warning(
-                "this is the small model that comes with Wisp and errs often: docs/settings.md tells of tiny.en"
-            )
+            log.warning("%s", EMBEDDED_NOTICE)
         log.info("loaded in %.2f s", time.monotonic() - started)
         return transcriber
 
