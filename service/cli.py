@@ -1,97 +1,16 @@
-"""The wisp command: serve, transcribe, doctor. Data goes to stdout, everything else to stderr."""
+"""The wisp command: runs what the command line asks for. Data goes to stdout, everything else to stderr."""
 
 import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from service.settings import TABLE, Setting, Settings, read_settings
+from service.command_line import USAGE, make_parser, parse
+from service.settings import Settings, read_settings
 
 FAILED = 1  # a start or a file failed, with a sentence on stderr
-USAGE = 2  # argparse's own number for a command that cannot be read
 INTERRUPTED = 130
-
-TRANSCRIPT_FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
-SHARED_FLAGS = ("model", "target", "models_dir", "log_level")  # of every command; serve has the rest too
-
-
-class _Version(argparse.Action):
-    """--version, which looks the number up only when asked."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
-        sys.stdout.write(f"wisp {version('wisp')}\n")
-        parser.exit(0)
-
-
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The command line's parser, and those of the commands by name."""
-    parser = argparse.ArgumentParser(
-        prog="wisp", description="Self-hosted speech to text with OpenAI's API.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    serve = commands.add_parser("serve", help="serve the API", description="Serve the API until stopped.")
-    _add_flags(serve, TABLE)
-    transcribe = commands.add_parser(
-        "transcribe",
-        help="transcribe files",
-        description="Transcribe files to stdout, one after the other, or to a folder. "
-        "Exit code 1 if any of them failed.",
-        epilog="With several files on stdout, each line of text starts with its file's name and a colon, and each "
-        'JSON object is one line with the key "file"; srt and vtt need --output-dir then.',
-    )
-    transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio file; - reads stdin")
-    transcribe.add_argument("--format", choices=TRANSCRIPT_FORMATS, default="text", help="default: text")
-    transcribe.add_argument(
-        "--output-dir",
-        metavar="DIR",
-        help="write a file for each into this folder, named after it: talk.mp3 gives talk.txt, .json, .srt or .vtt",
-    )
-    transcribe.add_argument("--language", default="", help="what is spoken, such as en; default: the model decides")
-    transcribe.add_argument("--prompt", default="", help="words that came before, or how names are spelled")
-    transcribe.add_argument(
-        "--temperature",
-        default="0",
-        help="from 0 to 1; default: 0, and higher ones where the words it gives do not look right",
-    )
-    transcribe.add_argument("--word-timestamps", action="store_true", help="time each word; with verbose_json")
-    _add_flags(transcribe, [setting for setting in TABLE if setting.name in SHARED_FLAGS])
-    doctor = commands.add_parser(
-        "doctor",
-        help="say what this machine offers and whether all works",
-        description="List the GPUs, say which target and model would serve and why, and transcribe a second of sound.",
-    )
-    _add_flags(doctor, [setting for setting in TABLE if setting.name in SHARED_FLAGS])
-    return parser, {"serve": serve, "transcribe": transcribe, "doctor": doctor}
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """What was asked for. Exits with the usage of the command at fault, or with all the help where there is none."""
-    parser, commands = _parsers()
-    arguments, unknown = parser.parse_known_args(argv)
-    if arguments.command is None and not unknown:
-        parser.print_help(sys.stderr)
-        parser.exit(USAGE)
-    if unknown:
-        commands.get(arguments.command, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
-    return arguments
-
-
-def _add_flags(parser: argparse.ArgumentParser, settings: Sequence[Setting]) -> None:
-    for setting in settings:
-        if not setting.flag:
-            continue
-        unit = f", {setting.unit}" if setting.unit else ""
-        default = f" (default: {setting.default}{unit})" if setting.default != "" else ""
-        parser.add_argument(
-            setting.flag,
-            dest=f"setting_{setting.name}",
-            metavar="|".join(setting.choices) or setting.name.rpartition("_")[2].upper(),
-            help=(setting.help + default).replace("%", "%%"),
-        )
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -112,7 +31,7 @@ def _configure_logging(settings: Settings, quiet: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for a failure told on stderr, 2 for a usage error."""
-    arguments = _arguments(argv)
+    arguments = parse(argv)
     try:
         settings = _settings(arguments)
     except ValueError as error:
@@ -126,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _serve(settings)
             case "transcribe":
                 return _transcribe(settings, arguments)
+            case "models":
+                return _models(settings, arguments)
+            case "completion":
+                return _completion(arguments.shell)
             case _:
                 return _doctor(settings)
     except StartError as error:
@@ -143,6 +66,14 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
+def _failed(complaints: Iterable[str]) -> int:
+    """Tell each complaint as it comes; 0 if there were none."""
+    code = 0
+    for complaint in complaints:
+        code = _fail(complaint, FAILED)
+    return code
+
+
 def _serve(settings: Settings) -> int:
     from service.app import serve
 
@@ -157,7 +88,7 @@ def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
     try:
         wanted = Wanted.of(
             arguments.files,
-            format=arguments.format,
+            formats=arguments.formats or ["text"],
             output_dir=arguments.output_dir,
             language=arguments.language,
             prompt=arguments.prompt,
@@ -166,13 +97,35 @@ def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
         )
     except ValueError as error:
         return _fail(str(error), USAGE)
-    code = 0
     try:
-        for complaint in transcribe_files(settings, wanted):
-            code = _fail(complaint, FAILED)
+        return _failed(transcribe_files(settings, wanted))
     except RequestError as error:  # before any file: the model does not speak the language
         return _fail(str(error), USAGE)
-    return code
+
+
+def _models(settings: Settings, arguments: argparse.Namespace) -> int:
+    from service import models_command as command
+
+    write = sys.stdout.write
+    match arguments.action:
+        case "list":
+            trouble = command.list_models(settings, write, arguments.style or "table")
+            return _failed([trouble] if trouble else [])
+        case "pull":
+            command.pull_model(settings, arguments.name, os.environ, write, revision=arguments.revision)
+            return 0
+        case "verify":
+            return _failed(command.verify_models(settings, arguments.names, write))
+        case _:
+            may = (lambda _: True) if arguments.yes else command.ask
+            return _failed(command.remove_models(settings, arguments.names, write, may=may))
+
+
+def _completion(shell: str) -> int:
+    from service.completion import script
+
+    sys.stdout.write(script(make_parser(), shell))
+    return 0
 
 
 def _doctor(settings: Settings) -> int:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 import httpx2 as httpx
 
 from service.errors import HubError
+from service.model_store import hash_file
 
 log = logging.getLogger("wisp")
 
@@ -25,7 +26,6 @@ T = TypeVar("T")
 ATTEMPTS = 5  # in a row without a byte gained
 FIRST_PAUSE_S = 0.5  # doubled after each failed attempt
 TIMEOUTS = httpx.Timeout(30.0, connect=10.0)  # seconds without a byte, not for a whole file
-BLOCK_BYTES = 1 << 20
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 TOKEN_PAGE = "settings/tokens"  # where the hub gives out what HF_TOKEN takes
 
@@ -249,16 +249,6 @@ def _sums(path: Path, file: HubFile) -> tuple[str, bool]:
     git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
     digest = hash_file(path, git.update)
     return digest, digest == file.sha256 if file.sha256 else file.git_id in (None, git.hexdigest())
-
-
-def hash_file(path: Path, also: Callable[[bytes], object] = lambda _: None) -> str:
-    """A file's SHA-256 in hexadecimal; `also` gets each block too."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-            also(block)
-    return digest.hexdigest()
 
 
 def _write(target: BinaryIO, block: bytes) -> None:

@@ -18,6 +18,19 @@ EMBEDDED_NAME = "embedded"
 EMBEDDED = Path(__file__).parent.parent / "assets" / EMBEDDED_NAME
 WEIGHTS_SUFFIXES = (".safetensors", ".mpk", ".mpk.gz", ".pt", ".bin")
 ENCODINGS = ("burn", "whisper", "ggml", "pytorch", "autodetect")  # of WasmEdge's; the file's name tells the format
+KNOWN_NAMES = (  # of openai/whisper's models, in Hugging Face's spelling; the repository is openai/whisper-NAME
+    "tiny.en",
+    "tiny",
+    "base.en",
+    "base",
+    "small.en",
+    "small",
+    "medium.en",
+    "medium",
+    "large-v2",
+    "large-v3",
+    "large-v3-turbo",
+)
 SYNONYMS = {"large": "large_v3", "turbo": "large_v3_turbo"}  # openai/whisper's own
 PRELOAD_FORM = "NAME:ENCODING:TARGET:WEIGHTS[:CONFIG[:TOKENIZER[:LANGUAGE]]]"
 
@@ -109,6 +122,23 @@ def find_model(named: str, models_dir: Path) -> ModelSpec:
         ) from None
 
 
+def repo_of(name: str) -> str:
+    """The hub's repository of a model: `owner/name` as it is, a name of openai/whisper's as Hugging Face has it.
+
+    Raises ModelError for any other name.
+    """
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return name
+    canonical = canonical_name(name)
+    for known in KNOWN_NAMES:
+        if canonical_name(known) == canonical:
+            return f"openai/whisper-{known}"
+    known_names = ", ".join(KNOWN_NAMES)
+    raise ModelError(
+        f"No model is known as '{name}': give a repository of the hub as OWNER/NAME, or one of {known_names}."
+    )
+
+
 def _find(named: str, models_dir: Path) -> ModelSpec:
     installed = installed_models(models_dir)
     if not named:
@@ -130,7 +160,8 @@ def _find(named: str, models_dir: Path) -> ModelSpec:
     have = f"it has {', '.join(sorted(installed))}" if installed else "nothing is installed there"
     raise ModelError(
         f"There is no model '{named}': it is no folder, no file, and not installed in {models_dir} ({have}). "
-        f"Put its Hugging Face folder there as {models_dir / canonical}, or name its folder or weights file."
+        f"Fetch it with wisp models pull, put its Hugging Face folder there as {models_dir / canonical}, "
+        "or name its folder or weights file."
     )
 
 

@@ -83,6 +83,12 @@ class Settings:
         choices=("auto", "gpu", "cpu"),
     )
     models_dir: str = _field("~/.local/share/wisp/models", "Folder that models are installed in, one folder each")
+    hub: str = _field(
+        "https://huggingface.co",
+        "Hub that wisp models pull fetches from: Hugging Face's, or a mirror that answers as it does",
+        variable="HF_ENDPOINT",
+        flag=False,
+    )
     aliases: str = _field("whisper-1", "Other names of the served model, comma-separated; * stands for any letters")
     max_upload_bytes: int = _field(
         GIB,

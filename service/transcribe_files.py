@@ -1,5 +1,6 @@
 """wisp transcribe: files or stdin in, transcripts out, on stdout or in a folder."""
 
+import glob
 import json
 import logging
 import math
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from service.app import Engine
 from service.audio import decode
@@ -21,14 +22,23 @@ from service.errors import StartError, WispError
 from service.formats import render
 from service.guest_cache import user_cache_folder
 from service.languages import language_code
+from service.progress import progress_bar
 from service.settings import Settings
-from service.transcriber import TEMPERATURES, Options, Transcription
+from service.transcriber import TEMPERATURES, Options, Segment, Transcription
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 log = logging.getLogger("wisp")
 
 STDIN = "-"
 SUFFIXES = {"text": ".txt", "json": ".json", "verbose_json": ".json", "srt": ".srt", "vtt": ".vtt"}
 SUBTITLES = ("srt", "vtt")
+# What of a folder is taken. A file that is named is read whatever its name is.
+AUDIO_SUFFIXES = (
+    *(".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov", ".mp3", ".mp4"),
+    *(".mpeg", ".mpga", ".oga", ".ogg", ".opus", ".wav", ".webm", ".wma"),
+)
 SPOOL_BYTES = 1024 * 1024  # more of stdin than this goes to the disk
 
 
@@ -36,8 +46,8 @@ SPOOL_BYTES = 1024 * 1024  # more of stdin than this goes to the disk
 class Wanted:
     """What the command line asks for, found to make sense."""
 
-    files: tuple[str, ...]  # as they were named; `-` is stdin
-    format: str
+    files: tuple[str, ...]  # as they were named, and what folders and patterns hold; `-` is stdin
+    formats: tuple[str, ...]
     options: Options
     output_dir: Path | None = None
 
@@ -46,7 +56,7 @@ class Wanted:
         cls,
         files: Sequence[str],
         *,
-        format: str = "text",
+        formats: Sequence[str] = ("text",),
         output_dir: str | None = None,
         language: str = "",
         prompt: str = "",
@@ -63,19 +73,24 @@ class Wanted:
             degrees = math.nan
         if not 0 <= degrees <= 1:
             raise ValueError(f"--temperature is '{temperature}'; it must be a number from 0 to 1.")
-        if word_timestamps and format != "verbose_json":
+        if word_timestamps and "verbose_json" not in formats:
             raise ValueError("--word-timestamps goes with --format verbose_json only.")
         if files.count(STDIN) > 1:
             raise ValueError("stdin (-) can be read once only.")
-        if format in SUBTITLES and len(files) > 1 and output_dir is None:
-            raise ValueError(f"Several files do not make one {format} file: give --output-dir, a folder to write to.")
+        files, formats = _found(files), tuple(dict.fromkeys(formats))
+        if output_dir is None and len(formats) > 1:
+            raise ValueError("Several formats do not go to one stdout: give --output-dir, a folder to write to.")
+        if output_dir is None and formats[0] in SUBTITLES and len(files) > 1:
+            raise ValueError(
+                f"Several files do not make one {formats[0]} file: give --output-dir, a folder to write to."
+            )
         options = Options(
             language=code,
             prompt=_as_text(prompt) or None,
             temperature=(degrees,) if degrees else TEMPERATURES,
             word_timestamps=word_timestamps,
         )
-        wanted = cls(tuple(files), format, options, None if output_dir is None else Path(output_dir))
+        wanted = cls(tuple(files), formats, options, None if output_dir is None else Path(output_dir))
         wanted._check_paths()
         return wanted
 
@@ -84,25 +99,38 @@ class Wanted:
             return
         written: dict[Path, str] = {}
         for name in self.files:
-            path = self.path_of(name)
-            if path in written:
-                raise ValueError(f"{written[path]} and {name} would both be written to {path}: transcribe them apart.")
-            written[path] = name
+            for format in self.formats:
+                path = self.path_of(name, format)
+                if path in written:
+                    both = (
+                        f"{written[path]} and {name} would both be"
+                        if written[path] != name
+                        else f"{name} would twice be"
+                    )
+                    raise ValueError(f"{both} written to {path}: transcribe them apart.")
+                written[path] = name
 
-    def path_of(self, name: str) -> Path:
+    def path_of(self, name: str, format: str) -> Path:
         """Where this file's transcript goes, with --output-dir."""
         assert self.output_dir is not None
         stem = "stdin" if name == STDIN else Path(name).stem
-        return self.output_dir / (stem + SUFFIXES[self.format])
+        return self.output_dir / (stem + SUFFIXES[format])
 
-    def rendered(self, name: str, result: Transcription) -> str:
+    def written(self, name: str, result: Transcription) -> None:
+        """Write a file of each format. Raises OSError."""
+        for format in self.formats:
+            path = self.path_of(name, format)
+            path.write_text(self.rendered(name, result, format), "utf-8")
+            log.info("wrote %s", path)
+
+    def rendered(self, name: str, result: Transcription, format: str) -> str:
         """A transcript as stdout or its file gets it; on stdout one of several tells its file's name."""
         granularities = ("segment", "word") if self.options.word_timestamps else ()
-        body = render(result, self.format, granularities).rstrip("\n")
+        body = render(result, format, granularities).rstrip("\n")
         if len(self.files) == 1 or self.output_dir is not None:
             return body + "\n"
         shown = _as_text(name)
-        if self.format == "text":
+        if format == "text":
             return "".join(f"{shown}: {line}\n" for line in body.splitlines() or [""])
         return json.dumps({"file": shown, **json.loads(body)}, ensure_ascii=False) + "\n"
 
@@ -121,34 +149,59 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
     engine = Engine(settings, cache_folder=user_cache_folder())
     cancelled = threading.Event()
 
-    def words_of(name: str) -> Transcription:
+    def words_of(name: str, bar: "tqdm[Any]") -> Transcription:
         with ExitStack() as stack:
             audio = decode(_opened(name, stack), max_seconds=settings.max_audio_s)
-            return transcriber.transcribe(audio, wanted.options, cancelled=cancelled)
+            bar.reset(total=audio.duration)
+
+            def move(segment: Segment) -> None:
+                bar.update(segment.end - bar.n)
+
+            return transcriber.transcribe(audio, wanted.options, move, cancelled=cancelled)
 
     # Not in the main thread: Ctrl-C is raised there, and a C library calling back into Python would swallow it.
     aside = ThreadPoolExecutor(1)
     try:
         transcriber = engine.load()
         transcriber.check(wanted.options)
-        for name in wanted.files:
+        for number, name in enumerate(wanted.files, start=1):
+            shown = f"{_as_text(name)} ({number} of {len(wanted.files)})" if len(wanted.files) > 1 else _as_text(name)
             try:
-                result = aside.submit(words_of, name).result()
-                text = wanted.rendered(name, result)
+                with progress_bar(0, "s", shown) as bar:
+                    result = aside.submit(words_of, name, bar).result()
                 if wanted.output_dir is not None:
-                    wanted.path_of(name).write_text(text, "utf-8")
+                    wanted.written(name, result)
+            except IsADirectoryError:
+                yield f"{name}: a folder without audio files"
+                continue
             except (WispError, OSError) as error:
                 yield f"{name}: {error.strerror if isinstance(error, OSError) else error}"
                 continue
             if wanted.output_dir is None:
-                sys.stdout.write(text)
+                sys.stdout.write(wanted.rendered(name, result, wanted.formats[0]))
                 sys.stdout.flush()
-            else:
-                log.info("wrote %s", wanted.path_of(name))
     finally:
         cancelled.set()
         aside.shutdown()
         engine.close()
+
+
+def _found(names: Sequence[str]) -> list[str]:
+    """Each name, or what it stands for: the audio files of a folder and those below it, the files that a pattern is of.
+
+    A pattern is for shells that hand it on, and for `**`. What stands for nothing stays as it is, and is complained of
+    in its turn.
+    """
+    found: list[str] = []
+    for name in names:
+        if name != STDIN and Path(name).is_dir():
+            meant = [str(path) for path in Path(name).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES]
+        elif glob.has_magic(name) and not os.path.lexists(name):
+            meant = glob.glob(name, recursive=True)  # noqa: PTH207 (the pattern may begin at the root)
+        else:
+            meant = [name]
+        found += sorted(path for path in meant if not Path(path).is_dir()) or [name]
+    return found
 
 
 def _opened(name: str, stack: ExitStack) -> BinaryIO:

@@ -28,6 +28,8 @@ class FakeHub:
         self.claimed: dict[str, int] = {}  # file name → the size it is said to have
         self.asked: list[tuple[str, str | None, str | None]] = []  # path, Range, Authorization
         self.url = ""
+        self.stalls = False  # who goes on with a download gets nothing, until the hub closes
+        self.stalled, self.closed = threading.Event(), threading.Event()
         self.elsewhere = ""  # another hub that files are redirected to
 
     def add(self, repo: str, folder: Path) -> None:
@@ -98,6 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("content-range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         end = start + hub.cuts.pop(0) if hub.cuts and len(content) > LARGE_BYTES else len(content)
+        if hub.stalls and start:
+            hub.stalled.set()
+            hub.closed.wait()
+            return
         self.wfile.write(content[start:end])
         if end < len(content):
             self.close_connection = True  # in the midst of the body that was announced
@@ -120,5 +126,6 @@ def fake_hub() -> Iterator[FakeHub]:
         try:
             yield hub
         finally:
+            hub.closed.set()
             server.shutdown()
             thread.join()

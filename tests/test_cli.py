@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from service.cli import SHARED_FLAGS, main
+from service.cli import main
+from service.command_line import SHARED_FLAGS
 from service.settings import TABLE
 from tests import synthetic
 from tests.conftest import ROOT
@@ -111,11 +112,12 @@ def test_a_prompt_that_is_no_utf8_does_no_harm(wisp: Run, tmp_path: Path) -> Non
 def test_transcribe_goes_on_after_a_file_that_fails(wisp: Run, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(wav(1.0))
     (tmp_path / "b.wav").write_bytes(b"no sound")
-    done = wisp("transcribe", "--format", "json", "a.wav", "b.wav", "missing.wav", ".", "a.wav")
+    (tmp_path / "empty").mkdir()
+    done = wisp("transcribe", "--format", "json", "a.wav", "b.wav", "missing.wav", "empty", "no*.wav", "a.wav")
     assert done.returncode == 1
     assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == [synthetic.SENTENCE] * 2
     complaints = done.stderr.splitlines()
-    assert [line.split(":")[1].strip() for line in complaints] == ["b.wav", "missing.wav", "."]
+    assert [line.split(":")[1].strip() for line in complaints] == ["b.wav", "missing.wav", "empty", "no*.wav"]
 
 
 def test_of_several_files_each_transcript_tells_its_files_name(wisp: Run, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from service import hub as hub_module
 from service.errors import HubError
 from service.hub import Hub
 from service.model_files import find_model, installed_models
-from service.model_store import Pull, Record, damage, remove, unfinished_folder
+from service.model_store import Record, damage, remove, unfinished_folder
+from service.pull import Pull
 from tests.fake_hub import FakeHub, fake_hub
 from tests.synthetic import save_synthetic
 

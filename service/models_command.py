@@ -1,0 +1,153 @@
+"""wisp models: which models are installed, where they are from, and whether their files are what was fetched."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from service.errors import ModelError
+from service.model_files import EMBEDDED, EMBEDDED_NAME, canonical_name, choose_model, installed_models, repo_of
+from service.model_store import Record, damage, megabytes, remove, unfinished_folder
+from service.progress import progress_bar
+from service.settings import Settings
+
+UNKNOWN = "unknown"
+TOKEN_VARIABLE = "HF_TOKEN"
+
+Write = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of `wisp models list`."""
+
+    name: str
+    bytes: int
+    licence: str
+    origin: str
+    folder: str  # or the one file that a path names
+    serves: bool  # what `wisp serve` would take with these settings
+
+
+def rows(settings: Settings) -> tuple[list[Row], str]:
+    """Every model there is, and why none would serve, where that is so."""
+    trouble, serving = "", None
+    try:
+        serving = choose_model(settings)
+    except ModelError as error:
+        trouble = str(error)
+    places = dict(installed_models(settings.models_path()))
+    if EMBEDDED.is_dir():
+        places.setdefault(EMBEDDED_NAME, EMBEDDED)
+    # A folder's weights file, where it is not Hugging Face's, serves for the folder.
+    serves = [place for place in places.values() if serving and serving.weights in (place, *place.iterdir())]
+    if serving and not serves:
+        places[serving.name] = serving.weights
+        serves = [serving.weights]
+    return [_row(name, place, place in serves) for name, place in places.items()], trouble
+
+
+def list_models(settings: Settings, write: Write, style: str = "table") -> str:
+    """Write a table, `json`, or `names` alone; return why no model would serve, empty where one would."""
+    if style == "names":
+        write("".join(f"{name}\n" for name in installed_models(settings.models_path())))
+        return ""
+    found, trouble = rows(settings)
+    if style == "json":
+        write(json.dumps([asdict(row) for row in found], indent=2, ensure_ascii=False) + "\n")
+        return trouble
+    table = [("NAME", "SIZE", "LICENCE", "FROM")]
+    table += [(row.name, megabytes(row.bytes), row.licence, row.origin) for row in found]
+    widths = [max(len(line[column]) for line in table) for column in range(4)]
+    for mark, line in zip([" ", *("*" if row.serves else " " for row in found)], table, strict=True):
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        write(f"{mark} {'  '.join(cells).rstrip()}\n")
+    return trouble
+
+
+def _row(name: str, place: Path, serves: bool) -> Row:
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    record = Record.read(place)
+    licence, origin = UNKNOWN, str(place)
+    if record is not None:
+        licence, origin = record.licence or UNKNOWN, f"{record.repo}@{record.commit[:8]}"
+    elif place == EMBEDDED:
+        licence, origin = "mit", "comes with Wisp"
+    return Row(name, sum(path.stat().st_size for path in files), licence, origin, str(place), serves)
+
+
+def pull_model(
+    settings: Settings, name: str, environment: Mapping[str, str], write: Write, *, revision: str = "main"
+) -> None:
+    """Fetch a model into the models' folder, with a progress bar. Raises ModelError for what is no name, HubError."""
+    from service.hub import Hub  # HTTPX takes a third of a second
+    from service.pull import Pull
+
+    repo = repo_of(name)
+    with Hub(settings.hub, environment.get(TOKEN_VARIABLE, "")) as hub:
+        pull = Pull(hub, settings.models_path(), repo, revision)
+        with progress_bar(pull.n_bytes, "B", pull.name) as bar:
+            fetched = pull.fetch(bar.update)
+    what = f"{pull.name} ({repo}@{pull.model.commit[:8]}, {megabytes(pull.n_bytes)}, {pull.model.licence or UNKNOWN})"
+    write(f"{what} is in {pull.folder}\n" if fetched else f"{what} was in {pull.folder} already, whole\n")
+
+
+def verify_models(settings: Settings, names: Sequence[str], write: Write) -> Iterator[str]:
+    """Hash the files of the models named, or of all, and compare them with what was fetched; yields complaints."""
+    for name, folder in _installed(settings, names):
+        record = Record.read(folder)
+        if not folder.exists():
+            yield f"{name}: is not whole, its fetching broke off; wisp models pull goes on with it"
+        elif record is None:
+            sentence = f"{name}: not fetched by wisp models pull, so nothing says what its files should be"
+            if names:
+                yield sentence
+            else:
+                write(sentence + "\n")
+        elif phrases := damage(folder, record):
+            yield f"{name}: {', '.join(phrases)}; wisp models pull {record.repo} mends it"
+        else:
+            write(f"{name}: {len(record.sums)} files are as they were fetched from {record.repo}\n")
+
+
+def remove_models(
+    settings: Settings, names: Sequence[str], write: Write, *, may: Callable[[str], bool]
+) -> Iterator[str]:
+    """Remove the models named, each if `may(question)`; yields complaints."""
+    for name, folder in _installed(settings, names):
+        if not may(f"Remove {folder}?"):
+            yield f"{name}: not removed"
+            continue
+        try:
+            remove(folder)
+        except ModelError as error:
+            yield str(error).rstrip(".")
+        else:
+            write(f"{name}: removed\n")
+
+
+def _installed(settings: Settings, names: Sequence[str]) -> Iterable[tuple[str, Path]]:
+    """Name and folder of the models named, or of all; also of one whose fetching broke off. Raises ModelError."""
+    models_dir = settings.models_path()
+    found = installed_models(models_dir)
+    chosen = {}
+    for name in names or found:
+        canonical = canonical_name(name.rpartition("/")[2])
+        folder = found.get(canonical, models_dir / canonical)
+        if canonical not in found and not unfinished_folder(folder).is_dir():
+            if canonical == EMBEDDED_NAME:
+                raise ModelError("The embedded model is a part of Wisp, and neither fetched nor removed.")
+            have = ", ".join(sorted(found)) or "none"
+            raise ModelError(f"No model '{name}' is installed in {models_dir}; there: {have}.")
+        chosen[canonical] = folder
+    return chosen.items()
+
+
+def ask(question: str) -> bool:
+    """Whether the user at the terminal says yes. Raises ModelError where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise ModelError("Nobody can be asked here: say --yes.")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
