@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from service import formats, web_page
+from service import api_pages, formats, web_page
 from service.errors import (
     ClientGone,
     MethodNotAllowed,
@@ -180,10 +180,11 @@ ROUTES = [
     Route("/v1/models/{id:path}", model),
     Route("/healthz", healthz),
     Route("/readyz", readyz),
+    *api_pages.ROUTES,
     *web_page.ROUTES,
 ]
 # By name: what needs no API key; every other route, and path, does.
-PUBLIC_ROUTES = frozenset({"healthz", "readyz"}) | web_page.PUBLIC_ROUTES
+PUBLIC_ROUTES = frozenset({"healthz", "readyz"}) | api_pages.PUBLIC_ROUTES | web_page.PUBLIC_ROUTES
 
 
 async def on_wisp_error(request: Request, error: Exception) -> Response:

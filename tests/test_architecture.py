@@ -15,6 +15,7 @@ ONLY_IMPORTER = {
         "service/app.py",
         "service/routes.py",
         "service/api_pages.py",
+        "service/api_pages.py",
         "service/request_log.py",
         "service/api_keys.py",
         "service/upload_pace.py",

@@ -1,0 +1,136 @@
+"""/openapi.json, made of the tables that the API itself is made of: form_table's fields, schemas' bodies."""
+
+from collections.abc import Collection, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from service import schemas
+from service.form_table import RULES, TRANSCRIPTION, TRANSLATION, Field, Rule, narrowed, object_schema
+
+TITLE = "Wisp"
+ABOUT = "OpenAI's audio API, served by Whisper on this machine."
+
+WILDCARDS = set("*?[")  # in an alias: other names are served too
+
+Operation = dict[str, Any]
+REFUSALS = {  # statuses that a request for words may be answered with, besides 200
+    "400": "A field that cannot be honoured, or a file that cannot be read; param names it.",
+    "404": "Another model was asked for.",
+    "413": "The upload or the audio is over the cap.",
+    "429": "The queue is full; Retry-After says when to come back.",
+    "500": "The server failed; its log says why.",
+    "503": "The model is not ready, or the transcription took too long.",
+}
+UNAUTHORIZED = "No API key, or a wrong one, where the server has keys."
+
+
+def _error(description: str) -> Operation:
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": schemas.reference("Error")}},
+    }
+
+
+def _answer(description: str, schema: str) -> Operation:
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": schemas.reference(schema)}},
+    }
+
+
+def _words(summary: str, table: tuple[Field, ...], rules: tuple[Rule, ...], *, streams: bool) -> Operation:
+    form = {"type": "object", **object_schema(table, rules)}
+    return {
+        "summary": summary,
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
+        "responses": {
+            "200": {
+                "description": "The words, as response_format asks.",
+                "content": schemas.transcript_content(streams=streams),
+            },
+            **{status: _error(description) for status, description in REFUSALS.items()},
+        },
+    }
+
+
+def operations(names: Sequence[str], languages: Sequence[str]) -> dict[str, dict[str, Operation]]:
+    """Path → method → operation. `names`: what the served model is called; `languages`: those it knows, if known."""
+    choices: dict[str, tuple[str, ...]] = {}
+    if not any(WILDCARDS & set(name) for name in names):
+        choices["model"] = tuple(names)
+    if languages:
+        choices |= {"language": tuple(languages), "languages": tuple(languages)}
+    path_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {
+        "/v1/audio/transcriptions": {
+            "post": _words("Audio in, its words out.", narrowed(TRANSCRIPTION, choices), RULES, streams=True)
+        },
+        "/v1/audio/translations": {
+            "post": _words(
+                "Audio in any language in, English words out.", narrowed(TRANSLATION, choices), (), streams=False
+            )
+        },
+        "/v1/models": {
+            "get": {"summary": "The served model.", "responses": {"200": _answer("One model.", "ModelList")}}
+        },
+        "/v1/models/{id}": {
+            "get": {
+                "summary": "The served model, by its name or an alias.",
+                "parameters": [path_id],
+                "responses": {"200": _answer("The model.", "Model"), "404": _error("No such model.")},
+            }
+        },
+        "/healthz": {
+            "get": {
+                "summary": "Whether the process answers.",
+                "security": [],
+                "responses": {"200": _answer("It does.", "Health")},
+            }
+        },
+        "/readyz": {
+            "get": {
+                "summary": "Whether the model has done a real inference.",
+                "security": [],
+                "responses": {"200": _answer("It has.", "Health"), "503": _error("Not yet, or not any more.")},
+            }
+        },
+        "/metrics": {
+            "get": {
+                "summary": "What has been done and how fast, for Prometheus.",
+                "responses": {
+                    "200": {"description": "Metrics.", "content": {"text/plain": {"schema": schemas.STRING}}}
+                },
+            }
+        },
+    }
+
+
+def document(
+    names: Sequence[str], languages: Sequence[str], *, paths: Collection[str], has_keys: bool = False
+) -> dict[str, Any]:
+    """The OpenAPI 3.1 description of a server: of its model's names and languages, and whether it asks for API keys.
+
+    `paths`: those that it serves; of others nothing is said.
+    """
+    served = {path: methods for path, methods in operations(names, languages).items() if path in paths}
+    described: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": TITLE, "version": _version(), "description": ABOUT},
+        "paths": served,
+        "components": {"schemas": schemas.COMPONENTS},
+    }
+    if has_keys:
+        described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        described["security"] = [{"key": []}]
+        for methods in served.values():
+            for operation in methods.values():
+                if "security" not in operation:
+                    operation["responses"]["401"] = _error(UNAUTHORIZED)
+    return described
+
+
+def _version() -> str:
+    try:
+        return version("wisp")
+    except PackageNotFoundError:
+        return "0"
