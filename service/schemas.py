@@ -121,7 +121,6 @@ COMPONENTS: Schema = {
             "created": COUNT | {"description": "Unix time."},
             "owned_by": STRING,
             "description": {"type": "string", "description": "What to know of it, where there is something."},
-            "description": STRING,
             "languages": {"type": "array", "items": {"type": "string", "enum": list(LANGUAGES)}},
         },
         "required": ["id", "object", "created", "owned_by"],
