@@ -27,6 +27,11 @@ run: setup
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
+# Send the server 10,000 broken forms and audio files; the test suite sends some of them
+.PHONY: fuzz
+fuzz: $(VENV)/.test
+	WISP_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py
+
 # Say what a reader or a type checker would trip over
 .PHONY: lint
 lint: $(VENV)/.test
