@@ -113,28 +113,17 @@ def _middleware(settings: Settings, table: "Sequence[BaseRoute]", metrics: "Metr
     return stack
 
 
-def _log_request_ids() -> None:
-    """Every log line of a request carries its id, in whatever thread it is written."""
-    from service.request_log import request_id
-
-    def tag(record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
-        return True
-
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(tag)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(request_id)s %(message)s"))
-
-
 def serve(settings: Settings) -> None:
     """Serve until told to stop. Raises StartError, before anything listens, for keys, address, model or port."""
     from service.api_keys import read_api_keys, refuse_to_expose
+    from service.logs import dress
     from service.server import Server
 
+    for handler in logging.getLogger().handlers:
+        dress(handler, settings.log_format)
     refuse_to_expose(settings, read_api_keys(settings))
     engine = Engine(settings, cache_folder=user_cache_folder())
     engine.read()
-    _log_request_ids()
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
     app = create_app(engine)
     server = Server(app, app.state.service.under_way, grace_s=settings.grace_s)

@@ -87,5 +87,6 @@ class RequestLog:
         finally:
             seconds = time.monotonic() - started
             path = quote(scope["path"])  # a line break in it would begin a log line of the client's own
-            log.info("%s %s %d %.3f s", scope["method"], path, status, seconds)
+            fields = {"method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 6)}
+            log.info("%s %s %d %.3f s", *fields.values(), extra={"fields": fields})
             self.on_end(scope, status, seconds)

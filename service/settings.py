@@ -129,6 +129,7 @@ class Settings:
     log_level: str = _field(
         "info", "Least serious message that is logged", choices=("debug", "info", "warning", "error")
     )
+    log_format: str = _field("console", "How the server writes its log, on stderr", choices=("console", "json"))
     preload: str = _field(
         "",
         "WasmEdge's preload string, NAME:Burn:GPU|CPU:WEIGHTS:CONFIG:TOKENIZER:LANGUAGE; --model goes before it",
