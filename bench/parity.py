@@ -1,9 +1,10 @@
 """`make parity`: every call of openai/whisper recorded in `../shared/expected` on one target, each difference listed.
 
 A case is a clip and a way to transcribe it. The CPU target computes in f32 and must give everything, with its
-probabilities; WebGPU, whose weights and caches are f16, the tokens, texts and times of 98 % of the cases, and where
-tokens part they must be nearly tied. How nearly is a gap: how far apart, in log-probability, the target itself holds
-the two tokens where the sequences part; or two beams that have ended, each the mean of its tokens, as beams are ranked.
+probabilities; WebGPU, which rounds the cross-attention's keys and values to 16 bits, the tokens, texts and times of
+98 % of the cases, and where tokens part they must be nearly tied. How nearly is a gap: how far apart, in
+log-probability, the target itself holds the two tokens where the sequences part; or two beams that have ended, each the
+mean of its tokens, as beams are ranked.
 """
 
 import argparse

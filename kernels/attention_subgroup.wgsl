@@ -5,7 +5,7 @@
 // 8 columns a load, and subgroupBroadcast hands each to all. Scores are taken relative to the largest seen before this block of keys; the
 // sums are rescaled between blocks only, since that costs as much as a key. A block ends after 64 keys, or before a key one of whose
 // scores leaps so far above the reference that its weight might overflow (the first key's always does).
-//   qkv  (rows, 3, heads, 64) f16: queries, keys, values    in
+//   qkv  (rows, 3, heads, 64) f32: queries, keys, values    in
 //   out  (rows, heads, 64) f32                              out
 // params: rows; heads; scale, the scores' factor, times log2(e)
 // dispatch (ceil(rows / (4 · LANES)), heads, 1)
@@ -20,7 +20,7 @@ const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text,
 const BLOCK = 64u;  // keys between rescalings
 const LEAP = 100.0;  // the most a score may exceed the reference, in powers of 2: 64 weights of 2^100 do not overflow f32
 
-@group(0) @binding(0) var<storage, read> qkv: array<vec4<u32>>;
+@group(0) @binding(0) var<storage, read> qkv: array<vec4f>;
 @group(0) @binding(1) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(2) var<uniform> params: Params;
 
@@ -31,11 +31,8 @@ struct Columns {
 
 // 8 columns of a row: `part` 0 is its query, 1 its key, 2 its value.
 fn load(row: u32, part: u32, head: u32, eighth: u32) -> Columns {
-  let held = qkv[((row * 3u + part) * params.heads + head) * 8u + eighth];
-  return Columns(
-    vec4f(unpack2x16float(held.x), unpack2x16float(held.y)),
-    vec4f(unpack2x16float(held.z), unpack2x16float(held.w)),
-  );
+  let place = ((row * 3u + part) * params.heads + head) * 16u + 2u * eighth;
+  return Columns(qkv[place], qkv[place + 1u]);
 }
 
 // Of a key's 8 and its value's 8 loads, the one numbered `index`.

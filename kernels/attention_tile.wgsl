@@ -2,7 +2,7 @@
 //
 // A workgroup serves 32 queries of one head; 8 invocations share a query, each taking every 8th group of 4 keys, with its own running
 // maximum and sums. Keys and values go through shared memory, 32 at a time. At the end the 8 partial softmaxes are merged.
-//   qkv  (rows, 3, heads, 64) f16: queries, keys, values    in
+//   qkv  (rows, 3, heads, 64) f32: queries, keys, values    in
 //   out  (rows, heads, 64) f32                              out
 // params: rows; heads; scale, the scores' factor, times log2(e)
 // dispatch (ceil(rows / 32), heads, 1)
@@ -17,7 +17,7 @@ const QUERIES = 32u;
 const SPLITS = 8u;
 const KEYS = 32u;  // in shared memory at a time: SPLITS groups of 4
 
-@group(0) @binding(0) var<storage, read> qkv: array<vec2<u32>>;
+@group(0) @binding(0) var<storage, read> qkv: array<vec4f>;
 @group(0) @binding(1) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(2) var<uniform> params: Params;
 
@@ -27,8 +27,7 @@ var<workgroup> tile: array<vec4f, 1024>;
 
 // 4 columns of a row: `part` 0 is its query, 1 its key, 2 its value.
 fn load(row: u32, part: u32, head: u32, quad: u32) -> vec4f {
-  let held = qkv[((min(row, params.rows - 1u) * 3u + part) * params.heads + head) * 16u + quad];
-  return vec4f(unpack2x16float(held.x), unpack2x16float(held.y));
+  return qkv[((min(row, params.rows - 1u) * 3u + part) * params.heads + head) * 16u + quad];
 }
 
 @compute @workgroup_size(QUERIES, SPLITS)

@@ -1,15 +1,17 @@
 """One encoder result as the decoder reads it: each decoder layer's cross-attention keys and values, held by readers.
 
-One pair of buffers (or views) a decoder layer, f16 packed two a u32 (`pack2x16float`, the lower index in the low half),
-read by `decoder_cross_attention_*.wgsl` as `array<vec4<u32>>`, 8 neighbouring columns an element. Column `c` of
-`n_text_state` belongs to head `c // head_dim`, as everywhere in Whisper.
+Three buffers (or views) a decoder layer. Column `c` of `n_text_state` belongs to head `c // head_dim`, as everywhere in
+Whisper.
 
-    keys   (n_text_state / 8, n_audio_ctx, 8): [c / 8, t, c % 8] is column c of `audio_states[t] @ key.weight.T`
-    values (n_audio_ctx, n_text_state / 8, 8): [t, c / 8, c % 8], the same of `audio_states[t] @ value.weight.T + bias`
+    keys   (n_text_state / 8, n_audio_ctx, 8) i16: [c / 8, t, c % 8] is column c of `audio_states[t] @ key.weight.T`
+    values (n_audio_ctx, n_text_state / 8, 8) i16: [t, c / 8, c % 8], the same of `… @ value.weight.T + bias`
+    scales (2, n_text_head, n_audio_ctx) f32: [0, h, t] is what head h's integers of keys at t are multiplied by, the
+           largest of which is ±32767; [1, h, t] that of values
 
-So neighbouring invocations load neighbouring keys for q·k (t fastest) and neighbouring columns for p·v (c fastest).
-Keys are unscaled: `head_dim ** -0.5` is multiplied into the query. No padding: each buffer has
-n_audio_ctx * n_text_state * 2 bytes.
+So neighbouring invocations load neighbouring keys for q·k (t fastest) and neighbouring columns for p·v (c fastest), and
+a scale is multiplied into a score or a weight, not into every element. Two i16 a u32, the lower index in the low half.
+As small as f16 and 8 times as exact within a head's range: f16's rounding decides between tokens that are nearly tied.
+Keys are unscaled by `head_dim ** -0.5`: that is multiplied into the query. No padding.
 """
 
 import threading
@@ -19,13 +21,13 @@ from kernels.recording import Binding
 
 
 class CrossMemory:
-    """(keys, values) of each decoder layer, once computed never written again.
+    """(keys, values, scales) of each decoder layer, once computed never written again.
 
     Whoever keeps it holds it; the encoder context that computed it is the first holder. The last release() calls
     `free`, which may close the buffers or reuse them.
     """
 
-    def __init__(self, layers: Sequence[tuple[Binding, Binding]], free: Callable[[], None]) -> None:
+    def __init__(self, layers: Sequence[tuple[Binding, Binding, Binding]], free: Callable[[], None]) -> None:
         self.layers = tuple(layers)
         self._free = free
         self._holders = 1

@@ -13,16 +13,16 @@ _SELF = """\
 // {who}
 // Written by decoder_attention_sources.py.
 //   query (rows, heads, 8 HEAD8) f32, scaled
-//   keys (slots, n / 8, N_CTX, 8) f16, n = 8 HEAD8 N_HEAD
-//   values (slots, N_CTX, n / 8, 8) f16
+//   keys (slots, n / 8, N_CTX, 8) f32, n = 8 HEAD8 N_HEAD
+//   values (slots, N_CTX, n / 8, 8) f32
 //   slots (sequences, N_CTX) u32: which slot's cache holds a sequence's position
 //   state u32, see decoder_state.py
 //   y (rows, n) f32  out
 // dispatch (heads, rows, 1)
 
 @group(0) @binding(0) var<storage, read> query: array<vec4f>;
-@group(0) @binding(1) var<storage, read> keys: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> keys: array<vec4f>;
+@group(0) @binding(2) var<storage, read> values: array<vec4f>;
 @group(0) @binding(3) var<storage, read> slots: array<u32>;
 @group(0) @binding(4) var<storage, read> state: array<u32>;
 @group(0) @binding(5) var<storage, read_write> y: array<vec4f>;
@@ -35,8 +35,9 @@ _CROSS = """\
 // {who}
 // Written by decoder_attention_sources.py.
 //   query (rows, heads, 8 HEAD8) f32, scaled
-//   keys (n / 8, N_CTX, 8) f16, n = 8 HEAD8 N_HEAD
-//   values (N_CTX, n / 8, 8) f16
+//   keys (n / 8, N_CTX, 8) i16, n = 8 HEAD8 N_HEAD
+//   values (N_CTX, n / 8, 8) i16
+//   scales (2, heads, N_CTX) f32: what a head's key, and its value, at a position is multiplied by
 //   state u32, see decoder_state.py
 //   parts (rows, SPLITS, n) f32  out
 //   stats (rows, heads, SPLITS) × (max, sum) f32  out
@@ -45,9 +46,10 @@ _CROSS = """\
 @group(0) @binding(0) var<storage, read> query: array<vec4f>;
 @group(0) @binding(1) var<storage, read> keys: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> state: array<u32>;
-@group(0) @binding(4) var<storage, read_write> parts: array<vec4f>;
-@group(0) @binding(5) var<storage, read_write> stats: array<vec2f>;
+@group(0) @binding(3) var<storage, read> scales: array<f32>;
+@group(0) @binding(4) var<storage, read> state: array<u32>;
+@group(0) @binding(5) var<storage, read_write> parts: array<vec4f>;
+@group(0) @binding(6) var<storage, read_write> stats: array<vec2f>;
 
 {overrides}
 override N_CTX = 1500u;
@@ -64,10 +66,6 @@ _SIZES = {
 _COMMON_OVERRIDES = "override HEAD8 = 8u;  // a head's columns / 8\noverride N_HEAD = 6u;"
 _MAIN = """\
 
-fn halves(u: vec2<u32>) -> vec4f {{
-  return vec4f(unpack2x16float(u.x), unpack2x16float(u.y));
-}}
-
 @compute @workgroup_size({size})
 fn main(
   @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -79,6 +77,11 @@ fn main(
   let n8 = N_HEAD * HEAD8;
   let head = workgroup.x;
   let row = workgroup.y * ROWS;"""
+_INTEGERS = """
+// Two i16 a word, the lower index in the low half.
+fn integers(u: vec2<u32>) -> vec4f {
+  return vec4f(bitcast<vec4<i32>>(vec4<u32>(u.x << 16u, u.x, u.y << 16u, u.y)) >> vec4<u32>(16u));
+}"""
 _START = {
     "self": """\
   let from_slots = state[8u + 4u * row + 1u] * N_CTX;
@@ -108,6 +111,7 @@ _KEY = {
     "self": "(slots[from_slots + {t}] * n8 + head * HEAD8) * N_CTX + {t}",
     "cross": "head * HEAD8 * N_CTX + {t}",
 }
+_SCALES = "vec4f(" + ", ".join(f"scales[({{of}}) * N_CTX + t{i}]" for i in range(4)) + ")"
 _VALUE = {
     "self": "(slots[from_slots + {t}] * N_CTX + {t}) * n8 + head * HEAD8 + column",
     "cross": "{t} * n8 + head * HEAD8 + column",
@@ -122,6 +126,22 @@ def _each(rows: int, text: str) -> list[str]:
 def _quad(indent: str) -> list[str]:
     """The 4 keys of a quad; past the last, the last again."""
     return [f"{indent}let t{i} = min(first + 4u * quad + {i}u, first + count - 1u);" for i in range(4)]
+
+
+def _columns(kind: str, indent: str, array: str, place: str, number: str = "") -> list[str]:
+    """8 neighbouring columns of a key or value as f32, still without their scale: `l` and `h`."""
+    u, low, high = f"u{number}", f"l{number}", f"h{number}"
+    if kind == "self":
+        return [
+            f"{indent}let {u} = 2u * ({place});",
+            f"{indent}let {low} = {array}[{u}];",
+            f"{indent}let {high} = {array}[{u} + 1u];",
+        ]
+    return [
+        f"{indent}let {u} = {array}[{place}];",
+        f"{indent}let {low} = integers({u}.xy);",
+        f"{indent}let {high} = integers({u}.zw);",
+    ]
 
 
 def _subgroup_body(kind: str, rows: int) -> list[str]:
@@ -139,30 +159,36 @@ def _subgroup_body(kind: str, rows: int) -> list[str]:
         text += _each(rows, f"        let qa_# = subgroupBroadcast(a_#, {u}u);")
         text += _each(rows, f"        let qb_# = subgroupBroadcast(b_#, {u}u);")
         for i in range(4):
-            text += [f"        let u{i} = keys[k{i} + (c + {u}u) * N_CTX];"]
-            text += [f"        let l{i} = halves(u{i}.xy);", f"        let h{i} = halves(u{i}.zw);"]
+            text += _columns(kind, "        ", "keys", f"k{i} + (c + {u}u) * N_CTX", str(i))
             text += _each(rows, f"        s#_{i} += dot(l{i}, qa_#) + dot(h{i}, qb_#);")
         text += ["      }"]
     text += ["    }", "    if (quad < quads) {"]
     text += ["      let inside = vec4<u32>(0u, 1u, 2u, 3u) + 4u * quad < vec4<u32>(count);"]
+    if kind == "cross":
+        text += [f"      let scale = {_SCALES.format(of='head')};"]
+    scaled = " * scale" if kind == "cross" else ""
     text += _each(
         rows,
-        """\
-      let score_# = select(vec4f(LOWEST), vec4f(s#_0, s#_1, s#_2, s#_3), inside);
+        f"""\
+      let score_# = select(vec4f(LOWEST), vec4f(s#_0, s#_1, s#_2, s#_3){scaled}, inside);
       scores[#u * a_row + quad] = score_#;
       most_# = max(most_#, max(max(score_#.x, score_#.y), max(score_#.z, score_#.w)));""",
     )
     text += ["    }", "  }"]
+    weighted = "    scores[#u * a_row + quad] = share;"
+    if kind == "cross":
+        weighted = "\n".join(_quad("    ")) + "\n    scores[#u * a_row + quad] = share * "
+        weighted += _SCALES.format(of="N_HEAD + head") + ";"
     text += _each(
         rows,
-        """\
+        f"""\
   let top_# = subgroupMax(most_#);
   var total_# = vec4f();
-  for (var quad = invocation; quad < quads; quad += LANES) {
+  for (var quad = invocation; quad < quads; quad += LANES) {{
     let share = exp(scores[#u * a_row + quad] - top_#);
-    scores[#u * a_row + quad] = share;
+{weighted}
     total_# += share;
-  }
+  }}
   let sum_# = subgroupAdd(dot(total_#, vec4f(1.0)));""",
     )
     text += ["  workgroupBarrier();", "", "  // `width` lanes share a value's columns; the others take other values."]
@@ -173,8 +199,7 @@ def _subgroup_body(kind: str, rows: int) -> list[str]:
     text += ["    for (var quad = select(quads, group, group < groups); quad < quads; quad += groups) {"]
     text += [*_quad("      "), *_each(rows, "      let share_# = scores[#u * a_row + quad];")]
     for i in range(4):
-        text += [f"      let u{i} = values[{_VALUE[kind].format(t=f't{i}')}];", f"      let l{i} = halves(u{i}.xy);"]
-        text += [f"      let h{i} = halves(u{i}.zw);"]
+        text += _columns(kind, "      ", "values", _VALUE[kind].format(t=f"t{i}"), str(i))
         text += _each(rows, f"      low_# += share_#[{i}] * l{i};") + _each(
             rows, f"      high_# += share_#[{i}] * h{i};"
         )
@@ -217,11 +242,13 @@ _SUM = _TREE.format(
 def _workgroup_body(kind: str, rows: int) -> list[str]:
     text = [*_each(rows, "  var most_# = LOWEST;"), "  for (var i = invocation; i < count; i += WORKGROUP) {"]
     text += ["    let t = first + i;", f"    let k = {_KEY[kind].format(t='t')};", *_each(rows, "    var s_# = 0.0;")]
-    text += ["    for (var c = 0u; c < HEAD8; c++) {", "      let u = keys[k + c * N_CTX];"]
-    text += ["      let l = halves(u.xy);", "      let h = halves(u.zw);"]
+    text += ["    for (var c = 0u; c < HEAD8; c++) {", *_columns(kind, "      ", "keys", "k + c * N_CTX")]
     text += _each(rows, "      let at_# = ((row + #u) * n8 + head * HEAD8 + c) * 2u;")
     text += [*_each(rows, "      s_# += dot(l, query[at_#]) + dot(h, query[at_# + 1u]);"), "    }"]
+    if kind == "cross":
+        text += ["    let scale = scales[head * N_CTX + t];", *_each(rows, "    s_# *= scale;")]
     text += [*_each(rows, "    scores[#u * a_row + i] = s_#;"), *_each(rows, "    most_# = max(most_#, s_#);"), "  }"]
+    scaled = " * scales[(N_HEAD + head) * N_CTX + first + i]" if kind == "cross" else ""
     text += _each(
         rows,
         f"""\
@@ -229,7 +256,7 @@ def _workgroup_body(kind: str, rows: int) -> list[str]:
   var total_# = 0.0;
   for (var i = invocation; i < count; i += WORKGROUP) {{
     let share = exp(scores[#u * a_row + i] - top_#);
-    scores[#u * a_row + i] = share;
+    scores[#u * a_row + i] = share{scaled};
     total_# += share;
   }}
 {_SUM}""",
@@ -238,11 +265,7 @@ def _workgroup_body(kind: str, rows: int) -> list[str]:
     text += ["  let group = invocation / HEAD8;"]
     text += [*_each(rows, "  var low_# = vec4f();"), *_each(rows, "  var high_# = vec4f();")]
     text += ["  for (var i = select(count, group, group < groups); i < count; i += groups) {", "    let t = first + i;"]
-    text += [
-        f"    let u = values[{_VALUE[kind].format(t='t')}];",
-        "    let l = halves(u.xy);",
-        "    let h = halves(u.zw);",
-    ]
+    text += _columns(kind, "    ", "values", _VALUE[kind].format(t="t"))
     text += _each(rows, "    low_# += scores[#u * a_row + i] * l;") + _each(
         rows, "    high_# += scores[#u * a_row + i] * h;"
     )
@@ -278,7 +301,8 @@ def _source(kind: str, tiling: str, rows: int) -> str:
     scores = f"vec4f, ROWS * ({quads})" if tiling == SUBGROUP else f"f32, {many}"
     text += [f"var<workgroup> scores: array<{scores}>;"]
     text += ["var<workgroup> shared_values: array<f32, WORKGROUP>;"] if tiling == WORKGROUP else []
-    text += [f"var<workgroup> mixes: array<vec4f, 2u * {size}>;", _MAIN.format(size=size), _START[kind]]
+    text += [f"var<workgroup> mixes: array<vec4f, 2u * {size}>;", *([_INTEGERS] if kind == "cross" else [])]
+    text += [_MAIN.format(size=size), _START[kind]]
     text += [f"  let a_row = {quads if tiling == SUBGROUP else keys};  // scores"]
     text += ["", *(_subgroup_body(kind, rows) if tiling == SUBGROUP else _workgroup_body(kind, rows))]
     text += _each(rows, _CROSS_STATS) if kind == "cross" else []

@@ -134,7 +134,7 @@ class DecoderContext:
         if old is not None:
             slots[: old.capacity] = self._slots
             r = Recording(self._device)
-            n_bytes = old.capacity * self._dims.n_text_ctx * self._dims.n_text_state * 2
+            n_bytes = old.capacity * self._dims.n_text_ctx * self._dims.n_text_state * 4
             for source, target in zip(old.keys + old.values, new.keys + new.values, strict=True):
                 r.copy(source.view(0, n_bytes), target.view(0, n_bytes))
             self._device.submit(r)
@@ -263,16 +263,8 @@ class DecoderContext:
         """(n_alignment_heads, n_new, n_audio_ctx) query · key of sequence 0's new tokens, scaled, before softmax."""
         assert self._buffers is not None and self._cross is not None and self._computed is not None
         dims, heads = self._dims, self._heads
-        n, n_audio = dims.n_text_state, dims.n_audio_ctx
-        width = n // dims.n_text_head
-        keys = {
-            layer: self._device.read(self._cross.layers[layer][0], np.float16)[: n * n_audio]
-            .reshape(n // 8, n_audio, 8)
-            .transpose(0, 2, 1)
-            .reshape(dims.n_text_head, width, n_audio)
-            .astype(np.float32)
-            for layer in {layer for layer, _ in heads}
-        }
+        n_audio, width = dims.n_audio_ctx, dims.n_text_state // dims.n_text_head
+        keys = {layer: self._keys(layer) for layer in {layer for layer, _ in heads}}
         scores = np.empty((len(heads), self._computed.shape[1], n_audio), np.float32)
         for rows in self._again():
             queries = self._device.read(self._buffers.cross_query).reshape(dims.n_text_layer, MAX_ROWS, -1, width)
@@ -281,6 +273,15 @@ class DecoderContext:
                     for at, (layer, head) in enumerate(heads):
                         scores[at, row.position - self._start] = queries[layer, i, head] @ keys[layer][head]
         return scores
+
+    def _keys(self, layer: int) -> NDArray[np.float32]:
+        """(n_text_head, head_dim, n_audio_ctx) of the cross-attention."""
+        assert self._cross is not None
+        dims, (keys, _, scales) = self._dims, self._cross.layers[layer]
+        n_head, n_audio = dims.n_text_head, dims.n_audio_ctx
+        integers = self._device.read(keys, np.int16).reshape(-1, n_audio, 8).transpose(0, 2, 1)
+        scale = self._device.read(scales).reshape(2, n_head, 1, n_audio)[0]
+        return np.asarray(integers.reshape(n_head, -1, n_audio) * scale)
 
     def _token_probabilities(self) -> NDArray[np.float32]:
         """(n_sequences, n_new): each token's probability among the ids before eot, given those before it.

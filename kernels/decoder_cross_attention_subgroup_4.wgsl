@@ -2,8 +2,9 @@
 // A workgroup is one subgroup: a lane scores 4 neighbouring keys at a time, mixes 8 columns of 4 values.
 // Written by decoder_attention_sources.py.
 //   query (rows, heads, 8 HEAD8) f32, scaled
-//   keys (n / 8, N_CTX, 8) f16, n = 8 HEAD8 N_HEAD
-//   values (N_CTX, n / 8, 8) f16
+//   keys (n / 8, N_CTX, 8) i16, n = 8 HEAD8 N_HEAD
+//   values (N_CTX, n / 8, 8) i16
+//   scales (2, heads, N_CTX) f32: what a head's key, and its value, at a position is multiplied by
 //   state u32, see decoder_state.py
 //   parts (rows, SPLITS, n) f32  out
 //   stats (rows, heads, SPLITS) × (max, sum) f32  out
@@ -12,9 +13,10 @@
 @group(0) @binding(0) var<storage, read> query: array<vec4f>;
 @group(0) @binding(1) var<storage, read> keys: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> state: array<u32>;
-@group(0) @binding(4) var<storage, read_write> parts: array<vec4f>;
-@group(0) @binding(5) var<storage, read_write> stats: array<vec2f>;
+@group(0) @binding(3) var<storage, read> scales: array<f32>;
+@group(0) @binding(4) var<storage, read> state: array<u32>;
+@group(0) @binding(5) var<storage, read_write> parts: array<vec4f>;
+@group(0) @binding(6) var<storage, read_write> stats: array<vec2f>;
 
 override LANES = 8u;
 override HEAD8 = 8u;  // a head's columns / 8
@@ -26,8 +28,9 @@ const ROWS = 4u;
 var<workgroup> scores: array<vec4f, ROWS * ((((N_CTX + SPLITS - 1u) / SPLITS) + 3u) / 4u)>;
 var<workgroup> mixes: array<vec4f, 2u * LANES>;
 
-fn halves(u: vec2<u32>) -> vec4f {
-  return vec4f(unpack2x16float(u.x), unpack2x16float(u.y));
+// Two i16 a word, the lower index in the low half.
+fn integers(u: vec2<u32>) -> vec4f {
+  return vec4f(bitcast<vec4<i32>>(vec4<u32>(u.x << 16u, u.x, u.y << 16u, u.y)) >> vec4<u32>(16u));
 }
 
 @compute @workgroup_size(LANES)
@@ -101,29 +104,29 @@ fn main(
         let qb_2 = subgroupBroadcast(b_2, 0u);
         let qb_3 = subgroupBroadcast(b_3, 0u);
         let u0 = keys[k0 + (c + 0u) * N_CTX];
-        let l0 = halves(u0.xy);
-        let h0 = halves(u0.zw);
+        let l0 = integers(u0.xy);
+        let h0 = integers(u0.zw);
         s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
         s1_0 += dot(l0, qa_1) + dot(h0, qb_1);
         s2_0 += dot(l0, qa_2) + dot(h0, qb_2);
         s3_0 += dot(l0, qa_3) + dot(h0, qb_3);
         let u1 = keys[k1 + (c + 0u) * N_CTX];
-        let l1 = halves(u1.xy);
-        let h1 = halves(u1.zw);
+        let l1 = integers(u1.xy);
+        let h1 = integers(u1.zw);
         s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
         s1_1 += dot(l1, qa_1) + dot(h1, qb_1);
         s2_1 += dot(l1, qa_2) + dot(h1, qb_2);
         s3_1 += dot(l1, qa_3) + dot(h1, qb_3);
         let u2 = keys[k2 + (c + 0u) * N_CTX];
-        let l2 = halves(u2.xy);
-        let h2 = halves(u2.zw);
+        let l2 = integers(u2.xy);
+        let h2 = integers(u2.zw);
         s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
         s1_2 += dot(l2, qa_1) + dot(h2, qb_1);
         s2_2 += dot(l2, qa_2) + dot(h2, qb_2);
         s3_2 += dot(l2, qa_3) + dot(h2, qb_3);
         let u3 = keys[k3 + (c + 0u) * N_CTX];
-        let l3 = halves(u3.xy);
-        let h3 = halves(u3.zw);
+        let l3 = integers(u3.xy);
+        let h3 = integers(u3.zw);
         s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
         s1_3 += dot(l3, qa_1) + dot(h3, qb_1);
         s2_3 += dot(l3, qa_2) + dot(h3, qb_2);
@@ -139,29 +142,29 @@ fn main(
         let qb_2 = subgroupBroadcast(b_2, 1u);
         let qb_3 = subgroupBroadcast(b_3, 1u);
         let u0 = keys[k0 + (c + 1u) * N_CTX];
-        let l0 = halves(u0.xy);
-        let h0 = halves(u0.zw);
+        let l0 = integers(u0.xy);
+        let h0 = integers(u0.zw);
         s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
         s1_0 += dot(l0, qa_1) + dot(h0, qb_1);
         s2_0 += dot(l0, qa_2) + dot(h0, qb_2);
         s3_0 += dot(l0, qa_3) + dot(h0, qb_3);
         let u1 = keys[k1 + (c + 1u) * N_CTX];
-        let l1 = halves(u1.xy);
-        let h1 = halves(u1.zw);
+        let l1 = integers(u1.xy);
+        let h1 = integers(u1.zw);
         s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
         s1_1 += dot(l1, qa_1) + dot(h1, qb_1);
         s2_1 += dot(l1, qa_2) + dot(h1, qb_2);
         s3_1 += dot(l1, qa_3) + dot(h1, qb_3);
         let u2 = keys[k2 + (c + 1u) * N_CTX];
-        let l2 = halves(u2.xy);
-        let h2 = halves(u2.zw);
+        let l2 = integers(u2.xy);
+        let h2 = integers(u2.zw);
         s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
         s1_2 += dot(l2, qa_1) + dot(h2, qb_1);
         s2_2 += dot(l2, qa_2) + dot(h2, qb_2);
         s3_2 += dot(l2, qa_3) + dot(h2, qb_3);
         let u3 = keys[k3 + (c + 1u) * N_CTX];
-        let l3 = halves(u3.xy);
-        let h3 = halves(u3.zw);
+        let l3 = integers(u3.xy);
+        let h3 = integers(u3.zw);
         s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
         s1_3 += dot(l3, qa_1) + dot(h3, qb_1);
         s2_3 += dot(l3, qa_2) + dot(h3, qb_2);
@@ -177,29 +180,29 @@ fn main(
         let qb_2 = subgroupBroadcast(b_2, 2u);
         let qb_3 = subgroupBroadcast(b_3, 2u);
         let u0 = keys[k0 + (c + 2u) * N_CTX];
-        let l0 = halves(u0.xy);
-        let h0 = halves(u0.zw);
+        let l0 = integers(u0.xy);
+        let h0 = integers(u0.zw);
         s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
         s1_0 += dot(l0, qa_1) + dot(h0, qb_1);
         s2_0 += dot(l0, qa_2) + dot(h0, qb_2);
         s3_0 += dot(l0, qa_3) + dot(h0, qb_3);
         let u1 = keys[k1 + (c + 2u) * N_CTX];
-        let l1 = halves(u1.xy);
-        let h1 = halves(u1.zw);
+        let l1 = integers(u1.xy);
+        let h1 = integers(u1.zw);
         s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
         s1_1 += dot(l1, qa_1) + dot(h1, qb_1);
         s2_1 += dot(l1, qa_2) + dot(h1, qb_2);
         s3_1 += dot(l1, qa_3) + dot(h1, qb_3);
         let u2 = keys[k2 + (c + 2u) * N_CTX];
-        let l2 = halves(u2.xy);
-        let h2 = halves(u2.zw);
+        let l2 = integers(u2.xy);
+        let h2 = integers(u2.zw);
         s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
         s1_2 += dot(l2, qa_1) + dot(h2, qb_1);
         s2_2 += dot(l2, qa_2) + dot(h2, qb_2);
         s3_2 += dot(l2, qa_3) + dot(h2, qb_3);
         let u3 = keys[k3 + (c + 2u) * N_CTX];
-        let l3 = halves(u3.xy);
-        let h3 = halves(u3.zw);
+        let l3 = integers(u3.xy);
+        let h3 = integers(u3.zw);
         s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
         s1_3 += dot(l3, qa_1) + dot(h3, qb_1);
         s2_3 += dot(l3, qa_2) + dot(h3, qb_2);
@@ -215,29 +218,29 @@ fn main(
         let qb_2 = subgroupBroadcast(b_2, 3u);
         let qb_3 = subgroupBroadcast(b_3, 3u);
         let u0 = keys[k0 + (c + 3u) * N_CTX];
-        let l0 = halves(u0.xy);
-        let h0 = halves(u0.zw);
+        let l0 = integers(u0.xy);
+        let h0 = integers(u0.zw);
         s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
         s1_0 += dot(l0, qa_1) + dot(h0, qb_1);
         s2_0 += dot(l0, qa_2) + dot(h0, qb_2);
         s3_0 += dot(l0, qa_3) + dot(h0, qb_3);
         let u1 = keys[k1 + (c + 3u) * N_CTX];
-        let l1 = halves(u1.xy);
-        let h1 = halves(u1.zw);
+        let l1 = integers(u1.xy);
+        let h1 = integers(u1.zw);
         s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
         s1_1 += dot(l1, qa_1) + dot(h1, qb_1);
         s2_1 += dot(l1, qa_2) + dot(h1, qb_2);
         s3_1 += dot(l1, qa_3) + dot(h1, qb_3);
         let u2 = keys[k2 + (c + 3u) * N_CTX];
-        let l2 = halves(u2.xy);
-        let h2 = halves(u2.zw);
+        let l2 = integers(u2.xy);
+        let h2 = integers(u2.zw);
         s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
         s1_2 += dot(l2, qa_1) + dot(h2, qb_1);
         s2_2 += dot(l2, qa_2) + dot(h2, qb_2);
         s3_2 += dot(l2, qa_3) + dot(h2, qb_3);
         let u3 = keys[k3 + (c + 3u) * N_CTX];
-        let l3 = halves(u3.xy);
-        let h3 = halves(u3.zw);
+        let l3 = integers(u3.xy);
+        let h3 = integers(u3.zw);
         s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
         s1_3 += dot(l3, qa_1) + dot(h3, qb_1);
         s2_3 += dot(l3, qa_2) + dot(h3, qb_2);
@@ -246,16 +249,17 @@ fn main(
     }
     if (quad < quads) {
       let inside = vec4<u32>(0u, 1u, 2u, 3u) + 4u * quad < vec4<u32>(count);
-      let score_0 = select(vec4f(LOWEST), vec4f(s0_0, s0_1, s0_2, s0_3), inside);
+      let scale = vec4f(scales[(head) * N_CTX + t0], scales[(head) * N_CTX + t1], scales[(head) * N_CTX + t2], scales[(head) * N_CTX + t3]);
+      let score_0 = select(vec4f(LOWEST), vec4f(s0_0, s0_1, s0_2, s0_3) * scale, inside);
       scores[0u * a_row + quad] = score_0;
       most_0 = max(most_0, max(max(score_0.x, score_0.y), max(score_0.z, score_0.w)));
-      let score_1 = select(vec4f(LOWEST), vec4f(s1_0, s1_1, s1_2, s1_3), inside);
+      let score_1 = select(vec4f(LOWEST), vec4f(s1_0, s1_1, s1_2, s1_3) * scale, inside);
       scores[1u * a_row + quad] = score_1;
       most_1 = max(most_1, max(max(score_1.x, score_1.y), max(score_1.z, score_1.w)));
-      let score_2 = select(vec4f(LOWEST), vec4f(s2_0, s2_1, s2_2, s2_3), inside);
+      let score_2 = select(vec4f(LOWEST), vec4f(s2_0, s2_1, s2_2, s2_3) * scale, inside);
       scores[2u * a_row + quad] = score_2;
       most_2 = max(most_2, max(max(score_2.x, score_2.y), max(score_2.z, score_2.w)));
-      let score_3 = select(vec4f(LOWEST), vec4f(s3_0, s3_1, s3_2, s3_3), inside);
+      let score_3 = select(vec4f(LOWEST), vec4f(s3_0, s3_1, s3_2, s3_3) * scale, inside);
       scores[3u * a_row + quad] = score_3;
       most_3 = max(most_3, max(max(score_3.x, score_3.y), max(score_3.z, score_3.w)));
     }
@@ -264,7 +268,11 @@ fn main(
   var total_0 = vec4f();
   for (var quad = invocation; quad < quads; quad += LANES) {
     let share = exp(scores[0u * a_row + quad] - top_0);
-    scores[0u * a_row + quad] = share;
+    let t0 = min(first + 4u * quad + 0u, first + count - 1u);
+    let t1 = min(first + 4u * quad + 1u, first + count - 1u);
+    let t2 = min(first + 4u * quad + 2u, first + count - 1u);
+    let t3 = min(first + 4u * quad + 3u, first + count - 1u);
+    scores[0u * a_row + quad] = share * vec4f(scales[(N_HEAD + head) * N_CTX + t0], scales[(N_HEAD + head) * N_CTX + t1], scales[(N_HEAD + head) * N_CTX + t2], scales[(N_HEAD + head) * N_CTX + t3]);
     total_0 += share;
   }
   let sum_0 = subgroupAdd(dot(total_0, vec4f(1.0)));
@@ -272,7 +280,11 @@ fn main(
   var total_1 = vec4f();
   for (var quad = invocation; quad < quads; quad += LANES) {
     let share = exp(scores[1u * a_row + quad] - top_1);
-    scores[1u * a_row + quad] = share;
+    let t0 = min(first + 4u * quad + 0u, first + count - 1u);
+    let t1 = min(first + 4u * quad + 1u, first + count - 1u);
+    let t2 = min(first + 4u * quad + 2u, first + count - 1u);
+    let t3 = min(first + 4u * quad + 3u, first + count - 1u);
+    scores[1u * a_row + quad] = share * vec4f(scales[(N_HEAD + head) * N_CTX + t0], scales[(N_HEAD + head) * N_CTX + t1], scales[(N_HEAD + head) * N_CTX + t2], scales[(N_HEAD + head) * N_CTX + t3]);
     total_1 += share;
   }
   let sum_1 = subgroupAdd(dot(total_1, vec4f(1.0)));
@@ -280,7 +292,11 @@ fn main(
   var total_2 = vec4f();
   for (var quad = invocation; quad < quads; quad += LANES) {
     let share = exp(scores[2u * a_row + quad] - top_2);
-    scores[2u * a_row + quad] = share;
+    let t0 = min(first + 4u * quad + 0u, first + count - 1u);
+    let t1 = min(first + 4u * quad + 1u, first + count - 1u);
+    let t2 = min(first + 4u * quad + 2u, first + count - 1u);
+    let t3 = min(first + 4u * quad + 3u, first + count - 1u);
+    scores[2u * a_row + quad] = share * vec4f(scales[(N_HEAD + head) * N_CTX + t0], scales[(N_HEAD + head) * N_CTX + t1], scales[(N_HEAD + head) * N_CTX + t2], scales[(N_HEAD + head) * N_CTX + t3]);
     total_2 += share;
   }
   let sum_2 = subgroupAdd(dot(total_2, vec4f(1.0)));
@@ -288,7 +304,11 @@ fn main(
   var total_3 = vec4f();
   for (var quad = invocation; quad < quads; quad += LANES) {
     let share = exp(scores[3u * a_row + quad] - top_3);
-    scores[3u * a_row + quad] = share;
+    let t0 = min(first + 4u * quad + 0u, first + count - 1u);
+    let t1 = min(first + 4u * quad + 1u, first + count - 1u);
+    let t2 = min(first + 4u * quad + 2u, first + count - 1u);
+    let t3 = min(first + 4u * quad + 3u, first + count - 1u);
+    scores[3u * a_row + quad] = share * vec4f(scales[(N_HEAD + head) * N_CTX + t0], scales[(N_HEAD + head) * N_CTX + t1], scales[(N_HEAD + head) * N_CTX + t2], scales[(N_HEAD + head) * N_CTX + t3]);
     total_3 += share;
   }
   let sum_3 = subgroupAdd(dot(total_3, vec4f(1.0)));
@@ -318,8 +338,8 @@ fn main(
       let share_2 = scores[2u * a_row + quad];
       let share_3 = scores[3u * a_row + quad];
       let u0 = values[t0 * n8 + head * HEAD8 + column];
-      let l0 = halves(u0.xy);
-      let h0 = halves(u0.zw);
+      let l0 = integers(u0.xy);
+      let h0 = integers(u0.zw);
       low_0 += share_0[0] * l0;
       low_1 += share_1[0] * l0;
       low_2 += share_2[0] * l0;
@@ -329,8 +349,8 @@ fn main(
       high_2 += share_2[0] * h0;
       high_3 += share_3[0] * h0;
       let u1 = values[t1 * n8 + head * HEAD8 + column];
-      let l1 = halves(u1.xy);
-      let h1 = halves(u1.zw);
+      let l1 = integers(u1.xy);
+      let h1 = integers(u1.zw);
       low_0 += share_0[1] * l1;
       low_1 += share_1[1] * l1;
       low_2 += share_2[1] * l1;
@@ -340,8 +360,8 @@ fn main(
       high_2 += share_2[1] * h1;
       high_3 += share_3[1] * h1;
       let u2 = values[t2 * n8 + head * HEAD8 + column];
-      let l2 = halves(u2.xy);
-      let h2 = halves(u2.zw);
+      let l2 = integers(u2.xy);
+      let h2 = integers(u2.zw);
       low_0 += share_0[2] * l2;
       low_1 += share_1[2] * l2;
       low_2 += share_2[2] * l2;
@@ -351,8 +371,8 @@ fn main(
       high_2 += share_2[2] * h2;
       high_3 += share_3[2] * h2;
       let u3 = values[t3 * n8 + head * HEAD8 + column];
-      let l3 = halves(u3.xy);
-      let h3 = halves(u3.zw);
+      let l3 = integers(u3.xy);
+      let h3 = integers(u3.zw);
       low_0 += share_0[3] * l3;
       low_1 += share_1[3] * l3;
       low_2 += share_2[3] * l3;

@@ -2,8 +2,9 @@
 // An invocation scores each WORKGROUP-th key, then mixes 8 columns of each (WORKGROUP / HEAD8)-th value.
 // Written by decoder_attention_sources.py.
 //   query (rows, heads, 8 HEAD8) f32, scaled
-//   keys (n / 8, N_CTX, 8) f16, n = 8 HEAD8 N_HEAD
-//   values (N_CTX, n / 8, 8) f16
+//   keys (n / 8, N_CTX, 8) i16, n = 8 HEAD8 N_HEAD
+//   values (N_CTX, n / 8, 8) i16
+//   scales (2, heads, N_CTX) f32: what a head's key, and its value, at a position is multiplied by
 //   state u32, see decoder_state.py
 //   parts (rows, SPLITS, n) f32  out
 //   stats (rows, heads, SPLITS) × (max, sum) f32  out
@@ -12,9 +13,10 @@
 @group(0) @binding(0) var<storage, read> query: array<vec4f>;
 @group(0) @binding(1) var<storage, read> keys: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> state: array<u32>;
-@group(0) @binding(4) var<storage, read_write> parts: array<vec4f>;
-@group(0) @binding(5) var<storage, read_write> stats: array<vec2f>;
+@group(0) @binding(3) var<storage, read> scales: array<f32>;
+@group(0) @binding(4) var<storage, read> state: array<u32>;
+@group(0) @binding(5) var<storage, read_write> parts: array<vec4f>;
+@group(0) @binding(6) var<storage, read_write> stats: array<vec2f>;
 
 override WORKGROUP = 64u;  // a power of two, HEAD8 or more
 override HEAD8 = 8u;  // a head's columns / 8
@@ -27,8 +29,9 @@ var<workgroup> scores: array<f32, ROWS * ((N_CTX + SPLITS - 1u) / SPLITS)>;
 var<workgroup> shared_values: array<f32, WORKGROUP>;
 var<workgroup> mixes: array<vec4f, 2u * WORKGROUP>;
 
-fn halves(u: vec2<u32>) -> vec4f {
-  return vec4f(unpack2x16float(u.x), unpack2x16float(u.y));
+// Two i16 a word, the lower index in the low half.
+fn integers(u: vec2<u32>) -> vec4f {
+  return vec4f(bitcast<vec4<i32>>(vec4<u32>(u.x << 16u, u.x, u.y << 16u, u.y)) >> vec4<u32>(16u));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -54,11 +57,13 @@ fn main(
     var s_0 = 0.0;
     for (var c = 0u; c < HEAD8; c++) {
       let u = keys[k + c * N_CTX];
-      let l = halves(u.xy);
-      let h = halves(u.zw);
+      let l = integers(u.xy);
+      let h = integers(u.zw);
       let at_0 = ((row + 0u) * n8 + head * HEAD8 + c) * 2u;
       s_0 += dot(l, query[at_0]) + dot(h, query[at_0 + 1u]);
     }
+    let scale = scales[head * N_CTX + t];
+    s_0 *= scale;
     scores[0u * a_row + i] = s_0;
     most_0 = max(most_0, s_0);
   }
@@ -75,7 +80,7 @@ fn main(
   var total_0 = 0.0;
   for (var i = invocation; i < count; i += WORKGROUP) {
     let share = exp(scores[0u * a_row + i] - top_0);
-    scores[0u * a_row + i] = share;
+    scores[0u * a_row + i] = share * scales[(N_HEAD + head) * N_CTX + first + i];
     total_0 += share;
   }
   shared_values[invocation] = total_0;
@@ -97,8 +102,8 @@ fn main(
   for (var i = select(count, group, group < groups); i < count; i += groups) {
     let t = first + i;
     let u = values[t * n8 + head * HEAD8 + column];
-    let l = halves(u.xy);
-    let h = halves(u.zw);
+    let l = integers(u.xy);
+    let h = integers(u.zw);
     low_0 += scores[0u * a_row + i] * l;
     high_0 += scores[0u * a_row + i] * h;
   }

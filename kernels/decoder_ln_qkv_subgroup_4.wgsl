@@ -8,8 +8,8 @@
 //   bias (3 N_IN,) f32
 //   state u32, see decoder_state.py: a row's slot and position
 //   query (rows, N_IN) f32  out
-//   keys (slots, N_IN / 8, N_TEXT_CTX, 8) f16  out
-//   values (slots, N_TEXT_CTX, N_IN / 8, 8) f16  out
+//   keys (slots, N_IN / 8, N_TEXT_CTX, 8) f32  out
+//   values (slots, N_TEXT_CTX, N_IN / 8, 8) f32  out
 // dispatch (ceil(outputs / (4 * LANES * TILES)), ceil(rows / 4), 1)
 
 @group(0) @binding(0) var<storage, read> x: array<vec4f>;
@@ -18,8 +18,8 @@
 @group(0) @binding(3) var<storage, read> bias: array<vec4f>;
 @group(0) @binding(4) var<storage, read> state: array<u32>;
 @group(0) @binding(5) var<storage, read_write> query: array<vec4f>;
-@group(0) @binding(6) var<storage, read_write> keys: array<vec2<u32>>;
-@group(0) @binding(7) var<storage, read_write> values: array<vec2<u32>>;
+@group(0) @binding(6) var<storage, read_write> keys: array<vec4f>;
+@group(0) @binding(7) var<storage, read_write> values: array<vec4f>;
 
 override LANES = 8u;
 override TILES = 4u;
@@ -37,15 +37,14 @@ fn write(row: u32, column: u32, y: vec4f) {
   }
   let slot = state[8u + 4u * row + 1u];
   let position = state[8u + 4u * row + 2u];
-  let packed = vec2<u32>(pack2x16float(y.xy), pack2x16float(y.zw));
   if (column < N_IN) {
     query[(row * N_IN + column) / 4u] = y * SCALE;
   } else if (column < 2u * N_IN) {
     let c = column - N_IN;
-    keys[((slot * (N_IN / 8u) + c / 8u) * N_TEXT_CTX + position) * 2u + (c / 4u) % 2u] = packed;
+    keys[((slot * (N_IN / 8u) + c / 8u) * N_TEXT_CTX + position) * 2u + (c / 4u) % 2u] = y;
   } else {
     let c = column - 2u * N_IN;
-    values[((slot * N_TEXT_CTX + position) * N_IN + c) / 4u] = packed;
+    values[((slot * N_TEXT_CTX + position) * N_IN + c) / 4u] = y;
   }
 }
 

@@ -67,7 +67,7 @@ class DecoderBuffers:
         n, f32 = dims.n_text_state, 4
         self.capacity = capacity
         self.row_bytes = MAX_ROWS * n * f32
-        cache = capacity * dims.n_text_ctx * n * 2
+        cache = capacity * dims.n_text_ctx * n * f32
         self.keys = [device.buffer(cache) for _ in range(dims.n_text_layer)]
         self.values = [device.buffer(cache) for _ in range(dims.n_text_layer)]
         self.slots = device.buffer(capacity * dims.n_text_ctx * 4)  # (capacity, n_text_ctx) u32: who wrote a position

@@ -2,16 +2,16 @@
 // A workgroup is one subgroup: a lane scores 4 neighbouring keys at a time, mixes 8 columns of 4 values.
 // Written by decoder_attention_sources.py.
 //   query (rows, heads, 8 HEAD8) f32, scaled
-//   keys (slots, n / 8, N_CTX, 8) f16, n = 8 HEAD8 N_HEAD
-//   values (slots, N_CTX, n / 8, 8) f16
+//   keys (slots, n / 8, N_CTX, 8) f32, n = 8 HEAD8 N_HEAD
+//   values (slots, N_CTX, n / 8, 8) f32
 //   slots (sequences, N_CTX) u32: which slot's cache holds a sequence's position
 //   state u32, see decoder_state.py
 //   y (rows, n) f32  out
 // dispatch (heads, rows, 1)
 
 @group(0) @binding(0) var<storage, read> query: array<vec4f>;
-@group(0) @binding(1) var<storage, read> keys: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> keys: array<vec4f>;
+@group(0) @binding(2) var<storage, read> values: array<vec4f>;
 @group(0) @binding(3) var<storage, read> slots: array<u32>;
 @group(0) @binding(4) var<storage, read> state: array<u32>;
 @group(0) @binding(5) var<storage, read_write> y: array<vec4f>;
@@ -24,10 +24,6 @@ const LOWEST = -3.0e38;
 const ROWS = 1u;
 var<workgroup> scores: array<vec4f, ROWS * ((N_CTX + 3u) / 4u)>;
 var<workgroup> mixes: array<vec4f, 2u * LANES>;
-
-fn halves(u: vec2<u32>) -> vec4f {
-  return vec4f(unpack2x16float(u.x), unpack2x16float(u.y));
-}
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -69,81 +65,81 @@ fn main(
       if (c + 0u < HEAD8) {
         let qa_0 = subgroupBroadcast(a_0, 0u);
         let qb_0 = subgroupBroadcast(b_0, 0u);
-        let u0 = keys[k0 + (c + 0u) * N_CTX];
-        let l0 = halves(u0.xy);
-        let h0 = halves(u0.zw);
+        let u0 = 2u * (k0 + (c + 0u) * N_CTX);
+        let l0 = keys[u0];
+        let h0 = keys[u0 + 1u];
         s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
-        let u1 = keys[k1 + (c + 0u) * N_CTX];
-        let l1 = halves(u1.xy);
-        let h1 = halves(u1.zw);
+        let u1 = 2u * (k1 + (c + 0u) * N_CTX);
+        let l1 = keys[u1];
+        let h1 = keys[u1 + 1u];
         s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
-        let u2 = keys[k2 + (c + 0u) * N_CTX];
-        let l2 = halves(u2.xy);
-        let h2 = halves(u2.zw);
+        let u2 = 2u * (k2 + (c + 0u) * N_CTX);
+        let l2 = keys[u2];
+        let h2 = keys[u2 + 1u];
         s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
-        let u3 = keys[k3 + (c + 0u) * N_CTX];
-        let l3 = halves(u3.xy);
-        let h3 = halves(u3.zw);
+        let u3 = 2u * (k3 + (c + 0u) * N_CTX);
+        let l3 = keys[u3];
+        let h3 = keys[u3 + 1u];
         s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
       }
       if (c + 1u < HEAD8) {
         let qa_0 = subgroupBroadcast(a_0, 1u);
         let qb_0 = subgroupBroadcast(b_0, 1u);
-        let u0 = keys[k0 + (c + 1u) * N_CTX];
-        let l0 = halves(u0.xy);
-        let h0 = halves(u0.zw);
+        let u0 = 2u * (k0 + (c + 1u) * N_CTX);
+        let l0 = keys[u0];
+        let h0 = keys[u0 + 1u];
         s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
-        let u1 = keys[k1 + (c + 1u) * N_CTX];
-        let l1 = halves(u1.xy);
-        let h1 = halves(u1.zw);
+        let u1 = 2u * (k1 + (c + 1u) * N_CTX);
+        let l1 = keys[u1];
+        let h1 = keys[u1 + 1u];
         s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
-        let u2 = keys[k2 + (c + 1u) * N_CTX];
-        let l2 = halves(u2.xy);
-        let h2 = halves(u2.zw);
+        let u2 = 2u * (k2 + (c + 1u) * N_CTX);
+        let l2 = keys[u2];
+        let h2 = keys[u2 + 1u];
         s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
-        let u3 = keys[k3 + (c + 1u) * N_CTX];
-        let l3 = halves(u3.xy);
-        let h3 = halves(u3.zw);
+        let u3 = 2u * (k3 + (c + 1u) * N_CTX);
+        let l3 = keys[u3];
+        let h3 = keys[u3 + 1u];
         s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
       }
       if (c + 2u < HEAD8) {
         let qa_0 = subgroupBroadcast(a_0, 2u);
         let qb_0 = subgroupBroadcast(b_0, 2u);
-        let u0 = keys[k0 + (c + 2u) * N_CTX];
-        let l0 = halves(u0.xy);
-        let h0 = halves(u0.zw);
+        let u0 = 2u * (k0 + (c + 2u) * N_CTX);
+        let l0 = keys[u0];
+        let h0 = keys[u0 + 1u];
         s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
-        let u1 = keys[k1 + (c + 2u) * N_CTX];
-        let l1 = halves(u1.xy);
-        let h1 = halves(u1.zw);
+        let u1 = 2u * (k1 + (c + 2u) * N_CTX);
+        let l1 = keys[u1];
+        let h1 = keys[u1 + 1u];
         s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
-        let u2 = keys[k2 + (c + 2u) * N_CTX];
-        let l2 = halves(u2.xy);
-        let h2 = halves(u2.zw);
+        let u2 = 2u * (k2 + (c + 2u) * N_CTX);
+        let l2 = keys[u2];
+        let h2 = keys[u2 + 1u];
         s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
-        let u3 = keys[k3 + (c + 2u) * N_CTX];
-        let l3 = halves(u3.xy);
-        let h3 = halves(u3.zw);
+        let u3 = 2u * (k3 + (c + 2u) * N_CTX);
+        let l3 = keys[u3];
+        let h3 = keys[u3 + 1u];
         s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
       }
       if (c + 3u < HEAD8) {
         let qa_0 = subgroupBroadcast(a_0, 3u);
         let qb_0 = subgroupBroadcast(b_0, 3u);
-        let u0 = keys[k0 + (c + 3u) * N_CTX];
-        let l0 = halves(u0.xy);
-        let h0 = halves(u0.zw);
+        let u0 = 2u * (k0 + (c + 3u) * N_CTX);
+        let l0 = keys[u0];
+        let h0 = keys[u0 + 1u];
         s0_0 += dot(l0, qa_0) + dot(h0, qb_0);
-        let u1 = keys[k1 + (c + 3u) * N_CTX];
-        let l1 = halves(u1.xy);
-        let h1 = halves(u1.zw);
+        let u1 = 2u * (k1 + (c + 3u) * N_CTX);
+        let l1 = keys[u1];
+        let h1 = keys[u1 + 1u];
         s0_1 += dot(l1, qa_0) + dot(h1, qb_0);
-        let u2 = keys[k2 + (c + 3u) * N_CTX];
-        let l2 = halves(u2.xy);
-        let h2 = halves(u2.zw);
+        let u2 = 2u * (k2 + (c + 3u) * N_CTX);
+        let l2 = keys[u2];
+        let h2 = keys[u2 + 1u];
         s0_2 += dot(l2, qa_0) + dot(h2, qb_0);
-        let u3 = keys[k3 + (c + 3u) * N_CTX];
-        let l3 = halves(u3.xy);
-        let h3 = halves(u3.zw);
+        let u3 = 2u * (k3 + (c + 3u) * N_CTX);
+        let l3 = keys[u3];
+        let h3 = keys[u3 + 1u];
         s0_3 += dot(l3, qa_0) + dot(h3, qb_0);
       }
     }
@@ -178,24 +174,24 @@ fn main(
       let t2 = min(first + 4u * quad + 2u, first + count - 1u);
       let t3 = min(first + 4u * quad + 3u, first + count - 1u);
       let share_0 = scores[0u * a_row + quad];
-      let u0 = values[(slots[from_slots + t0] * N_CTX + t0) * n8 + head * HEAD8 + column];
-      let l0 = halves(u0.xy);
-      let h0 = halves(u0.zw);
+      let u0 = 2u * ((slots[from_slots + t0] * N_CTX + t0) * n8 + head * HEAD8 + column);
+      let l0 = values[u0];
+      let h0 = values[u0 + 1u];
       low_0 += share_0[0] * l0;
       high_0 += share_0[0] * h0;
-      let u1 = values[(slots[from_slots + t1] * N_CTX + t1) * n8 + head * HEAD8 + column];
-      let l1 = halves(u1.xy);
-      let h1 = halves(u1.zw);
+      let u1 = 2u * ((slots[from_slots + t1] * N_CTX + t1) * n8 + head * HEAD8 + column);
+      let l1 = values[u1];
+      let h1 = values[u1 + 1u];
       low_0 += share_0[1] * l1;
       high_0 += share_0[1] * h1;
-      let u2 = values[(slots[from_slots + t2] * N_CTX + t2) * n8 + head * HEAD8 + column];
-      let l2 = halves(u2.xy);
-      let h2 = halves(u2.zw);
+      let u2 = 2u * ((slots[from_slots + t2] * N_CTX + t2) * n8 + head * HEAD8 + column);
+      let l2 = values[u2];
+      let h2 = values[u2 + 1u];
       low_0 += share_0[2] * l2;
       high_0 += share_0[2] * h2;
-      let u3 = values[(slots[from_slots + t3] * N_CTX + t3) * n8 + head * HEAD8 + column];
-      let l3 = halves(u3.xy);
-      let h3 = halves(u3.zw);
+      let u3 = 2u * ((slots[from_slots + t3] * N_CTX + t3) * n8 + head * HEAD8 + column);
+      let l3 = values[u3];
+      let h3 = values[u3 + 1u];
       low_0 += share_0[3] * l3;
       high_0 += share_0[3] * h3;
     }

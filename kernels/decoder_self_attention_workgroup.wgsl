@@ -2,16 +2,16 @@
 // An invocation scores each WORKGROUP-th key, then mixes 8 columns of each (WORKGROUP / HEAD8)-th value.
 // Written by decoder_attention_sources.py.
 //   query (rows, heads, 8 HEAD8) f32, scaled
-//   keys (slots, n / 8, N_CTX, 8) f16, n = 8 HEAD8 N_HEAD
-//   values (slots, N_CTX, n / 8, 8) f16
+//   keys (slots, n / 8, N_CTX, 8) f32, n = 8 HEAD8 N_HEAD
+//   values (slots, N_CTX, n / 8, 8) f32
 //   slots (sequences, N_CTX) u32: which slot's cache holds a sequence's position
 //   state u32, see decoder_state.py
 //   y (rows, n) f32  out
 // dispatch (heads, rows, 1)
 
 @group(0) @binding(0) var<storage, read> query: array<vec4f>;
-@group(0) @binding(1) var<storage, read> keys: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> keys: array<vec4f>;
+@group(0) @binding(2) var<storage, read> values: array<vec4f>;
 @group(0) @binding(3) var<storage, read> slots: array<u32>;
 @group(0) @binding(4) var<storage, read> state: array<u32>;
 @group(0) @binding(5) var<storage, read_write> y: array<vec4f>;
@@ -25,10 +25,6 @@ const ROWS = 1u;
 var<workgroup> scores: array<f32, ROWS * N_CTX>;
 var<workgroup> shared_values: array<f32, WORKGROUP>;
 var<workgroup> mixes: array<vec4f, 2u * WORKGROUP>;
-
-fn halves(u: vec2<u32>) -> vec4f {
-  return vec4f(unpack2x16float(u.x), unpack2x16float(u.y));
-}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -52,9 +48,9 @@ fn main(
     let k = (slots[from_slots + t] * n8 + head * HEAD8) * N_CTX + t;
     var s_0 = 0.0;
     for (var c = 0u; c < HEAD8; c++) {
-      let u = keys[k + c * N_CTX];
-      let l = halves(u.xy);
-      let h = halves(u.zw);
+      let u = 2u * (k + c * N_CTX);
+      let l = keys[u];
+      let h = keys[u + 1u];
       let at_0 = ((row + 0u) * n8 + head * HEAD8 + c) * 2u;
       s_0 += dot(l, query[at_0]) + dot(h, query[at_0 + 1u]);
     }
@@ -95,9 +91,9 @@ fn main(
   var high_0 = vec4f();
   for (var i = select(count, group, group < groups); i < count; i += groups) {
     let t = first + i;
-    let u = values[(slots[from_slots + t] * N_CTX + t) * n8 + head * HEAD8 + column];
-    let l = halves(u.xy);
-    let h = halves(u.zw);
+    let u = 2u * ((slots[from_slots + t] * N_CTX + t) * n8 + head * HEAD8 + column);
+    let l = values[u];
+    let h = values[u + 1u];
     low_0 += scores[0u * a_row + i] * l;
     high_0 += scores[0u * a_row + i] * h;
   }

@@ -16,8 +16,8 @@ DESCRIPTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ],
         [
             "query (rows, N_IN) f32",
-            "keys (slots, N_IN / 8, N_TEXT_CTX, 8) f16",
-            "values (slots, N_TEXT_CTX, N_IN / 8, 8) f16",
+            "keys (slots, N_IN / 8, N_TEXT_CTX, 8) f32",
+            "values (slots, N_TEXT_CTX, N_IN / 8, 8) f32",
         ],
     ),
     "ln_linear": (
@@ -62,7 +62,6 @@ DESCRIPTIONS: dict[str, tuple[str, list[str], list[str]]] = {
 }
 BINDING_TYPES = {
     **dict.fromkeys(("weight", "table"), "array<vec4<u32>>"),
-    **dict.fromkeys(("keys", "values"), "array<vec2<u32>>"),
     **dict.fromkeys(("state", "mask"), "array<u32>"),
     "stats": "array<vec2f>",
     "logits": "array<f32>",
@@ -91,15 +90,14 @@ fn write(row: u32, column: u32, y: vec4f) {
   }
   let slot = state[8u + 4u * row + 1u];
   let position = state[8u + 4u * row + 2u];
-  let packed = vec2<u32>(pack2x16float(y.xy), pack2x16float(y.zw));
   if (column < N_IN) {
     query[(row * N_IN + column) / 4u] = y * SCALE;
   } else if (column < 2u * N_IN) {
     let c = column - N_IN;
-    keys[((slot * (N_IN / 8u) + c / 8u) * N_TEXT_CTX + position) * 2u + (c / 4u) % 2u] = packed;
+    keys[((slot * (N_IN / 8u) + c / 8u) * N_TEXT_CTX + position) * 2u + (c / 4u) % 2u] = y;
   } else {
     let c = column - 2u * N_IN;
-    values[((slot * N_TEXT_CTX + position) * N_IN + c) / 4u] = packed;
+    values[((slot * N_TEXT_CTX + position) * N_IN + c) / 4u] = y;
   }
 }
 """

@@ -1,4 +1,4 @@
-// out = act(LayerNorm(x) · weight + bias): f32 in, f16 out, for software adapters. act is GELU if `gelu` is not 0.
+// out = act(LayerNorm(x) · weight + bias), weights in f16, for software adapters. act is GELU if `gelu` is not 0.
 // LayerNorm(x) = (x - mean) / sqrt(variance + 1e-5) · gain + shift, over each row.
 //
 // A workgroup is one subgroup of LANES lanes and owns ROWS rows: it first writes them normalised to `normed`, a row a lane at a time.
@@ -10,7 +10,7 @@
 //   weight  (4 · inner, 8 · columns) f16              in
 //   bias    (8 · columns,) f32                        in
 //   normed  (rows, 4 · inner) f32                     scratch
-//   out     (rows, 8 · columns) f16                   out
+//   out     (rows, 8 · columns) f32                   out
 // dispatch (ceil(rows / ROWS), 1, 1)
 
 struct Params {
@@ -30,7 +30,7 @@ override ROWS = 64u;  // a multiple of 16
 @group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> bias: array<vec4f>;
 @group(0) @binding(5) var<storage, read_write> normed: array<vec4f>;
-@group(0) @binding(6) var<storage, read_write> out: array<vec4<u32>>;
+@group(0) @binding(6) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(7) var<uniform> params: Params;
 
 // <unroll.py gelu>
@@ -80,8 +80,9 @@ fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
     low = gelu(low);
     high = gelu(high);
   }
-  out[row * params.columns + column] =
-    vec4<u32>(pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw));
+  let place = 2u * (row * params.columns + column);
+  out[place] = low;
+  out[place + 1u] = high;
 }
 
 @compute @workgroup_size(LANES)

@@ -1,4 +1,4 @@
-// out = act(LayerNorm(x) · weight + bias): f32 in, f16 out, for hardware adapters. act is GELU if `gelu` is not 0.
+// out = act(LayerNorm(x) · weight + bias), weights in f16, for hardware adapters. act is GELU if `gelu` is not 0.
 // LayerNorm(x) = (x - mean) / sqrt(variance + 1e-5) · gain + shift, over each row.
 //
 // A workgroup of 256 first finds mean and variance of its 64 rows, 4 invocations a row, then computes 64 rows by 64 columns with the
@@ -8,7 +8,7 @@
 //   shift   (4 · inner,) f32                          in
 //   weight  (4 · inner, 8 · columns) f16              in
 //   bias    (8 · columns,) f32                        in
-//   out     (rows, 8 · columns) f16                   out
+//   out     (rows, 8 · columns) f32                   out
 // dispatch (ceil(columns / 8), ceil(rows / 64), 1)
 
 struct Params {
@@ -24,7 +24,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> shift: array<vec4f>;
 @group(0) @binding(3) var<storage, read> weight: array<vec2<u32>>;
 @group(0) @binding(4) var<storage, read> bias: array<vec4f>;
-@group(0) @binding(5) var<storage, read_write> out: array<vec2<u32>>;
+@group(0) @binding(5) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(6) var<uniform> params: Params;
 
 var<workgroup> a_tile: array<vec4f, 256>;  // [64 rows][4 quads of the inner dimension]
@@ -98,7 +98,7 @@ fn store(row: u32, quad: u32, sum: vec4f) {
   if (params.gelu != 0u) {
     value = gelu(value);
   }
-  out[2u * row * params.columns + quad] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));
+  out[2u * row * params.columns + quad] = value;
 }
 
 @compute @workgroup_size(256)

@@ -2,7 +2,7 @@
 // act is GELU if `gelu` is not 0.
 //
 // The tile is that of gemm_subgroup.wgsl: a workgroup is one subgroup of LANES lanes, 16 rows by 8 · LANES columns; a lane owns 8 columns.
-//   a       (rows, 4 · inner) f16, or f32 if A_F32, row_step · 4 from row to row    in
+//   a       (rows, 4 · inner) f32, row_step · 4 from row to row    in
 //   weight  (4 · inner, 8 · columns) f16                           in
 //   bias    (8 · columns,) f32                                     in
 //   add     (rows, 8 · columns) f32                                in
@@ -18,9 +18,8 @@ struct Params {
 }
 
 const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text, since a broadcast's lane must be a constant
-override A_F32 = false;
 
-@group(0) @binding(0) var<storage, read> a: array<vec2<u32>>;
+@group(0) @binding(0) var<storage, read> a: array<vec4f>;
 @group(0) @binding(1) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> bias: array<vec4f>;
 @group(0) @binding(3) var<storage, read> add: array<vec4f>;
@@ -39,12 +38,7 @@ fn gelu(x: vec4f) -> vec4f {
 // </unroll.py>
 
 fn load_rows(index: u32, row: u32, k: u32) -> vec4f {
-  let place = min(row + index * LANES, params.rows - 1u) * params.row_step + k;
-  if (A_F32) {
-    return bitcast<vec4f>(vec4<u32>(a[2u * place], a[2u * place + 1u]));
-  }
-  let held = a[place];
-  return vec4f(unpack2x16float(held.x), unpack2x16float(held.y));
+  return a[min(row + index * LANES, params.rows - 1u) * params.row_step + k];
 }
 
 fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {

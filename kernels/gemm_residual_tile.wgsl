@@ -2,7 +2,7 @@
 // act is GELU if `gelu` is not 0.
 //
 // The tile is that of gemm_tile.wgsl: a workgroup of 256 for 64 rows by 64 columns, an invocation for 4 by 4.
-//   a       (rows, 4 · inner) f16, or f32 if A_F32, row_step · 4 from row to row    in
+//   a       (rows, 4 · inner) f32, row_step · 4 from row to row    in
 //   weight  (4 · inner, 8 · columns) f16                           in
 //   bias    (8 · columns,) f32                                     in
 //   add     (rows, 8 · columns) f32                                in
@@ -17,9 +17,7 @@ struct Params {
   gelu: u32,
 }
 
-override A_F32 = false;
-
-@group(0) @binding(0) var<storage, read> a: array<vec2<u32>>;
+@group(0) @binding(0) var<storage, read> a: array<vec4f>;
 @group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read> bias: array<vec4f>;
 @group(0) @binding(3) var<storage, read> add: array<vec4f>;
@@ -49,11 +47,7 @@ fn load_a(row: u32, quad: u32) -> vec4f {
   if (row >= params.rows || quad >= params.inner) {
     return vec4f();
   }
-  let place = row * params.row_step + quad;
-  if (A_F32) {
-    return bitcast<vec4f>(vec4<u32>(a[2u * place], a[2u * place + 1u]));
-  }
-  return f16x4(a[place]);
+  return a[row * params.row_step + quad];
 }
 
 // 4 columns of a row of the result.

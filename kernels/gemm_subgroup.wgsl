@@ -1,13 +1,12 @@
-// out = act(a · weight + bias), f16 in and out, f32 sums: the matrix product for software adapters. act is GELU if `gelu` is not 0.
+// out = act(a · weight + bias), weights in f16: the matrix product for software adapters. act is GELU if `gelu` is not 0.
 //
 // A workgroup is one subgroup of LANES lanes and computes 16 rows by 8 · LANES columns. A lane owns 8 neighbouring columns, whose sums
 // are named variables (an indexed private array is slow memory in lavapipe). A load is dear there, so none is repeated: each lane loads
 // other rows of `a`, and subgroupBroadcast hands them to all. Convolutions too: `row_step` lets rows of `a` overlap.
-//   a       (rows, 4 · inner) f16, row_step · 4 from row to row    in
+//   a       (rows, 4 · inner) f32, row_step · 4 from row to row    in
 //   weight  (4 · inner, 8 · columns) f16                           in
 //   bias    (8 · columns,) f32                                     in
-//   out     (rows, 8 · columns) f16 after `skip` · 8 elements, or, if `part` > 0, parts of `part` · 8 columns, alternately keys
-//           (part, rows, 8) and values (rows, part, 8), each `part_step` · 8 elements after the one before       out
+//   out     (rows, 8 · columns) f32 after `skip` · 8 elements       out
 // dispatch (ceil(rows / 16), ceil(columns / LANES), 1): rows first, so that a core keeps its columns of `weight` in its cache
 
 struct Params {
@@ -17,16 +16,14 @@ struct Params {
   row_step: u32,
   skip: u32,
   gelu: u32,
-  part: u32,
-  part_step: u32,
 }
 
 const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text, since a broadcast's lane must be a constant
 
-@group(0) @binding(0) var<storage, read> a: array<vec2<u32>>;
+@group(0) @binding(0) var<storage, read> a: array<vec4f>;
 @group(0) @binding(1) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> bias: array<vec4f>;
-@group(0) @binding(3) var<storage, read_write> out: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(4) var<uniform> params: Params;
 
 // <unroll.py gelu>
@@ -41,8 +38,7 @@ fn gelu(x: vec4f) -> vec4f {
 // </unroll.py>
 
 fn load_rows(index: u32, row: u32, k: u32) -> vec4f {
-  let held = a[min(row + index * LANES, params.rows - 1u) * params.row_step + k];
-  return vec4f(unpack2x16float(held.x), unpack2x16float(held.y));
+  return a[min(row + index * LANES, params.rows - 1u) * params.row_step + k];
 }
 
 fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
@@ -55,13 +51,9 @@ fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
     low = gelu(low);
     high = gelu(high);
   }
-  var place = params.skip + row * params.columns + column;
-  if (params.part > 0u) {
-    let part = column / params.part;
-    let within = column % params.part;
-    place = part * params.part_step + select(within * params.rows + row, row * params.part + within, part % 2u == 1u);
-  }
-  out[place] = vec4<u32>(pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw));
+  let place = 2u * (params.skip + row * params.columns + column);
+  out[place] = low;
+  out[place + 1u] = high;
 }
 
 @compute @workgroup_size(LANES)

@@ -1,12 +1,11 @@
-// out = act(a · weight + bias), f16 in and out, f32 sums: the matrix product for hardware adapters. act is GELU if `gelu` is not 0.
+// out = act(a · weight + bias), weights in f16: the matrix product for hardware adapters. act is GELU if `gelu` is not 0.
 //
 // A workgroup of 256 computes 64 rows by 64 columns, going along the inner dimension 16 at a time through shared memory; an invocation
 // owns 4 rows by 4 columns. Convolutions too: `row_step` lets rows of `a` overlap.
-//   a       (rows, 4 · inner) f16, row_step · 4 from row to row    in
+//   a       (rows, 4 · inner) f32, row_step · 4 from row to row    in
 //   weight  (4 · inner, 8 · columns) f16                           in
 //   bias    (8 · columns,) f32                                     in
-//   out     (rows, 8 · columns) f16 after `skip` · 8 elements, or, if `part` > 0, parts of `part` · 8 columns, alternately keys
-//           (part, rows, 8) and values (rows, part, 8), each `part_step` · 8 elements after the one before       out
+//   out     (rows, 8 · columns) f32 after `skip` · 8 elements       out
 // dispatch (ceil(columns / 8), ceil(rows / 64), 1)
 
 struct Params {
@@ -16,14 +15,12 @@ struct Params {
   row_step: u32,
   skip: u32,
   gelu: u32,
-  part: u32,
-  part_step: u32,
 }
 
-@group(0) @binding(0) var<storage, read> a: array<vec2<u32>>;
+@group(0) @binding(0) var<storage, read> a: array<vec4f>;
 @group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read> bias: array<vec4f>;
-@group(0) @binding(3) var<storage, read_write> out: array<vec2<u32>>;
+@group(0) @binding(3) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(4) var<uniform> params: Params;
 
 var<workgroup> a_tile: array<vec4f, 256>;  // [64 rows][4 quads of the inner dimension]
@@ -49,7 +46,7 @@ fn load_a(row: u32, quad: u32) -> vec4f {
   if (row >= params.rows || quad >= params.inner) {
     return vec4f();
   }
-  return f16x4(a[row * params.row_step + quad]);
+  return a[row * params.row_step + quad];
 }
 
 // 4 columns of a row of the result.
@@ -61,14 +58,7 @@ fn store(row: u32, quad: u32, sum: vec4f) {
   if (params.gelu != 0u) {
     value = gelu(value);
   }
-  let column = quad / 2u;
-  var place = params.skip + row * params.columns + column;
-  if (params.part > 0u) {
-    let part = column / params.part;
-    let within = column % params.part;
-    place = part * params.part_step + select(within * params.rows + row, row * params.part + within, part % 2u == 1u);
-  }
-  out[2u * place + quad % 2u] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));
+  out[2u * (params.skip + row * params.columns) + quad] = value;
 }
 
 @compute @workgroup_size(256)

@@ -1,10 +1,9 @@
-// out = (x - mean) / sqrt(variance + 1e-5) · gain + shift over each row, as f32 and as f16: the encoder's last step.
+// out = (x - mean) / sqrt(variance + 1e-5) · gain + shift over each row: the encoder's last step.
 // Workgroup r of 64 invocations normalises row r; an invocation takes every 64th group of 4 columns.
-//   x        (rows, 4 · inner) f32, of which `width` columns count and the rest are 0    in
-//   gain     (4 · inner,) f32           in
-//   shift    (4 · inner,) f32           in
-//   out      (rows, 4 · inner) f32      out
-//   out_f16  (rows, 4 · inner) f16      out
+//   x      (rows, 4 · inner) f32, of which `width` columns count and the rest are 0    in
+//   gain   (4 · inner,) f32           in
+//   shift  (4 · inner,) f32           in
+//   out    (rows, 4 · inner) f32      out
 // dispatch (rows, 1, 1)
 
 struct Params {
@@ -16,8 +15,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> gain: array<vec4f>;
 @group(0) @binding(2) var<storage, read> shift: array<vec4f>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4f>;
-@group(0) @binding(4) var<storage, read_write> out_f16: array<vec2<u32>>;
-@group(0) @binding(5) var<uniform> params: Params;
+@group(0) @binding(4) var<uniform> params: Params;
 
 var<workgroup> sums: array<f32, 64>;
 
@@ -54,8 +52,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let padding = (f32(4u * params.inner) - width) * mean * mean;
   let scale = inverseSqrt(max(0.0, row_total(invocation, squares) - padding) / width + 1e-5);
   for (var k = invocation; k < params.inner; k += 64u) {
-    let value = (x[start + k] - mean) * scale * gain[k] + shift[k];
-    out[start + k] = value;
-    out_f16[start + k] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));
+    out[start + k] = (x[start + k] - mean) * scale * gain[k] + shift[k];
   }
 }

@@ -76,6 +76,15 @@ def rules_of(*, n_vocab: int, **named: Any) -> Rules:
     return Rules.parse(rules_tensor(**named), n_vocab)
 
 
+def pack_cross(keys: Array, values: Array, n_head: int) -> tuple[Array, Array, Array]:
+    """(n_audio_ctx, n_text_state) each → integers and scales, as kernels/cross_memory.py lays them out."""
+    both = np.stack([keys, values]).reshape(2, len(keys), n_head, -1)
+    scales = (np.abs(both).max(-1) / 32767).astype(np.float32)
+    integers = np.round(both / scales[..., None]).astype(np.int16).reshape(2, len(keys), -1)
+    by_eights = integers[0].reshape(len(keys), -1, 8).transpose(1, 0, 2)
+    return np.ascontiguousarray(by_eights), integers[1], np.ascontiguousarray(scales.transpose(0, 2, 1))
+
+
 def cross_memory(device: Device, checkpoint: Checkpoint, audio_states: NDArray[np.float32]) -> CrossMemory:
     """(n_audio_ctx, n_audio_state) → every layer's keys and values on the device, as the encoder leaves them."""
     layers = []
@@ -84,10 +93,10 @@ def cross_memory(device: Device, checkpoint: Checkpoint, audio_states: NDArray[n
             name: np.asarray(checkpoint.arrays[f"decoder.blocks.{i}.cross_attn.{name}"], np.float32)
             for name in ("key.weight", "value.weight", "value.bias")
         }
-        keys = (audio_states @ part["key.weight"].T).astype(np.float16)
-        values = (audio_states @ part["value.weight"].T + part["value.bias"]).astype(np.float16)
-        by_eights = np.ascontiguousarray(keys.reshape(len(keys), -1, 8).transpose(1, 0, 2))
-        layers.append((device.buffer(by_eights), device.buffer(values)))
+        keys = audio_states @ part["key.weight"].T
+        values = audio_states @ part["value.weight"].T + part["value.bias"]
+        by_eights, integers, scales = pack_cross(keys, values, checkpoint.dims.n_text_head)
+        layers.append((device.buffer(by_eights), device.buffer(integers), device.buffer(scales)))
 
     def free() -> None:
         for buffers in layers:
@@ -141,6 +150,6 @@ def small_tiling(device: Device, kind: str) -> Tiling:
     return Tiling(SUBGROUP, lanes, lanes, 2, 2, lanes, 1, 2)
 
 
-def same(found: Array, expected: Array, tolerance: float = 5e-3) -> bool:
-    """Within what f16 caches cost, relative to the largest element."""
+def same(found: Array, expected: Array, tolerance: float = 2e-4) -> bool:
+    """Within what rounding costs, relative to the largest element."""
     return found.shape == expected.shape and bool(np.abs(found - expected).max() <= tolerance * np.abs(expected).max())
