@@ -1,4 +1,4 @@
-"""The model that comes with Wisp, through the product: it hears a sentence and no words in noise, and says what it is."""
+"""The model that comes with Wisp, through the product: what it hears, where it hears nothing, what it says it is."""
 
 import io
 import logging

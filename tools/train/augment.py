@@ -57,7 +57,7 @@ def augment(raw: Floats, rng: Rng) -> Floats:
         raw = warp_bands(raw, float(np.exp(rng.uniform(-0.17, 0.17))))
     power = 10.0 ** np.maximum(raw, FLOOR)
     level = max(float(power.mean()), 1e-9)
-    if rng.random() < 0.35:  # reverberation: power that decays to a thousandth in 0.1–0.8 s
+    if rng.random() < 0.2:  # reverberation: power that decays to a thousandth in 0.1–0.8 s
         decay = 10.0 ** (-3.0 / (100 * rng.uniform(0.1, 0.8)))
         tail = lfilter([0.0, 1.0 - decay], [1.0, -decay], power, axis=0)
         power = power + rng.uniform(0.1, 1.0) * tail
@@ -67,8 +67,8 @@ def augment(raw: Floats, rng: Rng) -> Floats:
         low, high = rng.integers(0, 8), rng.integers(48, 78)
         power[:, :low] *= 1e-5
         power[:, high:] *= 1e-5
-    if rng.random() < 0.75:
-        power = power + noise(rng, len(power)) * level * 10.0 ** -rng.uniform(0.3, 4.5)
+    if rng.random() < 0.5:
+        power = power + noise(rng, len(power)) * level * 10.0 ** -rng.uniform(0.5, 4.5)
     return np.asarray(np.log10(np.maximum(power, 1e-10)) + rng.uniform(-2.5, 0.7), dtype=np.float32)
 
 

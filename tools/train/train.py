@@ -60,15 +60,19 @@ STAGES = {
     "joint": (
         (
             0.75,
-            Stage(980, joined=0.08, full=0.05, human=0.25, silent=0.02, frames=7200, changed=0.7, prompts=0.0),
+            Stage(980, joined=0.08, full=0.05, human=0.25, silent=0.02, frames=7200, changed=0.5, prompts=0.0),
         ),
         (
             1.01,
-            Stage(980, joined=0.2, full=0.25, human=0.25, silent=0.03, frames=7200, changed=0.6, prompts=0.2),
+            Stage(980, joined=0.15, full=0.12, human=0.25, silent=0.03, frames=7200, changed=0.5, prompts=0.15),
         ),
     ),
 }
-WEIGHTS = {"text": 1.0, "ctc": 0.3, "teacher": 2.0, "guide": 0.3}
+WEIGHTS = {
+    "encoder": {"ctc": 0.3, "teacher": 2.0},
+    "decoder": {"text": 1.0, "guide": 0.3},
+    "joint": {"text": 1.0, "ctc": 0.5, "teacher": 0.7, "guide": 0.3},
+}
 MUON_RATE = 3e-3
 ADAM_RATE = 2e-3
 UNTRAINED = {"encoder": "model.decoder.", "decoder": "model.encoder.", "joint": "principal"}
@@ -203,7 +207,7 @@ class Run:
                 group["lr"] = rate * factor
         with torch.autocast(self.device, dtype=torch.bfloat16):
             losses = self.student.losses(to_device(batch, self.device), self.part)
-        total = sum(WEIGHTS[name] * value for name, value in losses.items())
+        total = sum(WEIGHTS[self.part][name] * value for name, value in losses.items())
         assert isinstance(total, Tensor)
         total.backward()  # type: ignore[no-untyped-call, unused-ignore]
         seconds = self.share(batch.seconds)

@@ -117,7 +117,7 @@ class Examples:
             raw[part.start : part.start + part.frames] = part.utterance.sound()[: part.frames]
         changed = self.rng.random() < self.stage.changed
         mel = self.padded(augment.augment(raw, self.rng) if changed else raw, full)
-        if changed and self.rng.random() < 0.5:
+        if changed and self.rng.random() < 0.3:
             mel[:content] = augment.spec_augment(mel[:content], self.rng)
         return mel
 
