@@ -22,6 +22,11 @@ COPY assets/guest.wasm /source/assets/
 COPY guest /source/guest
 RUN /source/guest/build.sh --check
 
+# The CPU target's kernels, likewise; they are for x86-64, and elsewhere unused.
+COPY assets/cpu-x86_64.so /source/assets/
+COPY kernels/native /source/kernels/native
+RUN /source/kernels/native/build.sh --check
+
 FROM debian AS system
 RUN apt-get -qq install -y --no-install-recommends python3 ca-certificates >/dev/null
 COPY deploy/image/rootfs.sh deploy/image/packages-cpu.txt /build/
@@ -64,6 +69,7 @@ COPY pyproject.toml /build/
 COPY service service
 COPY kernels kernels
 COPY --from=guest /source/guest/target/guest.wasm assets/guest.wasm
+COPY --from=guest /source/assets/cpu-x86_64.so assets/cpu-x86_64.so
 COPY deploy/image/precompile.py /build/
 COPY deploy/image/wisp deploy/image/healthcheck.py /image/usr/local/bin/
 RUN version=$(sed -n 's/^version = "\(.*\)"/\1/p' /build/pyproject.toml) \

@@ -49,6 +49,16 @@ guest:
 guest-check:
 	guest/build.sh --check
 
+# Rebuild assets/cpu-x86_64.so, the CPU target's kernels, from kernels/native (needs gcc)
+.PHONY: native
+native:
+	kernels/native/build.sh
+
+# Rebuild the CPU target's kernels elsewhere and compare them byte for byte with the committed ones
+.PHONY: native-check
+native-check:
+	kernels/native/build.sh --check
+
 # Test the guest natively, with rustfmt and clippy
 .PHONY: guest-test
 guest-test:

@@ -1,13 +1,14 @@
-"""The CPU target: Whisper's encoder and decoder as two graphs in NumPy, f32, over one copy of the weights."""
+"""The CPU target: Whisper's encoder and decoder as two graphs, f32, by the C kernels or by NumPy."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from kernels.checkpoint import Checkpoint
+from kernels.cores import Cores
+from kernels.cpu_arithmetic import Arithmetic
 from kernels.cpu_decoder import DecoderContext
 from kernels.cpu_encoder import EncoderContext
-from kernels.cpu_weights import Weights, load_weights
-from kernels.numpy_ops import Cores
+from kernels.native_library import Library, load_library
 
 
 class EncoderGraph:
@@ -35,22 +36,33 @@ class DecoderGraph:
 class CpuModel:
     """A model on the CPU. Contexts share the weights, which nothing changes, so each may run in a thread of its own."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, library: Library | None = None, *, use_library: bool = True) -> None:
+        """`library`: the C kernels to use, else the best that this processor runs; NumPy where use_library is False."""
         self.dims = checkpoint.dims
-        self._alignment_heads = checkpoint.alignment_heads
-        self._weights: Weights | None = load_weights(checkpoint)
+        heads = checkpoint.alignment_heads
         self._cores = Cores()
-        self.encoder = EncoderGraph(lambda: EncoderContext(self.dims, self._open(), self._cores))
-        self.decoder = DecoderGraph(
-            lambda peers: DecoderContext(self.dims, self._alignment_heads, self._open(), self._cores, peers)
-        )
+        library = (library or load_library()) if use_library else None
+        self.kernels = "NumPy" if library is None else library.variant
+        self._arithmetic: Arithmetic | None = _arithmetic(checkpoint, self._cores, library)
+        self.encoder = EncoderGraph(lambda: EncoderContext(self.dims, self._open()))
+        self.decoder = DecoderGraph(lambda peers: DecoderContext(self.dims, heads, self._open(), peers))
 
-    def _open(self) -> Weights:
-        if self._weights is None:
+    def _open(self) -> Arithmetic:
+        if self._arithmetic is None:
             raise ValueError("this model is closed")
-        return self._weights
+        return self._arithmetic
 
     def close(self) -> None:
         """Lets go of the weights (contexts still open keep them alive) and ends the threads. Idempotent."""
-        self._weights = None
+        self._arithmetic = None
         self._cores.close()
+
+
+def _arithmetic(checkpoint: Checkpoint, cores: Cores, library: Library | None) -> Arithmetic:
+    if library is not None:
+        from kernels.cpu_native import NativeWhisper
+
+        return NativeWhisper(checkpoint, cores, library)
+    from kernels.cpu_numpy import NumpyWhisper  # OpenBLAS and what holds it: nobody else needs them
+
+    return NumpyWhisper(checkpoint, cores)

@@ -1,11 +1,12 @@
-"""A checkpoint's weights as the CPU target wants them: f32, once; maps that share an input joined; scales folded in."""
+"""A checkpoint's weights as NumPy wants them: f32, once; maps that share an input joined; scales folded in."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.checkpoint import Checkpoint
-from kernels.numpy_ops import Cores, Float, as_f32, gelu, layer_norm, linear, query_scale
+from kernels.cores import Cores
+from kernels.numpy_ops import Float, as_f32, gelu, layer_norm, linear, query_scale
 
 
 @dataclass(frozen=True)

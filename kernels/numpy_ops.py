@@ -1,18 +1,14 @@
-"""Whisper's arithmetic in NumPy, f32: what the CPU target is made of, and what the WebGPU kernels are tested by."""
+"""Whisper's arithmetic in NumPy, f32: for processors the C kernels do not know, and what all kernels are tested by."""
 
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+
+from kernels.cores import Cores, slices
 
 Float = NDArray[np.float32]
-Item = TypeVar("Item")
 
 LAYER_NORM_EPSILON = 1e-5  # torch.nn.LayerNorm's default, which Whisper uses
 FEW_ROWS = 5
@@ -24,51 +20,6 @@ SPLIT_FLOPS = 1 << 24  # a product smaller than this costs less than handing hal
 _TAIL_SCALE = 0.28
 _TAIL = (0.1171089832, 0.06379158143, 0.2781819808, -0.2485174407, 0.3969896439, -0.1075547973)
 _GELU_BLOCK = 1 << 14  # elements: four such f32 arrays stay in a core's second-level cache
-
-
-class Cores:
-    """Runs independent pieces of work on every core this process may use. The calling thread always takes part.
-
-    BLAS is held to one thread for the whole process: its own threads meet at a barrier in every call, which on a busy
-    machine costs more than the call. Here a piece is claimed when a core is free, so a slow core takes fewer.
-    """
-
-    def __init__(self) -> None:
-        self.count = len(os.sched_getaffinity(0))
-        self._pool = ThreadPoolExecutor(max(1, self.count - 1), thread_name_prefix="kernels.cpu")
-        self._limits = threadpool_limits(1, user_api="blas")
-
-    def each(self, function: Callable[[Item], None], items: Iterable[Item]) -> None:
-        """Calls `function` once for every item, in any order; returns when all are done, raises what one raised."""
-        waiting = deque(items)
-
-        def drain() -> None:
-            while True:
-                try:
-                    item = waiting.popleft()
-                except IndexError:
-                    return
-                function(item)
-
-        helpers = [self._pool.submit(drain) for _ in range(min(self.count, len(waiting)) - 1)]
-        try:
-            drain()
-        finally:
-            waiting.clear()
-            # A helper that never started has nothing left to do.
-            failures = [helper.exception() for helper in helpers if not helper.cancel()]
-        for failure in failures:
-            if failure is not None:
-                raise failure
-
-    def close(self) -> None:
-        """Ends the threads. Idempotent."""
-        self._pool.shutdown()
-
-
-def slices(length: int, size: int) -> list[slice]:
-    """`length` cut into slices of at most `size`."""
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def layer_norm(x: Float, weight: Float, bias: Float) -> Float:

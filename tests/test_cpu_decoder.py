@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 from kernels.cpu import CpuModel
 from kernels.cpu_decoder import MAX_SEQUENCES, DecoderContext
 from kernels.cpu_encoder import EncoderContext
+from kernels.native_library import Library, variants
 from tests.plain_whisper import PlainWhisper
 from tests.small_whisper import AUDIO, CHECKPOINT, DIMS, EOT, HEADS, T0, append, close_to, ints, rules
 
 
-@pytest.fixture(scope="module")
-def model() -> CpuModel:
-    return CpuModel(CHECKPOINT)
+@pytest.fixture(scope="module", params=[*variants(), "NumPy"])
+def model(request: pytest.FixtureRequest) -> CpuModel:
+    """With each set of C kernels that this processor runs, and with NumPy."""
+    library = None if request.param == "NumPy" else Library(request.param)
+    return CpuModel(CHECKPOINT, library, use_library=library is not None)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import threading
 import numpy as np
 import pytest
 
+from kernels.cores import Cores, slices
 from kernels.numpy_ops import (
     SPLIT_FLOPS,
-    Cores,
     Float,
     attention,
     causal_mask,
@@ -17,7 +17,6 @@ from kernels.numpy_ops import (
     layer_norm,
     linear,
     query_scale,
-    slices,
     softmax,
 )
 

@@ -1,0 +1,252 @@
+// y = f(x · Wᵀ + b): linear maps over many rows (a blocked product) or a few (bound by reading W).
+#pragma once
+#include "team.h"
+
+struct matrix {
+  const void *values;  // [n_out, n_in], f16 or f32
+  const float *bias;   // [n_out] or NULL
+  int32_t n_out, n_in, is_half, unused;
+};
+
+struct norm {
+  const float *weight, *bias;  // [n_state]
+};
+
+enum then { THEN_STORE, THEN_GELU, THEN_ADD };
+
+struct product {
+  const float *x;  // [rows], each row_stride values after the one before
+  int64_t rows, row_stride;
+  const struct norm *norm;  // applied to x first, or NULL
+  const struct matrix *matrix;
+  float scale;  // of x · Wᵀ + b
+  enum then then;
+  // Where column c of row r goes: y[(c / head) · head_stride + r · y_stride + c % head]. A plain matrix has head = n_out.
+  float *y;
+  int64_t head, head_stride, y_stride;
+  // scratch
+  float *packed;   // the whole matrix in panels, when rows > FEW
+  float *threads;  // each thread's own, thread_floats apart
+  int64_t thread_floats;
+};
+
+#define FEW 24          // rows up to which reading W once for eight of them beats packing it
+#define ROWS 96         // rows a piece of work; its x stays in a core's second-level cache
+#define FEW_COLUMNS 64  // outputs a piece of work when rows are few
+
+// Panels of TILE_COLUMNS outputs: panel[k][column], f32, zeros after the last output.
+INLINE int64_t n_panels(int64_t n_out) { return (n_out + TILE_COLUMNS - 1) / TILE_COLUMNS; }
+INLINE int64_t packed_floats(int64_t n_out, int64_t n_in) { return n_panels(n_out) * TILE_COLUMNS * n_in; }
+
+// One panel of W rows that lie `stride` values apart.
+INLINE void pack_panel(const void *values, int is_half, int64_t stride, int64_t n_rows, int64_t n_in, float *panel) {
+  for (int64_t column = 0; column < TILE_COLUMNS; column++) {
+    float *to = panel + column;
+    if (column >= n_rows) {
+      for (int64_t k = 0; k < n_in; k++) to[k * TILE_COLUMNS] = 0;
+    } else if (is_half) {
+      const half *from = (const half *)values + column * stride;
+      int64_t k = 0;
+      for (; k + LANES <= n_in; k += LANES) {
+        vec v = load_half(from + k);
+        for (int i = 0; i < LANES; i++) to[(k + i) * TILE_COLUMNS] = v[i];
+      }
+      for (; k < n_in; k++) to[k * TILE_COLUMNS] = one_half(from + k);
+    } else {
+      const float *from = (const float *)values + column * stride;
+      for (int64_t k = 0; k < n_in; k++) to[k * TILE_COLUMNS] = from[k];
+    }
+  }
+}
+
+// out[rows][TILE_COLUMNS] (out_stride apart) = x[rows][k] · panel[k][TILE_COLUMNS] (panel rows panel_stride apart).
+INLINE void tile(const int rows, const float *x, int64_t x_stride, const float *panel, int64_t panel_stride, int64_t n_in,
+                 float *out, int64_t out_stride) {
+  vec sums[TILE_ROWS][2];
+  for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = (vec){0};
+  for (int64_t k = 0; k < n_in; k++) {
+    vec low = load(panel + k * panel_stride), high = load(panel + k * panel_stride + LANES);
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+      vec value = all(x[r * x_stride + k]);
+      sums[r][0] += value * low;
+      sums[r][1] += value * high;
+    }
+  }
+  for (int r = 0; r < rows; r++) {
+    store(out + r * out_stride, sums[r][0]);
+    store(out + r * out_stride + LANES, sums[r][1]);
+  }
+}
+
+static void any_tile(int rows, const float *x, int64_t x_stride, const float *panel, int64_t panel_stride, int64_t n_in,
+                     float *out, int64_t out_stride) {
+#define CASE(n) \
+  case n: tile(n, x, x_stride, panel, panel_stride, n_in, out, out_stride); return;
+  switch (rows) {
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if TILE_ROWS > 6
+    CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+  }
+#undef CASE
+}
+
+// (rows, n) with mean 0 and variance 1 in each row, scaled and shifted.
+static void layer_norm(const struct norm *norm, const float *x, int64_t x_stride, int64_t rows, int64_t n, float *y) {
+  for (int64_t r = 0; r < rows; r++, x += x_stride, y += n) {
+    vec sum = {0}, squares = {0};
+    float mean = 0, variance = 0;
+    int64_t k = 0;
+    for (; k + LANES <= n; k += LANES) sum += load(x + k);
+    for (mean = sum_of(sum); k < n; k++) mean += x[k];
+    mean /= n;
+    for (k = 0; k + LANES <= n; k += LANES) {
+      vec centred = load(x + k) - mean;
+      squares += centred * centred;
+    }
+    for (variance = sum_of(squares); k < n; k++) variance += (x[k] - mean) * (x[k] - mean);
+    float scale = 1.0f / __builtin_sqrtf(variance / n + 1e-5f);
+    for (k = 0; k + LANES <= n; k += LANES)
+      store(y + k, (load(x + k) - mean) * scale * load(norm->weight + k) + load(norm->bias + k));
+    for (; k < n; k++) y[k] = (x[k] - mean) * scale * norm->weight[k] + norm->bias[k];
+  }
+}
+
+// Bias, scale, GELU or addition, and the place of n (at most LANES) columns of one row from `column` on.
+INLINE void place(const struct product *p, int64_t row, int64_t column, vec value, int64_t n) {
+  const float *bias = p->matrix->bias;
+  float *y = p->y + column / p->head * p->head_stride + row * p->y_stride + column % p->head;
+  if (n == LANES && column % p->head + LANES <= p->head) {
+    if (bias) value += load(bias + column);
+    value *= p->scale;
+    if (p->then == THEN_GELU) value = gelu_of(value);
+    if (p->then == THEN_ADD) value += load(y);
+    store(y, value);
+    return;
+  }
+  for (int64_t i = 0; i < n; i++) {
+    float one = (value[i] + (bias ? bias[column + i] : 0)) * p->scale;
+    if (p->then == THEN_GELU) one = gelu_of(all(one))[0];
+    y = p->y + (column + i) / p->head * p->head_stride + row * p->y_stride + (column + i) % p->head;
+    *y = p->then == THEN_ADD ? *y + one : one;
+  }
+}
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void pack_piece(const void *arguments, int64_t piece, int thread) {
+  const struct product *p = arguments;
+  const struct matrix *m = p->matrix;
+  int64_t first = piece * TILE_COLUMNS, size = m->is_half ? 2 : 4;
+  const char *values = (const char *)m->values + first * m->n_in * size;
+  pack_panel(values, m->is_half, m->n_in, least(TILE_COLUMNS, m->n_out - first), m->n_in, p->packed + first * m->n_in);
+}
+
+static void many_piece(const void *arguments, int64_t piece, int thread) {
+  const struct product *p = arguments;
+  const int64_t n_in = p->matrix->n_in, n_out = p->matrix->n_out;
+  int64_t first = piece * ROWS, rows = least(ROWS, p->rows - first), x_stride = p->row_stride;
+  const float *x = p->x + first * x_stride;
+  if (p->norm) {
+    float *normal = p->threads + thread * p->thread_floats;
+    layer_norm(p->norm, x, x_stride, rows, n_in, normal);
+    x = normal, x_stride = n_in;
+  }
+  float sums[TILE_ROWS * TILE_COLUMNS];
+  for (int64_t column = 0; column < n_out; column += TILE_COLUMNS)
+    for (int64_t row = 0; row < rows; row += TILE_ROWS) {
+      int n = least(TILE_ROWS, rows - row);
+      any_tile(n, x + row * x_stride, x_stride, p->packed + column * n_in, TILE_COLUMNS, n_in, sums, TILE_COLUMNS);
+      for (int r = 0; r < n; r++)
+        for (int64_t c = 0; c < TILE_COLUMNS && column + c < n_out; c += LANES)
+          place(p, first + row + r, column + c, load(sums + r * TILE_COLUMNS + c), least(LANES, n_out - column - c));
+    }
+}
+
+// sums[row][LANES] of the rows of W from `column` on; rows is a constant where this is inlined.
+INLINE void few_rows(const int rows, const int at_once, const struct matrix *m, const float *x, int64_t x_stride,
+                     int64_t column, float *sums) {
+  const int64_t n_in = m->n_in;
+  vec whole[8][LANES];
+  float rests[8][LANES] = {0};
+  for (int64_t c = 0; c < LANES; c += at_once) {
+    vec dots[8][8];
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < at_once; i++) dots[r][i] = (vec){0};
+    const int64_t last = m->n_out - 1;
+    const half *h[8];
+    const float *f[8];
+    for (int i = 0; i < at_once; i++) {
+      int64_t at = least(column + c + i, last) * n_in;  // past the end the last row again, whose result is not kept
+      h[i] = (const half *)m->values + at;
+      f[i] = (const float *)m->values + at;
+    }
+    int64_t k = 0;
+    if (m->is_half)
+      for (; k + LANES <= n_in; k += LANES) {
+        vec weights[8];
+        for (int i = 0; i < at_once; i++) weights[i] = load_half(h[i] + k);
+        for (int r = 0; r < rows; r++) {
+          vec value = load(x + r * x_stride + k);
+          for (int i = 0; i < at_once; i++) dots[r][i] += value * weights[i];
+        }
+      }
+    else
+      for (; k + LANES <= n_in; k += LANES) {
+        vec weights[8];
+        for (int i = 0; i < at_once; i++) weights[i] = load(f[i] + k);
+        for (int r = 0; r < rows; r++) {
+          vec value = load(x + r * x_stride + k);
+          for (int i = 0; i < at_once; i++) dots[r][i] += value * weights[i];
+        }
+      }
+    for (; k < n_in; k++)
+      for (int i = 0; i < at_once; i++) {
+        float weight = m->is_half ? one_half(h[i] + k) : f[i][k];
+        for (int r = 0; r < rows; r++) rests[r][c + i] += x[r * x_stride + k] * weight;
+      }
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < at_once; i++) whole[r][c + i] = dots[r][i];
+  }
+  for (int r = 0; r < rows; r++) store(sums + r * LANES, sums_of(whole[r]) + load(rests[r]));
+}
+
+static void few_piece(const void *arguments, int64_t piece, int thread) {
+  const struct product *p = arguments;
+  const struct matrix *m = p->matrix;
+  const int64_t end = least((piece + 1) * FEW_COLUMNS, m->n_out);
+  float sums[8 * LANES];
+  for (int64_t column = piece * FEW_COLUMNS; column < end; column += LANES) {
+    int64_t columns = least(LANES, end - column);
+    for (int64_t row = 0; row < p->rows; row += 8) {
+      const float *x = p->x + row * p->row_stride;
+      int rows = least(8, p->rows - row);
+#define CASE(n, at_once) \
+  case n: few_rows(n, at_once, m, x, p->row_stride, column, sums); break;
+      switch (rows) {
+#if LANES == 16
+        CASE(1, 8) CASE(2, 8) CASE(3, 4) CASE(4, 4) CASE(5, 4) CASE(6, 4) CASE(7, 2) CASE(8, 2)
+#else
+        CASE(1, 8) CASE(2, 4) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2) CASE(7, 1) CASE(8, 1)
+#endif
+      }
+#undef CASE
+      for (int r = 0; r < rows; r++) place(p, row + r, column, load(sums + r * LANES), columns);
+    }
+  }
+}
+
+// The product by all of the team. `p->norm` of a few rows is applied here, into the leader's scratch.
+static void multiply(struct team *team, struct product p) {
+  if (p.rows <= FEW) {
+    if (p.norm) {
+      layer_norm(p.norm, p.x, p.row_stride, p.rows, p.matrix->n_in, p.threads);
+      p.x = p.threads, p.row_stride = p.matrix->n_in;
+    }
+    run(team, few_piece, &p, (p.matrix->n_out + FEW_COLUMNS - 1) / FEW_COLUMNS);
+    return;
+  }
+  run(team, pack_piece, &p, n_panels(p.matrix->n_out));
+  run(team, many_piece, &p, (p.rows + ROWS - 1) / ROWS);
+}

@@ -1,0 +1,148 @@
+"""The C kernels against float64 over odd sizes, each instruction set this processor has, and the models they make."""
+
+import ctypes
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels import native_library
+from kernels.cores import Cores
+from kernels.cpu import CpuModel
+from kernels.cpu_native import run
+from kernels.native_library import FEW_ROWS, Library, Matrix, Norm, Product, WindowAttention, variants
+from tests.plain_whisper import PlainWhisper
+from tests.small_whisper import AUDIO, CHECKPOINT, DIMS, append, close_to
+
+STORE, GELU, ADD = range(3)
+rng = np.random.default_rng(0)
+pytestmark = pytest.mark.skipif(not variants(), reason="the C kernels are for x86-64 Linux with AVX2")
+
+
+def normal(*shape: int) -> NDArray[np.float32]:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+@pytest.fixture(params=variants())
+def library(request: pytest.FixtureRequest) -> Library:
+    return Library(request.param)
+
+
+def multiply(library: Library, cores: Cores, x: Any, weight: Any, bias: Any, y: Any, **wanted: Any) -> None:
+    """y = then(scale · (x · weightᵀ + bias)), each row of y split into heads of `head` columns."""
+    n_out, n_in = weight.shape
+    norm = wanted.get("norm")
+    head = wanted.get("head", n_out)
+    matrix = Matrix(weight.ctypes.data, None if bias is None else bias.ctypes.data, n_out, n_in, weight.itemsize == 2)
+    norms = None if norm is None else ctypes.addressof(norm)
+    packed = np.empty(library.packed_floats(n_out, n_in), np.float32)
+    threads = np.empty((cores.count, 96 * n_in), np.float32)
+    product = Product(
+        *(x.ctypes.data, len(x), n_in, norms, ctypes.addressof(matrix), wanted.get("scale", 1.0)),
+        *(wanted.get("then", STORE), y.ctypes.data, head, len(x) * head, head),
+        *(packed.ctypes.data, threads.ctypes.data, 96 * n_in),
+    )
+    run(library, cores, library.multiply, product, cores.count)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(("n_out", "n_in"), [(1, 1), (5, 129), (1152, 384), (77, 24)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 13, FEW_ROWS, FEW_ROWS + 1, 150])
+def test_products(library: Library, rows: int, n_out: int, n_in: int, dtype: Any) -> None:
+    cores = Cores()
+    x, weight, bias = normal(rows, n_in), normal(n_out, n_in).astype(dtype), normal(n_out)
+    y = np.empty((rows, n_out), np.float32)
+    multiply(library, cores, x, weight, bias, y)
+    exact = x.astype(float) @ weight.astype(float).T + bias
+    np.testing.assert_allclose(y, exact, rtol=2e-5, atol=2e-5 * n_in**0.5)
+    multiply(library, cores, x, weight, None, y, then=ADD, scale=0.5)
+    np.testing.assert_allclose(y, exact + (exact - bias) / 2, rtol=4e-5, atol=4e-5 * n_in**0.5)
+    cores.close()
+
+
+@pytest.mark.parametrize("rows", [1, 9, 200])
+@pytest.mark.parametrize(("n_in", "head"), [(24, 8), (384, 64), (65, 5)])
+def test_products_of_normed_rows_split_into_heads(library: Library, rows: int, n_in: int, head: int) -> None:
+    cores = Cores()
+    x, weight, bias = 3 * normal(rows, n_in) + 5, normal(6 * head, n_in), normal(6 * head)
+    scale, shift = normal(n_in), normal(n_in)
+    wide = x.astype(float)
+    normed = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5) * scale + shift
+    exact = (normed @ weight.astype(float).T + bias).reshape(rows, 6, head).transpose(1, 0, 2)
+    y = np.empty((6, rows, head), np.float32)
+    norm = Norm(scale.ctypes.data, shift.ctypes.data)
+    multiply(library, cores, x, weight, bias, y, norm=norm, head=head)
+    np.testing.assert_allclose(y, exact, rtol=2e-5, atol=5e-5 * n_in**0.5)
+    cores.close()
+
+
+def test_gelu_is_exact_to_rounding(library: Library) -> None:
+    cores = Cores()
+    x = np.concatenate([np.linspace(-12, 12, 20_001), [0, -0.0, 1e-30, -1e-30, 1e4, -1e4]]).astype(np.float32)
+    y = np.empty((len(x), 16), np.float32)
+    multiply(library, cores, x[:, None].copy(), np.ones((16, 1), np.float32), None, y, then=GELU)
+    exact = np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x.astype(float)])
+    np.testing.assert_allclose(y[:, 3], exact, rtol=3e-7, atol=1e-7)
+    cores.close()
+
+
+@pytest.mark.parametrize("spread", [0.1, 30.0])
+@pytest.mark.parametrize(("n_head", "d"), [(1, 8), (3, 64), (2, 40)])
+@pytest.mark.parametrize(("rows", "n_keys"), [(1, 1), (3, 129), (150, 1500)])
+def test_attention_over_a_window(library: Library, rows: int, n_keys: int, n_head: int, d: int, spread: float) -> None:
+    cores = Cores()
+    q, keys, values = spread * normal(n_head, rows, d), normal(n_head, n_keys, d), normal(n_head, n_keys, d)
+    lanes = library.packed_floats(1, 1)
+    wide = -(-n_keys // lanes) * lanes
+    padded = np.zeros((n_head, wide, d), np.float32)
+    padded[:, :n_keys] = keys
+    packed = np.ascontiguousarray(padded.reshape(n_head, -1, lanes, d).swapaxes(2, 3))
+    y = np.empty((rows, n_head, d), np.float32)
+    scores = np.empty((cores.count, 48 * wide), np.float32)
+    attention = WindowAttention(
+        *(q.ctypes.data, packed.ctypes.data, values.ctypes.data, y.ctypes.data),
+        *(rows, rows * d, n_keys, n_head, d, scores.ctypes.data, 48 * wide),
+    )
+    run(library, cores, library.attend_window, attention, cores.count)
+    weights = q.astype(float) @ keys.astype(float).swapaxes(1, 2)
+    weights = np.exp(weights - weights.max(-1, keepdims=True))
+    exact = (weights @ values / weights.sum(-1, keepdims=True)).swapaxes(0, 1)
+    np.testing.assert_allclose(y, exact, rtol=2e-5, atol=2e-5 * (1 + spread))
+    cores.close()
+
+
+def test_arguments_are_laid_out_as_in_c(library: Library) -> None:
+    for index, structure in enumerate(native_library.STRUCTURES):
+        assert library.size_of(index) == ctypes.sizeof(structure), structure.__name__
+
+
+@pytest.mark.parametrize("n_new", [1, 4, 29])
+def test_models_are_a_plain_whisper(library: Library, n_new: int) -> None:
+    """f16 weights as they lie and f32 ones, prompts of few rows and of many."""
+    mel = np.random.default_rng(1).standard_normal((1, DIMS.n_mels, 2 * DIMS.n_audio_ctx), dtype=np.float32)
+    plain = PlainWhisper(CHECKPOINT)
+    states = plain.encode(mel[0])
+    tokens = rng.integers(0, DIMS.n_vocab, n_new).tolist()
+    for dtype in (np.float16, np.float32):
+        arrays = {name: array.astype(dtype) for name, array in CHECKPOINT.arrays.items()}
+        model = CpuModel(type(CHECKPOINT)(DIMS, arrays, "{}", CHECKPOINT.alignment_heads, False), library)
+        assert model.kernels == library.variant
+        encoder = model.encoder.init_execution_context({})
+        encoder.set_input(0, mel)
+        encoder.compute()
+        close_to(encoder.get_output(0)[0], states)
+        decoder = model.decoder.init_execution_context({7: encoder})
+        decoder.set_input(0, AUDIO)
+        close_to(append(decoder, [tokens]), plain.decode(tokens, states)[0][-1:])
+        model.close()
+
+
+def test_without_the_library_numpy_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    native_library.load_library.cache_clear()
+    try:
+        assert CpuModel(CHECKPOINT).kernels == "NumPy"
+    finally:
+        native_library.load_library.cache_clear()
