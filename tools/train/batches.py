@@ -98,7 +98,8 @@ def batches(folder: Path, examples: Examples) -> Iterator[Batch]:
         spoken: list[Utterance] = []
         human: list[Utterance] = []
         for path in sorted(folder.glob("*.mel")):
-            (human if path.stem == "human" else spoken).extend(load_shard(path))
+            if examples.sound or path.with_suffix(".states").exists():
+                (human if path.stem == "human" else spoken).extend(load_shard(path))
         yield from one_round(examples, spoken, human)
 
 

@@ -6,8 +6,8 @@ set -euo pipefail
 python=${PYTHON:-.venv/bin/python}
 shared=${SHARED:-../shared} cache=${CACHE:-.cache/train} device=${DEVICE:-cpu} out=${OUT:-assets/embedded}
 data=$cache/data
-workers=2
-[ "$device" = cpu ] || workers=1
+workers=2 hours=160
+[ "$device" = cpu ] || workers=1 hours=800  # of sound in the joint run: a GPU hears them in about half an hour
 
 for command in espeak-ng flite festival; do
     command -v $command >/dev/null || { echo "please install $command: apt-get install espeak-ng flite festival festvox-us-slt-hts festvox-kdlpc16k" >&2; exit 1; }
@@ -26,6 +26,6 @@ run train --data "$data" --out "$cache/encoder" --part encoder --hours 40 --devi
 run train --data "$data" --out "$cache/decoder" --part decoder --hours 30 --device "$device"
 wait $!
 run align --data "$data" --state "$cache/encoder/state.pt"
-run train --data "$data" --out "$cache/joint" --part joint --hours 160 --device "$device" --workers $workers \
+run train --data "$data" --out "$cache/joint" --part joint --hours "$hours" --device "$device" --workers $workers \
     --start "$cache/encoder" --start "$cache/decoder"
 run export --state "$cache/joint/state.pt" --tokenizer "$data/tokenizer.json" --out "$out"

@@ -11,6 +11,7 @@ import argparse
 import functools
 import json
 import logging
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -164,7 +165,8 @@ def main() -> None:
     if not (options.data / "human.states").exists():
         ingest_human(_own_encoder(options.model, options.device), options.clips, options.data)
     missing = [path for path in sorted(options.data.glob("shard-*.mel")) if not path.with_suffix(".states").exists()]
-    with ProcessPoolExecutor(options.jobs) as pool:
+    # Spawned, as a forked process cannot use the GPU that its parent has opened.
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         for name in pool.map(functools.partial(teach_one, options.model, options.device), missing):
             logging.info("%s", name)
     bridge = options.data / "bridge.npy"
