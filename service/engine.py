@@ -54,6 +54,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._read: ReadModel | None = None
         self._opened: list[Any] = []
+        self._closing = threading.Event()
         self.is_closed = False
         self.observers: list[Callable[[Work], None]] = []  # called with every request's transcription once it has ended
 
@@ -137,7 +138,7 @@ class Engine:
 
     def is_loaded(self) -> bool:
         """Whether the model is in memory."""
-        return self.transcriber is not None
+        return self.transcriber is not None and self.transcriber.model.is_loaded
 
     def _run(self) -> None:
         try:
@@ -157,9 +158,13 @@ class Engine:
         except BaseException as error:
             log.error("not ready, the first inference failed: %s", error)
             self.proven.set_exception(error)
+        if idle_s := self.settings.idle_unload_s:
+            while not self._closing.wait(min(1.0, idle_s / 4)):
+                transcriber.model.unload(idle_s)
 
     def close(self) -> None:
         """Wait for loading to end, stop what runs, free the model and the guest."""
+        self._closing.set()
         if self._thread is not None:
             self._thread.join()
         while self._opened:

@@ -2,7 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
@@ -15,6 +17,7 @@ from service.errors import DeviceUnavailable, ModelError
 from service.graphs import SpeechGraph, TokenizerGraph
 from service.languages import language_name
 from service.model_files import ModelSpec, TargetName, check_files, find_model, parse_preload
+from service.residence import Residence
 from service.settings import PRELOAD_VARIABLE
 from service.tokenizer import Tokenizer
 from service.wasi_nn import Graph
@@ -109,26 +112,63 @@ def _target_among(asked: str, adapters: "Sequence[AdapterInfo]", trouble: str) -
 
 
 class Model:
-    """A loaded model and the graphs a guest may load by name. close() is idempotent; no graph computes after it."""
+    """A model and the graphs a guest may load by name. close() is idempotent; no graph computes after it."""
 
     def __init__(
-        self, spec: ModelSpec, dims: Dimensions, tokenizer: Tokenizer, target: Target, kernels: Kernels
+        self,
+        spec: ModelSpec,
+        dims: Dimensions,
+        tokenizer: Tokenizer,
+        target: Target,
+        kernels: Kernels,
+        load_kernels: Callable[[], Kernels],
     ) -> None:
+        """`load_kernels` makes them again, after they have been unloaded."""
         self.name = spec.name
         self.language = spec.language  # Whisper's code, where the preload string says one
         self.dims = dims
         self.tokenizer = tokenizer
         self.target = target
-        self._kernels: Kernels | None = kernels
-        self._graphs: dict[str, Graph] = {
-            f"{self.name}/encoder": kernels.encoder,
-            f"{self.name}/decoder": kernels.decoder,
-            f"{self.name}/tokenizer": TokenizerGraph(tokenizer),
-        }
+        self._graphs: dict[str, Graph] = {f"{self.name}/tokenizer": TokenizerGraph(tokenizer)}
+
+        def load() -> Kernels:
+            started = time.monotonic()
+            loaded = load_kernels()
+            self._show(loaded)
+            log.info("model %s loaded again in %.2f s", self.name, time.monotonic() - started)
+            return loaded
+
+        self._show(kernels)
+        self._kernels = Residence(kernels, load=load, unload=self._unload)
+
+    def _show(self, kernels: Kernels) -> None:
+        self._graphs |= {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
+
+    def _unload(self, kernels: Kernels) -> None:
+        del self._graphs[f"{self.name}/encoder"], self._graphs[f"{self.name}/decoder"]
+        kernels.close()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it is in memory, ready to compute."""
+        return self._kernels.thing is not None
+
+    @contextmanager
+    def in_use(self) -> Iterator[Mapping[str, Graph]]:
+        """A block in which it is loaded, and its graphs. Raises ModelError or DeviceUnavailable where that fails."""
+        with self._kernels.in_use():
+            yield self._graphs
+
+    def unload(self, idle_s: float = 0.0) -> bool:
+        """Free what it holds, on the device and off it, unless it was used in the last `idle_s` seconds."""
+        is_unloaded = self._kernels.unload(idle_s)
+        if is_unloaded:
+            log.info("model %s unloaded", self.name)
+        return is_unloaded
 
     @property
     def graphs(self) -> Mapping[str, Graph]:
-        """NAME/encoder, NAME/decoder, NAME/tokenizer, and NAME once `add_speech_graph` has been called."""
+        """NAME/encoder and NAME/decoder while loaded, NAME/tokenizer, NAME once `add_speech_graph` has been called."""
         return self._graphs
 
     def add_speech_graph(self, transcribe: Callable[[NDArray[np.float32]], str]) -> None:
@@ -137,13 +177,12 @@ class Model:
 
     def device_bytes(self) -> int:
         """Memory of the GPU that is held; 0 on the CPU."""
-        return self._kernels.device_bytes() if isinstance(self._kernels, _GpuKernels) else 0
+        kernels = self._kernels.thing
+        return kernels.device_bytes() if isinstance(kernels, _GpuKernels) else 0
 
     def close(self) -> None:
         """Free what the model holds on the device."""
-        if self._kernels is not None:
-            self._kernels.close()
-            self._kernels = None
+        self._kernels.close()
 
 
 @dataclass(frozen=True)
@@ -162,7 +201,11 @@ class ReadModel:
         log.info("model %s on the %s target. %s", self.spec.name, target.name, target.reason)
         if target.is_software:
             log.warning("the GPU's driver is software, which the CPU target outruns: --target cpu is faster here")
-        return Model(self.spec, self.checkpoint.dims, self.tokenizer, target, kernels)
+
+        def load_kernels() -> Kernels:
+            return _kernels(_read_checkpoint(self.spec), target, may_fall_back=False)[0]
+
+        return Model(self.spec, self.checkpoint.dims, self.tokenizer, target, kernels, load_kernels)
 
 
 def wanted_target(spec: ModelSpec, target: str) -> str:
@@ -178,13 +221,7 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
     """
     asked = wanted_target(spec, target)
     chosen = choose_target(asked)
-    check_files(spec)
-    try:
-        checkpoint = load_checkpoint(spec.weights, config=spec.config, tokenizer=spec.tokenizer)
-    except CheckpointError as error:
-        raise ModelError(
-            f"The model '{spec.name}' cannot be loaded: {error}. Fetch its files again, or name another with --model."
-        ) from error
+    checkpoint = _read_checkpoint(spec)
     tokenizer = Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
     if spec.language is not None and not tokenizer.speaks(spec.language):
         raise ModelError(
@@ -192,6 +229,16 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
             f"which {PRELOAD_VARIABLE} says it is to transcribe: leave the language out there, or take another model."
         )
     return ReadModel(spec, checkpoint, tokenizer, chosen, may_fall_back=asked == "auto")
+
+
+def _read_checkpoint(spec: ModelSpec) -> Checkpoint:
+    check_files(spec)
+    try:
+        return load_checkpoint(spec.weights, config=spec.config, tokenizer=spec.tokenizer)
+    except CheckpointError as error:
+        raise ModelError(
+            f"The model '{spec.name}' cannot be loaded: {error}. Fetch its files again, or name another with --model."
+        ) from error
 
 
 def load_model(spec: ModelSpec, target: str = "auto") -> Model:

@@ -23,7 +23,7 @@ class Server(uvicorn.Server):
     """uvicorn's server around the application. A second SIGINT or SIGTERM ends the wait for requests under way."""
 
     def __init__(self, app: Any, under_way: Iterable[Job], *, grace_s: float) -> None:
-        """`app`: an ASGI application; `under_way`: the jobs there are, looked at when their `grace_s` seconds are over."""
+        """`app`: an ASGI application; `under_way`: the jobs there are, looked at when `grace_s` seconds are over."""
         config = uvicorn.Config(app, http=ImpatientProtocol, log_config=None, access_log=False, server_header=False)
         # The last resort, for a task that takes no cancellation; else all has ended before.
         config.timeout_graceful_shutdown = int(grace_s + 3 * ANSWER_S)

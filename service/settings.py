@@ -121,6 +121,11 @@ class Settings:
         20.0, "Time that requests under way are given to end when the server is told to stop", unit="seconds"
     )
     guest_memory_bytes: int = _field(256 * MIB, "Memory one guest instance may take", unit="bytes", minimum=MIB)
+    idle_unload_s: float = _field(
+        0.0,
+        "Time without a transcription after which the model leaves memory, until the next one; 0 keeps it there",
+        unit="seconds",
+    )
     metrics: str = _field(
         "guarded",
         "Who may read /metrics: guarded takes an API key where there are any, public takes none, off has no such route",

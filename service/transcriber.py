@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,99 +14,25 @@ from typing import Any
 
 from service.admission import Admission
 from service.audio import Audio
-from service.chunking import Chunking
-from service.errors import ClientGone, DeadlineExceeded, InternalError, UnsupportedValue, WispError
+from service.errors import ClientGone, DeadlineExceeded, InternalError, StartError, UnsupportedValue, WispError
 from service.features import LogMelFrames
 from service.guest import Guest, GuestCancelled, GuestError, GuestTimeout
 from service.languages import language_name
 from service.models import Model
 from service.reading import Reader, Upload
 from service.tokenizer import Tokenizer
+from service.transcription import TEMPERATURES, Options, Segment, Token, Transcription, Word
 from service.turns import StopWatch, Turn, Turns
+from service.wasi_nn import Graph
 from service.work import Work
+
+__all__ = ["TEMPERATURES", "Options", "Segment", "Token", "Transcriber", "Transcription", "Word"]
 
 log = logging.getLogger("wisp")
 
 RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
 SECONDS_PER_STATE = 0.02  # of audio, for each of n_audio_ctx
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # openai/whisper's ladder: the next where a window fails its checks
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a caller may ask for. `language` is Whisper's code or None to detect it.
-
-    `temperature` as in openai/whisper: 0 is greedy; of several, the next is tried when a window fails its checks.
-    `keywords` are words to expect: unlike `prompt`, which leads up to the first window, they are put before every one.
-    `languages`: what detection chooses among, all of the model's where there are none. `task`: `transcribe`, or
-    `translate` into English. `logprobs`: each token's log-probability. `chunking`: what of the audio is heard; all of
-    it, in the model's own windows, without.
-    """
-
-    language: str | None = None
-    prompt: str | None = None
-    temperature: tuple[float, ...] = TEMPERATURES
-    word_timestamps: bool = False
-    keywords: tuple[str, ...] = ()
-    languages: tuple[str, ...] = ()
-    task: str = "transcribe"
-    logprobs: bool = False
-    chunking: Chunking | None = None
-
-
-@dataclass(frozen=True)
-class Word:
-    """One word with the space before it and its punctuation: start, end in seconds; its mean token probability."""
-
-    word: str
-    start: float
-    end: float
-    probability: float
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of text, U+FFFD where it is a part of a character; its bytes; its log-probability."""
-
-    text: str
-    bytes: bytes
-    logprob: float
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One segment as openai/whisper makes it: start, end in seconds, seek in frames of 10 ms, text with its space.
-
-    `words` and `logprobs` (of the text's tokens) where they were asked for.
-    """
-
-    id: int
-    seek: int
-    start: float
-    end: float
-    text: str
-    tokens: tuple[int, ...]
-    temperature: float
-    avg_logprob: float
-    compression_ratio: float
-    no_speech_prob: float
-    words: tuple[Word, ...] = ()
-    logprobs: tuple[Token, ...] = ()
-
-
-@dataclass(frozen=True)
-class Transcription:
-    """The whole answer: text without space around it, Whisper's language code, seconds of audio, segments in order.
-
-    `language` is the one spoken. A translation's text is English all the same.
-    """
-
-    text: str
-    language: str
-    duration: float
-    segments: tuple[Segment, ...]
-    task: str = "transcribe"
 
 
 SegmentListener = Callable[[Segment], None]
@@ -254,8 +180,8 @@ class Transcriber:
                 log_mel = reader.features(audio, self.model.dims.n_mels)
                 work.enter("")
             argument = self.argument(options, silence=log_mel.silence, clips=clips)
-            with Turn(self.computing, watch, check) as turn:
-                self._run_guest(argument, log_mel, events, turn, deadline_s, cancelled, work)
+            with Turn(self.computing, watch, check) as turn, self.model.in_use() as graphs:
+                self._run_guest(argument, log_mel, graphs, events, turn, deadline_s, cancelled, work)
         except GuestCancelled:
             raise ClientGone from None
         except GuestTimeout as error:
@@ -263,6 +189,9 @@ class Transcriber:
             raise DeadlineExceeded(deadline_s) from error
         except GuestError as error:
             log.error("guest failed: %s", error)
+            raise InternalError from error
+        except StartError as error:  # the model, which is loaded again after a time without use
+            log.error("%s", error)
             raise InternalError from error
         except WispError:
             raise
@@ -291,6 +220,7 @@ class Transcriber:
         self,
         argument: dict[str, Any],
         log_mel: LogMelFrames,
+        graphs: Mapping[str, Graph],
         events: _Events,
         turn: Turn,
         deadline_s: float,
@@ -313,7 +243,7 @@ class Transcriber:
         self.guest.run(
             argument,
             work.during("features", (block.tobytes() for block in log_mel)),
-            self.model.graphs,
+            graphs,
             events,
             deadline_s=max(0.0, deadline_s - turn.watch.seconds()),
             cancelled=cancelled,
