@@ -18,7 +18,7 @@ from service.guest import Guest, GuestError
 from service.model_files import EMBEDDED_NAME, choose_model
 from service.models import EMBEDDED_NOTICE, ReadModel, read_model
 from service.settings import Settings
-from service.transcriber import Options, Transcriber, Transcription
+from service.transcriber import Options, Transcriber, Transcription, default_workers
 from service.work import Work
 
 log = logging.getLogger("wisp")
@@ -88,7 +88,7 @@ class Engine:
         transcriber = Transcriber(
             model,
             guest,
-            workers=settings.workers,
+            workers=settings.workers or default_workers(model.target),
             open_jobs=settings.open_jobs,
             queue_length=settings.queue_length,
             deadline_floor_s=settings.deadline_floor_s,

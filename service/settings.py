@@ -102,7 +102,10 @@ class Settings:
     )
     max_audio_s: float = _field(7200.0, "Longest audio accepted, as decoded", unit="seconds", minimum=1)
     workers: int = _field(
-        2, "Transcriptions that compute at once, a window of audio in each turn", unit="transcriptions", minimum=1
+        0,
+        "Transcriptions that compute at once, a window of audio in each turn; 0 takes 8 on a GPU, 2 on the CPU, or one "
+        "for each 4 of its cores where those are more",
+        unit="transcriptions",
     )
     open_jobs: int = _field(
         16,

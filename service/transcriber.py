@@ -18,7 +18,7 @@ from service.errors import ClientGone, DeadlineExceeded, InternalError, StartErr
 from service.features import LogMelFrames
 from service.guest import Guest, GuestCancelled, GuestError, GuestTimeout
 from service.languages import language_name
-from service.models import Model
+from service.models import Model, Target
 from service.reading import Reader, Upload
 from service.tokenizer import Tokenizer
 from service.transcription import TEMPERATURES, Options, Segment, Token, Transcription, Word
@@ -32,6 +32,7 @@ log = logging.getLogger("wisp")
 
 RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
 SECONDS_PER_STATE = 0.02  # of audio, for each of n_audio_ctx
+GPU_WORKERS, CORES_A_WORKER = 8, 4
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -69,6 +70,17 @@ class _Events:
                 data = self.tokenizer.token_bytes(token)
                 found.append(Token(data.decode("utf-8", "replace"), data, logprob))
         return tuple(found)
+
+
+def default_workers(target: Target, n_cores: int = N_CORES) -> int:
+    """How many transcriptions compute at once where nobody has said.
+
+    A GPU idles while a guest thinks between two computes, which others fill. On the CPU one transcription has all the
+    cores where there is work to share out, and a few of them where a token is decoded.
+    """
+    if target.name == "gpu" and not target.is_software:
+        return GPU_WORKERS
+    return max(2, n_cores // CORES_A_WORKER)
 
 
 class Transcriber:

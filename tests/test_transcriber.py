@@ -25,7 +25,8 @@ from service.errors import (
     UnreadableAudio,
     UnsupportedValue,
 )
-from service.transcriber import TEMPERATURES, Options, Segment, Transcriber, Transcription
+from service.models import Target
+from service.transcriber import TEMPERATURES, Options, Segment, Transcriber, Transcription, default_workers
 from tests import serving, synthetic
 from tests.serving import engine_for, settings_for, tone, tone_audio
 
@@ -47,6 +48,13 @@ def test_the_guest_is_told_what_was_asked_for(transcriber: Transcriber) -> None:
     plain = transcriber.argument(Options())["options"]
     assert (plain["initial_prompt"], plain["carry_initial_prompt"], plain["word_timestamps"]) == (None, False, False)
     assert plain["temperature"] == list(TEMPERATURES)
+
+
+def test_a_gpu_computes_for_more_at_once_than_few_cores_do() -> None:
+    assert default_workers(Target("cpu", ""), n_cores=1) == default_workers(Target("cpu", ""), n_cores=8) == 2
+    assert default_workers(Target("cpu", ""), n_cores=64) == 16
+    assert default_workers(Target("gpu", ""), n_cores=2) == 8
+    assert default_workers(Target("gpu", "", is_software=True), n_cores=2) == 2
 
 
 @pytest.fixture
