@@ -39,12 +39,14 @@ def create_app(engine: Engine) -> "Starlette":
     from starlette.applications import Starlette
 
     from service import routes
+    from service.health import Health
     from service.metrics import Metrics
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         engine.start()
         yield
+        app.state.health.stop()
         # A daemon, so that a computation that takes long keeps neither this nor the process.
         closing = threading.Thread(target=engine.close, name="wisp-close", daemon=True)
         closing.start()
@@ -62,7 +64,10 @@ def create_app(engine: Engine) -> "Starlette":
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.service = routes.Service(engine.settings, engine.spec.name, engine.created, engine.loaded, engine.proven)
+    app.state.health = Health(engine, fresh_s=engine.settings.probe_after_s, limit_s=engine.settings.probe_limit_s)
+    app.state.service = routes.Service(
+        engine.settings, engine.spec.name, engine.created, engine.loaded, app.state.health.check
+    )
     return app
 
 
@@ -126,7 +131,7 @@ def serve(settings: Settings) -> None:
     engine.read()
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
     app = create_app(engine)
-    server = Server(app, app.state.service.under_way, grace_s=settings.grace_s)
+    server = Server(app, app.state.service.under_way, grace_s=settings.grace_s, on_stop=app.state.health.stop)
     with _listen(settings.host, settings.port) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         log.info("listening on http://%s:%d (loading the model)", host, listener.getsockname()[1])

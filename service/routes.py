@@ -1,7 +1,7 @@
 """The HTTP routes: parse and refuse early, transcribe without blocking the event loop, answer in OpenAI's shapes."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -40,13 +40,13 @@ LOAD_WAIT_S = 60.0  # how long a transcription waits for the model that is still
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes serve: one model, perhaps still loading. `proven` ends after a first real inference."""
+    """What the routes serve: one model, perhaps still loading. `check_ready` raises NotReady while it is of no use."""
 
     settings: Settings
     model_name: str
     created: int  # Unix time
     loaded: "Future[Transcriber]"
-    proven: "Future[None]"
+    check_ready: Callable[[], Awaitable[None]]
     under_way: set[Job] = field(default_factory=set)
 
     def is_served(self, name: str) -> bool:
@@ -166,10 +166,7 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """GET /readyz: 200 once the model has done a real inference, else 503."""
     service: Service = request.app.state.service
-    if not service.proven.done():
-        raise NotReady("The model is still loading.")
-    if service.proven.cancelled() or service.proven.exception() is not None:
-        raise NotReady("The model could not be loaded; the server's log says why.")
+    await service.check_ready()
     return JSONResponse({"status": "ready", "model": service.model_name})
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -22,13 +22,18 @@ TICK_S = 0.05
 class Server(uvicorn.Server):
     """uvicorn's server around the application. A second SIGINT or SIGTERM ends the wait for requests under way."""
 
-    def __init__(self, app: Any, under_way: Iterable[Job], *, grace_s: float) -> None:
-        """`app`: an ASGI application; `under_way`: the jobs there are, looked at when `grace_s` seconds are over."""
+    def __init__(
+        self, app: Any, under_way: Iterable[Job], *, grace_s: float, on_stop: Callable[[], None] = lambda: None
+    ) -> None:
+        """`app`: an ASGI application; `under_way`: the jobs there are, looked at when `grace_s` seconds are over.
+
+        `on_stop`: called as soon as the server is told to stop.
+        """
         config = uvicorn.Config(app, http=ImpatientProtocol, log_config=None, access_log=False, server_header=False)
         # The last resort, for a task that takes no cancellation; else all has ended before.
         config.timeout_graceful_shutdown = int(grace_s + 3 * ANSWER_S)
         super().__init__(config)
-        self.under_way, self.grace_s = under_way, grace_s
+        self.under_way, self.grace_s, self.on_stop = under_way, grace_s, on_stop
         self.hurried = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -36,6 +41,7 @@ class Server(uvicorn.Server):
         if self.should_exit:
             self.hurried = True
         else:
+            self.on_stop()
             super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

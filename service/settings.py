@@ -124,6 +124,12 @@ class Settings:
         20.0, "Time that requests under way are given to end when the server is told to stop", unit="seconds"
     )
     guest_memory_bytes: int = _field(256 * MIB, "Memory one guest instance may take", unit="bytes", minimum=MIB)
+    probe_after_s: float = _field(
+        60.0, "How long a transcription that succeeded is proof to /readyz, before it asks for another", unit="seconds"
+    )
+    probe_limit_s: float = _field(
+        10.0, "Time that such a transcription of its own may take, before /readyz says no", unit="seconds"
+    )
     idle_unload_s: float = _field(
         0.0,
         "Time without a transcription after which the model leaves memory, until the next one; 0 keeps it there",

@@ -39,6 +39,7 @@ LAYERS = [
     "service.app",
     "service.server",
     "service.api_keys",
+    "service.health",
     "service.engine",
     "service.routes",
     "service.request_log",

@@ -1,0 +1,80 @@
+"""Whether the server is of use now: has a window of audio lately been transcribed, and if not, can one be?"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+
+from service.engine import Engine
+from service.errors import NotReady, WispError
+from service.transcriber import Transcriber
+
+log = logging.getLogger("wisp")
+
+AFTER_FAILURE_S = 5.0  # how soon after a failed probe there may be another
+PROBE_SHARE = 1 / 20  # of the time is what probes may take, however slow the model is
+TICK_S = 0.02  # how late the end of a probe is seen
+
+
+class Health:
+    """What /readyz asks. At most one probe runs, in a thread of its own, and only when it is asked for."""
+
+    def __init__(self, engine: Engine, *, fresh_s: float, limit_s: float) -> None:
+        """A success is proof for `fresh_s` seconds. Then a probe may take `limit_s`, else the server counts as stuck."""
+        self.engine, self.fresh_s, self.limit_s = engine, fresh_s, limit_s
+        self.is_stopping = False
+        self._lock = threading.Lock()
+        self._probe: threading.Thread | None = None
+        self._failed_at = -math.inf  # the latest probe
+        self._took_s = 0.0  # the latest probe that succeeded
+        self._cancelled = threading.Event()
+
+    def stop(self) -> None:
+        """From now on the server is not ready: it ends. Nothing probes any more."""
+        self.is_stopping = True
+        self._cancelled.set()
+
+    async def check(self) -> None:
+        """Return if transcriptions work. Raises NotReady: loading, failed, stopping, or stuck."""
+        if self.is_stopping:
+            raise NotReady("The server is stopping.")
+        if not self.engine.proven.done():
+            raise NotReady("The model is still loading.")
+        transcriber = self.engine.transcriber
+        if transcriber is None:
+            raise NotReady("The model could not be loaded; the server's log says why.")
+        asked_at = time.monotonic()
+        oldest = asked_at - max(self.fresh_s, self._took_s / PROBE_SHARE)
+        # A model that has left memory for want of use comes back for a request; a probe is none.
+        if transcriber.proven_at >= oldest or not self.engine.is_loaded():
+            return
+        probe = self._begin(transcriber)
+        while probe and probe.is_alive() and transcriber.proven_at < oldest:
+            if time.monotonic() - asked_at > self.limit_s:
+                log.error("not ready: a probe has not ended in %g s", self.limit_s)
+                break
+            await asyncio.sleep(TICK_S)
+        if transcriber.proven_at < oldest:
+            raise NotReady("No transcription has succeeded of late, nor does one now; the server's log says more.")
+
+    def _begin(self, transcriber: Transcriber) -> threading.Thread | None:
+        """The probe that runs, or a new one; None so soon after one that has failed."""
+        with self._lock:
+            if self._probe is not None and self._probe.is_alive():
+                return self._probe
+            if time.monotonic() - self._failed_at < AFTER_FAILURE_S:
+                return None
+            self._probe = threading.Thread(target=self._run, args=(transcriber,), name="wisp-probe", daemon=True)
+            self._probe.start()
+            return self._probe
+
+    def _run(self, transcriber: Transcriber) -> None:
+        started = time.monotonic()
+        try:
+            self.engine.prove(transcriber, self._cancelled)
+            self._took_s = time.monotonic() - started
+        except WispError as error:
+            self._failed_at = time.monotonic()
+            if not self._cancelled.is_set():
+                log.error("not ready, an inference failed: %s", error)
