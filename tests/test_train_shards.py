@@ -46,7 +46,7 @@ def test_a_crop_holds_whole_known_words_and_no_others(clip: Utterance) -> None:
         assert first % 2 == 0
         target = part.target()
         assert target is not None and target[0, 0] == part.start
-    assert seen >= {"so it", "it", "was over", "over"}
+    assert seen >= {"so it", "was over"}
 
 
 def test_a_crop_is_no_longer_than_asked(clip: Utterance) -> None:

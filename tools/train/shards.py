@@ -51,11 +51,13 @@ class Utterance:
             first = int(rng.integers(0, max(1, self.frames - wanted)))
             return self.part(first, min(self.frames, first + wanted), None)
         begin = int(rng.choice(known))
+        end, wanted = begin + 1, wanted - 40  # for the pauses around it
+        while end < len(self.words) and self.words[end][0] and self.words[end][2] - self.words[begin][1] <= wanted:
+            end += 1
+        while begin > 0 and self.words[begin - 1][0] and self.words[end - 1][2] - self.words[begin - 1][1] <= wanted:
+            begin -= 1
         before = self.words[begin - 1][2] if begin else 0
         first = min(self.words[begin][1], max(before, self.words[begin][1] - 30))
-        end = begin + 1
-        while end < len(self.words) and self.words[end][0] and self.words[end][2] - first <= wanted:
-            end += 1
         # It ends in the pause before the next word, or with the recording.
         after = self.words[end][1] if end < len(self.words) else self.frames
         last = min(max(after, self.words[end - 1][2]), self.words[end - 1][2] + 30, first + longest)
