@@ -69,9 +69,10 @@ guest-test:
 kernels-check: $(VENV)/.test
 	$(BIN)/python -m kernels.check
 
-# Measure speed, memory and start-up against openai-whisper in one run, as ratios
+# Measure speed, memory and start-up against the other engines in one run, as ratios
 .PHONY: bench
 bench: $(VENV)/.test
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m bench --peers $(VENV)-peers
 
 # Compare every recorded call of openai/whisper with ours on WebGPU; TARGET=cpu for the CPU

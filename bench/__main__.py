@@ -8,25 +8,40 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.engines import ENGINES, PEERS, timed
-from bench.report import write_report
+from bench.clips import build_clips
+from bench.cold import WISP, measure_server, measure_starts
+from bench.engines import ENGINES, THREADS, Files, timed
+from bench.plot import write_plot
+from bench.report import OURS, write_report
 from bench.share import measure_guest_share
 
 ROOT = Path(__file__).resolve().parent.parent
-OPERATIONS = ("encode", "token", "transcribe")
+MAIN_CLIP = "11 s"
+LONG_CLIP = "5 min"
+TOGETHER = (1, 4, 16, 64)
+SLOW_CLIPS = ("2 s", MAIN_CLIP)  # all that a slow engine is asked for
+N_INSTANCES = 20_000
+
+Seconds = dict[str, dict[str, list[float]]]  # operation → engine → seconds a round
 
 
 class Worker:
     """A worker process that holds one engine."""
 
-    def __init__(self, python: Path, name: str, model: Path, clip: Path) -> None:
-        self.name = name
-        command = [str(python), "-m", "bench.worker", name, str(model), str(clip)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, python: Path, name: str, files: Files, clip: Path) -> None:
+        self.name, self.entry = name, ENGINES[name]
+        self.process = subprocess.Popen(
+            worker_command(python, name, files, clip),
+            cwd=ROOT,
+            env={key: value for key, value in os.environ.items() if key not in self.entry.unset},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         ready = self._answer()
         self.missing = "" if ready.get("ready") else str(ready.get("reason", "it did not start"))
 
@@ -35,12 +50,15 @@ class Worker:
         line = self.process.stdout.readline()
         return dict(json.loads(line)) if line else {}
 
-    def ask(self, operation: str) -> Any:
+    def ask(self, operation: str, **values: object) -> dict[str, Any]:
+        """{"seconds": …} and perhaps "text", or {"unsupported": why}."""
         assert self.process.stdin
-        self.process.stdin.write(json.dumps(operation) + "\n")
+        self.process.stdin.write(json.dumps({"operation": operation, **values}) + "\n")
         self.process.stdin.flush()
         answer = self._answer()
-        return answer["text" if operation == "text" else "seconds"]
+        if not answer:
+            raise RuntimeError(f"{self.name} died at {operation} {values}")
+        return answer
 
     def close(self) -> None:
         if self.process.stdin:
@@ -48,97 +66,137 @@ class Worker:
         self.process.wait()
 
 
-def measure_rounds(workers: Sequence[Worker], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """{operation: {engine: seconds a round}}; one unmeasured round first."""
-    seconds: dict[str, dict[str, list[float]]] = {op: {w.name: [] for w in workers} for op in OPERATIONS}
+def worker_command(python: Path, name: str, files: Files, clip: Path) -> list[str]:
+    return [str(python), "-m", "bench.worker", name, str(files.model), str(files.converted), str(clip)]
+
+
+def measure_rounds(
+    workers: Sequence[Worker], clips: dict[str, Path], rounds: int, rest_s: float
+) -> tuple[Seconds, dict[str, Any]]:
+    """Seconds, and {clip: {engine: text}}; one unmeasured round first. The long clip is measured a third as often."""
+    seconds: Seconds = {name: {} for name in ("encode", "token", *clips)}
+    texts: dict[str, Any] = {name: {} for name in clips}
     for lap in range(rounds + 1):
-        for operation in OPERATIONS:
+        for operation in seconds:
+            if operation == LONG_CLIP and lap % 3 != 1:
+                continue
+            for worker in _turned(workers, lap):
+                if worker.entry.is_slow and operation in clips and operation not in SLOW_CLIPS:
+                    continue
+                time.sleep(rest_s)
+                if operation in clips:
+                    answer = worker.ask("transcribe", clip=str(clips[operation]))
+                    texts[operation][worker.name] = answer["text"]
+                else:
+                    answer = worker.ask(operation)
+                if lap and "seconds" in answer:
+                    seconds[operation].setdefault(worker.name, []).append(answer["seconds"])
+    return {name: {w.name: by[w.name] for w in workers if w.name in by} for name, by in seconds.items()}, texts
+
+
+def _turned(workers: Sequence[Worker], lap: int) -> Iterable[Worker]:
+    """In another order each round, so that nobody always runs after the same neighbour."""
+    start = lap % len(workers)
+    return (*workers[start:], *workers[:start])
+
+
+def measure_together(workers: Sequence[Worker], clip: Path, rounds: int, rest_s: float) -> Seconds:
+    """Seconds for n transcriptions at once, of the engines that can."""
+    seconds: Seconds = {f"{n} at once": {} for n in TOGETHER}
+    for n in TOGETHER:
+        for _ in range(rounds):
             for worker in workers:
-                taken = worker.ask(operation)
-                if lap:
-                    seconds[operation][worker.name].append(taken)
+                if worker.entry.is_slow:
+                    continue
+                time.sleep(rest_s)
+                answer = worker.ask("together", clip=str(clip), n=n)
+                if "seconds" in answer:
+                    seconds[f"{n} at once"].setdefault(worker.name, []).append(answer["seconds"])
     return seconds
 
 
-def measure_start(model: Path, clip: Path, rounds: int) -> dict[str, float]:
-    """CPU target, process start to first transcript: {"seconds": the median, "peak_mb": the largest resident set}."""
-    seconds, peaks = [], []
-    command = [
-        str(Path(sys.executable).parent / "wisp"),
-        "transcribe",
-        str(clip),
-        "--model",
-        str(model),
-        "--target",
-        "cpu",
-    ]
-    for _ in range(rounds):
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed")
-        assert process.stdout
-        process.stdout.close()
-        seconds.append(time.perf_counter() - start)
-        peaks.append(usage.ru_maxrss / 1024)
-    return {"seconds": statistics.median(seconds), "peak_mb": max(peaks)}
-
-
-def measure_instances(count: int = 2000) -> float:
-    """Seconds that one fresh instance of the prepared guest takes, as the median of `count`."""
+def measure_instances(count: int = N_INSTANCES) -> dict[str, float]:
+    """Fresh instances of the prepared guest, one after the other on one core for as long as `count` take."""
     from service.guest import Guest
 
-    with Guest(ROOT / "assets" / "guest.wasm") as guest:
-        return statistics.median(timed(guest.instantiate) for _ in range(count))
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with Guest(ROOT / "assets" / "guest.wasm") as guest:
+            start = time.perf_counter()
+            taken = [timed(guest.instantiate) for _ in range(count)]
+            whole = time.perf_counter() - start
+    finally:
+        os.sched_setaffinity(0, cores)
+    return {"count": count, "per_second": count / whole, "median_seconds": statistics.median(taken)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     shared = Path(os.environ.get("WISP_SHARED", ROOT.parent / "shared"))
     parser.add_argument("--model", type=Path, default=shared / "models" / "tiny_en", help="a Hugging Face folder")
-    parser.add_argument("--clip", type=Path, default=shared / "speech" / "jfk.wav", help="16 kHz mono 16-bit WAV")
+    parser.add_argument("--speech", type=Path, default=shared / "speech", help="folder with jfk.wav and librispeech/")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="virtual environment of the peers")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rest", type=float, default=0.0, help="seconds left to other work before each measurement")
     parser.add_argument("--only", nargs="*", choices=sorted(ENGINES), help="these engines alone")
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "bench", help="converted weights and clips")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "performance.md")
     options = parser.parse_args()
-    for path in (options.model, options.clip):
-        if not path.exists():
-            parser.error(f"{path} does not exist: name a model with --model and a clip with --clip")
+    clips = build_clips(options.speech, options.build)
+    if not options.model.exists() or MAIN_CLIP not in clips:
+        parser.error(f"no {options.model} or no {options.speech / 'jfk.wav'}: name others with --model and --speech")
+    files = Files(options.model.resolve(), options.build.resolve() / options.model.name)
+    peers_python = options.peers / "bin" / "python"
+    if peers_python.exists():
+        convert = [str(peers_python), "-m", "bench.convert", str(files.model), str(files.converted)]
+        subprocess.run(convert, cwd=ROOT, check=True)
 
     workers, missing = [], {}
     for name in options.only or ENGINES:
-        python = options.peers / "bin" / "python" if name in PEERS else Path(sys.executable)
+        python = peers_python if ENGINES[name].is_peer else Path(sys.executable)
         if not python.exists():
             missing[name] = f"no {python} (make bench-peers installs it)"
             continue
-        worker = Worker(python, name, options.model.resolve(), options.clip.resolve())
+        worker = Worker(python, name, files, clips[MAIN_CLIP])
         if worker.missing:
             missing[name] = worker.missing
             worker.close()
         else:
             workers.append(worker)
     try:
-        seconds = measure_rounds(workers, options.rounds)
-        texts = {worker.name: worker.ask("text") for worker in workers}
+        seconds, texts = measure_rounds(workers, clips, options.rounds, options.rest)
+        together = measure_together(workers, clips[MAIN_CLIP], max(1, options.rounds // 3), options.rest)
     finally:
         for worker in workers:
             worker.close()
+
+    n_starts = max(3, options.rounds // 2)
+    command = [WISP, "transcribe", str(clips[MAIN_CLIP]), "--model", str(files.model), "--target", "cpu"]
+    starts: dict[str, Sequence[str]] = {OURS: command}
+    for worker in workers:
+        if worker.entry.is_peer:
+            starts[worker.name] = [*worker_command(peers_python, worker.name, files, clips[MAIN_CLIP]), "once"]
+    start = measure_starts(starts, n_starts)
+    start["wisp serve, first answer over HTTP"] = measure_server(files.model, clips[MAIN_CLIP], n_starts)
     results = {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{THREADS} cores, {platform.machine()}, Python {platform.python_version()}",
+        "environment": {
+            name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS", "OMP", "MKL"))
+        },
         "model": options.model.name,
-        "clip": options.clip.name,
+        "clip": MAIN_CLIP,
         "rounds": options.rounds,
         "seconds": seconds,
+        "together": together,
         "texts": texts,
         "missing": missing,
-        "start": measure_start(options.model, options.clip, max(3, options.rounds // 2)),
-        "instance_seconds": measure_instances(),
-        "guest_share": measure_guest_share(options.model, options.clip, options.rounds),
+        "start": start,
+        "instances": measure_instances(),
+        "guest_share": measure_guest_share(files, clips[MAIN_CLIP], options.rounds),
     }
     write_report(results, options.output)
+    write_plot(results, options.output.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -1,36 +1,58 @@
-"""The engines under test, each with the same operations. Imports lie inside: a missing engine is skipped by name."""
+"""The engines under test by name, and what each can be asked. What an engine imports lies in its own module."""
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 STEPS = 64  # greedy tokens that one decode measurement takes
 SAMPLE_RATE = 16_000
+THREADS = len(os.sched_getaffinity(0))  # of every engine
 
 FloatArray = NDArray[np.float32]
 
 
+class Unsupported(Exception):
+    """What an engine cannot be asked through its Python interface; the message says why."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """One set of weights in every engine's format; see convert.py."""
+
+    model: Path  # the Hugging Face folder as it came
+    converted: Path  # what convert.py made of it: huggingface/, ctranslate2/, ggml-model.bin
+
+    def need(self, name: str) -> Path:
+        """The converted form of that name. Raises ImportError where it could not be made: the engine is left out."""
+        path = self.converted / name
+        if not path.exists():
+            raise ImportError(f"the weights could not be converted to {name}")
+        return path
+
+
 class Engine(Protocol):
-    """What the driver times. All times are seconds of wall clock."""
+    """What the driver times. All times are seconds of wall clock; every decoding is greedy, without fallback."""
 
     def encode(self) -> float:
         """One window of log-mel → audio states (and whatever the decoder needs of them)."""
 
     def token(self) -> float:
-        """One greedy token, rules and choice included, as the mean of STEPS in a row after a start-of-transcript."""
+        """One greedy token, as the mean of STEPS in a row after a start-of-transcript."""
 
-    def transcribe(self) -> float:
-        """The clip from 16 kHz samples to text, greedily with timestamps."""
+    def transcribe(self, clip: Path) -> str:
+        """The clip to its text, with timestamps."""
 
-    def text(self) -> str:
-        """What the last transcribe gave."""
+    def together(self, clip: Path, n: int) -> float:
+        """So many transcriptions of the clip begun at once: until the last one ends."""
 
 
 def read_clip(path: Path) -> FloatArray:
@@ -50,147 +72,47 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-class Wisp:
-    """Wisp itself on one target: the graphs directly for encode and token, the guest for transcribe."""
-
-    def __init__(self, model: Path, clip: Path, target: str) -> None:
-        from service.app import Engine as App
-        from service.features import log_mel_spectrogram
-        from service.guest_cache import user_cache_folder
-        from service.settings import Settings
-
-        app = App(Settings(model=str(model), target=target), cache_folder=user_cache_folder())
-        self.transcriber = app.load()
-        loaded = self.transcriber.model
-        dims = loaded.dims
-        samples = read_clip(clip)
-        window = np.zeros(dims.n_audio_ctx * 2 * 160, np.float32)
-        window[: len(samples)] = samples[: len(window)]
-        self.clip = clip
-        self.mel = log_mel_spectrogram(window, dims.n_mels)[None]
-        self.encoder = loaded.graphs[f"{loaded.name}/encoder"].init_execution_context({})
-        self.decoder = loaded.graphs[f"{loaded.name}/decoder"].init_execution_context({0: self.encoder})
-        tokens = loaded.tokenizer.guest_tokens()
-        suppress = [*tokens["suppress"], tokens["eot"]]
-        begin = tokens["timestamp_begin"]
-        rules = [STEPS, 1, tokens["eot"], begin, tokens["no_timestamps"], 50, len(suppress), 0, *suppress]
-        self.rules = np.array(rules, np.int32)
-        self.start = np.array([[tokens["sot"]]], np.int32)
-        self.last = ""
-
-    def encode(self) -> float:
-        self.encoder.set_input(0, self.mel)
-        return timed(self.encoder.compute)
-
-    def token(self) -> float:
-        self.decoder.set_input(0, np.array([0], np.int32))
-        self.decoder.set_input(1, self.start)
-        self.decoder.set_input(3, self.rules)
-        seconds = timed(self.decoder.compute)
-        return seconds / int(self.decoder.get_output(1).shape[1])
-
-    def transcribe(self) -> float:
-        from service.audio import decode
-        from service.transcriber import Options
-
-        def run() -> None:
-            with self.clip.open("rb") as file:
-                self.last = self.transcriber.transcribe(decode(file), Options(temperature=(0.0,))).text
-
-        return timed(run)
-
-    def text(self) -> str:
-        return self.last
+def in_threads(call: Callable[[], object], n: int) -> float:
+    """Seconds for n calls in as many threads at once."""
+    with ThreadPoolExecutor(n) as threads:
+        return timed(lambda: [future.result() for future in [threads.submit(call) for _ in range(n)]])
 
 
-class OpenAIWhisper:
-    """openai/whisper in torch f32 on the CPU, on the same weights."""
+@dataclass(frozen=True)
+class Entry:
+    """How to make an engine, and in what environment."""
 
-    def __init__(self, model: Path, clip: Path) -> None:
-        import torch
-        import whisper
-        from safetensors.torch import load_file
-        from whisper.decoding import DecodingOptions, DecodingTask
+    module: str  # that has the class
+    name: str
+    options: dict[str, str]
+    is_peer: bool  # runs in the peers' virtual environment
+    is_slow: bool = False  # is given only the short clips and no load
+    unset: tuple[str, ...] = ()  # environment variables that it must not see
 
-        config = json.loads((model / "config.json").read_text())
-        dims = whisper.model.ModelDimensions(
-            n_mels=config["num_mel_bins"],
-            n_audio_ctx=config["max_source_positions"],
-            n_audio_state=config["d_model"],
-            n_audio_head=config["encoder_attention_heads"],
-            n_audio_layer=config["encoder_layers"],
-            n_vocab=config["vocab_size"],
-            n_text_ctx=config["max_target_positions"],
-            n_text_state=config["d_model"],
-            n_text_head=config["decoder_attention_heads"],
-            n_text_layer=config["decoder_layers"],
-        )
-        self.model = whisper.model.Whisper(dims)
-        arrays = load_file(model / "model.safetensors")
-        state = {openai_name(name): array.float() for name, array in arrays.items()}
-        missing, unexpected = self.model.load_state_dict(state, strict=False)
-        if unexpected or set(missing) - {"encoder.positional_embedding"}:
-            raise ValueError(f"{model}: missing {missing}, unexpected {unexpected}")
-        self.model.eval()
-        self.samples = read_clip(clip)
-        self.mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(torch.from_numpy(self.samples)))[None]
-        with torch.no_grad():
-            self.states = self.model.encoder(self.mel)
-        self.options = DecodingOptions(language="en", fp16=False, sample_len=STEPS, suppress_tokens="-1")
-        self.task: Callable[..., Any] = DecodingTask
-        self.torch, self.last = torch, ""
+    def make(self, files: Files, clip: Path) -> Engine:
+        """The engine, loaded. Raises ImportError where what it needs is not installed."""
+        from importlib import import_module
 
-    def encode(self) -> float:
-        with self.torch.no_grad():
-            return timed(lambda: self.model.encoder(self.mel))
-
-    def token(self) -> float:
-        task = self.task(self.model, self.options)
-        task.logit_filters[1].suppress_tokens.append(task.tokenizer.eot)  # never ends early, as in Wisp's measurement
-        tokens = self.torch.tensor([task.initial_tokens])
-        with self.torch.no_grad():
-            seconds = timed(lambda: task._main_loop(self.states, tokens))
-        task.inference.cleanup_caching()
-        return seconds / STEPS
-
-    def transcribe(self) -> float:
-        def run() -> None:
-            self.last = self.model.transcribe(self.samples, language="en", fp16=False, temperature=0.0)["text"]
-
-        return timed(run)
-
-    def text(self) -> str:
-        return self.last
+        engine: Engine = getattr(import_module(self.module), self.name)(files, clip, **self.options)
+        return engine
 
 
-def openai_name(name: str) -> str:
-    """A Hugging Face tensor name → openai/whisper's."""
-    for theirs, ours in (
-        ("model.", ""),
-        (".layers.", ".blocks."),
-        ("encoder_attn_layer_norm", "cross_attn_ln"),
-        ("encoder_attn", "cross_attn"),
-        ("self_attn_layer_norm", "attn_ln"),
-        ("self_attn", "attn"),
-        ("final_layer_norm", "mlp_ln"),
-        ("q_proj", "query"),
-        ("k_proj", "key"),
-        ("v_proj", "value"),
-        ("out_proj", "out"),
-        ("fc1", "mlp.0"),
-        ("fc2", "mlp.2"),
-        ("embed_positions.weight", "positional_embedding"),
-        ("decoder.embed_tokens", "decoder.token_embedding"),
-        ("encoder.layer_norm", "encoder.ln_post"),
-        ("decoder.layer_norm", "decoder.ln"),
-    ):
-        name = name.replace(theirs, ours)
-    return name
+def _wisp(target: str, kernels: str = "", is_slow: bool = False, unset: tuple[str, ...] = ()) -> Entry:
+    return Entry("bench.wisp", "Wisp", {"target": target, "kernels": kernels}, False, is_slow, unset)
 
 
-ENGINES: dict[str, Callable[[Path, Path], Engine]] = {
-    "wisp cpu": lambda model, clip: Wisp(model, clip, "cpu"),
-    "wisp gpu": lambda model, clip: Wisp(model, clip, "gpu"),
-    "openai-whisper": OpenAIWhisper,
+def _peer(name: str, **options: str) -> Entry:
+    return Entry("bench.peers", name, options, True)
+
+
+ENGINES: dict[str, Entry] = {
+    "wisp": _wisp("cpu"),
+    "wisp, NumPy": _wisp("cpu", "numpy", is_slow=True),
+    "wisp, NumPy, OPENBLAS_CORETYPE unset": _wisp("cpu", "numpy", is_slow=True, unset=("OPENBLAS_CORETYPE",)),
+    "wisp gpu": _wisp("gpu", is_slow=True),
+    "openai-whisper": _peer("OpenAIWhisper"),
+    "faster-whisper int8": _peer("FasterWhisper", compute_type="int8"),
+    "faster-whisper f32": _peer("FasterWhisper", compute_type="float32"),
+    "whisper.cpp": _peer("WhisperCpp"),
+    "transformers": _peer("Transformers"),
 }
-PEERS = {"openai-whisper"}  # run with the interpreter of the peers' virtual environment

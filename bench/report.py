@@ -1,13 +1,14 @@
-"""Results of one benchmark run → a table on stdout, JSON beside the page, and the page's measured part."""
+"""Results of one benchmark run → tables on stdout, JSON beside the page, and the page's measured part."""
 
 import json
 import statistics
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
-REFERENCE = "openai-whisper"
+OURS = "wisp"  # whose time is divided by each other engine's
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:
@@ -15,24 +16,66 @@ def median_ratio(ours: list[float], theirs: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
+def _rows(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    head = list(head)
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _times(seconds: Mapping[str, Mapping[str, list[float]]], operations: Iterable[str], digits: int) -> list[str]:
+    """A row an engine, a column an operation: milliseconds (median) and ours divided by it."""
+    operations = [name for name in operations if seconds.get(name)]
+    engines = dict.fromkeys(engine for name in operations for engine in seconds[name])
+
+    def cell(operation: str, engine: str) -> str:
+        taken = seconds[operation].get(engine)
+        if not taken:
+            return "–"
+        shown = f"{statistics.median(taken) * 1000:.{digits}f}"
+        ours = seconds[operation].get(OURS)
+        return shown if engine == OURS or not ours else f"{shown} ({median_ratio(ours, taken):.2f})"
+
+    return _rows(
+        ["engine", *operations], [[engine, *(cell(name, engine) for name in operations)] for engine in engines]
+    )
+
+
 def table(results: dict[str, Any]) -> str:
-    """The results as Markdown: a row an engine and operation, milliseconds and the ratio to openai-whisper."""
-    lines = ["| operation | engine | median ms | best ms | × openai-whisper |", "|---|---|---|---|---|"]
-    for operation, engines in results["seconds"].items():
-        for engine, seconds in engines.items():
-            ratio = f"{median_ratio(seconds, engines[REFERENCE]):.2f}" if REFERENCE in engines else "–"
-            median, best = statistics.median(seconds) * 1000, min(seconds) * 1000
-            lines.append(f"| {operation} | {engine} | {median:.1f} | {best:.1f} | {ratio} |")
-    start = results["start"]
+    """The results as Markdown."""
+    seconds, together = results["seconds"], results["together"]
+    lines = [
+        f"{results['machine']}; `{results['model']}`; {results['rounds']} interleaved rounds. Times are medians in ms; "
+        f"in brackets Wisp's time divided by that engine's, the median of the rounds' ratios: below 1 Wisp is faster.",
+        "",
+        *_times(seconds, ("encode", "token"), 1),
+        "",
+        "From samples or a WAV file to the text:",
+        "",
+        *_times(seconds, [name for name in seconds if name not in ("encode", "token")], 0),
+    ]
+    if together:
+        lines += ["", f"So many transcriptions of {results['clip']} begun at once, until the last has ended:", ""]
+        lines += _times(together, list(together), 0)
+    lines += ["", "Process start to first transcript, and the largest resident set:", ""]
+    starts = results["start"]
+    ours = starts.get(OURS, {}).get("seconds")
+    lines += _rows(
+        ["engine", "s", "best s", "peak MB"],
+        [
+            [
+                name,
+                f"{start['seconds']:.2f}" + (f" ({ours / start['seconds']:.2f})" if ours and name != OURS else ""),
+                f"{start['best']:.2f}",
+                f"{start['peak_mb']:.0f}",
+            ]
+            for name, start in starts.items()
+        ],
+    )
+    rate = results["instances"]
     lines += [
         "",
-        f"- `encode`: one window of {results['model']}. `token`: one greedy token with its rules. "
-        f"`transcribe`: {results['clip']} from the WAV to its text, greedy.",
-        f"- CPU target, process start to first transcript: {start['seconds']:.2f} s; "
-        f"peak memory {start['peak_mb']:.0f} MB.",
-        f"- A fresh guest instance: {results['instance_seconds'] * 1e6:.0f} µs.",
+        f"- A fresh guest instance: {rate['median_seconds'] * 1e6:.0f} µs; {rate['count']} in a row on one core: "
+        f"{rate['per_second']:.0f} a second.",
         f"- The guest's own part of a greedy transcription on the CPU target: {100 * results['guest_share']:.1f} %.",
-        f"- {results['machine']}; {results['rounds']} interleaved rounds.",
         *(f"- Skipped: {name}: {reason}." for name, reason in results["missing"].items()),
         "",
     ]
@@ -40,10 +83,10 @@ def table(results: dict[str, Any]) -> str:
 
 
 def write_report(results: dict[str, Any], page: Path) -> None:
-    """Print the table; put it into the page between its markers and all figures into `<page>.json`."""
+    """Print the tables; put them into the page between its markers and all figures into `<page>.json`."""
     text = table(results)
     sys.stdout.write(text)
-    page.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    page.with_suffix(".json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     whole = page.read_text() if page.exists() else f"# Performance\n\n{BEGIN}{END}"
     before, rest = whole.split(BEGIN)
     after = rest.split(END)[1]

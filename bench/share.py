@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bench.engines import Wisp, read_clip
+from bench.engines import Files, read_clip
+from bench.wisp import GREEDY, Wisp
 from service.features import log_mel_frames
-from service.transcriber import Options
 from service.wasi_nn import ExecutionContext, Graph
 
 
@@ -74,11 +74,11 @@ class TimedGraph:
         return TimedContext(self.graph.init_execution_context(Unwrapped(peers)), self.clock)
 
 
-def measure_guest_share(model: Path, clip: Path, rounds: int) -> float:
+def measure_guest_share(files: Files, clip: Path, rounds: int) -> float:
     """The guest's part of a greedy transcription on the CPU target, features left out: the median of `rounds`."""
-    wisp = Wisp(model, clip, "cpu")
+    wisp = Wisp(files, clip, "cpu")
     loaded, samples = wisp.transcriber.model, read_clip(clip)
-    argument = wisp.transcriber.argument(Options(temperature=(0.0,)))
+    argument = wisp.transcriber.argument(GREEDY)
     shares = []
     for _ in range(rounds):
         clock = Clock()

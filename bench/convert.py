@@ -1,0 +1,128 @@
+"""One Hugging Face Whisper → what the peers read: run by the benchmark in their virtual environment.
+
+usage: python -m bench.convert MODEL OUTPUT
+"""
+
+import json
+import shutil
+import struct
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+GGML = 0x67676D6C
+SIZES = (  # in ggml's order
+    *("vocab_size", "max_source_positions", "d_model", "encoder_attention_heads", "encoder_layers"),
+    *("max_target_positions", "d_model", "decoder_attention_heads", "decoder_layers", "num_mel_bins"),
+)
+
+
+def openai_name(name: str) -> str:
+    """A Hugging Face tensor name → openai/whisper's."""
+    for theirs, ours in (
+        ("model.", ""),
+        (".layers.", ".blocks."),
+        ("encoder_attn_layer_norm", "cross_attn_ln"),
+        ("encoder_attn", "cross_attn"),
+        ("self_attn_layer_norm", "attn_ln"),
+        ("self_attn", "attn"),
+        ("final_layer_norm", "mlp_ln"),
+        ("q_proj", "query"),
+        ("k_proj", "key"),
+        ("v_proj", "value"),
+        ("out_proj", "out"),
+        ("fc1", "mlp.0"),
+        ("fc2", "mlp.2"),
+        ("embed_positions.weight", "positional_embedding"),
+        ("decoder.embed_tokens", "decoder.token_embedding"),
+        ("encoder.layer_norm", "encoder.ln_post"),
+        ("decoder.layer_norm", "decoder.ln"),
+    ):
+        name = name.replace(theirs, ours)
+    return name
+
+
+def write_huggingface(model: Path, folder: Path) -> None:
+    """The folder with what transformers wants beside the weights."""
+    folder.mkdir(parents=True)
+    for path in model.iterdir():
+        if path.suffix in (".json", ".safetensors"):
+            shutil.copyfile(path, folder / path.name)
+    features = {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "processor_class": "WhisperProcessor",
+        "feature_size": json.loads((model / "config.json").read_text())["num_mel_bins"],
+        "sampling_rate": 16_000,
+        "hop_length": 160,
+        "chunk_length": 30,
+        "n_fft": 400,
+        "padding_value": 0.0,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(features))
+
+
+def _ctranslate2(huggingface: Path, folder: Path) -> None:
+    """f16 as stored: CTranslate2 widens or quantises it when it loads."""
+    from ctranslate2.converters import TransformersConverter
+
+    copied = ["tokenizer.json", "preprocessor_config.json"]
+    TransformersConverter(str(huggingface), copy_files=copied, load_as_float16=True).convert(str(folder))
+
+
+def gpt2_bytes() -> dict[str, int]:
+    """The characters that stand for bytes in GPT-2's vocabulary."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def write_ggml(model: Path, file: BinaryIO) -> None:
+    """f16 weights with f32 biases, norms and positions, as whisper.cpp's convert-h5-to-ggml.py lays them out."""
+    from safetensors.numpy import load_file
+
+    from service.features import mel_filters
+
+    config: dict[str, Any] = json.loads((model / "config.json").read_text())
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    file.write(struct.pack("<12i", GGML, *(config[name] for name in SIZES), 1))
+    filters = mel_filters(config["num_mel_bins"])
+    file.write(struct.pack("<2i", *filters.shape) + filters.tobytes())
+    special = {token["id"] for token in tokenizer["added_tokens"]}
+    of_byte = gpt2_bytes()
+    ranked = sorted((rank, text) for text, rank in tokenizer["model"]["vocab"].items() if rank not in special)
+    words = [bytes(of_byte[character] for character in text) for _, text in ranked]
+    file.write(struct.pack("<i", len(words)) + b"".join(struct.pack("<i", len(word)) + word for word in words))
+    for theirs, array in load_file(model / "model.safetensors").items():
+        name = openai_name(theirs)
+        if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
+            array = array[:, None]
+        is_half = array.ndim > 1 and not name.endswith(("bias", "positional_embedding"))
+        file.write(struct.pack("<3i", array.ndim, len(name), int(is_half)))
+        file.write(struct.pack(f"<{array.ndim}i", *reversed(array.shape)) + name.encode())
+        file.write(np.ascontiguousarray(array, np.float16 if is_half else np.float32).tobytes())
+
+
+def _ggml(huggingface: Path, path: Path) -> None:
+    with path.open("wb") as file:
+        write_ggml(huggingface, file)
+
+
+def main() -> None:
+    """Make what is not there yet; a format whose library is missing is left out."""
+    model, output = Path(sys.argv[1]), Path(sys.argv[2])
+    if not (output / "huggingface").exists():
+        write_huggingface(model, output / "huggingface")
+    for name, write in (("ctranslate2", _ctranslate2), ("ggml-model.bin", _ggml)):
+        if not (output / name).exists():
+            part = output / f"{name}.part"
+            try:
+                write(output / "huggingface", part)
+                part.rename(output / name)
+            except ImportError as error:
+                sys.stderr.write(f"no {name}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The engines that Wisp is compared with, each through its own Python interface, on the same weights and threads.
+
+They run in a virtual environment of their own. All decode greedily at temperature 0, with timestamps, without any check
+that would decode a window again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.engines import STEPS, THREADS, Files, Unsupported, in_threads, read_clip, timed
+
+N_SAMPLES = 480_000  # a window
+
+
+class OpenAIWhisper:
+    """openai/whisper in torch f32 on the CPU."""
+
+    def __init__(self, files: Files, clip: Path) -> None:
+        import torch
+        import whisper
+        from safetensors.torch import load_file
+
+        from bench.convert import openai_name
+
+        torch.set_num_threads(THREADS)
+        config = json.loads((files.model / "config.json").read_text())
+        dims = whisper.model.ModelDimensions(
+            n_mels=config["num_mel_bins"],
+            n_audio_ctx=config["max_source_positions"],
+            n_audio_state=config["d_model"],
+            n_audio_head=config["encoder_attention_heads"],
+            n_audio_layer=config["encoder_layers"],
+            n_vocab=config["vocab_size"],
+            n_text_ctx=config["max_target_positions"],
+            n_text_state=config["d_model"],
+            n_text_head=config["decoder_attention_heads"],
+            n_text_layer=config["decoder_layers"],
+        )
+        self.model = whisper.model.Whisper(dims)
+        arrays = load_file(files.model / "model.safetensors")
+        state = {openai_name(name): array.float() for name, array in arrays.items()}
+        missing, unexpected = self.model.load_state_dict(state, strict=False)
+        if unexpected or set(missing) - {"encoder.positional_embedding"}:
+            raise ValueError(f"{files.model}: missing {missing}, unexpected {unexpected}")
+        self.model.eval()
+        self.clip, self.torch, self.whisper = clip, torch, whisper
+        self.states: Any = None
+
+    def encode(self) -> float:
+        samples = self.torch.from_numpy(read_clip(self.clip))
+        mel = self.whisper.log_mel_spectrogram(self.whisper.pad_or_trim(samples))[None]
+
+        def run() -> None:
+            self.states = self.model.encoder(mel)
+
+        with self.torch.no_grad():
+            return timed(run)
+
+    def token(self) -> float:
+        from whisper.decoding import DecodingOptions, DecodingTask
+
+        options = DecodingOptions(language="en", fp16=False, sample_len=STEPS, suppress_tokens="-1")
+        task = DecodingTask(self.model, options)
+        task.logit_filters[1].suppress_tokens.append(task.tokenizer.eot)  # never ends early, as in Wisp's measurement
+        tokens = self.torch.tensor([task.initial_tokens])
+        with self.torch.no_grad():
+            seconds = timed(lambda: task._main_loop(self.states, tokens))
+        task.inference.cleanup_caching()
+        return seconds / STEPS
+
+    def transcribe(self, clip: Path) -> str:
+        unchecked = {"compression_ratio_threshold": None, "logprob_threshold": None, "no_speech_threshold": None}
+        samples = read_clip(clip)
+        return str(self.model.transcribe(samples, language="en", fp16=False, temperature=0.0, **unchecked)["text"])
+
+    def together(self, clip: Path, n: int) -> float:
+        raise Unsupported("a model's key and value hooks serve one transcription at a time")
+
+
+class FasterWhisper:
+    """faster-whisper on CTranslate2."""
+
+    def __init__(self, files: Files, clip: Path, compute_type: str) -> None:
+        from faster_whisper import WhisperModel
+
+        folder = files.need("ctranslate2")
+        self.model = WhisperModel(str(folder), device="cpu", compute_type=compute_type, cpu_threads=THREADS)
+        self.clip = clip
+        self.states: Any = None
+
+    def encode(self) -> float:
+        samples = read_clip(self.clip)
+        window = np.pad(samples[:N_SAMPLES], (0, N_SAMPLES - len(samples[:N_SAMPLES])))
+        mel = self.model.feature_extractor(window)[:, :3000]
+
+        def run() -> None:
+            self.states = self.model.encode(mel)
+
+        return timed(run)
+
+    def token(self) -> float:
+        suppress = [-1, self.model.hf_tokenizer.token_to_id("<|endoftext|>")]
+        start = [[self.model.hf_tokenizer.token_to_id("<|startoftranscript|>")]]
+
+        def run() -> Any:
+            return self.model.model.generate(
+                self.states, start, beam_size=1, max_length=STEPS, suppress_tokens=suppress, suppress_blank=False
+            )
+
+        results: list[Any] = []
+        seconds = timed(lambda: results.extend(run()))
+        return seconds / len(results[0].sequences_ids[0])
+
+    def transcribe(self, clip: Path) -> str:
+        segments, _ = self.model.transcribe(
+            read_clip(clip),
+            beam_size=1,
+            temperature=0.0,
+            language="en",
+            compression_ratio_threshold=None,
+            log_prob_threshold=None,
+            no_speech_threshold=None,
+        )
+        return "".join(segment.text for segment in segments)
+
+    def together(self, clip: Path, n: int) -> float:
+        return in_threads(lambda: self.transcribe(clip), n)
+
+
+class WhisperCpp:
+    """whisper.cpp, weights in f16, through pywhispercpp."""
+
+    def __init__(self, files: Files, clip: Path) -> None:
+        from pywhispercpp.model import Model
+
+        path = files.need("ggml-model.bin")
+        quiet = {"print_progress": False, "print_realtime": False, "print_timestamps": False}
+        self.model = Model(str(path), n_threads=THREADS, redirect_whispercpp_logs_to=None, **quiet)
+        self.clip = clip
+
+    def encode(self) -> float:
+        import _pywhispercpp as cpp
+
+        cpp.whisper_pcm_to_mel(self.model._ctx, read_clip(self.clip), len(read_clip(self.clip)), THREADS)
+        return timed(lambda: cpp.whisper_encode(self.model._ctx, 0, THREADS))
+
+    def token(self) -> float:
+        """The decoder and its logits alone: the choice is not offered apart."""
+        import _pywhispercpp as cpp
+
+        context = self.model._ctx
+        start = cpp.whisper_token_sot(context)
+
+        def run() -> None:
+            for step in range(STEPS):
+                cpp.whisper_decode(context, start, 1, step, THREADS)
+
+        return timed(run) / STEPS
+
+    def transcribe(self, clip: Path) -> str:
+        segments = self.model.transcribe(
+            read_clip(clip), temperature=0.0, temperature_inc=0.0, greedy={"best_of": 1}, language="en"
+        )
+        return " ".join(segment.text for segment in segments)
+
+    def together(self, clip: Path, n: int) -> float:
+        raise Unsupported("a context serves one transcription at a time")
+
+
+class Transformers:
+    """Hugging Face's transformers in torch f32."""
+
+    def __init__(self, files: Files, clip: Path) -> None:
+        import torch
+        from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
+
+        folder = files.need("huggingface")
+        torch.set_num_threads(THREADS)
+        self.torch, self.clip = torch, clip
+        self.model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self.tokenizer = WhisperTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        self.features = WhisperFeatureExtractor.from_pretrained(folder)
+        self.states: Any = None
+
+    def encode(self) -> float:
+        mel = self.features(read_clip(self.clip), sampling_rate=16_000, return_tensors="pt").input_features
+
+        def run() -> None:
+            self.states = self.model.model.encoder(mel)
+
+        with self.torch.no_grad():
+            return timed(run)
+
+    def token(self) -> float:
+        start = self.torch.tensor([[self.model.config.decoder_start_token_id]])
+
+        def run() -> None:
+            past, token = None, start
+            for _ in range(STEPS):
+                out = self.model(
+                    decoder_input_ids=token, encoder_outputs=self.states, past_key_values=past, use_cache=True
+                )
+                past, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
+
+        with self.torch.no_grad():
+            return timed(run) / STEPS
+
+    def transcribe(self, clip: Path) -> str:
+        samples = read_clip(clip)
+        is_long = len(samples) > N_SAMPLES
+        inputs = self.features(
+            samples,
+            sampling_rate=16_000,
+            return_tensors="pt",
+            truncation=not is_long,
+            padding="longest" if is_long else "max_length",
+            return_attention_mask=True,
+        )
+        with self.torch.no_grad():
+            ids = self.model.generate(**inputs, return_timestamps=True, do_sample=False, num_beams=1)
+        return str(self.tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
+
+    def together(self, clip: Path, n: int) -> float:
+        raise Unsupported("it batches what one caller has, not what several ask for")
