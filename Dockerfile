@@ -3,6 +3,7 @@
 #   docker build --target gpu -t wisp:gpu .     with Vulkan: AMD, Intel; NVIDIA through its container toolkit
 # MODEL=embedded takes the model of this tree; tiny.en is fetched from MODEL_URL, each file checked:
 #   --build-arg MODEL=tiny.en --build-arg MODEL_URL=… --build-arg MODEL_SHA256=config.json:…,model.safetensors:…,…
+# and is stored as it is there, or with MODEL_DTYPE=int8 in half of f16's room.
 # BASE may be any Debian 12; only the stages that build use it.
 ARG BASE=debian:bookworm-slim
 ARG MODEL=embedded
@@ -85,13 +86,20 @@ FROM packages AS model
 ARG MODEL
 ARG MODEL_URL=
 ARG MODEL_SHA256=
+ARG MODEL_DTYPE=
 COPY assets /assets
+COPY service /source/service
+COPY kernels /source/kernels
 COPY deploy/image/fetch_model.py /build/
 RUN if [ "$MODEL" = embedded ]; then \
         mkdir -p /model/usr/local/lib/python3.11/dist-packages/assets \
         && cp -r /assets/embedded /model/usr/local/lib/python3.11/dist-packages/assets/; \
     else \
-        python3 /build/fetch_model.py "$MODEL_URL" "/model/models/$MODEL" "$MODEL_SHA256"; \
+        python3 /build/fetch_model.py "$MODEL_URL" "/fetched/$MODEL" "$MODEL_SHA256" && mkdir -p /model/models \
+        && if [ "$MODEL_DTYPE" ]; then \
+            PYTHONPATH=/source:/packages python3 -c "import sys; from service.cli import main; sys.exit(main())" \
+                models convert "/fetched/$MODEL" "/model/models/$MODEL" --dtype "$MODEL_DTYPE"; \
+        else mv "/fetched/$MODEL" /model/models/; fi \
     fi \
     && find /model -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from service.command_line import USAGE, make_parser, parse
 from service.settings import Settings, read_settings
@@ -113,6 +114,9 @@ def _models(settings: Settings, arguments: argparse.Namespace) -> int:
             return _failed([trouble] if trouble else [])
         case "pull":
             command.pull_model(settings, arguments.name, os.environ, write, revision=arguments.revision)
+            return 0
+        case "convert":
+            command.convert_model(settings, arguments.name, Path(arguments.folder), arguments.dtype, write)
             return 0
         case "verify":
             return _failed(command.verify_models(settings, arguments.names, write))

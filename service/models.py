@@ -203,7 +203,7 @@ class ReadModel:
             log.warning("the GPU's driver is software, which the CPU target outruns: --target cpu is faster here")
 
         def load_kernels() -> Kernels:
-            return _kernels(_read_checkpoint(self.spec), target, may_fall_back=False)[0]
+            return _kernels(read_checkpoint(self.spec), target, may_fall_back=False)[0]
 
         return Model(self.spec, self.checkpoint.dims, self.tokenizer, target, kernels, load_kernels)
 
@@ -221,7 +221,7 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
     """
     asked = wanted_target(spec, target)
     chosen = choose_target(asked)
-    checkpoint = _read_checkpoint(spec)
+    checkpoint = read_checkpoint(spec)
     tokenizer = Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
     if spec.language is not None and not tokenizer.speaks(spec.language):
         raise ModelError(
@@ -231,7 +231,8 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
     return ReadModel(spec, checkpoint, tokenizer, chosen, may_fall_back=asked == "auto")
 
 
-def _read_checkpoint(spec: ModelSpec) -> Checkpoint:
+def read_checkpoint(spec: ModelSpec) -> Checkpoint:
+    """The files that `spec` names, read and checked. Raises ModelError."""
     check_files(spec)
     try:
         return load_checkpoint(spec.weights, config=spec.config, tokenizer=spec.tokenizer)

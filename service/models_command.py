@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from service.errors import ModelError
-from service.model_files import EMBEDDED, EMBEDDED_NAME, canonical_name, choose_model, installed_models, repo_of
+from service.model_files import (
+    EMBEDDED,
+    EMBEDDED_NAME,
+    canonical_name,
+    choose_model,
+    find_model,
+    installed_models,
+    repo_of,
+)
 from service.model_store import Record, damage, megabytes, remove, unfinished_folder
 from service.progress import progress_bar
 from service.settings import Settings
@@ -91,6 +99,22 @@ def pull_model(
             fetched = pull.fetch(bar.update)
     what = f"{pull.name} ({repo}@{pull.model.commit[:8]}, {megabytes(pull.n_bytes)}, {pull.model.licence or UNKNOWN})"
     write(f"{what} is in {pull.folder}\n" if fetched else f"{what} was in {pull.folder} already, whole\n")
+
+
+def convert_model(settings: Settings, name: str, folder: Path, dtype: str, write: Write) -> None:
+    """Write a model into a new folder in another dtype. Raises ModelError."""
+    from kernels.save import save_checkpoint
+    from service.models import read_checkpoint
+
+    checkpoint = read_checkpoint(find_model(name, settings.models_path()))
+    try:
+        save_checkpoint(checkpoint, folder, dtype)
+    except (ValueError, OverflowError) as error:
+        raise ModelError(f"The model cannot be written: {error}.") from error
+    except OSError as error:
+        raise ModelError(f"The model cannot be written: {error.filename}: {error.strerror}.") from error
+    n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    write(f"{name} in {dtype} ({megabytes(n_bytes)}) is in {folder}\n")
 
 
 def verify_models(settings: Settings, names: Sequence[str], write: Write) -> Iterator[str]:

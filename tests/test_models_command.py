@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kernels.checkpoint import load_checkpoint
 from service import hub as hub_module
 from service.cli import main
 from tests.conftest import ROOT
@@ -194,3 +195,18 @@ def test_ctrl_c_keeps_what_has_been_fetched(hub: FakeHub, tmp_path: Path) -> Non
     assert told.startswith("WARNING: model.safetensors broke off") and told.count("\n") == 1
     (part,) = (tmp_path / "models" / ".tiny_en.pull").glob("*.part")
     assert part.stat().st_size == 40_000
+
+
+def test_a_model_is_converted(wisp: Run, tmp_path: Path) -> None:
+    assert wisp("models", "pull", "tiny.en")[0] == 0
+    small = tmp_path / "small"
+    code, out, _ = wisp("models", "convert", "tiny.en", str(small), "--dtype", "int8")
+    assert code == 0 and out.startswith("tiny.en in int8 (") and out.endswith(f"is in {small}\n")
+    saved = load_checkpoint(small)
+    assert saved.dims == load_checkpoint(tmp_path / "models" / "tiny_en").dims
+    code, _, complaint = wisp("models", "convert", "tiny.en", str(small), "--dtype", "int8")
+    assert code == 1 and f"{small} is not empty" in complaint
+    code, _, complaint = wisp("models", "convert", "tiny.en", str(small / "config.json" / "new"), "--dtype", "int8")
+    assert code == 1 and "Not a directory" in complaint
+    code, _, complaint = wisp("models", "convert", "base.en", str(tmp_path / "other"), "--dtype", "int8")
+    assert code == 1 and "base.en" in complaint and not (tmp_path / "other").exists()
