@@ -21,7 +21,7 @@ class Health:
     """What /readyz asks. At most one probe runs, in a thread of its own, and only when it is asked for."""
 
     def __init__(self, engine: Engine, *, fresh_s: float, limit_s: float) -> None:
-        """A success is proof for `fresh_s` seconds. Then a probe may take `limit_s`, else the server counts as stuck."""
+        """A success is proof for `fresh_s` seconds. Then a probe may take `limit_s`, else the server is stuck."""
         self.engine, self.fresh_s, self.limit_s = engine, fresh_s, limit_s
         self.is_stopping = False
         self._lock = threading.Lock()

@@ -164,7 +164,7 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz: 200 once the model has done a real inference, else 503."""
+    """GET /readyz: 200 while the model does real inferences, else 503."""
     service: Service = request.app.state.service
     await service.check_ready()
     return JSONResponse({"status": "ready", "model": service.model_name})

@@ -21,7 +21,7 @@ def test_an_empty_variable_is_an_unset_one() -> None:
         ("WISP_PORT", "http", "whole number"),
         ("WISP_PORT", "65536", "at most 65535"),
         ("WISP_PORT", "-1", "at least 0"),
-        ("WISP_WORKERS", "0", "at least 1"),
+        ("WISP_OPEN_JOBS", "0", "at least 1"),
         ("WISP_MAX_AUDIO_S", "nan", "a number"),
         ("WISP_TARGET", "tpu", "auto, gpu, cpu"),
         ("WISP_LOG_LEVEL", "loud", "debug"),
