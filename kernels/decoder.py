@@ -6,6 +6,7 @@ for any other context. The decoder holds it for as long as it attends to it.
 
 A token takes 8 launches a layer, one for the logits and one that chooses: 34 for Whisper tiny. Rows, positions and the
 rules' state live in a device buffer (decoder_state.py), so every step is the same recording; several go in one submit.
+Contexts that choose tokens at the same time do so together (decoder_batch.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from kernels.checkpoint import Checkpoint
 from kernels.cross_memory import CrossMemory
+from kernels.decoder_batch import Batch
 from kernels.decoder_context import DecoderContext
 from kernels.decoder_kernels import Tiling
 from kernels.decoder_pool import DecoderPool
@@ -32,13 +34,14 @@ class DecoderGraph:
     ) -> None:
         self._alignment_heads, self._cross_of = checkpoint.alignment_heads, cross_of
         self.program = device.run(lambda: DecoderProgram(device, checkpoint, tiling))
-        self._pool = DecoderPool(self.program)
+        self._pool, self._batch = DecoderPool(self.program), Batch(self.program)
 
     def init_execution_context(self, peers: Mapping[int, Any]) -> DecoderContext:
         """A decoder with an empty cache. `peers`: the contexts its `audio` input may name."""
-        return DecoderContext(self._pool, self._cross_of, self._alignment_heads, peers)
+        return DecoderContext(self._pool, self._batch, self._cross_of, self._alignment_heads, peers)
 
     def close(self) -> None:
         """Free the weights and idle buffers. Contexts are closed before. Idempotent."""
         self._pool.close()
+        self._batch.close()
         self.program.close()

@@ -6,7 +6,7 @@ Cross-attention comes for 1 and for 4 rows, keys and values loaded once for all 
 their own. In the texts below `#` stands for a row of the four, and a line with one is written once for each.
 """
 
-from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
+from kernels.decoder_source_parts import PARAMS, PARAMS_LINE, SUBGROUP, WORKGROUP
 
 _SELF = """\
 // y[row, head] = softmax(query · keys) @ values over positions up to the row's own, each in the slot that wrote it.
@@ -18,14 +18,17 @@ _SELF = """\
 //   slots (sequences, N_CTX) u32: which slot's cache holds a sequence's position
 //   state u32, see decoder_state.py
 //   y (rows, n) f32  out
+{params_line}
 // dispatch (heads, rows, 1)
 
+{params}
 @group(0) @binding(0) var<storage, read> query: array<vec4f>;
 @group(0) @binding(1) var<storage, read> keys: array<vec4f>;
 @group(0) @binding(2) var<storage, read> values: array<vec4f>;
 @group(0) @binding(3) var<storage, read> slots: array<u32>;
 @group(0) @binding(4) var<storage, read> state: array<u32>;
 @group(0) @binding(5) var<storage, read_write> y: array<vec4f>;
+@group(0) @binding(6) var<uniform> params: Params;
 
 {overrides}
 override N_CTX = 448u;
@@ -41,8 +44,10 @@ _CROSS = """\
 //   state u32, see decoder_state.py
 //   parts (rows, SPLITS, n) f32  out
 //   stats (rows, heads, SPLITS) × (max, sum) f32  out
+{params_line}
 // dispatch (heads, {dispatch_rows}, SPLITS)
 
+{params}
 @group(0) @binding(0) var<storage, read> query: array<vec4f>;
 @group(0) @binding(1) var<storage, read> keys: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
@@ -50,6 +55,7 @@ _CROSS = """\
 @group(0) @binding(4) var<storage, read> state: array<u32>;
 @group(0) @binding(5) var<storage, read_write> parts: array<vec4f>;
 @group(0) @binding(6) var<storage, read_write> stats: array<vec2f>;
+@group(0) @binding(7) var<uniform> params: Params;
 
 {overrides}
 override N_CTX = 1500u;
@@ -76,7 +82,7 @@ fn main(
   }}
   let n8 = N_HEAD * HEAD8;
   let head = workgroup.x;
-  let row = workgroup.y * ROWS;"""
+  let row = params.first_row + workgroup.y * ROWS;"""
 _INTEGERS = """
 // Two i16 a word, the lower index in the low half.
 fn integers(u: vec2<u32>) -> vec4f {
@@ -98,12 +104,14 @@ _END = {
     y[to_#] = low_# / sum_#;
     y[to_# + 1u] = high_# / sum_#;""",
     "cross": """\
-    let to_# = (((row + #u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
-    parts[to_#] = low_#;
-    parts[to_# + 1u] = high_#;""",
+    if (row + #u < params.end_row) {
+      let to_# = (((row + #u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
+      parts[to_#] = low_#;
+      parts[to_# + 1u] = high_#;
+    }""",
 }
 _CROSS_STATS = """\
-  if (invocation == 0u) {
+  if (invocation == 0u && row + #u < params.end_row) {
     stats[((row + #u) * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top_#, sum_#);
   }"""
 # Index of the first 8 columns of key `t`, the next N_CTX further; and of an invocation's 8 columns of value `t`.
@@ -291,6 +299,8 @@ def _source(kind: str, tiling: str, rows: int) -> str:
     text = [
         (_SELF if kind == "self" else _CROSS).format(
             who=_WHO[tiling],
+            params_line=PARAMS_LINE,
+            params=PARAMS,
             overrides=f"{_SIZES[tiling]}\n{_COMMON_OVERRIDES}",
             dispatch_rows="rows" if rows == 1 else "ceil(rows / 4)",
         )

@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.cross_memory import CrossMemory
-from kernels.decoder_memory import DecoderBuffers
+from kernels.decoder_batch import Batch, Greedy
+from kernels.decoder_memory import Activations, DecoderBuffers
 from kernels.decoder_pool import DecoderPool
-from kernels.decoder_state import MAX_ROWS, Row, mask_words, state_words
+from kernels.decoder_program import woven
+from kernels.decoder_state import MAX_ROWS, Row, state_words
 from kernels.recording import Dispatch, Recording, View
 from kernels.rules import Rules
 
@@ -22,20 +24,25 @@ class DecoderContext:
     """One guest's sequences over one encoder result. Inputs and outputs as the constants above name them."""
 
     def __init__(
-        self, pool: DecoderPool, cross_of: Callable[[Any], CrossMemory], heads: Sequence[tuple[int, int]], peers: Peers
+        self,
+        pool: DecoderPool,
+        batch: Batch,
+        cross_of: Callable[[Any], CrossMemory],
+        heads: Sequence[tuple[int, int]],
+        peers: Peers,
     ) -> None:
-        self._pool, self._cross_of, self._heads, self._peers = pool, cross_of, heads, peers
+        self._pool, self._batch, self._cross_of, self._heads, self._peers = pool, batch, cross_of, heads, peers
         self._program = pool.program
         self._device, self._dims = pool.program.device, pool.program.dims
         self._closed = False
         self._cross: CrossMemory | None = None
         self._buffers: DecoderBuffers | None = None
-        self._launches: dict[tuple[str, int], list[Dispatch]] = {}
+        self._launches: dict[tuple[str, int], list[Dispatch]] = {}  # over its own buffers
+        self._own: dict[tuple[int, int], list[list[Dispatch]]] = {}  # over the batch's, by first and number of rows
         self._tokens: NDArray[np.int32] | None = None
         self._origins: list[int] | None = None
         self._rules: Rules | None = None
-        self._mask_of: Rules | None = None  # whose mask is on the device
-        self._histories: list[list[int]] = []  # each sequence's tokens in the cache
+        self.histories: list[list[int]] = []  # each sequence's tokens in the cache
         self._slots = np.zeros(
             (0, 0), np.uint32
         )  # (sequences, n_text_ctx): the slot that holds a position's keys and values
@@ -44,7 +51,7 @@ class DecoderContext:
         self._chosen: NDArray[np.int32] | None = None
         self._log_probabilities: NDArray[np.float32] | None = None
         self._logits: NDArray[np.float32] | None = None
-        self._logits_on_device = False
+        self._has_x = False  # whether its own buffers hold the last position
 
     def set_input(self, index: int, tensor: NDArray[Any]) -> None:
         """0 audio, 1 tokens, 2 origins, 3 rules. Raises ValueError for what the model cannot take."""
@@ -77,11 +84,12 @@ class DecoderContext:
         cross = self._cross_of(self._peers[handle]).hold()
         self._drop_audio()
         self._cross = cross
-        self._histories, self._computed, self._tokens, self._origins = [], None, None, None
+        self.histories, self._computed, self._tokens, self._origins = [], None, None, None
         self._chosen = self._log_probabilities = self._logits = None
 
     def _drop_audio(self) -> None:
         self._launches.clear()
+        self._own.clear()
         if self._cross is not None:
             self._cross.release()
             self._cross = None
@@ -91,36 +99,41 @@ class DecoderContext:
         if self._cross is None or self._tokens is None:
             raise ValueError("audio and tokens must be set before compute")
         n, n_new = self._tokens.shape
-        cached = len(self._histories)
+        cached = len(self.histories)
         origins = list(range(n)) if self._origins is None else self._origins
         if len(origins) != n or (self._origins is None and cached not in (0, n)):
             raise ValueError(f"{n} sequences of tokens, {cached} cached ones, {len(origins)} origins")
         if self._origins is not None and not all(0 <= origin < cached for origin in origins):
             raise ValueError(f"an origin is not one of {cached} cached sequences")
-        length = len(self._histories[0]) if cached else 0
+        length = len(self.histories[0]) if cached else 0
         if length + n_new > self._dims.n_text_ctx:
             raise ValueError(f"{length} + {n_new} tokens are more than the {self._dims.n_text_ctx} of the text context")
         if self._rules is not None and self._rules.n_steps and length + n_new < self._rules.sample_begin:
             raise ValueError(f"sampling would begin at {self._rules.sample_begin}, after {length + n_new} tokens")
         tokens, self._tokens, self._origins = self._tokens, None, None
         self._chosen = self._log_probabilities = self._logits = None
-        self._device.run(lambda: self._compute(tokens, origins, length))
-
-    def _compute(self, tokens: NDArray[np.int32], origins: list[int], length: int) -> None:
-        n = len(tokens)
-        self._make_room(n)
-        self._follow(origins, length)
-        self._computed, self._start = tokens, length
-        self._logits_on_device = False
-        passes = self._passes()
-        for rows in passes[:-1]:
-            self._submit_pass(rows)
-        for history, new in zip(self._histories, tokens, strict=True):
-            history.extend(int(token) for token in new)
-        if self._rules is None or self._rules.n_steps == 0:
-            self._submit_pass(passes[-1])
+        rules = self._rules
+        if rules is None or rules.n_steps == 0:
+            self._device.run(lambda: self._append(tokens, origins, length))
         else:
-            self._choose(passes[-1], self._rules)
+            greedy = Greedy(self, n, rules, lambda: self._begin(tokens, origins, length))
+            self._chosen, self._log_probabilities = self._batch.run(greedy)
+
+    def _append(self, tokens: NDArray[np.int32], origins: list[int], length: int) -> None:
+        self._submit_pass(self._begin(tokens, origins, length))
+        self._has_x = True
+
+    def _begin(self, tokens: NDArray[np.int32], origins: list[int], length: int) -> list[Row]:
+        """Bring all but the last position into the cache; its rows, which are left."""
+        self._make_room(len(tokens))
+        self._follow(origins, length)
+        self._computed, self._start, self._has_x = tokens, length, False
+        *before, last = self._passes()
+        for rows in before:
+            self._submit_pass(rows)
+        for history, new in zip(self.histories, tokens, strict=True):
+            history.extend(int(token) for token in new)
+        return last
 
     def _make_room(self, n: int) -> None:
         """Buffers with a slot for each of n sequences, what is cached copied over."""
@@ -129,7 +142,7 @@ class DecoderContext:
             return
         new = self._buffers = self._pool.take(n)
         self._launches.clear()
-        self._mask_of = None
+        self._own.clear()
         slots = np.repeat(np.arange(new.capacity, dtype=np.uint32)[:, None], self._dims.n_text_ctx, axis=1)
         if old is not None:
             slots[: old.capacity] = self._slots
@@ -145,11 +158,11 @@ class DecoderContext:
     def _follow(self, origins: list[int], length: int) -> None:
         """Let sequence i continue cached sequence origins[i]: the slots to read move, no key or value does."""
         assert self._buffers is not None
-        if length and origins != list(range(len(self._histories))):
+        if length and origins != list(range(len(self.histories))):
             self._slots[: len(origins), :length] = self._slots[origins, :length]
-            self._histories = [list(self._histories[origin]) for origin in origins]
+            self.histories = [list(self.histories[origin]) for origin in origins]
         elif not length:
-            self._histories = [[] for _ in origins]
+            self.histories = [[] for _ in origins]
             own = np.arange(self._buffers.capacity, dtype=np.uint32)[:, None]
             if (self._slots == own).all():
                 return
@@ -166,17 +179,24 @@ class DecoderContext:
         before = rows[:-n]
         return [*(before[i : i + MAX_ROWS] for i in range(0, len(before), MAX_ROWS)), rows[-n:]]
 
+    def own_launches(self, b: Activations, first_row: int) -> list[list[Dispatch]]:
+        """Of each layer, those bound to this context, for its rows of the batch's buffers from first_row on."""
+        assert self._buffers is not None and self._cross is not None
+        n = len(self.histories)
+        if (first_row, n) not in self._own:
+            self._own[first_row, n] = self._program.own_launches(b, self._buffers, self._cross, first_row, n)
+        return self._own[first_row, n]
+
     def _launch(self, what: str, n_rows: int) -> list[Dispatch]:
-        """A part of a pass, recorded once for this audio and these buffers."""
+        """A part of a pass over its own buffers, recorded once for this audio."""
         assert self._buffers is not None and self._cross is not None
         if (what, n_rows) not in self._launches:
             b, program = self._buffers, self._program
             if what == "layers":
-                made = program.layers(b, self._cross, n_rows)
-            elif what == "logits":
-                made = program.logits(b, n_rows)
+                own = program.own_launches(b, b, self._cross, 0, n_rows)
+                made = woven([own], program.common_launches(b, n_rows))
             else:
-                made = program.choose(b, n_rows) if what == "choose" else program.embed(b, n_rows)
+                made = program.logits(b, n_rows) if what == "logits" else program.embed(b, n_rows)
             self._launches[what, n_rows] = made
         return self._launches[what, n_rows]
 
@@ -187,37 +207,10 @@ class DecoderContext:
         return recording
 
     def _submit_pass(self, rows: Sequence[Row]) -> None:
-        """Embed the rows and run the layers over them, choosing nothing."""
+        """Embed the rows and run the layers over them."""
         assert self._buffers is not None
         self._device.write(self._buffers.state, state_words(rows, self._dims.n_vocab))
         self._device.submit(self._record(len(rows), ("embed", "layers")))
-
-    def _choose(self, rows: Sequence[Row], rules: Rules) -> None:
-        """The last position, then up to n_steps chosen tokens; the last one stays outside the cache."""
-        assert self._buffers is not None
-        b, n, n_vocab = self._buffers, len(rows), self._dims.n_vocab
-        if self._mask_of is not rules:
-            self._device.write(b.mask, mask_words(rules, n_vocab))
-            self._mask_of = rules
-        self._device.write(b.state, state_words(rows, n_vocab, rules, self._histories))
-        n_steps = min(rules.n_steps, self._dims.n_text_ctx - len(self._histories[0]) + 1)
-        n_done, parts = 0, ["embed"]
-        while True:
-            count = min(n_steps - n_done, self._program.tiling.steps_per_submit)
-            recording = self._record(n, [*parts, *("layers", "logits", "choose") * count])
-            n_done, parts = n_done + count, []
-            reads = [b.state.view(0, 16), b.chosen.view(0, 8 * n * n_done)]
-            header, words = (part.view(np.uint32) for part in self._fetch(recording, reads))
-            if n_done >= n_steps or header[1]:
-                break
-        chosen = words.reshape(-1, n, 2)[: header[2]].transpose(2, 1, 0)
-        self._logits_on_device = True
-        log_probabilities = np.ascontiguousarray(chosen[1]).view(np.float32)
-        if np.isnan(log_probabilities).any():
-            raise ValueError("the rules leave no token to choose")
-        self._chosen, self._log_probabilities = np.ascontiguousarray(chosen[0]).view(np.int32), log_probabilities
-        for history, new in zip(self._histories, self._chosen, strict=True):
-            history.extend(new[:-1].tolist())
 
     def _fetch(self, recording: Recording, reads: Sequence[View]) -> list[NDArray[np.uint8]]:
         """Submit, wait, and return what was to be read."""
@@ -246,9 +239,11 @@ class DecoderContext:
         """(n_sequences, n_vocab) of the last position, computed now unless choosing a token did."""
         assert self._buffers is not None
         if self._logits is None:
-            n, n_vocab = len(self._histories), self._dims.n_vocab
-            recording = self._record(n, () if self._logits_on_device else ("logits",))
-            [raw] = self._fetch(recording, [self._buffers.logits.view(0, 4 * n * n_vocab)])
+            n, n_vocab = len(self.histories), self._dims.n_vocab
+            if not self._has_x:  # the batch went on from there
+                last = [Row(history[-1], slot, len(history) - 1) for slot, history in enumerate(self.histories)]
+                self._submit_pass(last)
+            [raw] = self._fetch(self._record(n, ("logits",)), [self._buffers.logits.view(0, 4 * n * n_vocab)])
             self._logits = raw.view(np.float32).reshape(n, n_vocab)
         return self._logits
 

@@ -8,7 +8,13 @@
 //   state u32, see decoder_state.py
 //   parts (rows, SPLITS, n) f32  out
 //   stats (rows, heads, SPLITS) × (max, sum) f32  out
+// params: first_row, end_row: the rows from one to the other, of one context
 // dispatch (heads, ceil(rows / 4), SPLITS)
+
+struct Params {
+  first_row: u32,
+  end_row: u32,
+}
 
 @group(0) @binding(0) var<storage, read> query: array<vec4f>;
 @group(0) @binding(1) var<storage, read> keys: array<vec4<u32>>;
@@ -17,6 +23,7 @@
 @group(0) @binding(4) var<storage, read> state: array<u32>;
 @group(0) @binding(5) var<storage, read_write> parts: array<vec4f>;
 @group(0) @binding(6) var<storage, read_write> stats: array<vec2f>;
+@group(0) @binding(7) var<uniform> params: Params;
 
 override WORKGROUP = 64u;  // a power of two, HEAD8 or more
 override HEAD8 = 8u;  // a head's columns / 8
@@ -44,7 +51,7 @@ fn main(
   }
   let n8 = N_HEAD * HEAD8;
   let head = workgroup.x;
-  let row = workgroup.y * ROWS;
+  let row = params.first_row + workgroup.y * ROWS;
   let share_of_keys = (N_CTX + SPLITS - 1u) / SPLITS;
   let first = min(workgroup.z * share_of_keys, N_CTX);
   let count = min(share_of_keys, N_CTX - first);
@@ -251,29 +258,37 @@ fn main(
   }
   workgroupBarrier();
   if (invocation < HEAD8) {
-    let to_0 = (((row + 0u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
-    parts[to_0] = low_0;
-    parts[to_0 + 1u] = high_0;
-    let to_1 = (((row + 1u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
-    parts[to_1] = low_1;
-    parts[to_1 + 1u] = high_1;
-    let to_2 = (((row + 2u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
-    parts[to_2] = low_2;
-    parts[to_2 + 1u] = high_2;
-    let to_3 = (((row + 3u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
-    parts[to_3] = low_3;
-    parts[to_3 + 1u] = high_3;
+    if (row + 0u < params.end_row) {
+      let to_0 = (((row + 0u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
+      parts[to_0] = low_0;
+      parts[to_0 + 1u] = high_0;
+    }
+    if (row + 1u < params.end_row) {
+      let to_1 = (((row + 1u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
+      parts[to_1] = low_1;
+      parts[to_1 + 1u] = high_1;
+    }
+    if (row + 2u < params.end_row) {
+      let to_2 = (((row + 2u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
+      parts[to_2] = low_2;
+      parts[to_2 + 1u] = high_2;
+    }
+    if (row + 3u < params.end_row) {
+      let to_3 = (((row + 3u) * SPLITS + workgroup.z) * n8 + head * HEAD8 + column) * 2u;
+      parts[to_3] = low_3;
+      parts[to_3 + 1u] = high_3;
+    }
   }
-  if (invocation == 0u) {
+  if (invocation == 0u && row + 0u < params.end_row) {
     stats[((row + 0u) * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top_0, sum_0);
   }
-  if (invocation == 0u) {
+  if (invocation == 0u && row + 1u < params.end_row) {
     stats[((row + 1u) * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top_1, sum_1);
   }
-  if (invocation == 0u) {
+  if (invocation == 0u && row + 2u < params.end_row) {
     stats[((row + 2u) * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top_2, sum_2);
   }
-  if (invocation == 0u) {
+  if (invocation == 0u && row + 3u < params.end_row) {
     stats[((row + 3u) * N_HEAD + head) * SPLITS + workgroup.z] = vec2f(top_3, sum_3);
   }
 }

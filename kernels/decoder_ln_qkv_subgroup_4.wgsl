@@ -10,7 +10,13 @@
 //   query (rows, N_IN) f32  out
 //   keys (slots, N_IN / 8, N_TEXT_CTX, 8) f32  out
 //   values (slots, N_TEXT_CTX, N_IN / 8, 8) f32  out
+// params: first_row, end_row: the rows from one to the other, of one context
 // dispatch (ceil(outputs / (4 * LANES * TILES)), ceil(rows / 4), 1)
+
+struct Params {
+  first_row: u32,
+  end_row: u32,
+}
 
 @group(0) @binding(0) var<storage, read> x: array<vec4f>;
 @group(0) @binding(1) var<storage, read> norm: array<vec4f>;
@@ -20,6 +26,7 @@
 @group(0) @binding(5) var<storage, read_write> query: array<vec4f>;
 @group(0) @binding(6) var<storage, read_write> keys: array<vec4f>;
 @group(0) @binding(7) var<storage, read_write> values: array<vec4f>;
+@group(0) @binding(8) var<uniform> params: Params;
 
 override LANES = 8u;
 override TILES = 4u;
@@ -30,9 +37,9 @@ override N_TEXT_CTX = 448u;
 const ROWS = 4u;
 var<workgroup> inputs: array<vec4f, ROWS * (N_IN / 4u)>;
 
-// Four neighbouring outputs of a row to where they belong. A row past the last is the tile's padding.
+// Four neighbouring outputs of a row to where they belong. A row past the end is the tile's padding.
 fn write(row: u32, column: u32, y: vec4f) {
-  if (row >= state[0]) {
+  if (row >= params.end_row) {
     return;
   }
   let slot = state[8u + 4u * row + 1u];
@@ -58,7 +65,7 @@ fn main(
   }
   let lane = invocation;
   let eights = N_IN / 8u;
-  let first_row = workgroup.y * ROWS;
+  let first_row = params.first_row + workgroup.y * ROWS;
   for (var row = 0u; row < ROWS; row++) {
     let from_row = (first_row + row) * (2u * eights);
     var total = vec4f();

@@ -1,4 +1,4 @@
-"""The decoder's memory on the device: a model's weights, and the buffers of one context."""
+"""The decoder's memory on the device: a model's weights, what a pass works in, the cache of one context."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,17 +60,13 @@ def _array(arrays: Mapping[str, NDArray[Any]], name: str, dims: Dimensions) -> N
     return arrays[name]
 
 
-class DecoderBuffers:
-    """What one context needs on the device for up to `capacity` sequences: caches, activations, logits, state."""
+class Activations:
+    """What a pass works in on the device: up to MAX_ROWS rows, of up to `capacity` sequences. close() is idempotent."""
 
     def __init__(self, device: Device, dims: Dimensions, splits: int, partial_bytes: int, capacity: int) -> None:
         n, f32 = dims.n_text_state, 4
         self.capacity = capacity
         self.row_bytes = MAX_ROWS * n * f32
-        cache = capacity * dims.n_text_ctx * n * f32
-        self.keys = [device.buffer(cache) for _ in range(dims.n_text_layer)]
-        self.values = [device.buffer(cache) for _ in range(dims.n_text_layer)]
-        self.slots = device.buffer(capacity * dims.n_text_ctx * 4)  # (capacity, n_text_ctx) u32: who wrote a position
         self.state = device.buffer(N_WORDS * 4)
         self.mask = device.buffer(2 * -(-dims.n_vocab // 32) * 4)
         self.x = device.buffer(self.row_bytes)
@@ -86,9 +82,19 @@ class DecoderBuffers:
         self.groups: dict[tuple[int, tuple[View, ...]], Any] = {}
 
     def close(self) -> None:
-        """Free all of it. Idempotent."""
         self.groups.clear()
         lists = [value if isinstance(value, list) else [value] for value in vars(self).values()]
         for buffer in (item for items in lists for item in items):
             if isinstance(buffer, Buffer):
                 buffer.close()
+
+
+class DecoderBuffers(Activations):
+    """What one context needs on the device for up to `capacity` sequences: their cache, and a pass's activations."""
+
+    def __init__(self, device: Device, dims: Dimensions, splits: int, partial_bytes: int, capacity: int) -> None:
+        super().__init__(device, dims, splits, partial_bytes, capacity)
+        cache = capacity * dims.n_text_ctx * dims.n_text_state * 4
+        self.keys = [device.buffer(cache) for _ in range(dims.n_text_layer)]
+        self.values = [device.buffer(cache) for _ in range(dims.n_text_layer)]
+        self.slots = device.buffer(capacity * dims.n_text_ctx * 4)  # (capacity, n_text_ctx) u32: who wrote a position

@@ -7,7 +7,13 @@
 //   slots (sequences, N_CTX) u32: which slot's cache holds a sequence's position
 //   state u32, see decoder_state.py
 //   y (rows, n) f32  out
+// params: first_row, end_row: the rows from one to the other, of one context
 // dispatch (heads, rows, 1)
+
+struct Params {
+  first_row: u32,
+  end_row: u32,
+}
 
 @group(0) @binding(0) var<storage, read> query: array<vec4f>;
 @group(0) @binding(1) var<storage, read> keys: array<vec4f>;
@@ -15,6 +21,7 @@
 @group(0) @binding(3) var<storage, read> slots: array<u32>;
 @group(0) @binding(4) var<storage, read> state: array<u32>;
 @group(0) @binding(5) var<storage, read_write> y: array<vec4f>;
+@group(0) @binding(6) var<uniform> params: Params;
 
 override WORKGROUP = 64u;  // a power of two, HEAD8 or more
 override HEAD8 = 8u;  // a head's columns / 8
@@ -36,7 +43,7 @@ fn main(
   }
   let n8 = N_HEAD * HEAD8;
   let head = workgroup.x;
-  let row = workgroup.y * ROWS;
+  let row = params.first_row + workgroup.y * ROWS;
   let from_slots = state[8u + 4u * row + 1u] * N_CTX;
   let first = 0u;
   let count = state[8u + 4u * row + 2u] + 1u;

@@ -66,6 +66,14 @@ BINDING_TYPES = {
     "stats": "array<vec2f>",
     "logits": "array<f32>",
 }
+# Which rows of a pass a launch is for: those of one context, whose cache it is bound to.
+PARAMS = """\
+struct Params {
+  first_row: u32,
+  end_row: u32,
+}
+"""
+PARAMS_LINE = "// params: first_row, end_row: the rows from one to the other, of one context"
 _LOWEST = "const LOWEST = -3.0e38;"
 OVERRIDES: dict[str, list[str]] = {
     "ln_qkv": ["override SCALE = 0.125;", "override N_TEXT_CTX = 448u;"],
@@ -83,9 +91,9 @@ OVERRIDES: dict[str, list[str]] = {
 FUNCTIONS: dict[str, list[str]] = {
     "ln_qkv": [
         """\
-// Four neighbouring outputs of a row to where they belong. A row past the last is the tile's padding.
+// Four neighbouring outputs of a row to where they belong. A row past the end is the tile's padding.
 fn write(row: u32, column: u32, y: vec4f) {
-  if (row >= state[0]) {
+  if (row >= params.end_row) {
     return;
   }
   let slot = state[8u + 4u * row + 1u];

@@ -19,6 +19,8 @@ from kernels.decoder_source_parts import (
     FUNCTIONS,
     LAYER_NORM,
     OVERRIDES,
+    PARAMS,
+    PARAMS_LINE,
     SUBGROUP,
     WORKGROUP,
     WORKGROUP_SUM,
@@ -69,10 +71,14 @@ def _kernel(kind: str, tiling: str, rows: int) -> str:
     text = [f"// {line}" for line in formula.splitlines()] + ([f"// {LAYER_NORM}"] if normed else [])
     text += [f"// {who}", "// Written by decoder_sources.py."]
     text += [f"//   {line}" + ("" if i < len(inputs) else "  out") for i, line in enumerate(bindings)]
+    of_context = kind == "ln_qkv"
+    text += [PARAMS_LINE] if of_context else []
     text += [f"// dispatch (ceil(outputs / ({per})), {'rows' if rows == 1 else 'ceil(rows / 4)'}, 1)", ""]
+    text += [PARAMS] if of_context else []
     for i, name in enumerate(line.split(" ")[0] for line in bindings):
         access, kind_of = "read" if i < len(inputs) else "read_write", BINDING_TYPES.get(name, "array<vec4f>")
         text += [f"@group(0) @binding({i}) var<storage, {access}> {name}: {kind_of};"]
+    text += [f"@group(0) @binding({len(bindings)}) var<uniform> params: Params;"] if of_context else []
     lanes = "override LANES = 8u;" if tiling == SUBGROUP else "override WORKGROUP = 256u;\noverride LANES = 64u;"
     text += ["", lanes, "override TILES = 4u;", "override N_IN = 384u;", "override N_OUT = 384u;"]
     text += [*OVERRIDES.get(kind, ()), f"const ROWS = {rows}u;"]
@@ -84,7 +90,10 @@ def _kernel(kind: str, tiling: str, rows: int) -> str:
     text += [") {", "  if (state[1] != 0u) {", "    return;  // every sequence has ended", "  }"]
     text += ["  let lane = invocation;"] if tiling == SUBGROUP else []
     text += ["  let lane = invocation % LANES;", "  let group = invocation / LANES;"] if tiling == WORKGROUP else []
-    text += ["  let eights = N_IN / 8u;", "  let first_row = workgroup.y * ROWS;"]
+    text += [
+        "  let eights = N_IN / 8u;",
+        f"  let first_row = {'params.first_row + ' if of_context else ''}workgroup.y * ROWS;",
+    ]
     text += [layer_norm(tiling)] if normed else [combine(tiling)] if staged else []
     if kind == "ln_logits":
         best = "vec3f(LOWEST, NO_TOKEN, 0.0)"

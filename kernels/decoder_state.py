@@ -61,18 +61,20 @@ class Row:
 
 
 def state_words(
-    rows: Sequence[Row], n_vocab: int, rules: Rules | None = None, histories: Sequence[Sequence[int]] = ()
+    rows: Sequence[Row], n_vocab: int, sequences: Sequence[tuple[Rules, Sequence[int]]] = ()
 ) -> NDArray[np.uint32]:
-    """The buffer's words for a pass over `rows`; with rules and each sequence's tokens, for choosing after it too."""
+    """The buffer's words for a pass over `rows`; with each sequence's rules and tokens, for choosing after it too.
+
+    End of text and where timestamps begin are the first sequence's for all.
+    """
     words = np.zeros(N_WORDS, np.uint32)
     words[0] = len(rows)
     words[4] = n_vocab
     for i, row in enumerate(rows):
         words[N_HEADER + 4 * i : N_HEADER + 4 * i + 3] = row.token, row.slot, row.position
-    if rules is not None:
-        words[3] = rules.eot
-        if rules.timestamp_begin >= 0:
-            words[4] = rules.timestamp_begin
-        for i, history in enumerate(histories):
-            words[72 + 8 * i : 80 + 8 * i] = next_words(rules, history, n_vocab)
+    for i, (rules, history) in enumerate(sequences):
+        words[72 + 8 * i : 80 + 8 * i] = next_words(rules, history, n_vocab)
+        if i == 0:
+            words[3] = rules.eot
+            words[4] = rules.timestamp_begin if rules.timestamp_begin >= 0 else n_vocab
     return words

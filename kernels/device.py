@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,15 +175,14 @@ class Device:
 
     def run(self, job: Callable[[], _T]) -> _T:
         """Run `job` on the device's thread, after the jobs already waiting; returns its result or raises its error."""
-        if self._handle is None:
-            raise DeviceError("the device is closed")
-        if threading.get_ident() == self._thread_id:
-            return job()
+        return job() if threading.get_ident() == self._thread_id else self.enqueue(job).result()
+
+    def enqueue(self, job: Callable[[], _T]) -> Future[_T]:
+        """Have `job` run on the device's thread, after the jobs already waiting. Raises DeviceError after close()."""
         try:
-            waiting = self._thread.submit(job)
+            return self._thread.submit(job)
         except RuntimeError as error:
             raise DeviceError("the device is closed") from error
-        return waiting.result()
 
     def buffer(self, contents: ArrayLike | int, *, uniform: bool = False) -> Buffer:
         """Device memory holding an array's bytes, or that many zeros: storage, or a uniform (for `params`)."""

@@ -81,15 +81,22 @@ class Bench:
         return (self.rng.standard_normal(shape) * scale).astype(np.float32)
 
     def run(
-        self, name: str, constants: Mapping[str, float], arrays: list[Array], dispatch: Sequence[int]
+        self,
+        name: str,
+        constants: Mapping[str, float],
+        arrays: list[Array],
+        dispatch: Sequence[int],
+        rows: tuple[int, int] | None = None,
     ) -> list[Array]:
-        """Every array after the kernel, in its own type and shape."""
+        """Every array after the kernel, in its own type and shape. `rows`: its params, first and end, if it has any."""
         buffers = [self.device.buffer(array) for array in arrays]
+        if rows is not None:
+            buffers.append(self.device.buffer(np.array(rows, np.uint32), uniform=True))
         recording = Recording(self.device)
         recording.dispatch(self.device.pipeline(name, constants), buffers, *dispatch)
         self.device.submit(recording)
         found = []
-        for buffer, array in zip(buffers, arrays, strict=True):
+        for buffer, array in zip(buffers, arrays, strict=False):
             found.append(self.device.read(buffer, array.dtype)[: array.size].reshape(array.shape))
             buffer.close()
         return found
@@ -100,7 +107,8 @@ class Bench:
         t, tile_rows = self.tiling, 1 if rows == 1 else 4
         constants = {**t.constants(), "TILES": 2, "N_OUT": n_out, **constants}
         dispatch = (-(-n_out // (t.per_tile * 2)), -(-rows // tile_rows))
-        return self.run(f"decoder_{kernel}_{t.kind}_{tile_rows}", constants, arrays, dispatch)
+        own = (0, rows) if kernel == "ln_qkv" else None
+        return self.run(f"decoder_{kernel}_{t.kind}_{tile_rows}", constants, arrays, dispatch, own)
 
 
 @pytest.fixture
@@ -189,7 +197,7 @@ def test_kernel_self_attention(bench: Bench, rows: int, heads: int, width: int, 
     arrays = [padded(query), keys, values, table, state, np.zeros((16, n), np.float32)]
     size = "LANES" if bench.tiling.kind == SUBGROUP else "WORKGROUP"
     constants = {size: bench.tiling.attention_workgroup, "HEAD8": width // 8, "N_HEAD": heads, "N_CTX": n_ctx}
-    y = bench.run(f"decoder_self_attention_{bench.tiling.kind}", constants, arrays, (heads, rows))[-1]
+    y = bench.run(f"decoder_self_attention_{bench.tiling.kind}", constants, arrays, (heads, rows), (0, rows))[-1]
     for row, place in enumerate(places):
         at = np.arange(place.position + 1)
         used = table[place.slot, at]
@@ -217,7 +225,7 @@ def test_kernel_cross_attention(bench: Bench, rows: int, heads: int, n_ctx: int,
     constants = {size: bench.tiling.attention_workgroup, "N_HEAD": heads, "N_CTX": n_ctx, "SPLITS": splits}
     tile_rows = 1 if rows == 1 else 4
     name = f"decoder_cross_attention_{bench.tiling.kind}_{tile_rows}"
-    *_, parts, stats = bench.run(name, constants, arrays, (heads, -(-rows // tile_rows), splits))
+    *_, parts, stats = bench.run(name, constants, arrays, (heads, -(-rows // tile_rows), splits), (0, rows))
     share = np.exp(stats[:rows, ..., 0].astype(np.float64) - stats[:rows, ..., 0].max(-1, keepdims=True))
     mixed = (parts[:rows].reshape(rows, splits, heads, 64) * share.transpose(0, 2, 1)[..., None]).sum(1)
     found = mixed / (share * stats[:rows, ..., 1]).sum(-1)[..., None]
@@ -232,7 +240,7 @@ def test_kernel_ln_logits(bench: Bench, rows: int, n_in: int, n_vocab: int) -> N
     table = bench.normal(n_vocab, n_in, scale=n_in**-0.5).astype(np.float16)
     rules = rules_of(n_vocab=n_vocab, eot=0, timestamp_begin=begin, suppress=[1, n_vocab - 1])
     histories = [[begin + 1] if r % 2 else [0, 2] for r in range(rows)]
-    state = state_words([Row(0, r, 0) for r in range(rows)], n_vocab, rules, histories)
+    state = state_words([Row(0, r, 0) for r in range(rows)], n_vocab, [(rules, history) for history in histories])
     groups = -(-n_vocab // (bench.tiling.per_tile * 2))
     partials = np.zeros((16, groups, 2, 4), np.float32)
     arrays = [padded(x), norm, table, state, mask_words(rules, n_vocab), np.zeros((16, n_vocab), np.float32), partials]
