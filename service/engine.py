@@ -15,8 +15,8 @@ from service.audio import Audio
 from service.errors import StartError, WispError
 from service.features import SAMPLE_RATE
 from service.guest import Guest, GuestError
-from service.model_files import EMBEDDED_NAME, choose_model
-from service.models import EMBEDDED_NOTICE, ReadModel, read_model
+from service.model_files import EMBEDDED_NAME, EMBEDDED_NOTICE, choose_model
+from service.models import ReadModel, read_model
 from service.settings import Settings
 from service.transcriber import Options, Transcriber, Transcription, default_workers
 from service.work import Work

@@ -16,6 +16,10 @@ log = logging.getLogger("wisp")
 DEFAULT_NAME = "tiny_en"  # taken when no model is named and it is installed
 EMBEDDED_NAME = "embedded"
 EMBEDDED = Path(__file__).parent.parent / "assets" / EMBEDDED_NAME
+EMBEDDED_NOTICE = (
+    "the small model that comes with Wisp, made mostly of synthetic voices, errs often on real speech; "
+    "wisp models pull tiny.en fetches a better one, which then serves when Wisp is started again"
+)
 WEIGHTS_SUFFIXES = (".safetensors", ".mpk", ".mpk.gz", ".pt", ".bin")
 ENCODINGS = ("burn", "whisper", "ggml", "pytorch", "autodetect")  # of WasmEdge's; the file's name tells the format
 KNOWN_NAMES = (  # of openai/whisper's models, in Hugging Face's spelling; the repository is openai/whisper-NAME

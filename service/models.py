@@ -40,10 +40,6 @@ __all__ = [
 
 log = logging.getLogger("wisp")
 
-EMBEDDED_NOTICE = (
-    "the small model that comes with Wisp, made mostly of synthetic voices, errs often on real speech; "
-    "wisp models pull tiny.en fetches a better one, which then serves when Wisp is started again"
-)
 GPU_NODES = ("dri/*", "nvidia*", "dxg", "kgsl*", "mali*")  # what Linux's Vulkan drivers for hardware open, below /dev
 
 

@@ -29,7 +29,7 @@ from service.fields import Fields, accept
 from service.form_table import TRANSCRIPTION, TRANSLATION, Field
 from service.forms import OVERHEAD_BYTES, FormReader
 from service.jobs import Job, look_at
-from service.model_files import canonical_name
+from service.model_files import EMBEDDED_NAME, EMBEDDED_NOTICE, canonical_name
 from service.reading import Upload
 from service.request_log import error_response
 from service.settings import Settings
@@ -74,8 +74,13 @@ class Service:
             raise NotReady("The model could not be loaded; the server's log says why.") from None
 
     def model_object(self, name: str) -> dict[str, Any]:
-        """OpenAI's model object; with the languages that the model knows, by Whisper's codes, once it is loaded."""
-        known = {"languages": list(self.languages())} if self.languages() else {}
+        """OpenAI's model object; with the languages that the model knows, by Whisper's codes, once it is loaded.
+
+        The embedded model's has a description too: how to get a better one.
+        """
+        known: dict[str, Any] = {"languages": list(self.languages())} if self.languages() else {}
+        if self.model_name == EMBEDDED_NAME:
+            known["description"] = EMBEDDED_NOTICE
         return {"id": name, "object": "model", "created": self.created, "owned_by": "wisp", **known}
 
     def languages(self) -> tuple[str, ...]:
