@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from service.app import Engine
 from service.audio import decode
@@ -22,12 +22,9 @@ from service.errors import StartError, WispError
 from service.formats import render
 from service.guest_cache import user_cache_folder
 from service.languages import language_code
-from service.progress import progress_bar
+from service.progress import Bar, progress_bar
 from service.settings import Settings
 from service.transcriber import TEMPERATURES, Options, Segment, Transcription
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 log = logging.getLogger("wisp")
 
@@ -149,7 +146,7 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
     engine = Engine(settings, cache_folder=user_cache_folder())
     cancelled = threading.Event()
 
-    def words_of(name: str, bar: "tqdm[Any]") -> Transcription:
+    def words_of(name: str, bar: Bar) -> Transcription:
         with ExitStack() as stack:
             audio = decode(_opened(name, stack), max_seconds=settings.max_audio_s)
             bar.reset(total=audio.duration)

