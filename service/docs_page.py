@@ -109,7 +109,7 @@ def _type(schema: Json) -> str:
 def _response(status: str, response: Json) -> str:
     bodies = []
     for media_type, content in response.get("content", {}).items():
-        names = _names(content["schema"]) + _names(content.get("x-event-schema", {}))
+        names = _names(content.get("schema", {})) + _names(content.get("x-event-schema", {}))
         links = ", ".join(f'<a href="#{escape(name)}">{escape(name)}</a>' for name in names)
         bodies.append(f"<code>{escape(media_type)}</code> {links}")
     return f"<tr><td>{escape(status)}</td><td>{escape(response['description'])}</td><td>{'<br>'.join(bodies)}</td></tr>"

@@ -33,14 +33,14 @@ class EventStream:
 
     def segment(self, segment: Segment) -> bytes:
         """The words of one more segment. All deltas joined are the whole text; nothing for a segment without words."""
-        frames = b""
-        if spoken([segment]):
-            text = segment.text.lstrip() if self._is_first else segment.text
-            self._is_first = False
-            event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
-            if self._logprobs:
-                event["logprobs"] = logprob_objects([segment])
-            frames = frame(event)
+        if not spoken([segment]):
+            return b""
+        text = segment.text.lstrip() if self._is_first else segment.text
+        self._is_first = False
+        event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
+        if self._logprobs:
+            event["logprobs"] = logprob_objects([segment])
+        frames = frame(event)
         if self._is_verbose:
             words = {"words": [word_object(word) for word in segment.words]} if self._has_words else {}
             frames += frame({"type": "transcript.text.segment", **segment_object(segment), **words})

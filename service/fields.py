@@ -1,6 +1,7 @@
 """One request's form fields as they arrive: each honoured, or refused by name as early as can be. Knows no HTTP."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,15 +55,16 @@ class Fields:
         self.values: dict[str, Any] = {}  # a field's name → its value, or the list of them
         self.sent_as: dict[str, str] = {}  # a field's name → the name it was last sent by
         self._parts: dict[str, str] = {}  # of an object that is sent in parts: name → text
-        self._seen: set[str] = set()
+        self._seen: Counter[str] = Counter()
 
     def __call__(self, name: str, text: str) -> None:
         """Take one field. Raises a RequestError whose param is the field's name as it was sent."""
         field, part = self._find(name)
-        if not field.is_list:
-            if name in self._seen:
-                raise InvalidValue(f"The form field '{shown(name)}' is there twice.", param=name)
-            self._seen.add(name)
+        self._seen[field.name if field.is_list else name] += 1
+        if not field.is_list and self._seen[name] > 1:
+            raise InvalidValue(f"The form field '{shown(name)}' is there twice.", param=name)
+        if field.most and self._seen[field.name] > field.most:
+            raise InvalidValue(f"There are more than {field.most} values of {field.name}.", param=name)
         if not text.strip():
             return
         if field.refusal:
@@ -75,7 +77,7 @@ class Fields:
             if field is MODEL and not self.is_served(text.strip()):
                 raise ModelNotFound(shown(text), self.served)
             if field.is_list:
-                self._add(field, name, value)
+                self.values.setdefault(field.name, []).append(value)
             else:
                 self.values[field.name] = value
         for rule in RULES:
@@ -135,12 +137,6 @@ class Fields:
         if rest.endswith("]") and part in {row.name for row in field.parts}:
             return field, part
         raise UnknownField(shown(name))
-
-    def _add(self, field: Field, name: str, value: Any) -> None:
-        values = self.values.setdefault(field.name, [])
-        values.append(value)
-        if field.most and len(values) > field.most:
-            raise InvalidValue(f"There are more than {field.most} values of {field.name}.", param=name)
 
     def _hold(self, rule: Rule) -> None:
         value = self.values.get(rule.field.name)

@@ -122,7 +122,7 @@ class Rule:
         then: dict[str, Any] = {"properties": {"response_format": {"enum": list(self.formats)}}}
         if RESPONSE_FORMAT.default not in self.formats:
             then["required"] = ["response_format"]
-        return {"if": {"properties": {name: holds}, "required": [name]}, "then": then}
+        return {"anyOf": [{"not": {"properties": {name: holds}, "required": [name]}}, then]}
 
 
 def object_schema(table: tuple[Field, ...], rules: tuple[Rule, ...] = ()) -> dict[str, Any]:

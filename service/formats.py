@@ -55,7 +55,7 @@ def verbose(result: Transcription, granularities: Collection[str] = ()) -> dict[
     """OpenAI's verbose_json with segments, words or both."""
     timed: dict[str, Any] = {}
     if "segment" in granularities or "word" not in granularities:
-        timed["segments"] = [segment_object(segment) for segment in result.segments]
+        timed["segments"] = [segment_object(segment) for segment in spoken(result.segments)]
     if "word" in granularities:
         timed["words"] = [word_object(word) for segment in result.segments for word in segment.words]
     return {**verbose_head(result), **timed, "usage": usage(result)}

@@ -141,5 +141,5 @@ def transcript_content(*, streams: bool) -> Schema:
         if name not in JSON_BODIES:
             content[media_type.partition(";")[0]] = {"schema": STRING}
     if streams:
-        content["text/event-stream"] = {"schema": STRING, "x-event-schema": reference("Event")}
+        content["text/event-stream"] = {"x-event-schema": reference("Event")}
     return content

@@ -2,6 +2,8 @@
 
 import io
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import uvicorn
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
-from service.app import Engine, audio_of
+from service.app import Engine, audio_of, create_app
 from service.audio import SAMPLE_RATE, Audio
 from service.errors import WispError
 from service.settings import Settings
@@ -123,3 +126,17 @@ def events(text: str) -> list[dict[str, Any]]:
     assert frames.pop() == ""
     assert all(frame.startswith("data: ") and "\n" not in frame for frame in frames)
     return [json.loads(frame.removeprefix("data: ")) for frame in frames]
+
+
+@contextmanager
+def served(engine: Engine) -> Iterator[str]:
+    """A real server on a port of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(create_app(engine), log_config=None, access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -1,23 +1,17 @@
-"""The service as a whole: it loads, proves itself, serves OpenAI's client through a socket and understands speech."""
+"""The service as a whole: it loads, proves itself and understands speech."""
 
 import io
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import openai
 import pytest
 import soundfile
-import uvicorn
 from starlette.testclient import TestClient
 
-from service.app import Engine, create_app
+from service.app import create_app
 from service.audio import SAMPLE_RATE
 from tests import synthetic
-from tests.serving import assert_error, engine_for, events, post, ready, settings_for, wav
+from tests.serving import assert_error, engine_for, events, post, ready, settings_for
 
 DEAD_GUEST = '(module (memory (export "memory") 1) (func $heart (export "_start") unreachable))'
 
@@ -49,49 +43,6 @@ def test_a_model_that_fails_to_load_is_told_to_those_who_wait_for_it(folder: Pat
         assert_error(client.get("/readyz"), 503, "not_ready")
         message = assert_error(post(client), 503, "not_ready")
         assert "guest" not in message, "the reason belongs into the log"
-
-
-# Through a socket, as the OpenAI client speaks
-
-
-@contextmanager
-def served(engine: Engine) -> Iterator[str]:
-    """A real server on a port of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(engine), log_config=None, access_log=False))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def test_the_openai_client_works_unchanged(folder: Path) -> None:
-    with (
-        engine_for(settings_for(folder, max_upload_bytes=2_000_000)) as engine,
-        served(engine) as url,
-        openai.OpenAI(base_url=url, api_key="none", max_retries=0) as api,
-    ):
-        create: Any = api.audio.transcriptions.create
-        assert create(file=wav(1.0), model="whisper-1").text == synthetic.SENTENCE
-        verbose = create(file=wav(4.0), model="whisper-1", response_format="verbose_json", language="en")
-        assert (verbose.language, verbose.duration, len(verbose.segments)) == ("english", 4.0, 2)
-        assert create(file=wav(1.0), model="whisper-1", response_format="srt").startswith("1\n00:00:00,000 --> ")
-        assert create(file=("a.wav", wav(1.0)), model="whisper-1", response_format="text") == synthetic.SENTENCE + "\n"
-        stream = list(create(file=wav(4.0), model="whisper-1", stream=True))
-        assert [event.type for event in stream] == ["transcript.text.delta"] * 2 + ["transcript.text.done"]
-        assert stream[-1].text == "Ask not what Ask not what"
-        assert [model.id for model in api.models.list()] == ["synthetic"]
-        with pytest.raises(openai.BadRequestError) as bad:
-            create(file=b"no sound at all", model="whisper-1")
-        assert (bad.value.code, bad.value.param) == ("unreadable_audio", "file") and bad.value.request_id
-        with pytest.raises(openai.NotFoundError):
-            create(file=wav(1.0), model="gpt-5")
-        with pytest.raises(openai.APIStatusError) as large:
-            create(file=b"x" * 8_000_000, model="whisper-1")
-        assert (large.value.status_code, large.value.code) == (413, "upload_too_large")
 
 
 # Real speech

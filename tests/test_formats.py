@@ -111,6 +111,7 @@ def test_silence_is_an_empty_subtitle_file(silence: Transcription) -> None:
     assert formats.render(silence, "srt") == ""
     assert formats.render(silence, "vtt") == "WEBVTT\n"
     assert formats.render(silence, "text") == "\n"
+    assert json.loads(formats.render(silence, "verbose_json"))["segments"] == []
 
 
 @pytest.mark.parametrize("text", ["a\n\nb", "a\r\n2\r\n00:00:00,000 --> 00:00:09,000", "--->", "---->"])
