@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # imported where it is used: `wisp transcribe` serves nothing
     from starlette.routing import BaseRoute
 
     from service.metrics import Metrics
+    from service.tracing import Tracing
 
 __all__ = ["GUEST_WASM", "Engine", "audio_of", "create_app", "serve"]
 
@@ -32,8 +33,11 @@ INTERRUPTED = 130  # a shell's number for a command that Ctrl-C ended
 METRICS_ROUTE = "metrics"
 
 
-def create_app(engine: Engine) -> "Starlette":
-    """The ASGI application around one engine, which it starts and closes with its lifespan. Raises StartError."""
+def create_app(engine: Engine, tracing: "Tracing | None" = None) -> "Starlette":
+    """The ASGI application around one engine, which it starts and closes with its lifespan, as it does `tracing`.
+
+    Raises StartError.
+    """
     import asyncio
 
     from starlette.applications import Starlette
@@ -51,16 +55,22 @@ def create_app(engine: Engine) -> "Starlette":
         closing = threading.Thread(target=engine.close, name="wisp-close", daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, CLOSE_S)
+        if tracing is not None:
+            sending = threading.Thread(target=tracing.close, name="wisp-traces", daemon=True)
+            sending.start()
+            await asyncio.to_thread(sending.join, CLOSE_S)
 
     metrics = Metrics(engine.spec.name, engine)
     engine.observers.append(metrics.work_ended)
+    if tracing is not None:
+        engine.observers.append(tracing.work_ended)
     table: list[BaseRoute] = [*routes.ROUTES]
     if engine.settings.metrics != "off":
         table.append(_metrics_route(metrics))
     app = Starlette(
         routes=table,
         exception_handlers=routes.EXCEPTION_HANDLERS,
-        middleware=_middleware(engine.settings, table, metrics),
+        middleware=_middleware(engine.settings, table, metrics, tracing),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -84,7 +94,9 @@ def _metrics_route(metrics: "Metrics") -> "BaseRoute":
     return Route("/metrics", exposition, name=METRICS_ROUTE)
 
 
-def _middleware(settings: Settings, table: "Sequence[BaseRoute]", metrics: "Metrics") -> "list[Middleware]":
+def _middleware(
+    settings: Settings, table: "Sequence[BaseRoute]", metrics: "Metrics", tracing: "Tracing | None"
+) -> "list[Middleware]":
     """What stands in front of every route, the outermost first. Raises StartError."""
     from starlette.middleware import Middleware
     from starlette.middleware.cors import CORSMiddleware
@@ -99,7 +111,14 @@ def _middleware(settings: Settings, table: "Sequence[BaseRoute]", metrics: "Metr
     def on_end(scope: Any, status: int, seconds: float) -> None:
         metrics.request_ended(getattr(route_of(scope, table), "path", NO_ROUTE), status, seconds)
 
+    def on_upload(seconds: float) -> None:
+        metrics.upload_ended(seconds)
+        if tracing is not None:
+            tracing.upload_ended(seconds)
+
     stack = [Middleware(RequestLog, on_end=on_end)]
+    if tracing is not None:
+        stack.append(Middleware(tracing.middleware, routes=table))
     if origins := settings.cors_origin_list():  # in front of the keys: a browser asks first, without one
         exposed = ["x-request-id", "retry-after"]
         stack.append(
@@ -114,7 +133,7 @@ def _middleware(settings: Settings, table: "Sequence[BaseRoute]", metrics: "Metr
     public = routes.PUBLIC_ROUTES | ({METRICS_ROUTE} if settings.metrics == "public" else set())
     stack.append(Middleware(KeyGuard, keys=read_api_keys(settings), routes=table, public=public))
     floor_s, bytes_per_s = settings.upload_floor_s, settings.upload_bytes_per_s
-    stack.append(Middleware(UploadPace, floor_s=floor_s, bytes_per_s=bytes_per_s, on_end=metrics.upload_ended))
+    stack.append(Middleware(UploadPace, floor_s=floor_s, bytes_per_s=bytes_per_s, on_end=on_upload))
     return stack
 
 
@@ -123,14 +142,16 @@ def serve(settings: Settings) -> None:
     from service.api_keys import read_api_keys, refuse_to_expose
     from service.logs import dress
     from service.server import Server
+    from service.tracing import open_tracing
 
     for handler in logging.getLogger().handlers:
         dress(handler, settings.log_format)
     refuse_to_expose(settings, read_api_keys(settings))
+    tracing = open_tracing() if settings.tracing == "otlp" else None
     engine = Engine(settings, cache_folder=user_cache_folder())
     engine.read()
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
-    app = create_app(engine)
+    app = create_app(engine, tracing)
     server = Server(app, app.state.service.under_way, grace_s=settings.grace_s, on_stop=app.state.health.stop)
     with _listen(settings.host, settings.port) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -144,6 +144,11 @@ class Settings:
         "info", "Least serious message that is logged", choices=("debug", "info", "warning", "error")
     )
     log_format: str = _field("console", "How the server writes its log, on stderr", choices=("console", "json"))
+    tracing: str = _field(
+        "off",
+        "Where OpenTelemetry's traces go; otlp needs the extra [otel] and goes by OTEL_… variables",
+        choices=("off", "otlp"),
+    )
     preload: str = _field(
         "",
         "WasmEdge's preload string, NAME:Burn:GPU|CPU:WEIGHTS:CONFIG:TOKENIZER:LANGUAGE; --model goes before it",
