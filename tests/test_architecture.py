@@ -122,7 +122,7 @@ def test_only_the_wiring_chooses_kernels() -> None:
     importers = {
         name(path) for path in modules("service") if any(module.split(".")[0] == "kernels" for module in imports(path))
     }
-    assert importers <= {"service.app", "service.models", "service.doctor"}
+    assert importers <= {"service.app", "service.models", "service.models_command", "service.doctor"}
 
 
 def test_the_page_names_every_module_of_the_service() -> None:

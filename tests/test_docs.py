@@ -44,7 +44,7 @@ PATIENCE_S = 120.0
 
 ALL = [block for page in PAGES for block in blocks(page)]
 RUN = [block for block in ALL if block.language in RUNNABLE and not block.not_run]
-NODE_MODULES = ROOT / "node_modules"
+NODE_MODULES = ROOT / "tests" / "node" / "node_modules"
 
 
 class Walk:
@@ -186,7 +186,7 @@ def _follow(walk: Walk, block: Block) -> None:
 )
 def test_a_program_for_node_runs(walk: Walk, block: Block) -> None:
     if shutil.which("node") is None or not (NODE_MODULES / "openai").is_dir():
-        pytest.skip("needs Node and OpenAI's client for it (npm install --no-save openai)")
+        pytest.skip("needs Node and OpenAI's client for it (npm ci --prefix tests/node)")
     (walk.folder / "node_modules").symlink_to(NODE_MODULES)
     _program(walk, block, ["node", "--input-type=module", "-"])
 
