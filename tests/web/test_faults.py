@@ -1,0 +1,97 @@
+"""What goes wrong in front of the user: refusals, a full queue, keys, a network that is gone. Nothing is lost by it."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.serving import TRAP, engine_for, settings_for, wav
+from tests.web.conftest import OpenPage, Site, site_for
+from tests.web.test_transcribing import card, choose, finished, transcript
+
+
+def test_a_refusal_is_shown_in_the_servers_words(open_page: OpenPage, site: Site) -> None:
+    page = open_page(site, may_fail=True)
+    choose(page, ("notes.txt", b"no sound at all"))
+    alert = card(page, "notes.txt").get_by_role("alert")
+    expect(alert).to_contain_text("notes.txt was not transcribed.")
+    expect(alert).to_contain_text("format")
+    expect(alert).to_contain_text("Request req_")
+
+
+def test_what_a_network_or_a_server_failed_at_is_tried_again(open_page: OpenPage, hostile_site: Site) -> None:
+    page = open_page(hostile_site, may_fail=True)
+    page.get_by_text("Options").click()
+    page.get_by_label("Prompt").fill(TRAP)
+    choose(page, ("talk.wav", wav(1.0)))
+    one = card(page, "talk.wav")
+    expect(one.get_by_role("alert")).to_contain_text("The server failed to process this request")
+    page.get_by_label("Prompt").fill("")
+    page.route("**/v1/audio/*", lambda route: route.abort("connectionreset"))
+    one.get_by_role("button", name="Try again").click()
+    expect(one.get_by_role("alert")).to_contain_text("Nothing is lost: the audio is still here.")
+    expect(one.get_by_role("alert")).not_to_contain_text("The server failed")
+    page.unroute("**/v1/audio/*")
+    one.get_by_role("button", name="Try again").click()
+    finished(page, "talk.wav")
+    expect(one.get_by_role("alert")).to_be_hidden()
+
+
+def test_an_upload_over_the_cap_is_told_so(open_page: OpenPage, folder: Path) -> None:
+    with engine_for(settings_for(folder, max_upload_bytes=100_000)) as engine, site_for(engine) as small:
+        page = open_page(small, may_fail=True)
+        choose(page, ("large.wav", wav(30.0)))
+        expect(card(page, "large.wav").get_by_role("alert")).to_contain_text("over the cap of 100000 bytes")
+
+
+def test_a_full_queue_is_waited_for(open_page: OpenPage, hostile_site: Site) -> None:
+    page = open_page(hostile_site, may_fail=True)
+    free = threading.Event()
+    occupied = hostile_site.engine.loaded.result().admission.submit(lambda: free.wait(60), threading.Event())
+    try:
+        choose(page, ("talk.wav", wav(1.0)))
+        expect(card(page, "talk.wav")).to_contain_text("The server is busy. Trying again in")
+    finally:
+        free.set()
+        occupied.result()
+    finished(page, "talk.wav")
+
+
+def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(open_page: OpenPage, folder: Path) -> None:
+    with engine_for(settings_for(folder, api_keys="right,other")) as engine, site_for(engine) as locked:
+        page = open_page(locked, may_fail=True, is_ready=False)
+        dialog = page.get_by_role("dialog", name="This server asks for an API key")
+        expect(dialog).to_be_visible()
+        dialog.get_by_label("API key").fill("wrong")
+        dialog.get_by_role("button", name="Use key").click()
+        expect(dialog.get_by_role("alert")).to_contain_text("does not accept")
+        dialog.get_by_label("API key").fill("right")
+        page.keyboard.press("Enter")
+        expect(dialog).to_be_hidden()
+        expect(page.locator("#model")).to_contain_text("Model synthetic")
+        choose(page, ("talk.wav", wav(3.0)))
+        finished(page, "talk.wav")
+        assert page.evaluate("sessionStorage.getItem('wisp-key')") == "right"
+        assert page.evaluate("localStorage.length + document.cookie.length") == 0
+        page.get_by_text("Options").click()
+        page.get_by_role("button", name="Forget the key").click()
+        choose(page, ("more.wav", wav(3.0)))
+        expect(dialog).to_be_visible()
+        dialog.get_by_role("button", name="Not now").click()
+        expect(card(page, "more.wav").get_by_role("alert")).to_contain_text("API key")
+        card(page, "more.wav").get_by_role("button", name="Try again").click()
+        dialog.get_by_label("API key").fill("other")
+        page.keyboard.press("Enter")
+        expect(transcript(card(page, "more.wav"))).to_contain_text("Ask not what")
+
+
+@pytest.mark.parametrize("reason", ["NotAllowedError", "NotFoundError"])
+def test_a_microphone_that_is_not_given_is_a_sentence(open_page: OpenPage, site: Site, reason: str) -> None:
+    page = open_page(site)
+    page.evaluate(
+        "(reason) => navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', reason))", reason
+    )
+    page.get_by_role("button", name="Record").click()
+    expect(page.get_by_role("alert").first).to_contain_text("microphone")
+    expect(page.get_by_role("button", name="Record")).to_be_focused()
