@@ -20,6 +20,7 @@ from bench.report import OURS, write_report
 from bench.share import measure_guest_share
 
 ROOT = Path(__file__).resolve().parent.parent
+GPU = "wisp gpu"
 MAIN_CLIP = "11 s"
 LONG_CLIP = "5 min"
 TOGETHER = (1, 4, 16, 64)
@@ -131,6 +132,15 @@ def measure_instances(count: int = N_INSTANCES) -> dict[str, float]:
     return {"count": count, "per_second": count / whole, "median_seconds": statistics.median(taken)}
 
 
+def _kernels(workers: Sequence[Worker], files: Files, clip: Path) -> dict[str, Any]:
+    """Times on the device, where WebGPU is among the engines."""
+    if not any(worker.name == GPU for worker in workers):
+        return {}
+    from bench.device_time import measure_kernels
+
+    return measure_kernels(files, clip)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     shared = Path(os.environ.get("WISP_SHARED", ROOT.parent / "shared"))
@@ -193,6 +203,7 @@ def main() -> None:
         "missing": missing,
         "start": start,
         "instances": measure_instances(),
+        "kernels": _kernels(workers, files, clips[MAIN_CLIP]),
         "guest_share": measure_guest_share(files, clips[MAIN_CLIP], options.rounds),
     }
     write_report(results, options.output)

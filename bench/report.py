@@ -79,7 +79,31 @@ def table(results: dict[str, Any]) -> str:
         *(f"- Skipped: {name}: {reason}." for name, reason in results["missing"].items()),
         "",
     ]
+    if kernels := results.get("kernels"):
+        lines += _kernels(kernels)
     return "\n".join(lines)
+
+
+def _kernels(kernels: Mapping[str, Any]) -> list[str]:
+    """A table for a window and one for a token: every kernel's own time on the device."""
+    lines = [
+        f"On the device itself, by its clock ({kernels['adapter']}; plain kernels reach {kernels['gflop_per_s']:.0f} "
+        f"GFLOP/s of multiply-adds and {kernels['gb_per_s']:.0f} GB/s of reading there). The last column is the least "
+        "time that these allow, divided by the time taken.",
+        "",
+    ]
+    for operation in ("encode", "token"):
+        rows = [
+            [
+                f"{operation}: `{name}`",
+                *(f"{kernel['launches']:.0f}", f"{kernel['us']:.0f}", f"{kernel['mb']:.1f}"),
+                *(f"{kernel['gflop']:.1f}" if kernel["gflop"] else "–", f"{kernel['of_limit']:.2f}"),
+            ]
+            for name, kernel in kernels[operation].items()
+            if kernel["launches"] >= 1
+        ]
+        lines += [*_rows(["kernel", "launches", "µs", "MB bound", "GFLOP", "of the limit"], rows), ""]
+    return lines
 
 
 def write_report(results: dict[str, Any], page: Path) -> None:

@@ -33,6 +33,13 @@ RESULTS = {
     },
     "instances": {"count": 20000, "per_second": 15000.0, "median_seconds": 0.00005},
     "guest_share": 0.031,
+    "kernels": {
+        "adapter": "a software one",
+        "gflop_per_s": 100.0,
+        "gb_per_s": 6.0,
+        "encode": {"gemm": {"launches": 2, "us": 1500.0, "mb": 3.25, "gflop": 0.5, "of_limit": 0.4}},
+        "token": {"choose": {"launches": 1, "us": 80.0, "mb": 0.5, "gflop": 0.0, "of_limit": 1.0}},
+    },
 }
 
 
@@ -51,6 +58,8 @@ def test_the_page_keeps_its_words_and_gets_new_figures(tmp_path: Path, capsys: p
     assert "| openai-whisper | 4000 (0.25) |" in text
     assert "| wisp | 2000 |" in text
     assert "| openai-whisper | 5.00 (0.10) | 4.00 | 900 |" in text
+    assert "| encode: `gemm` | 2 | 1500 | 3.2 | 0.5 | 0.40 |" in text
+    assert "| token: `choose` | 1 | 80 | 0.5 | – | 1.00 |" in text
     assert "20000 in a row on one core: 15000 a second." in text
     assert "CPU target: 3.1 %." in text
     assert "Skipped: wisp gpu: no adapter." in text

@@ -1,0 +1,195 @@
+"""What each kernel of a window and of a token takes on the device, by its own clock, and how near that is to its limit.
+
+The device is asked for a timestamp before and after every launch, one compute pass each: a launch costs a little more
+so, but its own time is the device's. A kernel's limit is its arithmetic at the peak of multiply-adds that two plain
+kernels here measure, or its bytes at the peak of their reading, whichever takes longer. Bytes are what is bound to a
+launch, so an upper bound of what it must move: a launch that reads a part of what it is bound to can seem to pass it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.engines import Files
+from bench.wisp import Wisp
+from kernels.checkpoint import Dimensions
+from kernels.device import Device
+from kernels.recording import Binding, Copy, Dispatch, Recording, as_view
+
+TOKENS = 8  # that a token's figures are the mean of
+PEAK_INVOCATIONS, PEAK_STEPS = 1 << 16, 256
+PEAK_BYTES = 1 << 26
+MULTIPLY_ADDS = """
+@group(0) @binding(0) var<storage, read_write> out: array<vec4f>;
+@compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3u) {
+  var a = vec4f(f32(id.x)); var b = a + 1.0; var c = a + 2.0; var d = a + 3.0;
+  let m = vec4f(0.999);
+  for (var i = 0u; i < STEPSu; i++) { a = fma(a, m, m); b = fma(b, m, m); c = fma(c, m, m); d = fma(d, m, m); }
+  out[id.x] = a + b + c + d;
+}""".replace("STEPS", str(PEAK_STEPS))
+READS = """
+@group(0) @binding(0) var<storage, read_write> data: array<vec4f>;
+@compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3u) {
+  var sum = vec4f();
+  for (var i = 0u; i < 16u; i++) { sum += data[id.x + i * INVOCATIONSu]; }
+  if (sum.x == 1.5) { data[id.x] = sum; }
+}""".replace("INVOCATIONS", str(PEAK_BYTES // 16 // 16))
+
+
+@dataclass
+class KernelTime:
+    """All launches of one kernel in one window or token."""
+
+    launches: float = 0
+    seconds: float = 0.0
+    nbytes: float = 0.0
+
+    def as_row(self, flops: float, peak: dict[str, float]) -> dict[str, float]:
+        """For the report: launches, µs, MB, GFLOP and the part of the device's limit that it reaches."""
+        limit = max(flops / peak["flops"], self.nbytes / peak["bytes"])
+        return {
+            "launches": self.launches,
+            "us": self.seconds * 1e6,
+            "mb": self.nbytes / 1e6,
+            "gflop": flops / 1e9,
+            "of_limit": limit / self.seconds if self.seconds else 0.0,
+        }
+
+
+class TimedSubmits:
+    """Stands in for a device's `submit`: the same work, each launch in a pass of its own between two timestamps."""
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.submit = device, device.submit
+        self.kernels: dict[str, KernelTime] = {}
+
+    def __call__(self, recording: Recording, *, repeat: int = 1, reads: Sequence[Binding] = ()) -> Any:
+        for _ in range(repeat):
+            self._send(recording.steps)
+        return self.submit(Recording(self.device), reads=reads) if reads else None
+
+    def _send(self, steps: Sequence[Dispatch | Copy]) -> None:
+        handle = self.device.handle
+        launches = [step for step in steps if isinstance(step, Dispatch)]
+        encoder = handle.create_command_encoder()
+        if not launches:
+            return
+        count = 2 * len(launches)
+        queries = handle.create_query_set(type="timestamp", count=count)
+        number = 0
+        for step in steps:
+            if isinstance(step, Copy):
+                source, target = step.source, step.target
+                size = min(source.nbytes, target.nbytes)
+                encoder.copy_buffer_to_buffer(
+                    source.buffer.handle, source.offset, target.buffer.handle, target.offset, size
+                )
+                continue
+            writes = {
+                "query_set": queries,
+                "beginning_of_pass_write_index": number,
+                "end_of_pass_write_index": number + 1,
+            }
+            compute = encoder.begin_compute_pass(timestamp_writes=writes)
+            compute.set_pipeline(step.pipeline.handle)
+            compute.set_bind_group(0, step.group)
+            compute.dispatch_workgroups(*step.workgroups)
+            compute.end()
+            number += 2
+        resolved = handle.create_buffer(size=8 * count, usage="QUERY_RESOLVE|COPY_SRC")
+        encoder.resolve_query_set(queries, 0, count, resolved, 0)
+        handle.queue.submit([encoder.finish()])
+        times = np.frombuffer(handle.queue.read_buffer(resolved), np.uint64).reshape(-1, 2)
+        for launch, (begin, end) in zip(launches, times.tolist(), strict=True):
+            kernel = self.kernels.setdefault(launch.pipeline.name, KernelTime())
+            kernel.launches += 1
+            kernel.seconds += (end - begin) / 1e9  # WebGPU's timestamps are nanoseconds
+            kernel.nbytes += sum(as_view(view).nbytes for view in launch.views)
+
+
+def _peaks(device: Device) -> dict[str, float]:
+    """{"flops", "bytes"} a second: the best of five runs of the two plain kernels."""
+    handle = device.handle
+
+    def seconds(code: str, nbytes: int, invocations: int) -> float:
+        buffer = handle.create_buffer(size=nbytes, usage="STORAGE")
+        module = handle.create_shader_module(code=code)
+        pipeline = handle.create_compute_pipeline(layout="auto", compute={"module": module, "entry_point": "main"})
+        entries = [{"binding": 0, "resource": {"buffer": buffer, "offset": 0, "size": nbytes}}]
+        group = handle.create_bind_group(layout=pipeline.get_bind_group_layout(0), entries=entries)
+        resolved = handle.create_buffer(size=16, usage="QUERY_RESOLVE|COPY_SRC")
+        queries = handle.create_query_set(type="timestamp", count=2)
+        writes = {"query_set": queries, "beginning_of_pass_write_index": 0, "end_of_pass_write_index": 1}
+        best = float("inf")
+        for _ in range(5):
+            encoder = handle.create_command_encoder()
+            compute = encoder.begin_compute_pass(timestamp_writes=writes)
+            compute.set_pipeline(pipeline)
+            compute.set_bind_group(0, group)
+            compute.dispatch_workgroups(invocations // 64)
+            compute.end()
+            encoder.resolve_query_set(queries, 0, 2, resolved, 0)
+            handle.queue.submit([encoder.finish()])
+            begin, end = np.frombuffer(handle.queue.read_buffer(resolved), np.uint64).tolist()
+            best = min(best, (end - begin) / 1e9)
+        return best
+
+    return {
+        "flops": PEAK_INVOCATIONS
+        * PEAK_STEPS
+        * 4
+        * 4
+        * 2
+        / seconds(MULTIPLY_ADDS, 16 * PEAK_INVOCATIONS, PEAK_INVOCATIONS),
+        "bytes": PEAK_BYTES / seconds(READS, PEAK_BYTES, PEAK_BYTES // 16 // 16),
+    }
+
+
+def _flops(dims: Dimensions) -> dict[str, float]:
+    """Multiplications and additions of a window, by the beginning of the kernel's name; a token's are in its bytes."""
+    n_ctx, n_state = dims.n_audio_ctx, dims.n_audio_state
+    square = 2.0 * n_ctx * n_state * n_state  # of a linear map of the window that keeps its width
+    return {
+        "gemm_residual": (dims.n_audio_layer * 5 + 3) * square,  # out, the MLP's second map, the second convolution
+        "gemm_norm": dims.n_audio_layer * 7 * square,  # queries, keys and values, and the MLP's first map
+        "gemm_": 12.0 * n_ctx * dims.n_mels * n_state + dims.n_text_layer * 2 * square,  # the first, cross-attention's
+        "attention": dims.n_audio_layer * 4.0 * n_ctx * n_ctx * n_state,
+    }
+
+
+def measure_kernels(files: Files, clip: Path) -> dict[str, Any]:
+    """{"adapter", "encode": {kernel: figures}, "token": …}; {} without an adapter that has timestamps."""
+    from service.errors import WispError
+
+    try:
+        wisp = Wisp(files, clip, "gpu")
+    except WispError:
+        return {}
+    model = wisp.transcriber.model
+    device: Device = model.graphs[f"{model.name}/encoder"].program.device  # type: ignore[attr-defined]
+    if "timestamp-query" not in device.handle.features:
+        return {}
+    timed, peak = TimedSubmits(device), _peaks(device)
+
+    def measured(call: Callable[[], object], count: int, flops: dict[str, float]) -> dict[str, dict[str, float]]:
+        timed.kernels = {}
+        call()
+        rows = {}
+        for name, k in timed.kernels.items():
+            work = next((flops[start] for start in flops if name.startswith(start)), 0.0)
+            rows[name] = KernelTime(k.launches / count, k.seconds / count, k.nbytes / count).as_row(work, peak)
+        return rows
+
+    wisp.encode(), wisp.token()
+    wisp.rules[0] = TOKENS
+    device.submit = timed  # type: ignore[method-assign]
+    return {
+        "adapter": device.info.name,
+        "gflop_per_s": peak["flops"] / 1e9,
+        "gb_per_s": peak["bytes"] / 1e9,
+        "encode": measured(wisp.encode, 1, _flops(model.dims)),
+        "token": measured(wisp.token, TOKENS, {}),
+    }

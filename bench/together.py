@@ -1,0 +1,95 @@
+"""`make bench-together`: greedy requests that decode at the same time on WebGPU, against the same ones in turn.
+
+Each has its own encoder result and asks for chunks of run-ahead steps, as the guest does. A ratio above 1 is how much
+more work the device does when they come together; what they choose must be the same.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.checkpoint import load_checkpoint
+from kernels.device import open_device
+from kernels.whisper import GpuModel
+from service.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+CHUNK = 8  # steps of a compute: the guest's run-ahead
+N_AUDIO = 4  # encoder results, which the requests take in turn
+
+
+class Bench:
+    """A model on the device, with encoder results of noise: what is heard does not matter to how long it takes."""
+
+    def __init__(self, model: Path, n_tokens: int) -> None:
+        checkpoint = load_checkpoint(model)
+        dims = checkpoint.dims
+        self.n_tokens, self.device = n_tokens, open_device()
+        self.model = GpuModel(checkpoint, self.device)
+        self.encoders = {i: self.model.encoder.init_execution_context({}) for i in range(N_AUDIO)}
+        rng = np.random.default_rng(0)
+        for encoder in self.encoders.values():
+            encoder.set_input(0, rng.standard_normal((1, dims.n_mels, 2 * dims.n_audio_ctx)).astype(np.float32))
+            encoder.compute()
+        tokenizer = Tokenizer(checkpoint.tokenizer_json, dims.n_vocab, checkpoint.is_multilingual)
+        tokens = tokenizer.guest_tokens()
+        suppress = [*tokens["suppress"], tokens["eot"]]  # nothing ends early
+        rules = [CHUNK, 1, tokens["eot"], tokens["timestamp_begin"], tokens["no_timestamps"], 50, len(suppress), 0]
+        self.rules = np.array([*rules, *suppress], np.int32)
+        self.start: list[int] = [tokens["sot"]]
+
+    def request(self, number: int) -> list[int]:
+        """The tokens that one request chooses."""
+        context = self.model.decoder.init_execution_context(self.encoders)
+        context.set_input(0, np.array([number % N_AUDIO], np.int32))
+        context.set_input(3, self.rules)
+        new, chosen = self.start, list[int]()
+        while len(chosen) < self.n_tokens:
+            context.set_input(1, np.array([new], np.int32))
+            context.compute()
+            found: NDArray[np.int32] = context.get_output(1)[0]
+            chosen += found.tolist()
+            new = chosen[-1:]
+        context.close()
+        return chosen
+
+    def ratio(self, n_requests: int) -> float:
+        """Seconds in turn over seconds together. Raises RuntimeError where they do not choose the same."""
+        begin = time.perf_counter()
+        in_turn = [self.request(number) for number in range(n_requests)]
+        middle = time.perf_counter()
+        with ThreadPoolExecutor(n_requests) as threads:
+            together = list(threads.map(self.request, range(n_requests)))
+        end = time.perf_counter()
+        if together != in_turn:
+            raise RuntimeError("together they choose other tokens")
+        return (middle - begin) / (end - middle)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench-together", description=__doc__)
+    shared = Path(os.environ.get("WISP_SHARED", ROOT.parent / "shared"))
+    parser.add_argument("--model", type=Path, default=shared / "models" / "tiny_en")
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--tokens", type=int, default=32, help="of each request")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    bench = Bench(options.model, options.tokens)
+    bench.request(0)  # the first launch of a kernel may compile it
+    for n_requests in options.requests:
+        ratios = [bench.ratio(n_requests) for _ in range(options.rounds)]
+        sys.stdout.write(
+            f"{n_requests} requests: {statistics.median(ratios):.2f} × the tokens a second of one after the other\n"
+        )
+    bench.device.close()
+
+
+if __name__ == "__main__":
+    main()
