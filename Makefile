@@ -32,6 +32,11 @@ test: $(VENV)/.test
 fuzz: $(VENV)/.test
 	WISP_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py
 
+# Let schemathesis look for what /openapi.json does not say, with many more examples than make test
+.PHONY: api-fuzz
+api-fuzz: $(VENV)/.test
+	WISP_FUZZ_EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest tests/test_schemathesis.py
+
 # Say what a reader or a type checker would trip over
 .PHONY: lint
 lint: $(VENV)/.test
@@ -140,6 +145,7 @@ $(VENV)/.run: pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[av,vad]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.run pyproject.toml
+$(VENV)/.test: $(VENV)/.run pyproject.toml tests/node/package.json
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/node; fi
 	@touch $@
