@@ -183,10 +183,12 @@ def main() -> None:
 
     n_starts = max(3, options.rounds // 2)
     command = [WISP, "transcribe", str(clips[MAIN_CLIP]), "--model", str(files.model), "--target", "cpu"]
-    starts: dict[str, Sequence[str]] = {OURS: command}
+    starts: dict[str, Sequence[str]] = {}
     for worker in workers:
-        if worker.entry.is_peer:
-            starts[worker.name] = [*worker_command(peers_python, worker.name, files, clips[MAIN_CLIP]), "once"]
+        if worker.name == OURS or worker.entry.is_peer:
+            python = peers_python if worker.entry.is_peer else Path(sys.executable)
+            starts[worker.name] = [*worker_command(python, worker.name, files, clips[MAIN_CLIP]), "once"]
+    starts["wisp transcribe, higher temperatures where its checks ask for them"] = command
     start = measure_starts(starts, n_starts)
     start["wisp serve, first answer over HTTP"] = measure_server(files.model, clips[MAIN_CLIP], n_starts)
     results = {
