@@ -55,6 +55,27 @@ def test_fields_are_refused_by_name(
     assert_error(post(client, **fields), status, code, param)
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"language": "de"}, "language"),
+        ({"model": "gpt-5"}, "model"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"response_format": "srt", "stream": "true"}, "response_format"),
+        ({"include[]": "logprobs", "response_format": "text"}, "include[]"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_before_the_file_is_read(
+    client: TestClient, fields: dict[str, str], param: str
+) -> None:
+    """The form breaks off where its file begins: whoever went on reading would say so."""
+    head = "".join(f'--x\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items())
+    body = head + '--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nRIFF'
+    response = client.post(PATH, content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+    assert response.status_code in (400, 404)
+    assert_error(response, response.status_code, response.json()["error"]["code"], param)
+
+
 def test_a_bad_field_is_refused_before_a_bad_file(client: TestClient) -> None:
     assert_error(post(client, b"no sound", temperature="hot"), 400, "invalid_value", "temperature")
 

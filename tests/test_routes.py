@@ -82,6 +82,14 @@ def test_the_model_answers_to_its_name_and_aliases(client: TestClient, name: str
     assert post(client, model=name).status_code == 200
 
 
+def test_an_alias_with_a_star_stands_for_many_names(folder: Path) -> None:
+    with engine_for(settings_for(folder, aliases="whisper-1,gpt-*-transcribe")) as engine:
+        client = TestClient(create_app(ready(engine)))
+        assert post(client, model="gpt-4o-transcribe").json()["text"] == synthetic.SENTENCE
+        assert client.get("/v1/models/gpt-4o-mini-transcribe").status_code == 200
+        assert_error(post(client, model="gpt-4o"), 404, "model_not_found", "model")
+
+
 def test_a_preloaded_model_answers_to_its_name_as_it_was_given(folder: Path) -> None:
     settings = Settings(preload=f"My-Whisper.en:Burn:CPU:{folder / 'model.safetensors'}")
     with engine_for(settings) as engine:
