@@ -104,7 +104,7 @@ def test_an_upload_that_announces_too_much_is_not_read(client: TestClient) -> No
     assert "announces 1000000000000 bytes" in message
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/audio/transcriptions/", "/v1/nothing", "/%2e%2e/etc/passwd"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/audio/transcriptions/", "/v1/nothing", "/%2e%2e/etc/passwd"])
 def test_an_unknown_path_is_told_in_the_envelope(client: TestClient, path: str) -> None:
     assert_error(client.get(path), 404, "not_found")
 
