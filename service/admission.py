@@ -9,6 +9,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from service.errors import ClientGone, QueueFull
+from service.memory import Trimmer
 
 FIRST_GUESS_S = 1.0  # how long a job works, before any has finished: only Retry-After needs it
 LONGEST_RETRY_S = 60
@@ -44,6 +45,7 @@ class Admission:
         self._admitted: set[threading.Event] = set()  # the cancellation of every job that is open or waits
         self._job_s = FIRST_GUESS_S
         self._succeeded = False
+        self._trim = Trimmer()
 
     @property
     def n_admitted(self) -> int:
@@ -80,6 +82,7 @@ class Admission:
         with self._changed:
             self._admitted.discard(cancelled)
             self._changed.notify_all()
+        self._trim()
 
     def succeeded(self, worked_s: float) -> None:
         """A job has ended well after so many seconds of work, its waiting left out."""

@@ -49,6 +49,7 @@ LAYERS = [
     "service.transcriber",
     "service.transcription",
     "service.admission",
+    "service.memory",
     "service.reading",
     "service.turns",
     "service.work",

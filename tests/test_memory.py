@@ -1,0 +1,39 @@
+"""Freed memory goes back to the system, and that is not done all the time."""
+
+import subprocess
+import sys
+
+import pytest
+
+from service.memory import EVERY_S, Trimmer
+from tests.conftest import ROOT
+
+# 64 MB in small pieces, every hundredth of which stays: what is freed lies between them.
+GAPS = """
+import ctypes, os
+from service.memory import Trimmer
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+pieces = [libc.malloc(1000) for _ in range(64_000)]
+for piece in pieces: ctypes.memset(piece, 1, 1000)
+for number, piece in enumerate(pieces):
+    if number % 100: libc.free(piece)
+before = resident()
+Trimmer()()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux's")
+def test_gaps_between_what_is_used_go_back_to_the_system() -> None:
+    run = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert int(run.stdout) > 40e6
+
+
+def test_many_jobs_at_once_give_back_once() -> None:
+    now, done = 100.0, list[float]()
+    trimmer = Trimmer(trim=lambda: done.append(now), clock=lambda: now)
+    for now in (100.0, 100.0, 100.0 + EVERY_S / 2, 100.0 + EVERY_S, 101.0 + EVERY_S):  # noqa: B007
+        trimmer()
+    assert done == [100.0, 100.0 + EVERY_S]
