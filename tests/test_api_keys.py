@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from service import routes
 from service.api_keys import ApiKeys, digest_of, is_loopback, read_api_keys, refuse_to_expose
@@ -96,6 +97,12 @@ def test_every_route_but_the_public_ones_is_guarded(client: TestClient) -> None:
 def test_what_is_no_route_is_guarded_too(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 401
     assert client.request("OPTIONS", path).status_code == 401
+
+
+def test_a_websocket_without_a_key_is_closed_before_it_is_accepted(client: TestClient) -> None:
+    with pytest.raises(WebSocketDisconnect) as closed, client.websocket_connect("/v1/realtime"):
+        pass
+    assert closed.value.code == 1008
 
 
 def test_health_needs_no_key(client: TestClient) -> None:
