@@ -23,11 +23,14 @@ class Arithmetic(Protocol):
     def encode(self, mel: Float) -> Encoded:
         """(n_mels, 2 · n_audio_ctx) log-mel → audio states and cross-attention keys and values."""
 
-    def append(self, tokens: Int, encoded: Encoded, cache: Float, n_past: int) -> tuple[Float, Sequence[Float]]:
+    def append(
+        self, tokens: Int, encoded: Encoded, cache: Float, n_past: int, *, with_logits: bool
+    ) -> tuple[Float, Sequence[Float], Float | None]:
         """(n_sequences, n_new) tokens after `n_past` others → their hidden states, layer-normed, of the same shape.
 
         `cache` [n_text_layer, 2, n_sequences, n_text_head, n_text_ctx, d] gets their keys and values. The second result
-        is each layer's cross-attention queries of the first sequence, (n_text_head, n_new, d), scaled.
+        is each layer's cross-attention queries of the first sequence, (n_text_head, n_new, d), scaled. The third is
+        (n_sequences, n_vocab) logits of the last positions, or None where logits() must be asked.
         """
 
     def logits(self, hidden: Float, n_vocab: int) -> Float:

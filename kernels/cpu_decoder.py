@@ -118,7 +118,8 @@ class DecoderContext:
         self._tokens = self._origins = None
         self._arrange(n_sequences, origins)
         self._appended = tokens
-        self._hidden, self._queries = self._append(tokens, encoded, self._arithmetic)
+        is_choosing = rules is not None and rules.n_steps > 0
+        self._hidden, self._queries = self._append(tokens, encoded, self._arithmetic, is_choosing)
         self._chosen = self._log_probabilities = None
         if rules is not None and rules.n_steps:
             self._choose(rules, encoded, self._arithmetic)
@@ -167,14 +168,18 @@ class DecoderContext:
         if kept is not None:
             cache[..., used, :] = kept
 
-    def _append(self, tokens: Int, encoded: Encoded, arithmetic: Arithmetic) -> tuple[Float, Sequence[Float]]:
-        """Runs (n_sequences, n_new) tokens through every block; returns what the arithmetic does."""
+    def _append(
+        self, tokens: Int, encoded: Encoded, arithmetic: Arithmetic, with_logits: bool
+    ) -> tuple[Float, Sequence[Float]]:
+        """Runs (n_sequences, n_new) tokens through every block → hidden states, the first sequence's queries."""
         assert self._cache is not None
-        hidden, queries = arithmetic.append(tokens, encoded, self._cache, self._position)
+        hidden, queries, logits = arithmetic.append(
+            tokens, encoded, self._cache, self._position, with_logits=with_logits
+        )
         self._position += tokens.shape[1]
         for sequence, appended in zip(self._sequences, tokens.tolist(), strict=True):
             sequence.extend(appended)
-        self._last, self._logits = hidden[:, -1], None
+        self._last, self._logits = hidden[:, -1], logits
         return hidden, queries
 
     def _last_logits(self, arithmetic: Arithmetic) -> Float:
@@ -195,7 +200,7 @@ class DecoderContext:
             ended = all(token == rules.eot for token in tokens)
             if ended or len(chosen) == rules.n_steps or self._position == self._dims.n_text_ctx:
                 break
-            self._append(np.array(tokens, np.int32)[:, None], encoded, arithmetic)
+            self._append(np.array(tokens, np.int32)[:, None], encoded, arithmetic, True)
         self._chosen = np.ascontiguousarray(np.array(chosen, np.int32).T)
         self._log_probabilities = np.ascontiguousarray(np.array(log_probabilities, np.float32).T)
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint
-from kernels.cores import Cores
+from kernels.cores import Cores, slices
 from kernels.cpu_arithmetic import Encoded
 from kernels.native_library import FEW_ROWS, Block, Decoding, Encoding, Library, Matrix, Model, Norm, Product, Team
 from kernels.numpy_ops import Float
@@ -38,34 +38,41 @@ class NativeWhisper:
         states.flags.writeable = False
         return Encoded(self, states, cross)
 
-    def append(self, tokens: Int, encoded: Encoded, cache: Float, n_past: int) -> tuple[Float, list[Float]]:
+    def append(
+        self, tokens: Int, encoded: Encoded, cache: Float, n_past: int, *, with_logits: bool
+    ) -> tuple[Float, list[Float], Float | None]:
         dims = self._dims
         n_sequences, n_new = tokens.shape
         rows, n_state = n_sequences * n_new, dims.n_text_state
         tokens = np.ascontiguousarray(tokens)
         hidden = np.empty((n_sequences, n_new, n_state), np.float32)
         queries = np.empty((dims.n_text_layer, dims.n_text_head, rows, n_state // dims.n_text_head), np.float32)
+        at_once = with_logits and n_sequences <= FEW_ROWS
+        logits = np.empty((n_sequences, dims.n_vocab), np.float32) if at_once else None
         n_threads = min(self._cores.count, DECODING_THREADS)
         scratch = np.empty(self._library.decoder_floats(self._model, rows, n_threads), np.float32)
         decoding = Decoding(
             *(self._model, encoded.cross.ctypes.data, cache.ctypes.data, tokens.ctypes.data),
-            *(n_sequences, n_new, n_past, hidden.ctypes.data, queries.ctypes.data, scratch.ctypes.data),
+            *(n_sequences, n_new, n_past, hidden.ctypes.data, None if logits is None else logits.ctypes.data),
+            *(queries.ctypes.data, scratch.ctypes.data),
         )
         self._run(self._library.append, decoding, n_threads)
-        return hidden, list(queries[:, :, :n_new])
+        return hidden, list(queries[:, :, :n_new]), logits
 
     def logits(self, hidden: Float, n_vocab: int) -> Float:
         hidden = np.ascontiguousarray(hidden)
-        rows, n_state = hidden.shape
-        result = np.empty((rows, n_vocab), np.float32)
-        packed = np.empty(self._library.packed_floats(n_vocab, n_state) if rows > FEW_ROWS else 0, np.float32)
+        n_state = hidden.shape[1]
+        result = np.empty((len(hidden), n_vocab), np.float32)
         whole = self._weights.model.token_embedding
         embedding = Matrix(whole.values, None, n_vocab, n_state, whole.is_half)
-        product = Product(
-            *(hidden.ctypes.data, rows, n_state, None, addressof(embedding), 1.0, 0),
-            *(result.ctypes.data, n_vocab, 0, n_vocab, packed.ctypes.data, None, 0),
-        )
-        self._run(self._library.multiply, product, min(self._cores.count, DECODING_THREADS))
+        # A few rows at a time: for more the vocabulary would be copied, which takes more memory than all weights.
+        for some in slices(len(hidden), FEW_ROWS):
+            x, y = hidden[some], result[some]
+            product = Product(
+                *(x.ctypes.data, len(x), n_state, None, addressof(embedding), 1.0, 0),
+                *(y.ctypes.data, n_vocab, 0, n_vocab, None, None, 0),
+            )
+            self._run(self._library.multiply, product, min(self._cores.count, DECODING_THREADS))
         return result
 
     def cross_keys(self, encoded: Encoded, layer: int, head: int) -> Float:

@@ -91,7 +91,9 @@ class NumpyWhisper:
         cores.each(second, slices(len(x), ROWS))
         return x
 
-    def append(self, tokens: Int, encoded: Encoded, cache: Float, n_past: int) -> tuple[Float, list[Float]]:
+    def append(
+        self, tokens: Int, encoded: Encoded, cache: Float, n_past: int, *, with_logits: bool
+    ) -> tuple[Float, list[Float], None]:
         dims, cores, weights = self._dims, self._cores, self._weights
         n_sequences, n_new = tokens.shape
         n_head, n_state = dims.n_text_head, dims.n_text_state
@@ -120,7 +122,7 @@ class NumpyWhisper:
                 attended[rows] = attention(q[:, rows], cross_keys, cross_values).transpose(1, 0, 2)
             x += linear(attended.reshape(-1, n_state), block.cross_out.weight, block.cross_out.bias, cores)
             x += block.mlp(x, cores)
-        return layer_norm(x, weights.ln.weight, weights.ln.bias).reshape(n_sequences, n_new, n_state), queries
+        return layer_norm(x, weights.ln.weight, weights.ln.bias).reshape(n_sequences, n_new, n_state), queries, None
 
     def logits(self, hidden: Float, n_vocab: int) -> Float:
         return linear(hidden, self._weights.token_embedding[:n_vocab], None, self._cores)

@@ -93,7 +93,7 @@ class Decoding(ctypes.Structure):
     _fields_ = [
         *((name, Pointer) for name in ("model", "cross", "cache", "tokens")),
         *((name, i64) for name in ("n_sequences", "n_new", "n_past")),
-        *((name, Pointer) for name in ("hidden", "queries", "scratch")),
+        *((name, Pointer) for name in ("hidden", "logits", "queries", "scratch")),
     ]
 
 
@@ -133,6 +133,8 @@ class Library:
             function = getattr(loaded, f"{name}_{variant}")
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
+        if any(self.size_of(index) != ctypes.sizeof(structure) for index, structure in enumerate(STRUCTURES)):
+            raise RuntimeError(f"{LIBRARY.name} was built from other sources than kernels/native: make native")
 
 
 def variants() -> list[str]:

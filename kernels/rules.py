@@ -117,4 +117,5 @@ def log_sum_exp(x: Float) -> float:
     highest = x.max()
     if highest == -np.inf:
         return -np.inf
-    return float(np.log(np.add.reduce(np.exp(x - highest))) + highest)
+    shifted = x - highest
+    return float(np.log(np.add.reduce(np.exp(shifted, out=shifted))) + highest)

@@ -113,9 +113,10 @@ def test_attention_over_a_window(library: Library, rows: int, n_keys: int, n_hea
     cores.close()
 
 
-def test_arguments_are_laid_out_as_in_c(library: Library) -> None:
-    for index, structure in enumerate(native_library.STRUCTURES):
-        assert library.size_of(index) == ctypes.sizeof(structure), structure.__name__
+def test_a_library_of_another_layout_is_refused(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_library, "STRUCTURES", native_library.STRUCTURES[::-1])
+    with pytest.raises(RuntimeError, match="make native"):
+        Library(library.variant)
 
 
 @pytest.mark.parametrize("n_new", [1, 4, 29])
