@@ -80,6 +80,11 @@ bench: $(VENV)/.test
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m bench --peers $(VENV)-peers
 
+# Measure on WebGPU how much more is done when requests decode together than one after the other
+.PHONY: bench-together
+bench-together: $(VENV)/.test
+	$(BIN)/python -m bench.together
+
 # Compare every recorded call of openai/whisper with ours on WebGPU; TARGET=cpu for the CPU
 .PHONY: parity
 parity: $(VENV)/.test
