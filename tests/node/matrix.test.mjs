@@ -1,8 +1,11 @@
 /** OpenAI's client for Node against WISP_URL: every format with every option. The model there says SENTENCE every 3 s. */
 
 import assert from "node:assert/strict";
+import { File } from "node:buffer";
 import { describe, test } from "node:test";
 import OpenAI, { toFile } from "openai";
+
+globalThis.File ??= File; // Node 18, Debian 12's, has it in a module only
 
 const SENTENCE = "Ask not what";
 const SENTENCES = `${SENTENCE} ${SENTENCE}`;
