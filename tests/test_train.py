@@ -157,7 +157,8 @@ def small_run(seed: int = 0) -> Any:
     """A run over tiny dims."""
     torch = pytest.importorskip("torch", reason="training needs torch")
     from tools.train.model import Dims
-    from tools.train.train import Run, Student
+    from tools.train.student import Student
+    from tools.train.train import Run
 
     torch.manual_seed(seed)
     n_vocab = small_tokenizer().get_vocab_size()

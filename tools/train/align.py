@@ -17,7 +17,7 @@ from torch import Tensor
 from tools.train.features import Floats, whisper_scale
 from tools.train.model import Dims
 from tools.train.shards import Utterance, Word, load_shard
-from tools.train.train import Student
+from tools.train.student import Student
 from tools.train.windows import CTC_SYMBOLS
 
 TEXTS = Path(__file__).parent / "human.tsv"

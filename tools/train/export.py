@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tools.train.features import FRAMES_PER_SECOND, HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
 from tools.train.model import Dims, Whisper
+from tools.train.student import alignment_heads
 from tools.train.tokenizer import special_ids, suppressed
-from tools.train.train import alignment_heads
 
 MAX_INITIAL_TIMESTAMP = 50  # 1 s, as in Whisper
 

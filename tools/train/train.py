@@ -2,7 +2,8 @@
 
 A run trains one of three parts. "encoder" learns to give the teacher's states; meanwhile "decoder" learns to read them,
 which needs no encoder; "joint" starts from both and trains the whole. Everything is measured in hours of sound heard,
-so a run that is stopped and resumed follows the same schedule; `--hours` may be changed on resuming. Weights are
+so a run that is stopped and resumed follows the same schedule; `--hours` may be changed on resuming, and `--minutes`
+makes what is left of the schedule fit the time there is, however busy the machine. Weights are
 averaged (EMA) for export. State is `OUT/state.pt`, the log `OUT/log.jsonl`. On a CPU, `--workers 2` runs a process of
 one thread a core and averages their gradients: threads that wait for each other at every operation starve when the
 machine has other work.
@@ -23,12 +24,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing, nn
-from torch.nn import functional as F
 
-from tools.train.batches import IGNORE, Batch, batches
-from tools.train.model import Dims, Whisper
-from tools.train.shards import TEACHER_STATES
-from tools.train.windows import CTC_SYMBOLS, Examples, Stage
+from tools.train.batches import Batch, batches
+from tools.train.model import Dims
+from tools.train.student import Student
+from tools.train.windows import Examples, Stage
 
 # Part → up to this share of the hours → what the windows are like. Short first, so that attention finds the sound.
 STAGES = {
@@ -60,11 +60,11 @@ STAGES = {
     "joint": (
         (
             0.75,
-            Stage(980, joined=0.08, full=0.05, human=0.25, silent=0.02, frames=7200, changed=0.5, prompts=0.0),
+            Stage(980, joined=0.08, full=0.05, human=0.33, silent=0.02, frames=7200, changed=0.5, prompts=0.0),
         ),
         (
             1.01,
-            Stage(980, joined=0.15, full=0.12, human=0.25, silent=0.03, frames=7200, changed=0.5, prompts=0.15),
+            Stage(980, joined=0.15, full=0.12, human=0.33, silent=0.03, frames=7200, changed=0.5, prompts=0.15),
         ),
     ),
 }
@@ -80,75 +80,6 @@ WARMUP_STEPS = 60
 # Part → the rate's factor after warm-up, and the share of the hours from which it falls, straight, to nearly nothing.
 RATES = {"encoder": (1.0, 0.6), "decoder": (1.0, 0.6), "joint": (0.4, 0.3)}
 EMA = 0.995
-
-
-def bridge(states: Tensor, principal: Tensor, positions: Tensor) -> Tensor:
-    """Teacher's states (batch, n, 384), 0 where nobody speaks → the encoder's aim, (batch, n, n_audio_state).
-
-    The position, taken out of the teacher's states, is put back as the student's own, for timestamps; each vector has
-    mean 0 and deviation 1, as the encoder's last layer norm makes them.
-    """
-    positions = positions[: states.shape[1]]
-    return F.layer_norm(states @ principal + 0.5 * positions, positions.shape[1:])
-
-
-class Student(nn.Module):  # type: ignore[misc, unused-ignore]
-    """The model with two helpers that the export drops: a CTC head, and the teacher's states in the student's width."""
-
-    def __init__(self, dims: Dims, principal: Tensor | None = None) -> None:
-        super().__init__()
-        self.model = Whisper(dims)
-        self.ctc = nn.Linear(dims.n_audio_state, len(CTC_SYMBOLS) + 1)
-        self.principal: Tensor  # (384, n_audio_state)
-        empty = torch.zeros(TEACHER_STATES, dims.n_audio_state)
-        self.register_buffer("principal", empty if principal is None else principal)
-
-    def bridge(self, states: Tensor) -> Tensor:
-        """`bridge` with this student's projection and positions."""
-        return bridge(states, self.principal, self.model.encoder.embed_positions.weight)
-
-    def losses(self, batch: Batch, part: str) -> dict[str, Tensor]:
-        """The losses of a batch, each a mean that does not depend on the batch's size.
-
-        Part "encoder" learns the teacher's states and CTC; "decoder" learns to read those states, blurred as much as a
-        young encoder will blur them; "joint" does all at once on the student's own states.
-        """
-        wanted = self.bridge(batch.states)
-        found = {}
-        if part == "decoder":
-            blur = torch.rand(len(wanted), 1, 1, device=wanted.device) * 0.7
-            audio = F.layer_norm(wanted + blur * torch.randn_like(wanted), wanted.shape[-1:])
-        else:
-            audio = self.model.encoder(batch.mel)
-            difference = (audio.float() - wanted).square().mean(dim=-1)
-            found["teacher"] = (difference * batch.heard).sum() / batch.heard.sum().clamp(min=1.0)
-        written = batch.ctc_lengths > 0
-        if bool(written.any()):
-            log_probs = self.ctc(audio[written]).float().log_softmax(dim=-1).transpose(0, 1)
-            n_states = torch.full((log_probs.shape[1],), log_probs.shape[0], dtype=torch.long)
-            lengths = batch.ctc_lengths[written]
-            found["ctc"] = F.ctc_loss(log_probs, batch.ctc[written], n_states, lengths, zero_infinity=True)
-        said = (batch.targets != IGNORE).any(dim=1)
-        if part != "encoder" and bool(said.any()):
-            logits = self.model.decoder(batch.tokens[said], audio[said], keep=True).float()
-            targets = batch.targets[said].flatten()
-            found["text"] = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORE, label_smoothing=0.05)
-            found["guide"] = self.guide_loss(batch.guide[said])
-        return found
-
-    def guide_loss(self, guide: Tensor) -> Tensor:
-        """How far the alignment heads look from where the words are: 0 is right there, 1 far away."""
-        rows = (guide.amax(dim=-1) > 0).sum().clamp(min=1)
-        losses = []
-        for layer, head in alignment_heads(self.model.dims):
-            weights = self.model.decoder.layers[layer].encoder_attn.weights
-            losses.append((weights[:, head].float() * guide).sum() / rows)
-        return torch.stack(losses).mean()
-
-
-def alignment_heads(dims: Dims) -> list[tuple[int, int]]:
-    """(layer, head) of the cross-attention that is taught to follow the speech: half of every layer but the first."""
-    return [(layer, head) for layer in range(1, dims.n_text_layer) for head in range(dims.n_text_head // 2)]
 
 
 def prefetched(source: Iterator[Batch], depth: int = 6) -> Iterator[Batch]:
@@ -263,6 +194,7 @@ def main() -> None:
     parser.add_argument("--part", choices=sorted(STAGES), default="joint")
     parser.add_argument("--start", type=Path, action="append", help="a run's folder to start from; once a part")
     parser.add_argument("--hours", type=float, default=80.0, help="hours of sound to hear in all")
+    parser.add_argument("--minutes", type=float, help="end so long from now, whatever was heard till then")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--port", type=int, default=29_517, help="where the workers meet, on this machine")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each, on a CPU")
@@ -290,11 +222,12 @@ def work(rank: int, options: argparse.Namespace) -> None:
     state_path = options.out / "state.pt"
     if state_path.exists():
         run.load(state_path)
+    schedule = Schedule(run, options.hours, options.minutes)
     for until, stage in STAGES[options.part]:
         window = 2 * student.model.dims.n_audio_ctx
         examples = Examples(tokenizer, window, run.steps * options.workers + rank, stage, options.part != "decoder")
-        if run.heard < until * options.hours * 3600:
-            follow(run, prefetched(batches(options.data, examples)), until, options.hours, options.out)
+        if schedule.progress() < until:
+            follow(run, prefetched(batches(options.data, examples)), until, schedule, options.out)
 
 
 def take(student: Student, folder: Path) -> None:
@@ -306,14 +239,28 @@ def take(student: Student, folder: Path) -> None:
     student.load_state_dict(weights, strict=False)
 
 
-def follow(run: Run, source: Iterator[Batch], until: float, hours: float, out: Path) -> None:
-    """Train until `until` of the hours are heard; logs every 20 steps, saves every 2 minutes and when terminated."""
+class Schedule:
+    """How much of a run is done: by the hours heard, or from where it stood by the clock."""
+
+    def __init__(self, run: Run, hours: float, minutes: float | None = None) -> None:
+        self.run, self.hours, self.minutes = run, hours, minutes
+        self.begun, self.clock = run.heard / 3600 / hours, time.monotonic()
+
+    def progress(self) -> float:
+        """0 to 1."""
+        if self.minutes is None:
+            return self.run.heard / 3600 / self.hours
+        return self.begun + (1.0 - self.begun) * (time.monotonic() - self.clock) / 60 / self.minutes
+
+
+def follow(run: Run, source: Iterator[Batch], until: float, schedule: Schedule, out: Path) -> None:
+    """Train until `until` of the schedule is done; logs every 20 steps, saves every 2 minutes and when terminated."""
     saved = clock = time.monotonic()
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
     sums: dict[str, float] = {}
     for batch in source:
-        progress = run.heard / 3600 / hours
+        progress = schedule.progress()
         if progress >= min(until, 1.0) or stopped.is_set():
             if run.rank == 0:
                 run.save(out / "state.pt")
