@@ -1,0 +1,92 @@
+"""A Ray Data job: every audio file of a folder → Parquet, one row a file.
+
+    python -m deploy.ray.transcribe_folder FOLDER OUT [--concurrency N] [--cpus C] [--gpus G]
+
+FOLDER and OUT are paths that every node sees, or addresses that Ray reads and writes (s3://…). Settings are Wisp's
+WISP_* variables. A file that cannot be transcribed has a row too, with the reason in `error`.
+"""
+
+import argparse
+import io
+import json
+import os
+
+import pyarrow
+import ray
+
+from service.app import Engine
+from service.audio import decode
+from service.errors import WispError
+from service.formats import segment_object
+from service.settings import read_settings
+from service.transcriber import Options
+
+# Said rather than inferred: a Parquet file whose every row failed would have a text column of another type.
+SCHEMA = pyarrow.schema(
+    {
+        "path": pyarrow.string(),
+        "text": pyarrow.string(),
+        "language": pyarrow.string(),
+        "duration": pyarrow.float64(),  # seconds
+        "segments": pyarrow.string(),  # JSON, as the API's verbose_json has them
+        "error": pyarrow.string(),
+    }
+)
+
+
+class Transcribe:
+    """What an actor does with one file after the other: its own engine, loaded once."""
+
+    def __init__(self) -> None:
+        self._settings = read_settings(os.environ)
+        self._transcriber = Engine(self._settings).load()
+
+    def __call__(self, files: pyarrow.Table) -> pyarrow.Table:
+        """Columns path and bytes → SCHEMA's, a row a file."""
+        return pyarrow.Table.from_pylist([self._row(file["path"], file["bytes"]) for file in files.to_pylist()], SCHEMA)
+
+    def _row(self, path: str, content: bytes) -> dict[str, str | float]:
+        try:
+            audio = decode(io.BytesIO(content), max_seconds=self._settings.max_audio_s)
+            result = self._transcriber.transcribe(audio, Options())
+        except WispError as error:
+            return {"path": path, "error": str(error)}
+        segments = [segment_object(segment) for segment in result.segments]
+        return {
+            "path": path,
+            "text": result.text,
+            "language": result.language,
+            "duration": result.duration,
+            "segments": json.dumps(segments, ensure_ascii=False),
+        }
+
+
+def transcribe_folder(folder: str, out: str, *, concurrency: int, cpus: float = 2, gpus: float = 0) -> None:
+    """Transcribes what is in `folder` and writes Parquet files into `out`; `cpus` and `gpus` are an actor's."""
+    transcribed = ray.data.read_binary_files(folder, include_paths=True).map_batches(
+        Transcribe,
+        batch_size=1,  # whole files lie in memory, so one at a time
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=concurrency),
+        num_cpus=cpus,
+        num_gpus=gpus,
+    )
+    transcribed.write_parquet(out)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("out", metavar="OUT")
+    parser.add_argument("--concurrency", type=int, default=1, help="actors, each with a model of its own")
+    parser.add_argument("--cpus", type=float, default=2, help="processors of one actor")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs of one actor; 0.25 lets four share one")
+    options = parser.parse_args()
+    transcribe_folder(
+        options.folder, options.out, concurrency=options.concurrency, cpus=options.cpus, gpus=options.gpus
+    )
+
+
+if __name__ == "__main__":
+    main()
