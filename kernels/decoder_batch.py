@@ -137,7 +137,7 @@ class Batch:
         while (greedy := self._next()) is not None:
             try:
                 greedy.begin()
-            except ValueError as error:
+            except Exception as error:  # whatever it is, the one it belongs to must be told
                 greedy.result.set_exception(error)
                 continue
             # The last token chosen needs no place in the cache.

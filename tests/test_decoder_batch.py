@@ -204,6 +204,21 @@ def test_one_that_fails_leaves_the_others_alone(graph: DecoderGraph, monkeypatch
     assert np.array_equal(outcomes[0], outcomes[1])
 
 
+def test_who_gets_no_memory_is_told(graph: DecoderGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(capacity: int) -> None:
+        raise DeviceError("the device has no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(graph.program, "buffers", refuse)
+        with pytest.raises(DeviceError, match="no memory"):
+            Request(0, [1], [4], SAME, n_sequences=3).run(graph)
+    with monkeypatch.context() as patched:  # in the middle: everyone in that round
+        patched.setattr(graph.program, "logits", lambda *given: refuse(0))
+        with pytest.raises(DeviceError, match="no memory"):
+            Request(0, [1], [4], SAME).run(graph)
+    assert len(Request(0, [1], [4], SAME).run(graph)) == 3  # and the next is served
+
+
 def test_after_the_device_is_closed_nobody_waits() -> None:
     try:
         device = open_device()
