@@ -35,9 +35,12 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
 
 @schemathesis.hook
 def filter_case(context: Any, case: Any) -> bool:
-    """A form holds text: one value of a list is a list of one, empty is unset, and 1 is as good as true."""
+    """A form holds text, so that some wrong bodies arrive as right ones.
+
+    One value of a list is a list of one, and a list of one is a value; what is empty is unset; 1 is as good as true.
+    """
     body = case.body if isinstance(case.body, dict) else {}
-    lists = all(isinstance(value, list) for name, value in body.items() if name.endswith("[]"))
-    unset = any(isinstance(value, str) and not value.strip() for name, value in body.items() if name != "prompt")
+    lists = all(isinstance(value, list) == name.endswith("[]") for name, value in body.items())
+    unset = any(value in (None, {}) or str(value).strip() == "" for name, value in body.items() if name != "prompt")
     stream = body.get("stream")
     return lists and not unset and (isinstance(stream, bool) or str(stream).lower() not in BOOLEANS)

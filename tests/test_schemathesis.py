@@ -20,6 +20,7 @@ def test_it_finds_nothing(tmp_path: Path) -> None:
     with engine_for(settings_for(folder)) as engine, served(ready(engine)) as url:
         document = url.removesuffix("/v1") + "/openapi.json"
         options = ["--phases", "coverage,fuzzing", "--continue-on-failure", "--generation-deterministic", "--no-color"]
+        options += ["--request-timeout", "300"]  # a machine may be busy
         ended = subprocess.run(
             [sys.executable, "-m", "schemathesis.cli", "run", document, "--max-examples", N_EXAMPLES, *options],
             cwd=tmp_path,
