@@ -1,4 +1,4 @@
-"""schemathesis over /openapi.json finds nothing: what is described is accepted, all else refused, nothing ends in a 5xx.
+"""schemathesis over /openapi.json finds nothing: what is described is accepted, all else refused, without a 5xx.
 
 `make api-fuzz` does the same with many more examples.
 """
