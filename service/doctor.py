@@ -30,6 +30,7 @@ def examine(settings: Settings, write: Write) -> bool:
     write(f"wisp {_version('wisp')}, Python {platform.python_version()}, {platform.platform()}\n")
     write("libraries  " + ", ".join(f"{name} {_version(name)}" for name in LIBRARIES) + "\n")
     _adapters(write)
+    _processor(write)
     return all((_target(settings, write), _guest(write), _model(settings, write), _self_test(settings, write)))
 
 
@@ -38,6 +39,14 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "missing"
+
+
+def _processor(write: Write) -> None:
+    from kernels.native_library import variants
+
+    runnable = variants()
+    kernels = f"the C kernels for {runnable[0].upper()}" if runnable else "NumPy, as the C kernels are for x86-64 Linux"
+    write(f"processor  the CPU target computes with {kernels}\n")
 
 
 def _adapters(write: Write) -> None:
