@@ -1,13 +1,16 @@
 """What training makes of utterances: other voices, batches, and where the words of a text are in the sound."""
 
 import json
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.test_train import LINES, maker, utterances
+from tests.test_train import LINES, maker, small_run, utterances
 
 
 def test_a_shorter_vocal_tract_moves_every_formant_up() -> None:
@@ -100,3 +103,40 @@ def test_a_long_gap_is_not_taken_for_silence() -> None:
     from tools.train.align import with_gaps
 
     assert with_gaps([("so", 10, 40), ("it", 300, 320)], 350) == [("so", 10, 40), ("", 40, 300), ("it", 300, 320)]
+
+
+def test_a_run_follows_the_hours_heard_or_the_clock() -> None:
+    pytest.importorskip("torch", reason="training needs torch")
+    from tools.train.train import Schedule
+
+    run = small_run()
+    run.heard = 2 * 3600.0
+    assert Schedule(run, 8.0).progress() == 0.25
+    assert 0.25 <= Schedule(run, 8.0, minutes=1e6).progress() < 0.26
+    assert Schedule(run, 8.0, minutes=1e-9).progress() >= 1.0
+
+
+def test_a_run_that_is_terminated_saves_where_it_is(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="training needs torch")
+    spoken = utterances()
+    from tools.train.batches import Batch, collate
+    from tools.train.train import Schedule, follow
+
+    make = maker()
+    batch = collate([make.example(make.place(spoken, 0, False), True, [])], make.ids)
+
+    def until_terminated() -> Iterator[Batch]:
+        yield batch
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+        raise AssertionError("it went on")
+
+    run, resumed = small_run(), small_run(seed=3)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            follow(run, until_terminated(), 1.0, Schedule(run, 8.0), tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    resumed.load(tmp_path / "state.pt")
+    assert (resumed.steps, resumed.heard) == (run.steps, run.heard) == (1, batch.seconds)
