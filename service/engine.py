@@ -113,7 +113,8 @@ class Engine:
     def prove(self, transcriber: Transcriber, cancelled: threading.Event | None = None) -> Transcription:
         """A real inference: a second of a soft tone, through the guest, the graphs and back. Raises WispError."""
         tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * np.float32(2 * np.pi * 440 / SAMPLE_RATE))
-        return transcriber.transcribe(audio_of(tone * np.float32(0.1)), Options(temperature=(0.0,)), cancelled=cancelled)
+        sound, options = audio_of(tone * np.float32(0.1)), Options(temperature=(0.0,))
+        return transcriber.transcribe(sound, options, cancelled=cancelled)
 
     def _observe(self, work: Work) -> None:
         for observer in self.observers:

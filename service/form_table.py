@@ -19,7 +19,8 @@ MAX_KEYWORDS = 32
 
 
 def shown(text: str) -> str:
-    """A client's own words as an error repeats them: not by the kilobyte."""
+    """A client's own words as an error repeats them: not by the kilobyte. UTF-8 cannot say all that JSON's \\u can."""
+    text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 

@@ -176,7 +176,9 @@ def test_an_unknown_tensor_is_named(write: Writer, tmp_path: Path) -> None:
 
 def test_a_wrong_dtype_is_named(tmp_path: Path) -> None:
     arrays = arrays_of() | {"encoder.conv1.bias": np.zeros(8, np.int16)}
-    with pytest.raises(CheckpointError, match=r"model\.encoder\.conv1\.bias has dtype I16, expected F16, F32, BF16 or I8"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.encoder\.conv1\.bias has dtype I16, expected F16, F32, BF16 or I8"
+    ):
         load_checkpoint(write_huggingface(tmp_path, arrays))
 
 

@@ -127,6 +127,8 @@ def test_an_empty_value_is_an_unset_one(field: Field) -> None:
         ("chunking_strategy", '{"type": "server_vad", "threshold": "0.5"}', InvalidValue, "chunking_strategy"),
         ("chunking_strategy", '{"type": "server_vad", "threshold": NaN}', InvalidValue, "chunking_strategy"),
         ("chunking_strategy", '{"type": 1}', InvalidValue, "chunking_strategy"),
+        ("chunking_strategy", '{"\\ud800": 1}', InvalidValue, "chunking_strategy"),
+        ("chunking_strategy", '{"type": "\\ud800"}', UnsupportedValue, "chunking_strategy"),
         ("chunking_strategy[type]", "semantic_vad", UnsupportedValue, "chunking_strategy[type]"),
         ("chunking_strategy[threshold]", "1.5", InvalidValue, "chunking_strategy[threshold]"),
         ("chunking_strategy[threshold]", "0.5", MissingField, "chunking_strategy[type]"),
@@ -150,6 +152,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         parse((name, text))
     assert raised.value.param == param and 400 <= raised.value.status < 500
     assert len(str(raised.value)) < 300, "an error does not repeat a client's value by the kilobyte"
+    assert str(raised.value).encode(), "a client reads it: it can be sent"
 
 
 def test_a_field_given_twice_is_refused() -> None:
