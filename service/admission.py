@@ -69,20 +69,28 @@ class Admission:
             self._changed.notify_all()
         try:
             # The request's context goes along, so that what the job logs carries the request's id.
-            job = _Call(partial(contextvars.copy_context().run, call))
+            job = _Call(partial(contextvars.copy_context().run, self._made, call, cancelled))
             future = self._threads.submit(job)
         except BaseException:
             self._leave(cancelled)
             raise
         future.add_done_callback(lambda _: job.forget())
         future.add_done_callback(lambda _: self._leave(cancelled))
+        future.add_done_callback(lambda _: self._trim())
         return future
 
+    def _made(self, call: Callable[[], T], cancelled: threading.Event) -> T:
+        """Make the call. Its place is free by the time that its result is there."""
+        try:
+            return call()
+        finally:
+            self._leave(cancelled)
+
     def _leave(self, cancelled: threading.Event) -> None:
+        """Give the place up, for a call that is withdrawn before it is made. Idempotent."""
         with self._changed:
             self._admitted.discard(cancelled)
             self._changed.notify_all()
-        self._trim()
 
     def succeeded(self, worked_s: float) -> None:
         """A job has ended well after so many seconds of work, its waiting left out."""
