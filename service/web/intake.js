@@ -2,8 +2,9 @@
 
 import { clock } from "./formats.js";
 import { Recorder, whyNot } from "./recorder.js";
-import { drawLevels } from "./waveform.js";
+import { drawLevels, oncePerFrame } from "./waveform.js";
 
+const MAX_LEVELS = 1000; // more bars than any screen is wide
 const element = (id) => document.getElementById(id);
 
 /** Listen to the page; `onFile(file, { fromMicrophone })` for each, `onError(sentence)` when recording fails. */
@@ -48,6 +49,11 @@ function listenForRecording({ onFile, onError, announce }) {
   let recorder = null;
   let levels = [];
 
+  const paint = oncePerFrame(() => {
+    if (!recorder) return;
+    element("recorder-time").textContent = clock(recorder.seconds);
+    drawLevels(element("recorder-wave"), levels);
+  });
   const show = (isRecording) => {
     element("recorder").hidden = !isRecording;
     element("drop").hidden = isRecording;
@@ -71,9 +77,8 @@ function listenForRecording({ onFile, onError, announce }) {
     onError("");
     recorder = new Recorder({
       onLevel: (peak) => {
-        levels = [...levels.slice(-999), peak];
-        element("recorder-time").textContent = clock(recorder?.seconds ?? 0);
-        drawLevels(element("recorder-wave"), levels);
+        levels = [...levels.slice(-MAX_LEVELS), peak];
+        paint();
       },
       onLost: stop,
     });
@@ -85,8 +90,7 @@ function listenForRecording({ onFile, onError, announce }) {
       return;
     }
     show(true);
-    element("recorder-time").textContent = clock(0);
-    drawLevels(element("recorder-wave"), levels);
+    paint();
     element("recorder-stop").focus();
     announce("Recording.");
   });

@@ -1,7 +1,7 @@
 /** Hearing a recording: its sound, its waveform, the place where it plays. One recording plays at a time. */
 
 import { clock } from "./formats.js";
-import { NoWaveform, draw, measure } from "./waveform.js";
+import { NoWaveform, draw, measure, oncePerFrame } from "./waveform.js";
 
 let playing = null;
 
@@ -22,6 +22,7 @@ export class Player extends EventTarget {
     this.range = find(".seek");
     this.now = find(".now");
     this.length = find(".duration");
+    this.redraw = oncePerFrame(() => this.#draw());
     this.url = URL.createObjectURL(file);
     this.#listen();
     this.#audio.preload = "metadata";
@@ -121,7 +122,7 @@ export class Player extends EventTarget {
     this.redraw();
   }
 
-  redraw() {
+  #draw() {
     const played = this.duration ? this.time / this.duration : 0;
     draw(this.canvas, this.#peaks, { played, heard: this.#heard, region: this.#region });
   }

@@ -19,6 +19,7 @@ const REFUSALS = {
 
 export class Recorder {
   #blocks = [];
+  #n = 0; // samples in them
   #stream = null;
   #context = null;
   #node = null;
@@ -65,13 +66,13 @@ export class Recorder {
 
   #take({ block, peak }) {
     this.#blocks.push(block);
+    this.#n += block.length;
     this.onLevel(peak);
   }
 
   /** Seconds recorded so far. */
   get seconds() {
-    const n = this.#blocks.reduce((sum, block) => sum + block.length, 0);
-    return this.#context ? n / this.#context.sampleRate : 0;
+    return this.#context ? this.#n / this.#context.sampleRate : 0;
   }
 
   /** End, and resolve with the WAV file. */

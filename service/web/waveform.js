@@ -47,6 +47,26 @@ function fitted(canvas) {
   return { context, width, height };
 }
 
+/** The style sheet's colours as they are now: looked up once a drawing, not once a bar. */
+function colours(canvas) {
+  const style = getComputedStyle(canvas);
+  const [accent, wave, heardWave, regionGround] = ["--accent", "--wave", "--wave-heard", "--region"].map((name) =>
+    style.getPropertyValue(name),
+  );
+  return { accent, wave, heardWave, regionGround };
+}
+
+/** `paint`, at most once a frame, however often it is asked for: a slow machine then draws less and stays awake. */
+export function oncePerFrame(paint) {
+  let frame = 0;
+  return () => {
+    frame ||= requestAnimationFrame(() => {
+      frame = 0;
+      paint();
+    });
+  };
+}
+
 function bar(context, x, height, size) {
   const length = Math.max(BAR, size * (height - 4));
   context.beginPath();
@@ -61,11 +81,10 @@ function bar(context, x, height, size) {
 export function draw(canvas, peaks, { played, heard, region }) {
   const { context, width, height } = fitted(canvas);
   if (!width) return;
-  const style = getComputedStyle(canvas);
-  const colour = (name) => style.getPropertyValue(name);
+  const { accent, wave, heardWave, regionGround } = colours(canvas);
   if (region) {
     const [start, end] = region;
-    context.fillStyle = colour("--region");
+    context.fillStyle = regionGround;
     context.beginPath();
     context.roundRect(start * width, 0, Math.max(3, (end - start) * width), height, 4);
     context.fill();
@@ -74,7 +93,7 @@ export function draw(canvas, peaks, { played, heard, region }) {
   const n = Math.floor(width / step);
   for (let at = 0; at < n; at += 1) {
     const place = (at + 0.5) / n;
-    context.fillStyle = colour(place <= played ? "--accent" : place <= heard ? "--wave-heard" : "--wave");
+    context.fillStyle = place <= played ? accent : place <= heard ? heardWave : wave;
     let size = 0;
     if (peaks) {
       const from = Math.floor((at * peaks.length) / n);
@@ -84,7 +103,7 @@ export function draw(canvas, peaks, { played, heard, region }) {
     bar(context, at * step, height, size);
   }
   if (played > 0) {
-    context.fillStyle = colour("--accent");
+    context.fillStyle = accent;
     context.fillRect(Math.min(width - 2, played * width - 1), 0, 2, height);
   }
 }
@@ -95,10 +114,10 @@ export function drawLevels(canvas, levels) {
   const step = BAR + GAP;
   const n = Math.floor(width / step);
   const shown = levels.slice(-n);
-  const style = getComputedStyle(canvas);
+  const { accent, wave } = colours(canvas);
   for (let at = 0; at < n; at += 1) {
     const level = shown[at - (n - shown.length)];
-    context.fillStyle = style.getPropertyValue(level === undefined ? "--wave" : "--accent");
+    context.fillStyle = level === undefined ? wave : accent;
     bar(context, at * step, height, Math.sqrt(level ?? 0)); // speech is quiet: the root shows it
   }
 }

@@ -113,6 +113,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
                     faults.append(message.text)
 
             page.on("console", on_console)
+            page.on("filechooser", lambda _: None)  # from now on, so that a dialog opened at once is seen
             page.on("pageerror", lambda error: faults.append(str(error)))
             own = (site.url, "blob:", "data:")
             page.on("request", lambda sent: None if sent.url.startswith(own) else faults.append(sent.url))

@@ -124,7 +124,7 @@ def test_a_phone_needs_no_sideways_scrolling(open_page: OpenPage, site: Site) ->
     for button in page.get_by_role("button").all():
         box = button.bounding_box()
         assert box is None or (box["height"] >= 28 and box["x"] >= 0 and box["x"] + box["width"] <= 375)
-    page.get_by_role("button", name="Record").click()
+    page.get_by_role("button", name="Record", exact=True).click()
     expect(page.get_by_role("group", name="Recording")).to_contain_text("0:00")
     assert_fits(page)
 
@@ -162,6 +162,6 @@ def test_less_motion_is_respected(open_page: OpenPage, site: Site) -> None:
     page = open_page(site, reduced_motion="reduce")
     moving = """() => [...document.querySelectorAll("*")].filter((e) => getComputedStyle(e).animationName !== "none"
       || getComputedStyle(e).transitionDuration.split(", ").some((s) => s !== "0s")).length"""
-    page.get_by_role("button", name="Record").click()
+    page.get_by_role("button", name="Record", exact=True).click()
     expect(page.get_by_role("button", name="Discard")).to_be_visible()
     assert page.evaluate(moving) == 0

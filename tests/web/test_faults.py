@@ -92,6 +92,6 @@ def test_a_microphone_that_is_not_given_is_a_sentence(open_page: OpenPage, site:
     page.evaluate(
         "(reason) => navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', reason))", reason
     )
-    page.get_by_role("button", name="Record").click()
+    page.get_by_role("button", name="Record", exact=True).click()
     expect(page.get_by_role("alert").first).to_contain_text("microphone")
-    expect(page.get_by_role("button", name="Record")).to_be_focused()
+    expect(page.get_by_role("button", name="Record", exact=True)).to_be_focused()
