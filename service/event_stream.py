@@ -6,7 +6,7 @@ from typing import Any
 
 from service.errors import WispError
 from service.formats import logprob_objects, segment_object, spoken, usage, verbose_head, word_object
-from service.transcriber import Segment, Transcription
+from service.transcription import Segment, Transcription
 
 MEDIA_TYPE = "text/event-stream"
 

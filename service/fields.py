@@ -26,7 +26,7 @@ from service.form_table import (
     Rule,
     shown,
 )
-from service.transcriber import TEMPERATURES, Options
+from service.transcription import TEMPERATURES, Options
 
 
 def accept(options: Options) -> None:

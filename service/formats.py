@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from service.languages import language_name
-from service.transcriber import Segment, Token, Transcription, Word
+from service.transcription import Segment, Token, Transcription, Word
 
 MEDIA_TYPES = {  # text/html is never among them: a transcript is someone else's words
     "json": "application/json",
