@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import quote
 
 import httpx2 as httpx
 
@@ -81,7 +82,7 @@ class Hub:
 
     def describe(self, repo: str, revision: str = "main") -> HubModel:
         """What `repo` holds at a branch, tag or commit. Raises HubError."""
-        found = self._json(f"{self.url}/api/models/{repo}/revision/{revision}?blobs=true", repo)
+        found = self._json(f"{self.url}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true", repo)
         try:
             files = [_file(entry) for entry in found["siblings"] if entry.get("size") is not None]
             licence = (found.get("cardData") or {}).get("license")

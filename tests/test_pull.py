@@ -64,6 +64,12 @@ def refused(hub: FakeHub, models: Path, repo: str = REPO, token: str = "") -> st
     return message
 
 
+def test_a_branch_may_have_any_name(hub: FakeHub) -> None:
+    with Hub(hub.url) as client, pytest.raises(HubError, match="no such revision"):
+        client.describe(REPO, "refs/pr/1?#")
+    assert hub.asked[-1][0] == f"/api/models/{REPO}/revision/refs%2Fpr%2F1%3F%23"
+
+
 def test_a_model_is_fetched_and_found(hub: FakeHub, tmp_path: Path) -> None:
     models = tmp_path / "models"
     assert pull(hub, models)[0]
