@@ -1,6 +1,7 @@
 #!/bin/sh
 # Compares the compose files with the Compose schema, and the Kubernetes manifests with Kubernetes' own.
 # Each overlay is checked as kustomize renders it, alone and with every component; without kubectl, the base alone.
+# Compose itself reads its files too, where it is there (it takes no engine); COMPOSE names another than Docker's.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -10,6 +11,15 @@ trap 'rm -r "$work"' EXIT
 "$work/venv/bin/pip" install -q --disable-pip-version-check check-jsonschema kubernetes-validate
 
 "$work/venv/bin/check-jsonschema" --builtin-schema vendor.compose-spec compose.yaml compose.keys.yaml
+compose=${COMPOSE:-docker compose}
+if $compose version >/dev/null 2>&1; then
+    for profile in cpu nvidia dri; do
+        $compose --profile "$profile" config --quiet
+        $compose -f compose.yaml -f compose.keys.yaml --profile "$profile" config --quiet
+    done
+else
+    echo "deploy-check: no Docker Compose here, so only the schema has read the compose files" >&2
+fi
 if command -v kubectl >/dev/null; then
     for overlay in cpu gpu-nvidia gpu-dri; do
         kubectl kustomize "deploy/kubernetes/$overlay" >"$work/$overlay.yaml"

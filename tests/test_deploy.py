@@ -177,7 +177,8 @@ def test_every_service_is_locked_down_and_limited(name: str) -> None:
     assert service["profiles"] == [name]
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert service["deploy"]["resources"]["limits"]["memory"]
+    # Compose refuses `pids_limit` next to limits of `deploy`.
+    assert service["deploy"]["resources"]["limits"].keys() == {"memory", "pids"} and "pids_limit" not in service
     assert service["tmpfs"][0].startswith("/tmp:")
     assert service["image"] == f"wisp:{PROJECT['version']}-{service['build']['target']}"
     assert service["build"]["target"] in stages()
