@@ -1,29 +1,39 @@
 """uvicorn's HTTP/1.1, with a limit to what it waits for without one: a request's headers, and a body nobody reads."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from service.lingering_close import LINGER_S, LingeringTransport
+
 PATIENCE_S = 30.0
+LAST_LINGER_S = 1.0  # for a server that stops
 
 
 class ImpatientProtocol(H11Protocol):
     """Closes a connection on which nothing goes on but the client's slowness, for `PATIENCE_S`.
 
     So are ended: one whose headers have not come whole, and one that goes on sending a body after the answer to it.
-    A body that is read has a pace of its own to keep: service/upload_pace.py.
+    A body that is read has a pace of its own to keep: service/upload_pace.py. Where the answer ends the connection, a
+    body that still comes has `linger_s`: service/lingering_close.py.
     """
 
     _closing: asyncio.TimerHandle | None = None
+    _lingering: LingeringTransport
     patience_s = PATIENCE_S
+    linger_s = LINGER_S
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        self._lingering = LingeringTransport(transport, self._is_sending, seconds=self.linger_s)
+        super().connection_made(cast(asyncio.Transport, self._lingering))
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering.lingers:
+            self._lingering.drop(data)
+            return
         super().data_received(data)
         self._watch()
 
@@ -31,17 +41,30 @@ class ImpatientProtocol(H11Protocol):
         super().on_response_complete()
         self._watch()
 
+    def shutdown(self) -> None:
+        """The server stops: a client that has its answer has had its time, another gets little for what it sends."""
+        self._lingering.seconds = min(self._lingering.seconds, LAST_LINGER_S)
+        if self._lingering.lingers:
+            self._lingering.abort()
+        else:
+            super().shutdown()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._trust()
+        self._lingering.lost()
         super().connection_lost(exc)
+
+    def _is_sending(self) -> bool:
+        """In the middle of a body, or of what is no HTTP."""
+        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def _watch(self) -> None:
         theirs, ours = self.conn.their_state, self.conn.our_state
         is_idle = theirs is h11.IDLE or (theirs is h11.SEND_BODY and ours in (h11.DONE, h11.MUST_CLOSE))
-        if not is_idle:
+        if not is_idle or self._lingering.lingers:
             self._trust()
         elif self._closing is None:
-            self._closing = self.loop.call_later(self.patience_s, self.transport.close)
+            self._closing = self.loop.call_later(self.patience_s, self.transport.abort)
 
     def _trust(self) -> None:
         if self._closing is not None:

@@ -1,0 +1,96 @@
+"""A refusal arrives though its client is still sending, and a client that sends for ever is cut."""
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from service.http_protocol import ImpatientProtocol
+from service.lingering_close import LINGER_BYTES
+from tests import synthetic
+from tests.processes import ServerProcess, server_process
+from tests.serving import PATH
+from tests.test_upload_pace import connection, everything, refusing
+
+KEY = "a-key-of-some-length-0123456789"
+BODY_BYTES = 2 * 2**20
+TYPE = "Content-Type: multipart/form-data; boundary=b\r\n"
+REFUSED_FIELD = b'--b\r\nContent-Disposition: form-data; name="temperature"\r\n\r\nnan\r\n'
+FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(KEY + "\n")
+    with server_process(folder, tmp_path_factory.mktemp("cache"), api_keys_file=keys, max_upload_bytes=1000) as server:
+        yield server
+
+
+def address(server: ServerProcess) -> tuple[str, int]:
+    found = re.fullmatch(r"http://(.*):(\d+)", server.url)
+    assert found is not None
+    return found[1], int(found[2])
+
+
+def head(path: str, *lines: str, n_bytes: int = BODY_BYTES) -> bytes:
+    more = "".join(f"{line}\r\n" for line in lines)
+    return f"POST {path} HTTP/1.1\r\nHost: here\r\n{TYPE}Content-Length: {n_bytes}\r\n{more}\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    "status, path, lines, first",
+    [
+        (401, PATH, (), b""),
+        (404, "/nothing", (f"Authorization: Bearer {KEY}",), b""),
+        (413, PATH, (f"Authorization: Bearer {KEY}",), FILE),
+        (400, PATH, (f"Authorization: Bearer {KEY}",), REFUSED_FIELD),
+    ],
+    ids=["key", "path", "size", "field"],
+)
+def test_a_client_that_sends_all_before_it_reads_has_its_answer(
+    server: ServerProcess, status: int, path: str, lines: tuple[str, ...], first: bytes
+) -> None:
+    for _ in range(5):
+        with socket.create_connection(address(server), timeout=60) as client:
+            client.sendall(head(path, "Connection: close", *lines))
+            client.sendall(first + bytes(BODY_BYTES - len(first)))
+            told, _, body = everything(client).partition(b"\r\n\r\n")
+        assert told.startswith(b"HTTP/1.1 %d " % status) and b"\r\nconnection: close" in told.lower()
+        assert json.loads(body)["error"]["message"]
+
+
+def test_what_is_no_http_is_told_so(server: ServerProcess) -> None:
+    with socket.create_connection(address(server), timeout=60) as client:
+        client.sendall(b"\0" * 100_000 + b"\r\n\r\n" + bytes(BODY_BYTES))
+        assert everything(client).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_client_that_sends_for_ever_is_cut(server: ServerProcess) -> None:
+    sent = 0
+    with socket.create_connection(address(server), timeout=60) as client:
+        client.sendall(head(PATH, "Connection: close", n_bytes=2**40))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            while sent < 100 * LINGER_BYTES:
+                sent += client.send(bytes(65536))
+    assert sent > BODY_BYTES
+
+
+def test_a_client_that_stays_silent_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImpatientProtocol, "linger_s", 0.0)
+    with connection(refusing) as client:
+        client.sendall(head("/", "Connection: close"))
+        assert everything(client).startswith(b"HTTP/1.1 401 ")
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            while True:
+                client.sendall(bytes(65536))
+
+
+def test_a_server_that_stops_waits_for_no_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImpatientProtocol, "linger_s", 3600.0)
+    with connection(refusing) as client:
+        client.sendall(head("/", "Connection: close"))
+        assert everything(client).startswith(b"HTTP/1.1 401 ")
