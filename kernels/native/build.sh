@@ -12,7 +12,7 @@ trap 'rm -r "$out"' EXIT
 cd "$here"
 for variant in avx512:x86-64-v4 avx2:x86-64-v3; do
   gcc -c -O3 -std=gnu11 -march="${variant#*:}" -mprefer-vector-width=512 -DSUFFIX="${variant%%:*}" -ffp-contract=fast \
-    -fno-math-errno -fno-trapping-math -fPIC -fvisibility=hidden -fno-ident -fno-stack-protector \
+    -fno-math-errno -fno-trapping-math -fwrapv -fPIC -fvisibility=hidden -fno-ident -fno-stack-protector \
     -Wall -Wextra -Werror -Wno-unused-parameter -Wno-missing-field-initializers -Wno-psabi \
     -o "$out/${variant%%:*}.o" cpu.c
 done
