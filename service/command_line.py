@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from service.model_files import KNOWN_NAMES
 from service.settings import TABLE, Setting
@@ -18,6 +19,13 @@ MODELS_FLAGS = ("models_dir", "log_level")  # of what only looks after models
 FILE, FOLDER, INSTALLED = "FILE", "DIR", "INSTALLED"
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser, as its commands' are too, that knows flags by their whole names only: a new flag changes no old one."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+
 class _Version(argparse.Action):
     """--version, which looks the number up only when asked."""
 
@@ -30,9 +38,7 @@ class _Version(argparse.Action):
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line. What it parses has the `parser` of its command, for errors."""
-    parser = argparse.ArgumentParser(
-        prog="wisp", description="Self-hosted speech to text with OpenAI's API.", allow_abbrev=False
-    )
+    parser = _Parser(prog="wisp", description="Self-hosted speech to text with OpenAI's API.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

@@ -65,8 +65,9 @@ class Field:
                     )
                 return code
         if self.choices and text not in self.choices:
+            parts = (f"{self.name}[{part.name}]={'|'.join(part.choices)}" for part in self.parts if part.required)
             raise UnsupportedValue(
-                f"{self.name} '{shown(text)}' is not offered here; choose one of {', '.join(self.choices)}.",
+                f"{self.name} '{shown(text)}' is not offered here; choose one of {', '.join((*self.choices, *parts))}.",
                 param=param,
             )
         return text
@@ -241,7 +242,7 @@ RULES = (
         STREAM,
         True,
         STREAMED_FORMATS,
-        f"A stream is of text; with stream=true response_format must be {' or '.join(STREAMED_FORMATS)}.",
+        f"A stream is of text; with stream=true response_format must be one of {', '.join(STREAMED_FORMATS)}.",
         blames="response_format",
     ),
     Rule(

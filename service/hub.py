@@ -28,6 +28,10 @@ ATTEMPTS = 5  # in a row without a byte gained
 FIRST_PAUSE_S = 0.5  # doubled after each failed attempt
 TIMEOUTS = httpx.Timeout(30.0, connect=10.0)  # seconds without a byte, not for a whole file
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+NO_WAY = (
+    "HTTPS_PROXY names a proxy and HF_ENDPOINT a mirror; or copy a model's folder from a machine that reaches the hub "
+    "into the one that WISP_MODELS_DIR names"
+)
 TOKEN_PAGE = "settings/tokens"  # where the hub gives out what HF_TOKEN takes
 
 
@@ -53,6 +57,10 @@ class HubModel:
 
 class _Retry(Exception):
     """What may well succeed when tried again: `str()` says what happened."""
+
+
+class _Unreachable(_Retry):
+    """Nothing answers at all: as likely the network of this machine as the hub."""
 
 
 class Hub:
@@ -155,7 +163,8 @@ class Hub:
                 size = max(size, _size(part))
                 if failures == ATTEMPTS:
                     kept = ": what is there is kept, and the same command goes on from it" if size else ""
-                    raise HubError(f"{address} cannot be fetched ({error}){kept}.") from None
+                    way = f". {NO_WAY}" if isinstance(error, _Unreachable) else ""
+                    raise HubError(f"{address} cannot be fetched ({error}){kept}{way}.") from None
                 pause_s = FIRST_PAUSE_S * 2 ** (failures - 1)
                 log.warning("%s; trying again in %g s", error, pause_s)
                 time.sleep(pause_s)
@@ -203,7 +212,7 @@ class Hub:
                     f"{request.url.host} shows a certificate that is not trusted here ({_said(error)}): "
                     "SSL_CERT_FILE names a file of certificates to trust."
                 ) from None
-            raise _Retry(f"{request.url.host} cannot be reached: {_said(error)}") from None
+            raise _Unreachable(f"{request.url.host} cannot be reached: {_said(error)}") from None
         except httpx.HTTPError as error:  # redirects without end
             raise HubError(f"{address} cannot be fetched: {_said(error)}.") from None
         try:

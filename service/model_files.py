@@ -18,7 +18,7 @@ EMBEDDED_NAME = "embedded"
 EMBEDDED = Path(__file__).parent.parent / "assets" / EMBEDDED_NAME
 EMBEDDED_NOTICE = (
     "the small model that comes with Wisp, made mostly of synthetic voices, errs often on real speech; "
-    "wisp models pull tiny.en fetches a better one, which then serves when Wisp is started again"
+    "wisp models pull tiny.en fetches a better one, which the next start takes"
 )
 WEIGHTS_SUFFIXES = (".safetensors", ".mpk", ".mpk.gz", ".pt", ".bin")
 ENCODINGS = ("burn", "whisper", "ggml", "pytorch", "autodetect")  # of WasmEdge's; the file's name tells the format

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -119,7 +119,10 @@ def convert_model(settings: Settings, name: str, folder: Path, dtype: str, write
 
 def verify_models(settings: Settings, names: Sequence[str], write: Write) -> Iterator[str]:
     """Hash the files of the models named, or of all, and compare them with what was fetched; yields complaints."""
-    for name, folder in _installed(settings, names):
+    found = _installed(settings, names)
+    if not found:
+        write(f"No model is installed in {settings.models_path()}.\n")
+    for name, folder in found:
         record = Record.read(folder)
         if not folder.exists():
             yield f"{name}: is not whole, its fetching broke off; wisp models pull goes on with it"
@@ -151,7 +154,7 @@ def remove_models(
             write(f"{name}: removed\n")
 
 
-def _installed(settings: Settings, names: Sequence[str]) -> Iterable[tuple[str, Path]]:
+def _installed(settings: Settings, names: Sequence[str]) -> Collection[tuple[str, Path]]:
     """Name and folder of the models named, or of all; also of one whose fetching broke off. Raises ModelError."""
     models_dir = settings.models_path()
     found = installed_models(models_dir)

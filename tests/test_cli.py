@@ -274,7 +274,9 @@ def test_a_usage_error_is_exit_code_2(wisp: Run, arguments: tuple[str, ...], wor
     assert words in one_sentence(done.stderr)
 
 
-@pytest.mark.parametrize("arguments", [(), ("sing",), ("transcribe",), ("serve", "--no-such-flag")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("sing",), ("transcribe",), ("serve", "--no-such-flag"), ("serve", "--api-keys", "keys")]
+)
 def test_an_unknown_command_is_argparses_usage_error(wisp: Run, arguments: tuple[str, ...]) -> None:
     done = wisp(*arguments)
     assert done.returncode == 2 and "usage: wisp" in done.stderr and done.stdout == ""

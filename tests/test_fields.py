@@ -102,6 +102,11 @@ def test_an_empty_value_is_an_unset_one(field: Field) -> None:
     assert parse((field.wire_name, "")) == parse((field.name, " ")) == parse()
 
 
+def test_a_strategy_that_is_none_is_told_every_one_there_is() -> None:
+    with pytest.raises(UnsupportedValue, match=r"one of auto, chunking_strategy\[type\]=server_vad\."):
+        parse(("chunking_strategy", "manual"))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "error", "param"),
     [

@@ -101,6 +101,10 @@ def test_the_list_says_why_nothing_would_serve(wisp: Run) -> None:
     assert err.startswith("wisp: There is no model 'base'") and "wisp models pull" in err
 
 
+def test_nothing_to_verify_is_said(wisp: Run, tmp_path: Path) -> None:
+    assert wisp("models", "verify") == (0, f"No model is installed in {tmp_path / 'models'}.\n", "")
+
+
 def test_a_model_put_there_by_hand_has_no_sums(wisp: Run, tmp_path: Path) -> None:
     save_synthetic(tmp_path / "models" / "own")
     assert "unknown" in wisp("models", "list")[1]

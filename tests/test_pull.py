@@ -172,7 +172,9 @@ def test_a_hub_in_trouble_is_asked_again(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_no_network_is_one_sentence(hub: FakeHub, tmp_path: Path) -> None:
     hub.url = "http://127.0.0.1:9"  # the discard port, where nobody listens
-    assert "127.0.0.1 cannot be reached" in refused(hub, tmp_path / "models")
+    message = refused(hub, tmp_path / "models")
+    assert "127.0.0.1 cannot be reached" in message
+    assert "HTTPS_PROXY" in message and "HF_ENDPOINT" in message and "WISP_MODELS_DIR" in message
 
 
 def test_what_is_not_there_or_not_given_is_told_with_what_to_do(hub: FakeHub, tmp_path: Path) -> None:
