@@ -1,18 +1,20 @@
-"""How many jobs there may be: so many are open, each in a thread, so many more wait, and one more is refused."""
+"""How many jobs there may be: so many are open, each in a thread, so many more wait or arrive, and one more is refused."""
 
+import contextlib
 import contextvars
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Generic, TypeVar
 
 from service.errors import ClientGone, QueueFull
-from service.memory import Trimmer
+from service.memory import Trimmer, keep_little
 
 FIRST_GUESS_S = 1.0  # how long a job works, before any has finished: only Retry-After needs it
 LONGEST_RETRY_S = 60
+LOADING_RETRY_S = 5  # no job has a place before the model is loaded
 
 T = TypeVar("T")
 
@@ -45,6 +47,7 @@ class Admission:
         self._admitted: set[threading.Event] = set()  # the cancellation of every job that is open or waits
         self._job_s = FIRST_GUESS_S
         self._succeeded = False
+        keep_little()
         self._trim = Trimmer()
 
     @property
@@ -52,11 +55,12 @@ class Admission:
         """Jobs that are open or wait."""
         return len(self._admitted)
 
-    def check_room(self) -> None:
-        """Raise QueueFull where a job submitted now would be refused."""
+    def check_room(self, n_coming: int = 0) -> None:
+        """Raise QueueFull where a job submitted now, behind `n_coming` others that are about to be, would be refused."""
         with self._changed:
-            if self.n_admitted >= self.n_places:
-                raise QueueFull(min(LONGEST_RETRY_S, math.ceil(self._job_s * self.n_admitted / self._n_at_once)))
+            n_jobs = self.n_admitted + n_coming
+            if n_jobs >= self.n_places:
+                raise QueueFull(min(LONGEST_RETRY_S, math.ceil(self._job_s * n_jobs / self._n_at_once)))
 
     def submit(self, call: Callable[[], T], cancelled: threading.Event) -> "Future[T]":
         """Have `call` made in a thread, in the caller's context, once one is free. Raises QueueFull at once.
@@ -111,3 +115,27 @@ class Admission:
             for cancelled in self._admitted:
                 cancelled.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+class Uploads:
+    """Bodies on their way in: each holds the place of the job that it becomes. For one thread, the event loop's."""
+
+    def __init__(self, n_places: int) -> None:
+        """`n_places`: how many there may be while the model loads, and no job has begun."""
+        self.n_places, self.n_under_way = n_places, 0
+
+    @contextlib.contextmanager
+    def place(self, admission: Admission | None) -> Iterator[None]:
+        """Hold a place, to the end of the upload or until its job is submitted. Raises QueueFull.
+
+        `admission`: None while the model loads.
+        """
+        if admission is not None:
+            admission.check_room(self.n_under_way)
+        elif self.n_under_way >= self.n_places:
+            raise QueueFull(LOADING_RETRY_S)
+        self.n_under_way += 1
+        try:
+            yield
+        finally:
+            self.n_under_way -= 1

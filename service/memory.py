@@ -2,6 +2,9 @@
 
 glibc keeps what is freed for the next allocation, in an arena for each thread. FFmpeg's and libsndfile's buffers leave
 gaps there that are seldom filled again: without this, 10,000 damaged files leave 90 MB behind that nobody uses.
+
+malloc_trim gives back the gaps, but of a thread's arena not the end. free() does that, from a size on that glibc
+raises to 64 MiB once something large has been freed: each thread then keeps as much (mallopt(3), M_MMAP_THRESHOLD).
 """
 
 import ctypes
@@ -10,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+KEPT_BYTES = 4 * 2**20  # at the end of an arena; what is larger is no arena's, and goes back at once
 EVERY_S = 5.0  # giving back takes a millisecond or so, and the next job takes its pages anew
 
 
@@ -17,6 +22,14 @@ def _trim() -> None:
     """glibc's malloc_trim over all arenas; nothing where there is another allocator."""
     if _MALLOC_TRIM is not None:
         _MALLOC_TRIM(0)
+
+
+def keep_little() -> None:
+    """Have glibc's free() keep `KEPT_BYTES` at most at the end of an arena, whatever it has freed before."""
+    if _MALLOC_TRIM is not None:
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
 
 
 def _malloc_trim() -> Callable[[int], int] | None:

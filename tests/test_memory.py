@@ -24,6 +24,36 @@ Trimmer()()
 print(before - resident())
 """
 
+# 30 MB in one piece are freed, which tells glibc to keep as much from then on; then 25 MB, which malloc_trim would leave.
+END = """
+import ctypes, os, threading
+from service.memory import Trimmer, keep_little
+keep_little()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def use():
+    libc.free(libc.malloc(30_000_000))
+    piece = libc.malloc(25_000_000)
+    ctypes.memset(piece, 1, 25_000_000)
+    libc.free(piece)
+    done.set()
+    end.wait()
+done, end = threading.Event(), threading.Event()
+before = resident()
+threading.Thread(target=use).start()
+done.wait()
+Trimmer()()
+print(resident() - before)
+end.set()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux's")
+def test_the_end_of_a_threads_arena_goes_back_to_the_system() -> None:
+    run = subprocess.run([sys.executable, "-c", END], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert int(run.stdout) < 10e6
+
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux's")
 def test_gaps_between_what_is_used_go_back_to_the_system() -> None:
