@@ -24,7 +24,7 @@ Trimmer()()
 print(before - resident())
 """
 
-# 30 MB in one piece are freed, which tells glibc to keep as much from then on; then 25 MB, which malloc_trim would leave.
+# 30 MB in one piece are freed, which tells glibc to keep as much; then 25 MB, which malloc_trim would leave.
 END = """
 import ctypes, os, threading
 from service.memory import Trimmer, keep_little
