@@ -1,4 +1,4 @@
-"""How many jobs there may be: so many are open, each in a thread, so many more wait or arrive, and one more is refused."""
+"""How many jobs there may be: so many are open, each in a thread, so many more wait or arrive, one more is refused."""
 
 import contextlib
 import contextvars
@@ -56,7 +56,7 @@ class Admission:
         return len(self._admitted)
 
     def check_room(self, n_coming: int = 0) -> None:
-        """Raise QueueFull where a job submitted now, behind `n_coming` others that are about to be, would be refused."""
+        """Raise QueueFull where a job submitted behind `n_coming` others, which are about to be, would be refused."""
         with self._changed:
             n_jobs = self.n_admitted + n_coming
             if n_jobs >= self.n_places:

@@ -43,6 +43,7 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None) -> "Starlette":
     from starlette.applications import Starlette
 
     from service import routes
+    from service.admission import Uploads
     from service.health import Health
     from service.metrics import Metrics
 
@@ -75,8 +76,9 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None) -> "Starlette":
     )
     app.router.redirect_slashes = False
     app.state.health = Health(engine, fresh_s=engine.settings.probe_after_s, limit_s=engine.settings.probe_limit_s)
+    uploads = Uploads(engine.settings.open_jobs + engine.settings.queue_length)
     app.state.service = routes.Service(
-        engine.settings, engine.spec.name, engine.created, engine.loaded, app.state.health.check
+        engine.settings, engine.spec.name, engine.created, engine.loaded, app.state.health.check, uploads
     )
     return app
 

@@ -223,6 +223,20 @@ class NotReady(WispError):
         return {"Retry-After": "1"}
 
 
+class NoSpace(WispError):
+    """The disk that uploads lie on while they are read is full."""
+
+    status = 503
+    code = "no_space"
+
+    def __init__(self) -> None:
+        super().__init__("The server has no room for this upload at the moment; try again later.")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": "10"}
+
+
 class DeadlineExceeded(WispError):
     """The transcription ran past the time that its length of audio is given."""
 

@@ -1,6 +1,8 @@
 """multipart/form-data as it arrives: fields given out in order, the file spooled to disk under a cap. Knows no HTTP."""
 
 import asyncio
+import contextlib
+import errno
 import tempfile
 from collections.abc import AsyncIterable, Callable
 from typing import BinaryIO, cast
@@ -8,11 +10,12 @@ from typing import BinaryIO, cast
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import InvalidValue, MalformedForm, UploadTooLarge
+from service.errors import InvalidValue, MalformedForm, NoSpace, UploadTooLarge
 
 PIECE_BYTES = 64 * 1024  # what is parsed, counted and written at once
 SPOOL_BYTES = 1024 * 1024  # larger files go to the disk
 MAX_PARTS = 64
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 MAX_FIELD_BYTES = 64 * 1024
 OVERHEAD_BYTES = MAX_PARTS * (
     MAX_FIELD_BYTES + 16 * 1024
@@ -59,7 +62,8 @@ class FormReader:
     async def read(self, body: AsyncIterable[bytes]) -> BinaryIO | None:
         """Read the body to its end and return the field `file`, at its start, or None when there was none.
 
-        The caller closes it. Raises MalformedForm, UploadTooLarge and what `on_field` raises, with nothing left open.
+        The caller closes it. Raises MalformedForm, UploadTooLarge, NoSpace and what `on_field` raises; then nothing is
+        left open.
         """
         read_bytes = 0
         try:
@@ -73,19 +77,22 @@ class FormReader:
                     await self._write_file()
             if not self._ended:
                 raise MalformedForm("The multipart/form-data body breaks off before its last boundary.")
+            if self.file is not None:
+                self.file.seek(0)
         except BaseException as error:
             self.close()
             if isinstance(error, FormParserError):
                 raise MalformedForm("The multipart/form-data body cannot be parsed.") from error
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise NoSpace from error
             raise
-        if self.file is not None:
-            self.file.seek(0)
         return self.file
 
     def close(self) -> None:
         """Drop the spooled file. Idempotent."""
         if self.file is not None:
-            self.file.close()
+            with contextlib.suppress(OSError):  # a full disk refuses what was still to be written
+                self.file.close()
 
     async def _write_file(self) -> None:
         if self.file is None or not self._to_write:

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service import api_pages, formats, web_page
+from service.admission import Uploads
 from service.errors import (
     ClientGone,
     MethodNotAllowed,
@@ -47,6 +48,7 @@ class Service:
     created: int  # Unix time
     loaded: "Future[Transcriber]"
     check_ready: Callable[[], Awaitable[None]]
+    uploads: Uploads
     under_way: set[Job] = field(default_factory=set)
 
     def is_served(self, name: str) -> bool:
@@ -102,23 +104,23 @@ async def translations(request: Request) -> Response:
 
 async def _answer(request: Request, table: tuple[Field, ...], task: str) -> Response:
     service: Service = request.app.state.service
-    check = accept
+    check, admission = accept, None
     if service.loaded.done():
         transcriber = await service.transcriber()
-        transcriber.check_room()
-        check = transcriber.check
+        check, admission = transcriber.check, transcriber.admission
+    with service.uploads.place(admission):
         check(Options(task=task))
-    fields = Fields(service.is_served, service.names(), table=table, task=task, check=check)
-    file = await _read_form(request, fields, service.settings.max_upload_bytes)
-    leaving = asyncio.create_task(_client_leaves(request))
-    try:
-        options = fields.finish()
-        upload = Upload(file, service.settings.max_audio_s)
-        job = Job(await service.transcriber(), upload, options, leaving, service.under_way)
-    except BaseException:
-        leaving.cancel()
-        file.close()
-        raise
+        fields = Fields(service.is_served, service.names(), table=table, task=task, check=check)
+        file = await _read_form(request, fields, service.settings.max_upload_bytes)
+        leaving = asyncio.create_task(_client_leaves(request))
+        try:
+            options = fields.finish()
+            upload = Upload(file, service.settings.max_audio_s)
+            job = Job(await service.transcriber(), upload, options, leaving, service.under_way)
+        except BaseException:
+            leaving.cancel()
+            file.close()
+            raise
     if fields.stream:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         stream = EventStream(fields.response_format, fields.granularities, logprobs=options.logprobs)

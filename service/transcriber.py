@@ -122,10 +122,6 @@ class Transcriber:
             asked = ", ".join(options.languages)
             raise UnsupportedValue(f"Of {asked} none is a language of {name}: it knows {spoken}.", param="languages[]")
 
-    def check_room(self) -> None:
-        """Raise QueueFull where a job submitted now would be refused, so that its upload need not be read."""
-        self.admission.check_room()
-
     def submit(
         self,
         recording: Audio | Upload,

@@ -12,6 +12,7 @@ from service.errors import (
     InternalError,
     MissingField,
     ModelNotFound,
+    NoSpace,
     QueueFull,
     UnreadableAudio,
     UploadTooLarge,
@@ -28,6 +29,7 @@ EXAMPLES = [
     (ModelNotFound("nope", ["tiny_en"]), 404, "model", "model_not_found"),
     (MissingField("file"), 400, "file", "missing_required_parameter"),
     (QueueFull(0), 429, None, "queue_full"),
+    (NoSpace(), 503, None, "no_space"),
     (InternalError(), 500, None, "internal_error"),
 ]
 

@@ -193,7 +193,7 @@ def test_a_request_that_a_stopping_server_gives_up_is_told_so_and_leaves_the_que
         with suppress(QueueFull):
             while not task.done():
                 await asyncio.sleep(0)
-                transcriber.check_room()
+                transcriber.admission.check_room()
         task.cancel()  # as uvicorn does
         await task
 
@@ -206,7 +206,7 @@ def test_a_request_that_a_stopping_server_gives_up_is_told_so_and_leaves_the_que
         asyncio.run(give_up(app, transcriber))
         assert sent[0]["status"] == 503
         assert json.loads(sent[1]["body"])["error"]["code"] == "not_ready"
-        transcriber.check_room()
+        transcriber.admission.check_room()
         stop.set()
 
 

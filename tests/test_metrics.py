@@ -103,7 +103,7 @@ def test_the_queue_is_told_while_it_is_full(folder: Path) -> None:
         assert_error(post(client), 429, "queue_full")
         assert value(read(client), "wisp_rejected_total") == 1
         with pytest.raises(QueueFull):
-            transcriber.check_room()
+            transcriber.admission.check_room()
         futures[1].cancel()
         cancelled[0].set()
         assert futures[0].exception(60)
