@@ -186,6 +186,27 @@ def test_exported_weights_compute_what_was_trained(tmp_path: Path) -> None:
     np.testing.assert_allclose(again, expected, atol=1e-3)
 
 
+def test_timestamps_are_made_less_likely_and_nothing_else(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="training needs torch")
+    from tools.train.export import export, load
+
+    run = small_run()
+    small_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    # As in a trained model, the timestamps' rows are alike: a direction of their own.
+    ids = special_ids(small_tokenizer())
+    table = run.average["model.decoder.embed_tokens.weight"]
+    table[ids["timestamp_begin"] :, 0] += 1.0
+    logits = []
+    for nats in (0.0, 1.0):
+        export(run.average, run.student.model.dims, tmp_path / "tokenizer.json", tmp_path, nats)
+        model, _ = load(tmp_path)
+        with torch.no_grad():
+            logits.append(model.decoder(torch.tensor([[3, 9]]), model.encoder(torch.zeros(1, 80, 100)))[0, -1].numpy())
+    change = logits[1] - logits[0]
+    np.testing.assert_allclose(change[ids["timestamp_begin"] :], -1.0, atol=0.2)
+    np.testing.assert_allclose(change[: ids["endoftext"] + 1], 0.0, atol=0.2)
+
+
 def test_a_resumed_run_takes_the_same_step(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="training needs torch")
     from tools.train.batches import collate

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from scipy.signal import lfilter
 
-from tools.train.features import FLOOR, N_MELS, SAMPLE_RATE, Floats, hz_to_mel, mel_to_hz
+from tools.train.features import FLOOR, HOP_LENGTH, N_MELS, SAMPLE_RATE, Floats, hz_to_mel, log10_mel, mel_to_hz
 
 Rng = np.random.Generator
 
@@ -49,6 +49,15 @@ def warp_bands(raw: Floats, factor: float) -> Floats:
     below = np.minimum(at.astype(np.int64), N_MELS - 2)
     share = (at - below).astype(np.float32)
     return np.asarray(raw[:, below] * (1 - share) + raw[:, below + 1] * share, dtype=np.float32)
+
+
+def hum(rng: Rng, n_frames: int) -> Floats:
+    """(n_frames, 80) mel power of a machine's or the mains' hum, around 1: a steady tone with some of its overtones."""
+    at = np.arange(n_frames * HOP_LENGTH) / SAMPLE_RATE
+    pitch = rng.uniform(40, 400)
+    tones = [rng.uniform(0, 1) / number * np.sin(2 * np.pi * number * pitch * at) for number in range(1, 9)]
+    power = 10.0 ** log10_mel(np.sum(tones, axis=0).astype(np.float32))
+    return np.asarray(power / power.mean(), dtype=np.float32)
 
 
 def augment(raw: Floats, rng: Rng) -> Floats:

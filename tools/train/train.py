@@ -64,7 +64,7 @@ STAGES = {
         ),
         (
             1.01,
-            Stage(980, joined=0.15, full=0.12, human=0.33, silent=0.03, frames=7200, changed=0.5, prompts=0.15),
+            Stage(980, joined=0.15, full=0.12, human=0.33, silent=0.1, frames=7200, changed=0.5, prompts=0.15),
         ),
     ),
 }

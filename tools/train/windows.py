@@ -179,7 +179,10 @@ class Examples:
         n_frames = int(rng.integers(min(90, longest), longest + 1)) // 2 * 2
         raw = np.full((n_frames, N_MELS), FLOOR, dtype=np.float32)
         if rng.random() < 0.8:
-            raw = np.log10(np.maximum(augment.noise(rng, n_frames), 1e-6)) - np.float32(rng.uniform(0.0, 8.0))
+            power = augment.noise(rng, n_frames)
+            if rng.random() < 0.7:
+                power = power * np.float32(10.0 ** rng.uniform(-5.0, 0.5)) + augment.hum(rng, n_frames)
+            raw = np.log10(np.maximum(power, 1e-6)) - np.float32(rng.uniform(0.0, 8.0))
         mel = self.padded(np.maximum(raw, FLOOR), full)
         prompt = self.prompt(before)
         start = [*prompt, ids["startoftranscript"]]
