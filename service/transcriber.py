@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from service.admission import Admission
@@ -136,10 +135,13 @@ class Transcriber:
         """
         self.check(options)
         work, context = Work(), contextvars.copy_context()
-        future = self.admission.submit(
-            partial(self.transcribe, recording, options, on_segment, cancelled, work),
-            cancelled,
-        )
+
+        def job() -> Transcription:
+            result = self.transcribe(recording, options, on_segment, cancelled, work)
+            self.admission.succeeded(work.clock())  # of requests only: a probe is shorter
+            return result
+
+        future = self.admission.submit(job, cancelled)
         future.add_done_callback(work.end)
         future.add_done_callback(lambda _: context.run(self.observe, work))
         return future
@@ -209,7 +211,6 @@ class Transcriber:
         if events.done is None:
             log.error("guest ended without a result")
             raise InternalError
-        self.admission.succeeded(watch.seconds())
         self.proven_at = time.monotonic()
         work.n_tokens = sum(len(segment.tokens) for segment in events.segments)
         n_segments = len(events.segments)

@@ -31,6 +31,15 @@ def engine(folder: Path) -> Iterator[Engine]:
         yield ready(engine)
 
 
+def test_a_probe_tells_nothing_of_how_long_requests_take(folder: Path) -> None:
+    with engine_for(settings_for(folder)) as engine:
+        transcriber = engine.load()
+        engine.prove(transcriber)
+        assert not transcriber.admission.settle(0.0)
+        transcriber.submit(tone_audio(1.0), Options(), None, threading.Event()).result(60)
+        assert transcriber.admission.settle(0.0)
+
+
 def test_old_proof_is_renewed_by_a_probe_and_by_clients(folder: Path) -> None:
     with engine_for(settings_for(folder, probe_limit_s=60.0)) as engine:
         client = TestClient(create_app(ready(engine)))
