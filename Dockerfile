@@ -141,7 +141,7 @@ ENV PATH=/usr/local/bin:/usr/bin LANG=C.UTF-8 WISP_HOST=0.0.0.0 WISP_PORT=8080 W
 USER 65532:65532
 EXPOSE 8080
 VOLUME /tmp
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["/usr/local/bin/healthcheck.py"]
+HEALTHCHECK --interval=10s --timeout=14s --start-period=60s --retries=3 CMD ["/usr/local/bin/healthcheck.py"]
 ENTRYPOINT ["/usr/local/bin/wisp"]
 CMD ["serve"]
 

@@ -16,7 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from service.settings import TABLE
+from service.settings import TABLE, Settings
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -211,6 +211,8 @@ def test_a_pod_is_locked_down_and_probed() -> None:
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert not container["securityContext"]["allowPrivilegeEscalation"]
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    probe = container["readinessProbe"]
+    assert Settings().probe_limit_s < probe["timeoutSeconds"] <= probe["periodSeconds"]
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
     assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]
     # A service named wisp would otherwise set WISP_PORT, which is a setting of ours.

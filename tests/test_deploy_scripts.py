@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from deploy.image.fetch_model import fetch_model
-from deploy.image.healthcheck import status
+from deploy.image.healthcheck import TIMEOUT_S, status
 from deploy.image.precompile import precompile
 from deploy.image.sbom import PACKAGES, sbom
 from deploy.image.size import report
 from deploy.image.slim import move_apart, slim
 from service.app import GUEST_WASM
 from service.guest import Guest
+from service.settings import Settings
 
 
 class Files(http.server.BaseHTTPRequestHandler):
@@ -45,6 +46,10 @@ def port() -> Iterator[int]:
 
 def test_health_is_what_readyz_says(port: int) -> None:
     assert status(port) == 200
+
+
+def test_the_health_check_waits_for_a_probe() -> None:
+    assert Settings().probe_limit_s < TIMEOUT_S
 
 
 def test_nobody_listening_is_unhealthy() -> None:

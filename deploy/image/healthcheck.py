@@ -5,7 +5,7 @@ import http.client
 import os
 import sys
 
-TIMEOUT_S = 3
+TIMEOUT_S = 12  # more than WISP_PROBE_LIMIT_S: an idle server transcribes before it answers
 
 
 def status(port: int) -> int:
