@@ -75,7 +75,9 @@ def server_process(model: Path, cache: Path, **settings: object) -> Iterator[Ser
     arguments = ["serve", "--target", "cpu", "--model", str(model), "--port", "0"]
     for name, value in settings.items():
         arguments += [f"--{name.replace('_', '-')}", str(value)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
+    # The caller's own settings are not the test's.
+    others = {name: value for name, value in os.environ.items() if not name.startswith("WISP_")}
+    environment = {**others, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
     with subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
