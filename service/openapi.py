@@ -20,7 +20,7 @@ REFUSALS = {  # statuses that a request for words may be answered with, besides 
     "413": "The upload or the audio is over the cap.",
     "429": "The queue is full; Retry-After says when to come back.",
     "500": "The server failed; its log says why.",
-    "503": "The model is not ready, or the transcription took too long.",
+    "503": "The model is not ready, the transcription took too long, or the disk for uploads is full.",
 }
 UNAUTHORIZED = "No API key, or a wrong one, where the server has keys."
 
