@@ -1,11 +1,15 @@
 """Where the reference data lies: `../shared` beside the project, or `$WISP_SHARED`. Tests skip without it."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# In the background of a shell that is no terminal's, Ctrl-C is ignored, and would be by the programs under test too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def shared_path() -> Path:

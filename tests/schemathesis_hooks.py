@@ -37,10 +37,17 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
 def filter_case(context: Any, case: Any) -> bool:
     """A form holds text, so that some wrong bodies arrive as right ones.
 
-    One value of a list is a list of one, and a list of one is a value; what is empty is unset; 1 is as good as true.
+    One value of a list is a list of one, and a list of one is a value; what is empty is unset; 1 is as good as true; a
+    number is a word too.
     """
     body = case.body if isinstance(case.body, dict) else {}
     lists = all(isinstance(value, list) == name.endswith("[]") for name, value in body.items())
     unset = any(value in (None, {}) or str(value).strip() == "" for name, value in body.items() if name != "prompt")
+    words = [body.get("prompt", ""), *(body.get("keywords[]") or ())] if lists else []
     stream = body.get("stream")
-    return lists and not unset and (isinstance(stream, bool) or str(stream).lower() not in BOOLEANS)
+    return (
+        lists
+        and not unset
+        and all(isinstance(word, str) for word in words)
+        and (isinstance(stream, bool) or str(stream).lower() not in BOOLEANS)
+    )
