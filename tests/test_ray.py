@@ -86,5 +86,5 @@ def test_a_folder_becomes_parquet(cluster: None, recordings: dict[Path, str], tm
         row = rows[path.name]
         assert (row["text"], row["error"]) == (text, None)
         assert "".join(segment["text"] for segment in json.loads(row["segments"])).strip() == text
-    assert rows["jfk.wav"]["duration"] == pytest.approx(11.0) and rows["jfk.wav"]["language"] == "en"
-    assert rows["words.txt"]["text"] is None and "sound" in rows["words.txt"]["error"]
+    assert rows["speech.wav"]["duration"] == pytest.approx(11.0) and rows["speech.wav"]["language"] == "en"
+    assert rows["words.txt"]["text"] is None and "format is not known" in rows["words.txt"]["error"]
