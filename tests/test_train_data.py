@@ -1,7 +1,11 @@
 """What training makes of utterances: other voices, batches, and where the words of a text are in the sound."""
 
+import argparse
 import json
+import multiprocessing
 import os
+import random
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.test_train import LINES, maker, small_run, utterances
+from tests.test_train import LINES, maker, small_run, small_tokenizer, utterances
 
 
 def test_a_shorter_vocal_tract_moves_every_formant_up() -> None:
@@ -140,3 +144,96 @@ def test_a_run_that_is_terminated_saves_where_it_is(tmp_path: Path) -> None:
         signal.signal(signal.SIGTERM, before)
     resumed.load(tmp_path / "state.pt")
     assert (resumed.steps, resumed.heard) == (run.steps, run.heard) == (1, batch.seconds)
+
+
+def test_a_step_weighs_the_gradients_that_are_there_by_their_sound() -> None:
+    torch = pytest.importorskip("torch", reason="training needs torch")
+    from tools.train.train import Gift, Run
+
+    alone = small_run()
+    size = sum(value.numel() for value in alone.trained)
+    gifts = [
+        Gift(torch.cat([torch.full((size,), 3.0), torch.tensor([20.0])]), multiprocessing.Event()) for _ in range(2)
+    ]
+    gifts[0].ready.set()
+    run = Run(alone.student, "joint", "cpu", gifts)
+    for value in run.trained[1:]:
+        value.grad = torch.ones_like(value)
+    assert run.take_gradients(10.0) == 30.0
+    assert not gifts[0].ready.is_set()
+    for value in run.trained[1:]:
+        torch.testing.assert_close(value.grad, torch.full_like(value, (10 + 3 * 20) / 30))
+    torch.testing.assert_close(run.trained[0].grad, torch.full_like(run.trained[0], 2.0))
+    assert run.take_gradients(10.0) == 10.0
+
+
+def test_a_second_worker_gives_gradients_of_the_weights_as_they_are(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="training needs torch")
+    spoken = utterances(frames=60)
+    from tools.train.train import Gift, assist
+
+    rows = [{"text": one.text, "passage": one.passage, "start": one.start, "frames": one.frames} for one in spoken]
+    (tmp_path / "shard-000.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    spoken[0].mel.tofile(tmp_path / "shard-000.mel")
+    small_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    run = small_run()
+    run.student.share_memory()
+    size = sum(value.numel() for value in run.trained)
+    context = torch.multiprocessing.get_context("spawn")
+    gift, progress = Gift(torch.zeros(size + 1).share_memory_(), context.Event()), torch.zeros(1).share_memory_()
+    options = argparse.Namespace(part="joint", data=tmp_path)
+    worker = context.Process(target=assist, args=(run.student, gift, progress, options, 1), daemon=True)
+    worker.start()
+    try:
+        for _ in range(2):  # the second is made after the first was taken
+            assert gift.ready.wait(120)
+            assert gift.gradients.isfinite().all()
+            assert gift.gradients[:-1].norm() > 0
+            assert 0.5 < float(gift.gradients[-1]) < 72
+            gift.gradients.zero_()
+            gift.ready.clear()
+    finally:
+        worker.terminate()
+        worker.join(10)
+
+
+def test_training_goes_on_from_an_exported_model(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="training needs torch")
+    from tools.train.export import export
+    from tools.train.train import take
+
+    trained, fresh = small_run(), small_run(seed=3)
+    small_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    export(trained.average, trained.student.model.dims, tmp_path / "tokenizer.json", tmp_path)
+    take(fresh.student, tmp_path)
+    for name, value in fresh.student.model.state_dict().items():
+        torch.testing.assert_close(value, trained.student.model.state_dict()[name].half().float())
+
+
+def test_no_two_made_variants_are_alike() -> None:
+    pytest.importorskip("soxr", reason="resampling needs soxr")
+    from tools.train.voices import made_variant
+
+    rng = random.Random(0)
+    variants = [made_variant(rng) for _ in range(50)]
+    assert len(set(variants)) == 50
+    for variant in variants:
+        assert variant.startswith("language variant\n")
+        assert variant.count("\nformant ") == 9
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs Debian's espeak-ng")
+def test_espeak_speaks_with_a_made_variant() -> None:
+    from tools.train.voices import Voice, made_variant, speak
+
+    text = "The train leaves at nine."
+    usual, low, high = (
+        speak([text], Voice("espeak", "en-us+made", 1.0, 50, 1.0, variant))[0]
+        for variant in (
+            "language variant\nname made\n",
+            "language variant\nname made\npitch 60 70\n",
+            made_variant(random.Random(1)),
+        )
+    )
+    assert min(len(audio) for audio in (usual, low, high)) > 16_000
+    assert len({audio.tobytes() for audio in (usual, low, high)}) == 3

@@ -63,7 +63,7 @@ def best_path(log_probs: Floats, symbols: list[int]) -> tuple[list[int], Floats]
     return states.tolist(), peaks
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def heard(student: Student, utterance: Utterance) -> Floats:
     """(n_states, n_symbols) log-probabilities; a clip longer than the window is heard as its begin and its end."""
     mel = torch.from_numpy(whisper_scale(utterance.sound())).T[None]

@@ -15,6 +15,8 @@ from tools.train.windows import Example, Examples, Stage
 IGNORE = -100
 POOL = 800  # windows that are sorted by length at a time
 TEMPO = (0.87, 1.15)
+RUNS_ON = 0.4  # share of the windows with people in which they speak on past the window's end
+OVER = 300  # frames
 SILENCE_MATTERS = 0.2  # what the states are where nobody speaks, beside 1 for where somebody does
 
 
@@ -90,6 +92,7 @@ class Plan:
     pieces: tuple[Utterance, ...]
     before: tuple[Utterance, ...] = ()  # what was said before, of the same passage
     full: bool = False  # padded to the whole window
+    joined: bool = False  # the pieces follow each other without a gap, as they were recorded
 
 
 def batches(folder: Path, examples: Examples) -> Iterator[Batch]:
@@ -146,21 +149,27 @@ def spoken_plan(examples: Examples, spoken: list[Utterance], index: int) -> Plan
 
 
 def human_plan(examples: Examples, clip: Utterance) -> Plan:
-    """A part of a clip."""
-    part = clip.crop(examples.rng, min(examples.stage.longest, clip.frames))
-    full = examples.rng.random() < examples.stage.full
-    return Plan(examples.n_frames if full else part.frames, (part,), (), full)
+    """A part of a clip, or from some word on as much as a window holds, and cuts."""
+    rng, stage = examples.rng, examples.stage
+    runs_on = stage.longest >= examples.n_frames - 20 and rng.random() < RUNS_ON
+    parts = clip.crop(rng, min(stage.longest, clip.frames), OVER if runs_on else 0)
+    frames = sum(part.frames for part in parts)
+    full = frames > stage.longest or rng.random() < stage.full
+    return Plan(examples.n_frames if full else frames, tuple(parts), (), full, joined=True)
 
 
 def make(examples: Examples, plan: Plan) -> Example:
     """The window of a plan, its utterances somewhere in it, some spoken slower or faster."""
     rng = examples.rng
     pieces = list(plan.pieces)
+    frames = sum(piece.frames for piece in pieces) if plan.joined else max(piece.frames for piece in pieces)
+    room = examples.n_frames - 20
     if rng.random() < examples.stage.changed:
-        longest = examples.n_frames - 20
-        factor = min(float(rng.uniform(*TEMPO)), longest / max(piece.frames for piece in pieces))
+        factor = float(rng.uniform(*TEMPO))
+        factor = factor if frames > room else min(factor, room / frames)
         pieces = [piece.stretched(factor) for piece in pieces]
     offset = 0
     if rng.random() < 0.5:
         offset = int(rng.integers(0, max(1, min(150 if plan.full else 40, examples.n_frames - pieces[0].frames - 10))))
-    return examples.example(examples.place(pieces, offset, True), plan.full, list(plan.before))
+    placed = examples.place(pieces, offset, not plan.joined)
+    return examples.example(placed, plan.full, list(plan.before))

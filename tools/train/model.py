@@ -30,7 +30,7 @@ def sinusoids(length: int, channels: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class Attention(nn.Module):  # type: ignore[misc, unused-ignore]
+class Attention(nn.Module):  # type: ignore[misc]
     """Multi-head attention; the key projection has no bias."""
 
     def __init__(self, n_state: int, n_head: int) -> None:
@@ -65,7 +65,7 @@ class Attention(nn.Module):  # type: ignore[misc, unused-ignore]
         return result
 
 
-class Block(nn.Module):  # type: ignore[misc, unused-ignore]
+class Block(nn.Module):  # type: ignore[misc]
     """A pre-norm transformer layer; the decoder's also attends the audio."""
 
     def __init__(self, n_state: int, n_head: int, cross: bool) -> None:
@@ -87,7 +87,7 @@ class Block(nn.Module):  # type: ignore[misc, unused-ignore]
         return result
 
 
-class Encoder(nn.Module):  # type: ignore[misc, unused-ignore]
+class Encoder(nn.Module):  # type: ignore[misc]
     """Log-mel → audio states."""
 
     def __init__(self, dims: Dims) -> None:
@@ -110,7 +110,7 @@ class Encoder(nn.Module):  # type: ignore[misc, unused-ignore]
         return result
 
 
-class Decoder(nn.Module):  # type: ignore[misc, unused-ignore]
+class Decoder(nn.Module):  # type: ignore[misc]
     """Tokens and audio states → logits over the next token."""
 
     def __init__(self, dims: Dims) -> None:
@@ -132,7 +132,7 @@ class Decoder(nn.Module):  # type: ignore[misc, unused-ignore]
         return logits
 
 
-class Whisper(nn.Module):  # type: ignore[misc, unused-ignore]
+class Whisper(nn.Module):  # type: ignore[misc]
     """Encoder and decoder, under Hugging Face's `model.` prefix when exported."""
 
     def __init__(self, dims: Dims) -> None:

@@ -47,7 +47,7 @@ def load_encoder(folder: Path) -> Encoder:
     return encoder
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def states(encoder: Encoder, mels: list[Floats], n_frames: int) -> list[Floats]:
     """Utterances, (frames, 80) raw log10 mel each → the states of each, (frames // 2, 384), in one batch."""
     batch = np.zeros((len(mels), n_frames, N_MELS), dtype=np.float32)

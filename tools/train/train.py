@@ -5,26 +5,29 @@ which needs no encoder; "joint" starts from both and trains the whole. Everythin
 so a run that is stopped and resumed follows the same schedule; `--hours` may be changed on resuming, and `--minutes`
 makes what is left of the schedule fit the time there is, however busy the machine. Weights are
 averaged (EMA) for export. State is `OUT/state.pt`, the log `OUT/log.jsonl`. On a CPU, `--workers 2` runs a process of
-one thread a core and averages their gradients: threads that wait for each other at every operation starve when the
-machine has other work.
+one thread a core; nobody waits for anybody: a step takes the gradients that are there by then (Chen et al., 2016, call
+that asynchronous SGD), so a worker whose core has other work slows down nobody but itself.
 """
 
 import argparse
+import copy
 import json
 import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, multiprocessing, nn
 
+from tools.train import export
 from tools.train.batches import Batch, batches
 from tools.train.model import Dims
 from tools.train.student import Student
@@ -59,12 +62,12 @@ STAGES = {
     ),
     "joint": (
         (
-            0.75,
-            Stage(980, joined=0.08, full=0.05, human=0.33, silent=0.02, frames=7200, changed=0.5, prompts=0.0),
+            0.8,
+            Stage(980, joined=0.12, full=0.08, human=0.25, silent=0.04, frames=7200, changed=0.55, prompts=0.03),
         ),
         (
             1.01,
-            Stage(980, joined=0.15, full=0.12, human=0.33, silent=0.1, frames=7200, changed=0.5, prompts=0.15),
+            Stage(980, joined=0.15, full=0.12, human=0.25, silent=0.1, frames=7200, changed=0.55, prompts=0.1),
         ),
     ),
 }
@@ -103,18 +106,43 @@ def to_device(batch: Batch, device: str) -> Batch:
     return replace(batch, **moved)
 
 
+def trained(student: Student, part: str) -> list[nn.Parameter]:
+    """What a part trains of the student."""
+    named = student.named_parameters()
+    return [value for name, value in named if value.requires_grad and not name.startswith(UNTRAINED[part])]
+
+
+def find_gradients(student: Student, part: str, batch: Batch, device: str) -> dict[str, Tensor]:
+    """Add a batch's gradients to the student's; returns the losses."""
+    with torch.autocast(device, dtype=torch.bfloat16):
+        losses = student.losses(batch, part)
+    total = sum(WEIGHTS[part][name] * value for name, value in losses.items())
+    assert isinstance(total, Tensor)
+    total.backward()
+    return losses
+
+
+@dataclass(frozen=True)
+class Gift:
+    """What a worker hands to the one that steps; in memory that both see."""
+
+    gradients: Tensor  # (n_trained + 1,): its gradients end to end, and of how many seconds of sound they are
+    ready: Event  # set by the giver, cleared by the taker
+
+
 class Run:
     """One training run: the student, its optimisers, its average, and where it stands."""
 
-    def __init__(self, student: Student, part: str, device: str, rank: int = 0, workers: int = 1) -> None:
-        self.part = part
-        self.device, self.rank, self.workers = device, rank, workers
+    def __init__(self, student: Student, part: str, device: str, gifts: Sequence["Gift"] = ()) -> None:
+        self.part, self.device, self.gifts = part, device, gifts
         self.student = student.to(device)
+        self.trained = trained(student, part)
         hidden: list[Tensor] = []
         other: list[Tensor] = []
-        for name, value in self.student.named_parameters():
-            if value.requires_grad and not name.startswith(UNTRAINED[part]):
-                (hidden if ".layers." in name and value.ndim == 2 else other).append(value)
+        names = {id(value): name for name, value in self.student.named_parameters()}
+        for value in self.trained:
+            name = names[id(value)]
+            (hidden if ".layers." in name and value.ndim == 2 else other).append(value)
         self.optimisers = (
             torch.optim.Muon(hidden, lr=MUON_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=4),
             torch.optim.AdamW(other, lr=ADAM_RATE, weight_decay=0.01, betas=(0.9, 0.98)),
@@ -136,12 +164,8 @@ class Run:
         for optimiser, rate in zip(self.optimisers, (MUON_RATE, ADAM_RATE), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate * factor
-        with torch.autocast(self.device, dtype=torch.bfloat16):
-            losses = self.student.losses(to_device(batch, self.device), self.part)
-        total = sum(WEIGHTS[self.part][name] * value for name, value in losses.items())
-        assert isinstance(total, Tensor)
-        total.backward()  # type: ignore[no-untyped-call, unused-ignore]
-        seconds = self.share(batch.seconds)
+        losses = find_gradients(self.student, self.part, to_device(batch, self.device), self.device)
+        seconds = self.take_gradients(batch.seconds)
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), 2.0)
         for optimiser in self.optimisers:
             if bool(norm.isfinite()):
@@ -154,18 +178,21 @@ class Run:
         torch._foreach_lerp_(list(self.average.values()), [state[name] for name in self.average], 1 - keep)
         return {name: float(value.detach()) for name, value in losses.items()} | {"norm": float(norm), "rate": factor}
 
-    def share(self, seconds: float) -> float:
-        """Make every worker's gradients their mean; returns the seconds of sound all of them heard."""
-        if self.workers == 1:
-            return seconds
-        values = [value for value in self.student.parameters() if value.requires_grad]
-        parts = [torch.zeros_like(value) if value.grad is None else value.grad for value in values]
-        flat = torch.cat([*(part.flatten() for part in parts), torch.tensor([seconds])])
-        distributed.all_reduce(flat)
-        means = (flat[:-1] / self.workers).split([value.numel() for value in values])
-        for value, mean in zip(values, means, strict=True):
-            value.grad = mean.view_as(value)
-        return float(flat[-1])
+    def take_gradients(self, seconds: float) -> float:
+        """Add the gradients that other workers have ready, weighed by sound; returns the seconds that all of it is."""
+        ready = [gift for gift in self.gifts if gift.ready.is_set()]
+        total = seconds + sum(float(gift.gradients[-1]) for gift in ready)
+        for value in self.trained:
+            if ready and value.grad is not None:
+                value.grad.mul_(seconds / total)
+        for gift in ready:
+            sizes = [value.numel() for value in self.trained]
+            for value, more in zip(self.trained, gift.gradients[:-1].split(sizes), strict=True):
+                if value.grad is None:
+                    value.grad = torch.zeros_like(value)
+                value.grad.add_(more.view_as(value), alpha=float(gift.gradients[-1]) / total)
+            gift.ready.clear()
+        return total
 
     def save(self, path: Path) -> None:
         """Write everything needed to go on, whole or not at all."""
@@ -196,42 +223,76 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=80.0, help="hours of sound to hear in all")
     parser.add_argument("--minutes", type=float, help="end so long from now, whatever was heard till then")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--port", type=int, default=29_517, help="where the workers meet, on this machine")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each, on a CPU")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.workers == 1:
-        work(0, options)
-    else:
-        multiprocessing.spawn(work, (options,), nprocs=options.workers)
-
-
-def work(rank: int, options: argparse.Namespace) -> None:
-    """One worker, from where the last run stopped to the end of the schedule."""
-    torch.set_num_threads(1 if options.workers > 1 else torch.get_num_threads())
-    if options.workers > 1:
-        store = distributed.TCPStore("127.0.0.1", options.port, options.workers, rank == 0)
-        distributed.init_process_group("gloo", store=store, rank=rank, world_size=options.workers)
     tokenizer = Tokenizer.from_file(str(options.data / "tokenizer.json"))
     torch.manual_seed(1)
-    student = Student(Dims(n_vocab=tokenizer.get_vocab_size()), torch.from_numpy(np.load(options.data / "bridge.npy")))
+    bridge = options.data / "bridge.npy"
+    principal = torch.from_numpy(np.load(bridge)) if bridge.exists() else None
+    student = Student(Dims(n_vocab=tokenizer.get_vocab_size()), principal)
     for folder in options.start or ():
         take(student, folder)
-    torch.manual_seed(2 + rank)
-    run = Run(student, options.part, options.device, rank, options.workers)
-    state_path = options.out / "state.pt"
-    if state_path.exists():
-        run.load(state_path)
-    schedule = Schedule(run, options.hours, options.minutes)
+    if options.workers > 1:
+        torch.set_num_threads(1)
+    student.share_memory()
+    progress = torch.zeros(1).share_memory_()
+    context = multiprocessing.get_context("spawn")
+    size = sum(value.numel() for value in trained(student, options.part)) + 1
+    gifts = [Gift(torch.zeros(size).share_memory_(), context.Event()) for _ in range(options.workers - 1)]
+    for number, gift in enumerate(gifts, 1):
+        given = (student, gift, progress, options, number)
+        context.Process(target=assist, args=given, daemon=True).start()
+    lead(Run(student, options.part, options.device, gifts), tokenizer, options, progress)
+
+
+def lead(run: Run, tokenizer: Tokenizer, options: argparse.Namespace, shown: Tensor) -> None:
+    """Take steps, from where the last run stopped to the end of the schedule; `shown` is how far, for the others."""
+    torch.manual_seed(2)
+    if (options.out / "state.pt").exists():
+        run.load(options.out / "state.pt")
+    schedule = Schedule(run, options.hours, options.minutes, shown)
     for until, stage in STAGES[options.part]:
-        window = 2 * student.model.dims.n_audio_ctx
-        examples = Examples(tokenizer, window, run.steps * options.workers + rank, stage, options.part != "decoder")
+        examples = stage_examples(tokenizer, run.student, run.steps, stage, options.part)
         if schedule.progress() < until:
             follow(run, prefetched(batches(options.data, examples)), until, schedule, options.out)
 
 
+def stage_examples(tokenizer: Tokenizer, student: Student, seed: int, stage: Stage, part: str) -> Examples:
+    """The windows of a stage."""
+    return Examples(tokenizer, 2 * student.model.dims.n_audio_ctx, seed, stage, part != "decoder")
+
+
+def assist(shared: Student, gift: Gift, progress: Tensor, options: argparse.Namespace, number: int) -> None:
+    """Worker `number`: give gradients of the weights as they are, until it is terminated."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    torch.manual_seed(2 + number)
+    tokenizer = Tokenizer.from_file(str(options.data / "tokenizer.json"))
+    student = copy.deepcopy(shared)
+    for until, stage in STAGES[options.part]:
+        examples = stage_examples(tokenizer, student, time.time_ns() % 2**32, stage, options.part)
+        for batch in prefetched(batches(options.data, examples)):
+            if float(progress) >= until:
+                break
+            student.load_state_dict(shared.state_dict())
+            find_gradients(student, options.part, batch, "cpu")
+            values = trained(student, options.part)
+            parts = [torch.zeros_like(value) if value.grad is None else value.grad for value in values]
+            while gift.ready.is_set():
+                time.sleep(0.01)
+            torch.cat([*(part.flatten() for part in parts), torch.tensor([batch.seconds])], out=gift.gradients)
+            gift.ready.set()
+            student.zero_grad()
+
+
 def take(student: Student, folder: Path) -> None:
-    """Start from another run's averaged weights: of its own part only, so that an encoder and a decoder join."""
+    """Start from another run's averaged weights, of its own part only, so that an encoder and a decoder join; or from
+    an exported model."""
+    if not (folder / "state.pt").exists():
+        model, _ = export.load(folder)
+        student.model.load_state_dict(model.state_dict())
+        return
     state = torch.load(folder / "state.pt", map_location="cpu")
     weights = {name: value for name, value in state["average"].items() if not name.startswith(UNTRAINED[state["part"]])}
     if state["part"] == "decoder":
@@ -242,15 +303,20 @@ def take(student: Student, folder: Path) -> None:
 class Schedule:
     """How much of a run is done: by the hours heard, or from where it stood by the clock."""
 
-    def __init__(self, run: Run, hours: float, minutes: float | None = None) -> None:
-        self.run, self.hours, self.minutes = run, hours, minutes
+    def __init__(self, run: Run, hours: float, minutes: float | None = None, shown: Tensor | None = None) -> None:
+        """`shown`, (1,), is kept at the progress, for other processes."""
+        self.run, self.hours, self.minutes, self.shown = run, hours, minutes, shown
         self.begun, self.clock = run.heard / 3600 / hours, time.monotonic()
 
     def progress(self) -> float:
         """0 to 1."""
         if self.minutes is None:
-            return self.run.heard / 3600 / self.hours
-        return self.begun + (1.0 - self.begun) * (time.monotonic() - self.clock) / 60 / self.minutes
+            done = self.run.heard / 3600 / self.hours
+        else:
+            done = self.begun + (1.0 - self.begun) * (time.monotonic() - self.clock) / 60 / self.minutes
+        if self.shown is not None:
+            self.shown.fill_(done)
+        return done
 
 
 def follow(run: Run, source: Iterator[Batch], until: float, schedule: Schedule, out: Path) -> None:
@@ -262,8 +328,7 @@ def follow(run: Run, source: Iterator[Batch], until: float, schedule: Schedule, 
     for batch in source:
         progress = schedule.progress()
         if progress >= min(until, 1.0) or stopped.is_set():
-            if run.rank == 0:
-                run.save(out / "state.pt")
+            run.save(out / "state.pt")
             if stopped.is_set():
                 raise SystemExit(0)
             return
@@ -272,8 +337,6 @@ def follow(run: Run, source: Iterator[Batch], until: float, schedule: Schedule, 
         now = time.monotonic()
         run.spent += now - clock
         clock = now
-        if run.rank > 0:
-            continue
         if run.steps % 20 == 0:
             row = {"step": run.steps, "heard_hours": run.heard / 3600, "spent_minutes": run.spent / 60}
             with (out / "log.jsonl").open("a") as log:

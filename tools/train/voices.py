@@ -1,5 +1,9 @@
-"""The speakers: espeak-ng, flite and festival voices, each changed a little for every passage."""
+"""The speakers: espeak-ng, flite and festival voices, each changed a little for every passage.
 
+Half of espeak-ng's are nobody that comes with it: a variant file made at random, in the words of its own variants.
+"""
+
+import math
 import random
 import subprocess
 import tempfile
@@ -21,9 +25,15 @@ miguel Mike Nguyen pablo paul pedro quincy rob robert zac anika AnxiousAndy f1 f
 klatt2 klatt3 klatt4 m1 m2 m3 m4 m6 m7 m8 norbert sandro shelby travis whisper whisperf croak"""
 VARIANTS = VARIANT_NAMES.split()
 HELD_OUT_VARIANTS = ("Andrea", "Michael", "f3", "m5", "steph", "victor", "Hugo", "linda", "klatt5")
+MADE_VARIANT = "made"
 FLITE = ("slt", "rms", "awb")
 HELD_OUT_FLITE = ("kal16",)
-FESTIVAL = ("cmu_us_slt_arctic_hts", "ked_diphone")
+FESTIVAL = ("ked_diphone", "ked_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")
+ESPEAK_DATA = (
+    "/usr/lib/x86_64-linux-gnu/espeak-ng-data",
+    "/usr/lib/aarch64-linux-gnu/espeak-ng-data",
+    "/usr/share/espeak-ng-data",
+)
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,9 @@ class Voice:
     engine: str
     name: str
     rate: float  # 1 is the engine's usual speed
-    pitch: int  # espeak's 0–99; the other engines ignore it
+    pitch: int  # espeak's 0–99; of flite's usual pitch, percent; festival's diphones' mean, Hz
     size: float
+    variant: str = ""  # an espeak-ng variant file's text, for a voice that espeak-ng does not come with
 
     def label(self) -> str:
         """What the manifest calls it."""
@@ -42,20 +53,63 @@ class Voice:
 
 
 def choose(rng: random.Random, held_out: bool = False) -> Voice:
-    """A random speaker: 70 % espeak, 24 % flite, 6 % festival; or, held out, one that training never hears."""
+    """A random speaker: 56 % espeak, 26 % flite, 18 % festival; or, held out, one that training never hears."""
     draw = rng.random()
     if held_out:
         if draw < 0.3:
-            return Voice("flite", rng.choice(HELD_OUT_FLITE), rng.uniform(0.85, 1.15), 50, rng.uniform(0.95, 1.05))
+            return Voice("flite", rng.choice(HELD_OUT_FLITE), rng.uniform(0.85, 1.15), 100, rng.uniform(0.95, 1.05))
         name = f"{rng.choice(ACCENTS)}+{rng.choice(HELD_OUT_VARIANTS)}"
         return Voice("espeak", name, rng.uniform(0.8, 1.15), rng.randrange(35, 65), 1.0)
-    size = min(1.3, max(0.78, rng.gauss(1.0, 0.1)))
-    if draw < 0.7:
+    size = min(1.3, max(0.78, rng.gauss(1.0, 0.11)))
+    if draw < 0.28:
         name = f"{rng.choice(ACCENTS)}+{rng.choice(VARIANTS)}"
         return Voice("espeak", name, rng.uniform(0.7, 1.3) / size, rng.randrange(15, 90), size)
-    if draw < 0.94:
-        return Voice("flite", rng.choice(FLITE), rng.uniform(0.75, 1.3) / size, 50, size)
-    return Voice("festival", rng.choice(FESTIVAL), rng.uniform(0.75, 1.3) / size, 50, size)
+    if draw < 0.56:
+        name = f"{rng.choice(ACCENTS)}+{MADE_VARIANT}"
+        return Voice("espeak", name, rng.uniform(0.7, 1.3), rng.randrange(15, 90), 1.0, made_variant(rng))
+    if draw < 0.82:
+        return Voice("flite", rng.choice(FLITE), rng.uniform(0.75, 1.3) / size, rng.randrange(75, 145), size)
+    return Voice("festival", rng.choice(FESTIVAL), rng.uniform(0.75, 1.3) / size, rng.randrange(80, 160), size)
+
+
+def made_variant(rng: random.Random) -> str:
+    """A speaker for espeak-ng, as its docs/voices.md describes one: pitch, formants, voicing, breath, roughness."""
+    low = rng.uniform(65, 190)
+    lines = ["language variant", f"name {MADE_VARIANT}", f"pitch {low:.0f} {low * rng.uniform(1.15, 1.7):.0f}"]
+    if rng.random() < 0.2:
+        lines.append(f"klatt {rng.choice((1, 2, 3, 4, 6))}")
+    tract = math.exp(rng.gauss(0.0, 0.1))
+    for formant in range(9):
+        frequency = 100 * math.exp(rng.gauss(0.0, 0.05)) * tract
+        height, width = rng.uniform(55, 130), rng.uniform(60, 160)
+        lines.append(f"formant {formant} {frequency:.0f} {height:.0f} {width:.0f}")
+    for chance, line in (
+        (0.5, f"voicing {rng.uniform(50, 170):.0f}"),
+        (0.5, f"consonants {rng.uniform(50, 150):.0f} {rng.uniform(60, 150):.0f}"),
+        (0.4, f"roughness {rng.randrange(0, 6)}"),
+        (0.4, f"flutter {rng.randrange(0, 15)}"),
+        (0.3, f"echo {rng.randrange(10, 140)} {rng.randrange(3, 25)}"),
+        (0.3, f"intonation {rng.randrange(1, 5)}"),
+        (0.2, f"breath {' '.join(str(rng.randrange(0, 12)) for _ in range(8))}"),
+        (0.4, f"tone 600 {rng.randrange(120, 256)} 1200 {rng.randrange(60, 200)} 2000 {rng.randrange(30, 200)}"),
+        (0.3, f"stressAmp {' '.join(str(rng.randrange(15, 26)) for _ in range(8))}"),
+    ):
+        if rng.random() < chance:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def espeak_data(folder: Path, variant: str) -> list[str]:
+    """espeak-ng's option for a data folder that has `variant` beside its own voices; made of links under `folder`."""
+    own = next(Path(path) for path in ESPEAK_DATA if Path(path).is_dir())
+    data = folder / "espeak-ng-data"
+    (data / "voices").mkdir(parents=True)
+    for path in own.iterdir():
+        if path.name != "voices":
+            (data / path.name).symlink_to(path)
+    (data / "voices" / "!v").mkdir()
+    (data / "voices" / "!v" / MADE_VARIANT).write_text(variant)
+    return [f"--path={folder}"]
 
 
 def speak(texts: list[str], voice: Voice) -> list[Floats]:
@@ -65,18 +119,35 @@ def speak(texts: list[str], voice: Voice) -> list[Floats]:
         if voice.engine == "festival":
             stretch = f"(Parameter.set 'Duration_Stretch {1 / voice.rate:.3f})"
             lines = [f"(voice_{voice.name})", stretch]
+            if "diphone" in voice.name:
+                lines.append(
+                    f"(set! int_lr_params '((target_f0_mean {voice.pitch}) (target_f0_std {voice.pitch // 8}) "
+                    "(model_f0_mean 170) (model_f0_std 34)))"
+                )
             for text, file in zip(texts, files, strict=True):
                 lines.append(f'(utt.save.wave (utt.synth (Utterance Text "{text}")) "{file}" \'riff)')
             script = Path(folder) / "speak.scm"
             script.write_text("\n".join(lines))
             subprocess.run(["festival", "-b", str(script)], check=True, capture_output=True)
+        data = espeak_data(Path(folder), voice.variant) if voice.variant else []
         for text, file in zip(texts, files, strict=True):
             if voice.engine == "espeak":
-                options = ["-v", voice.name, "-s", str(int(165 * voice.rate)), "-p", str(voice.pitch), "-w", str(file)]
+                options = [
+                    *data,
+                    "-v",
+                    voice.name,
+                    "-s",
+                    str(int(165 * voice.rate)),
+                    "-p",
+                    str(voice.pitch),
+                    "-w",
+                    str(file),
+                ]
                 subprocess.run(["espeak-ng", *options, "--", text], check=True, capture_output=True)
             elif voice.engine == "flite":
                 stretch = f"duration_stretch={1 / voice.rate:.3f}"
-                options = ["-voice", voice.name, "--setf", stretch, "-t", text, "-o", str(file)]
+                changed = ["--setf", stretch, "--setf", f"f0_shift={voice.pitch / 100:.2f}"]
+                options = ["-voice", voice.name, *changed, "-t", text, "-o", str(file)]
                 subprocess.run(["flite", *options], check=True, capture_output=True)
         return [_trimmed(file, voice.size) for file in files]
 

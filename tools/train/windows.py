@@ -23,6 +23,10 @@ class Placed:
     start: int  # frames
     frames: int
 
+    def text(self) -> str:
+        """The words of it that are in the window."""
+        return self.utterance.text_until(self.frames)
+
 
 @dataclass
 class Example:
@@ -104,7 +108,7 @@ class Examples:
         if placed[0].utterance.text is None:
             return Example(mel, [], 0, [], [], states, tuple(untaught))
         tokens, n_prompt, spans = self.tokens(placed, before)
-        spoken = " ".join(self.cut_text(part) for part in placed)
+        spoken = " ".join(part.text() for part in placed)
         ctc = [CTC_SYMBOLS.index(letter) + 1 for letter in spoken.lower().replace("-", " ") if letter in CTC_SYMBOLS]
         return Example(mel, tokens, n_prompt, ctc, spans, states, tuple(untaught))
 
@@ -130,21 +134,6 @@ class Examples:
             mel = np.concatenate([mel, np.zeros((self.n_frames - len(mel), N_MELS), dtype=np.float32)])
         return mel
 
-    @staticmethod
-    def cut_text(part: Placed) -> str:
-        """The words of a placed utterance that are in the window: all, or by length the share that was heard."""
-        text = part.utterance.text or ""
-        if part.frames == part.utterance.frames:
-            return text
-        words = text.split()
-        heard = part.frames / part.utterance.frames * len(text)
-        kept: list[str] = []
-        for word in words:
-            if len(" ".join([*kept, word])) > heard:
-                break
-            kept.append(word)
-        return " ".join(kept)
-
     def tokens(self, placed: list[Placed], before: list[Utterance]) -> tuple[list[int], int, list[Span]]:
         """A window's token ids, how many of them are the prompt, and where each sentence is in tokens and frames."""
         rng, ids = self.rng, self.ids
@@ -156,7 +145,7 @@ class Examples:
         n_prompt = len(found)
         spans = []
         for part in placed:
-            text = self.encode(self.cut_text(part)) if self.cut_text(part) else []
+            text = self.encode(part.text()) if part.text() else []
             if not text:
                 continue
             if timestamps:
