@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 
 import pytest
 
@@ -18,6 +19,7 @@ from service.errors import (
     UploadTooLarge,
     WispError,
 )
+from tests.conftest import ROOT
 
 CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, WispError)]
 
@@ -46,6 +48,13 @@ def test_envelope_has_all_four_keys(error: WispError, status: int, param: str | 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
 def test_client_faults_are_invalid_requests_and_ours_are_not(cls: type[WispError]) -> None:
     assert (cls.type == "invalid_request_error") == (400 <= cls.status < 500 and cls.status != 429)
+
+
+def test_every_refusal_is_documented_with_its_status_and_no_other_is() -> None:
+    _, _, section = (ROOT / "docs/api.md").read_text().partition("\n## Refusals\n")
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", section, re.MULTILINE)
+    documented = sorted((int(status), code) for status, codes in rows for code in re.findall(r"`(\w+)`", codes))
+    assert documented == sorted((cls.status, cls.code) for cls in CLASSES if cls.code is not None)
 
 
 def test_a_full_queue_says_when_to_come_back_in_whole_seconds() -> None:
