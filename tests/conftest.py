@@ -1,10 +1,18 @@
-"""Where the reference data lies: `../shared` beside the project, or `$WISP_SHARED`. Tests skip without it."""
+"""Fixtures of many tests: a WebGPU device, guests, and the reference data, `../shared` beside the project or
+`$WISP_SHARED`. Tests skip without what they need."""
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from kernels.device import Device, DeviceError, open_device
+from tests.guests import compile_guest, moody
+from tests.nn_probe import doubling, probe, probe_module
+
+__all__ = ["compile_guest", "doubling", "moody", "probe", "probe_module"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,3 +32,14 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference data at {path} (set WISP_SHARED)")
     return path
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[Device]:
+    """The WebGPU device that Wisp would take."""
+    try:
+        opened = open_device()
+    except DeviceError as error:
+        pytest.skip(str(error))
+    yield opened
+    opened.close()

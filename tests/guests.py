@@ -1,9 +1,11 @@
-"""Small guests in WebAssembly text, good and moody ones, and how tests run them."""
+"""Small guests in WebAssembly text, good and moody ones, and how tests run them; fixtures that compile them."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import pytest
 from numpy.typing import NDArray
 
 from service.guest import Guest
@@ -153,3 +155,24 @@ def double(guest: Guest, graph: Doubling, *, cancelled: threading.Event | None =
     events: list[Event] = []
     guest.run({}, [], {"m/doubling": graph}, events.append, deadline_s=LONG_S, cancelled=cancelled)
     return events
+
+
+@pytest.fixture
+def compile_guest(tmp_path: Path) -> Iterator[Compile]:
+    """Compile a guest from its text; it is closed after the test."""
+    guests: list[Guest] = []
+
+    def compile_guest(text: str, **settings: Any) -> Guest:
+        path = tmp_path / "guest.wat"
+        path.write_text(text)
+        guests.append(Guest(path, **settings))
+        return guests[-1]
+
+    yield compile_guest
+    for guest in guests:
+        guest.close()
+
+
+@pytest.fixture
+def moody(compile_guest: Compile) -> Guest:
+    return compile_guest(MOODY, memory_bytes=2**22)

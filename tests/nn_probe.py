@@ -1,11 +1,13 @@
-"""A small WebAssembly guest that makes every WASI-NN call as it is told, and graphs for it to use."""
+"""A small WebAssembly guest that makes every WASI-NN call as it is told, and graphs for it to use; fixtures of it."""
 
 import ctypes
+import functools
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from wasmtime import Engine, Func, Linker, Memory, Module, Store
 
@@ -123,9 +125,9 @@ class Probe:
     def __init__(self, module: Module, nn: WasiNn) -> None:
         self.nn: WasiNn | None = nn
         self.has_memory = True
-        linker = Linker(module_engine)
+        linker = Linker(probe_engine())
         wasi_nn.define(linker, self._enter)
-        self.store = Store(module_engine)
+        self.store = Store(probe_engine())
         exports = linker.instantiate(self.store, module).exports(self.store)
         memory = exports["memory"]
         assert isinstance(memory, Memory)
@@ -182,7 +184,12 @@ class Probe:
         return np.frombuffer(bytes(self.view()[4096 : 4096 + self.u32(8200)]), dtype)
 
 
-module_engine = Engine()
+@functools.cache
+def probe_engine() -> Engine:
+    """Made late: pytest takes the signals that report a crash when it starts, and wasmtime needs them for its traps."""
+    return Engine()
+
+
 X = np.array([[1.5, -2.0, 3.25]], np.float32)
 
 
@@ -193,3 +200,20 @@ def assert_works(probe: Probe) -> None:
     assert probe.call("compute", context) == Errno.SUCCESS
     np.testing.assert_array_equal(probe.output(context, X.dtype), 2 * X.ravel())
     assert probe.call("finalize_execution_context", context) == Errno.SUCCESS
+
+
+@pytest.fixture(scope="module")
+def probe_module() -> Module:
+    return Module(probe_engine(), PROBE)
+
+
+@pytest.fixture
+def doubling() -> Doubling:
+    return Doubling()
+
+
+@pytest.fixture
+def probe(probe_module: Module, doubling: Doubling) -> Iterator[Probe]:
+    nn = WasiNn({"doubling": doubling, "broken": Broken(), "unloadable": Unloadable()}, max_input_bytes=16_384)
+    yield Probe(probe_module, nn)
+    nn.close()

@@ -12,7 +12,7 @@ from kernels.checkpoint import load_checkpoint
 from kernels.cross_memory import CrossMemory
 from kernels.decoder import DecoderGraph
 from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
-from kernels.device import Device, DeviceError, open_device
+from kernels.device import Device
 from tests.decoding import (
     AUDIO,
     CHOSEN,
@@ -36,16 +36,6 @@ from tests.decoding import (
     step,
     tokens,
 )
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    try:
-        opened = open_device()
-    except DeviceError as error:
-        pytest.skip(str(error))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module", params=[SUBGROUP, WORKGROUP, "hardware"])

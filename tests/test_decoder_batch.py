@@ -34,16 +34,6 @@ from tests.decoding import (
 N_AUDIO = 6
 
 
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    try:
-        opened = open_device()
-    except DeviceError as error:
-        pytest.skip(str(error))
-    yield opened
-    opened.close()
-
-
 @pytest.fixture(scope="module", params=[SUBGROUP, WORKGROUP])
 def graph(request: pytest.FixtureRequest, device: Device) -> Iterator[DecoderGraph]:
     checkpoint = random_checkpoint(SMALL)

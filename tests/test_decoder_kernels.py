@@ -1,6 +1,5 @@
 """The decoder's kernels as a model has them: all compiled at load, as many launches as promised, within every limit."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from kernels.decoder_memory import DecoderBuffers
 from kernels.decoder_pool import DecoderPool
 from kernels.decoder_program import DecoderProgram
 from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
-from kernels.device import Device, DeviceError, open_device
+from kernels.device import Device, DeviceError
 from tests.decoding import (
     CHOSEN,
     EOT,
@@ -28,16 +27,6 @@ from tests.decoding import (
     small_tiling,
     step,
 )
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    try:
-        opened = open_device()
-    except DeviceError as error:
-        pytest.skip(str(error))
-    yield opened
-    opened.close()
 
 
 def test_a_token_takes_34_launches_and_one_submit_holds_many(device: Device) -> None:

@@ -1,6 +1,6 @@
 """The rules the decoder graph chooses tokens by, on a WebGPU device, against what openai/whisper's would choose."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint, Dimensions
 from kernels.decoder import DecoderGraph
-from kernels.device import Device, DeviceError, open_device
+from kernels.device import Device
 from kernels.rules import Rules
 from tests.decoding import (
     AUDIO,
@@ -25,16 +25,6 @@ from tests.decoding import (
     rules,
     step,
 )
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    try:
-        opened = open_device()
-    except DeviceError as error:
-        pytest.skip(str(error))
-    yield opened
-    opened.close()
 
 
 class Scripted:

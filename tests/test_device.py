@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   out[id.x] = source[id.x] * FACTOR + params.x;
 }
 """
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    if not list_adapters():
-        pytest.skip("no WebGPU adapter on this machine")
-    opened = open_device()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import math
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint, Dimensions, load_checkpoint
 from kernels.cpu import CpuModel
-from kernels.device import Device, list_adapters, open_device
+from kernels.device import Device
 from kernels.encoder import EncoderContext, EncoderGraph
 from kernels.encoder_program import Tiling, choose_tiling
 from kernels.formats_common import expected_shapes
@@ -20,15 +19,6 @@ from kernels.formats_common import expected_shapes
 Array = NDArray[Any]
 NEAR = 1e-4  # how far from NumPy's a result may be, relative to the largest value
 TILINGS: list[Tiling] = ["subgroup", "tile"]
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    if not list_adapters():
-        pytest.skip("no WebGPU adapter on this machine")
-    opened = open_device()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(params=TILINGS)

@@ -3,8 +3,6 @@
 import json
 import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +12,6 @@ from tests.guests import (
     DOUBLE,
     ECHO,
     LONG_S,
-    MOODY,
     Compile,
     Doubling,
     Event,
@@ -23,27 +20,6 @@ from tests.guests import (
     module,
     run,
 )
-
-
-@pytest.fixture
-def compile_guest(tmp_path: Path) -> Iterator[Compile]:
-    """Compile a guest from its text; it is closed after the test."""
-    guests: list[Guest] = []
-
-    def compile_guest(text: str, **settings: Any) -> Guest:
-        path = tmp_path / "guest.wat"
-        path.write_text(text)
-        guests.append(Guest(path, **settings))
-        return guests[-1]
-
-    yield compile_guest
-    for guest in guests:
-        guest.close()
-
-
-@pytest.fixture
-def moody(compile_guest: Compile) -> Guest:
-    return compile_guest(MOODY, memory_bytes=2**22)
 
 
 def test_events_arrive_as_dicts(moody: Guest) -> None:

@@ -4,7 +4,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,12 @@ from numpy.typing import NDArray
 from kernels.decoder_kernels import Tiling
 from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.decoder_state import Row, mask_words, state_words
-from kernels.device import Device, DeviceError, open_device
+from kernels.device import Device
 from kernels.recording import Recording
 from tests.decoding import pack_cross, rules_of
 
 Array = NDArray[Any]
 F32 = 2e-5  # how far a kernel may be from float64
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    try:
-        opened = open_device()
-    except DeviceError as error:
-        pytest.skip(str(error))
-    yield opened
-    opened.close()
 
 
 def tilings(device: Device) -> list[Tiling]:

@@ -4,14 +4,13 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernels.device import Device, list_adapters, open_device
+from kernels.device import Device
 from kernels.encoder_program import Tiling, choose_tiling
 from kernels.encoder_weights import pack, pack_vector, padded
 from kernels.recording import Buffer, Recording
@@ -21,15 +20,6 @@ Array = NDArray[Any]
 F32 = 2e-5  # how far a kernel's output may be from float64, relative to the largest value
 SIZES = [(1, 1, 1), (3, 129, 129), (17, 240, 72), (150, 384, 1152)]  # rows, inner, columns
 TILINGS: list[Tiling] = ["subgroup", "tile"]
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    if not list_adapters():
-        pytest.skip("no WebGPU adapter on this machine")
-    opened = open_device()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(params=TILINGS)

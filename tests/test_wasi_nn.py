@@ -1,6 +1,5 @@
 """The WASI-NN calls, made by a small WebAssembly guest with good arguments: what it gives arrives and returns."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,24 +7,7 @@ import pytest
 from wasmtime import Module
 
 from service.wasi_nn import DTYPES, MAX_GRAPHS, Errno, WasiNn
-from tests.nn_probe import PAGE, PROBE, Broken, Doubling, Probe, Unloadable, X, module_engine
-
-
-@pytest.fixture(scope="module")
-def module() -> Module:
-    return Module(module_engine, PROBE)
-
-
-@pytest.fixture
-def doubling() -> Doubling:
-    return Doubling()
-
-
-@pytest.fixture
-def probe(module: Module, doubling: Doubling) -> Iterator[Probe]:
-    nn = WasiNn({"doubling": doubling, "broken": Broken(), "unloadable": Unloadable()}, max_input_bytes=16_384)
-    yield Probe(module, nn)
-    nn.close()
+from tests.nn_probe import PAGE, Broken, Doubling, Probe, X
 
 
 def test_first_handles_are_zero_and_outputs_have_the_stated_size(probe: Probe) -> None:
@@ -153,9 +135,11 @@ def test_a_context_outlives_its_graph_handle(probe: Probe) -> None:
     assert probe.call("compute", context) == Errno.SUCCESS
 
 
-def test_close_frees_every_context_once(module: Module, doubling: Doubling, caplog: pytest.LogCaptureFixture) -> None:
+def test_close_frees_every_context_once(
+    probe_module: Module, doubling: Doubling, caplog: pytest.LogCaptureFixture
+) -> None:
     nn = WasiNn({"broken": Broken(), "doubling": doubling})
-    probe = Probe(module, nn)
+    probe = Probe(probe_module, nn)
     probe.context(probe.load("broken"))
     context = probe.context(probe.load("doubling"))
     nn.close()

@@ -4,44 +4,20 @@ import itertools
 import logging
 import random
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from wasmtime import Module
 
 from service.wasi_nn import MAX_CONTEXTS, MAX_GRAPHS, MAX_RANK, Errno, WasiNn
 from tests.nn_probe import (
     FUNCTIONS,
     PAGE,
-    PROBE,
     U32_MAX,
-    Broken,
     Doubling,
     Probe,
-    Unloadable,
     X,
     assert_works,
-    module_engine,
 )
-
-
-@pytest.fixture(scope="module")
-def module() -> Module:
-    return Module(module_engine, PROBE)
-
-
-@pytest.fixture
-def doubling() -> Doubling:
-    return Doubling()
-
-
-@pytest.fixture
-def probe(module: Module, doubling: Doubling) -> Iterator[Probe]:
-    nn = WasiNn({"doubling": doubling, "broken": Broken(), "unloadable": Unloadable()}, max_input_bytes=16_384)
-    yield Probe(module, nn)
-    nn.close()
-
 
 BAD_POINTERS = (PAGE, PAGE - 3, 2**31, U32_MAX - 3, U32_MAX)
 
