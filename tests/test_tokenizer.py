@@ -2,15 +2,22 @@
 
 import json
 import random
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.errors import ModelError
-from service.tokenizer import Tokenizer
+from service.model_files import EMBEDDED
+from service.tokenizer import _MUSIC, _SYMBOLS, Tokenizer
+from tests.conftest import ROOT
 from tests.synthetic import save_synthetic
 
 N_VOCAB = 51_864
+Change = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +137,63 @@ def test_a_tokenizer_of_another_model_is_refused(synthetic_json: str) -> None:
         Tokenizer(synthetic_json, 270, False)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"model": {"type": "BPE"}}'])
+def broken(change: Change, tokenizer_json: str) -> str:
+    """The tokenizer.json after `change`."""
+    file = json.loads(tokenizer_json)
+    change(file)
+    return json.dumps(file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.update(decoder={"type": "Metaspace"}),
+        lambda file: file["model"].update(type="Unigram"),
+        lambda file: file["model"]["vocab"].update(a="1"),
+        lambda file: file["added_tokens"].append({"id": 1}),
+    ],
+)
+def test_a_tokenizer_of_another_kind_is_refused(synthetic_json: str, change: Change) -> None:
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer(broken(change, synthetic_json), n_vocab(synthetic_json), False)
+
+
+def test_merges_that_do_not_fit_are_told_by_the_first_prompt(synthetic_json: str) -> None:
+    faulty = broken(lambda file: file["model"].update(merges=[["no", "such"]]), synthetic_json)
+    tokenizer = Tokenizer(faulty, n_vocab(synthetic_json), False)
+    assert tokenizer.decode([0]) == "!"
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
+        tokenizer.encode("a prompt")
+
+
+@pytest.mark.parametrize("folder", ["models/tiny_en", ""])
+def test_what_is_never_sampled_is_what_the_library_finds(shared: Path, folder: str) -> None:
+    """The ids of each symbol, which are looked up without the library: in Whisper's vocabulary and the embedded one."""
+    path = (shared / folder if folder else EMBEDDED) / "tokenizer.json"
+    tokenizer = Tokenizer(path.read_text(), 51_864, is_multilingual=False)
+    ids = {tokenizer.encode(" -")[0], tokenizer.encode(" '")[0]}
+    for symbol in (*_SYMBOLS, *_MUSIC):
+        for tokens in (tokenizer.encode(symbol), tokenizer.encode(" " + symbol)):
+            ids |= {tokens[0]} if len(tokens) == 1 or symbol in _MUSIC else set()
+    ids |= {id for name, id in tokenizer.special.items() if name not in ("eot", "no_timestamps")}
+    assert tokenizer.suppress == sorted(ids)
+    assert tokenizer.blank == tokenizer.encode(" ")
+
+
+def test_the_library_is_loaded_for_prompts_alone(shared: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from service.tokenizer import Tokenizer\n"
+        f"tokenizer = Tokenizer(Path(sys.argv[1]).read_text(), {N_VOCAB}, False)\n"
+        "tokenizer.guest_tokens(), tokenizer.decode([383])\n"
+        "assert 'tokenizers' not in sys.modules\n"
+        "tokenizer.encode('a prompt')\n"
+        "assert 'tokenizers' in sys.modules"
+    )
+    path = shared / "models/tiny_en/tokenizer.json"
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"model": {"type": "BPE"}}', "[" * 100_000])
 def test_what_is_no_tokenizer_is_one_clear_error(text: str) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
         Tokenizer(text, N_VOCAB, False)
