@@ -190,10 +190,11 @@ def test_a_request_that_a_stopping_server_gives_up_is_told_so_and_leaves_the_que
 
     async def give_up(app: ASGIApp, transcriber: Transcriber) -> None:
         task = asyncio.ensure_future(app(SCOPE, receive, send))
-        with suppress(QueueFull):
-            while not task.done():
-                await asyncio.sleep(0)
-                transcriber.admission.check_room()
+        async with asyncio.timeout(60):
+            with suppress(QueueFull):
+                while not task.done():
+                    await asyncio.sleep(0)
+                    transcriber.admission.check_room()
         task.cancel()  # as uvicorn does
         await task
 

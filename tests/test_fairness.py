@@ -18,6 +18,7 @@ from service.transcriber import Options, Segment, Transcriber, Transcription
 from service.turns import StopWatch, Turn
 from tests import serving, synthetic
 from tests.serving import engine_for, settings_for, tone, tone_audio, wav
+from tests.waiting import until
 
 TEN_MINUTES, LONG_S, SHORT_S = 600.0, 30.0, 3.0
 
@@ -64,8 +65,7 @@ class Job:
 
 def wait_until_waiting(transcriber: Transcriber, n: int) -> None:
     """Until so many jobs wait for a turn to compute."""
-    while transcriber.computing.n_waiting != n:
-        pass
+    until(lambda: transcriber.computing.n_waiting == n, f"{n} jobs wait for a turn")
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
@@ -248,8 +248,7 @@ def test_reading_long_files_keeps_a_short_one_waiting_for_half_a_minute_of_them(
         long = transcriber.submit(tape.audio(), Options(), None, cancelled)
         tape.arrive()
         short = transcriber.submit(tone_audio(SHORT_S), Options(), None, threading.Event())
-        while transcriber.reading.n_waiting != 1:
-            pass
+        until(lambda: transcriber.reading.n_waiting == 1, "one job waits for its turn to read")
         tape.let_through(2)
         tape.arrive(2)
         assert not short.done()
@@ -272,8 +271,7 @@ def test_no_more_jobs_are_begun_than_may_be_open(folder: Path) -> None:
             for tape, event in zip(tapes, cancelled, strict=True)
         ]
         tapes[0].arrive()
-        while transcriber.reading.n_waiting != 1:
-            pass
+        until(lambda: transcriber.reading.n_waiting == 1, "one job waits for its turn to read")
         assert transcriber.admission.n_admitted == 4
         assert [tape.n_read for tape in tapes] == [1, 0, 0, 0]
         for tape, event, future in zip(tapes, cancelled, futures, strict=True):

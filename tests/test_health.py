@@ -14,6 +14,7 @@ from service.server import Server
 from service.transcriber import Options
 from tests import synthetic
 from tests.serving import HOSTILE_GUEST, LOOP, assert_error, engine_for, post, ready, settings_for, tone_audio
+from tests.waiting import until
 
 NEVER = float("-inf")
 DEAD_GUEST = '(module (memory (export "memory") 1) (func (export "_start") unreachable))'
@@ -62,8 +63,7 @@ def test_a_server_whose_workers_are_stuck_is_not_ready_until_they_are_not(engine
     assert transcriber is not None
     cancelled = threading.Event()
     stuck = transcriber.submit(tone_audio(1.0), Options(prompt=LOOP), None, cancelled)
-    while not transcriber.computing.n_held:
-        assert not stuck.done()
+    until(lambda: transcriber.computing.n_held, "the job computes")
     transcriber.proven_at = NEVER
     assert "succeeded of late" in assert_error(client.get("/readyz"), 503, "not_ready")
     assert_error(client.get("/readyz"), 503, "not_ready")
@@ -71,8 +71,12 @@ def test_a_server_whose_workers_are_stuck_is_not_ready_until_they_are_not(engine
     assert client.get("/healthz").status_code == 200
     cancelled.set()
     assert isinstance(stuck.exception(60), ClientGone)
-    while client.get("/readyz").status_code != 200:
+
+    def is_ready() -> bool:
         assert transcriber.computing.n_waiting <= 1
+        return client.get("/readyz").status_code == 200
+
+    until(is_ready, "the server is ready")
     assert transcriber.proven_at > NEVER
 
 

@@ -15,6 +15,7 @@ from service.residence import Residence
 from service.transcriber import Options
 from tests import synthetic
 from tests.serving import engine_for, post, ready, settings_for, tone_audio
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +76,7 @@ def test_requests_that_come_while_it_is_unloaded_are_served(engine: Engine) -> N
 def test_it_happens_by_itself_after_the_time_that_is_set(folder: Path) -> None:
     settings = settings_for(folder, idle_unload_s=0.01)
     with engine_for(settings) as engine, TestClient(create_app(ready(engine))) as client:
-        while engine.is_loaded():
-            pass
+        until(lambda: not engine.is_loaded(), "the model has left memory")
         assert client.get("/readyz").status_code == 200, "it is ready to be loaded"
         assert post(client).json()["text"] == synthetic.SENTENCE
 

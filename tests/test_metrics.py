@@ -25,6 +25,7 @@ from tests.serving import (
     tone_audio,
     wav,
 )
+from tests.waiting import until
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -96,8 +97,7 @@ def test_the_queue_is_told_while_it_is_full(folder: Path) -> None:
         assert transcriber is not None
         cancelled = [threading.Event(), threading.Event()]
         futures = [transcriber.submit(tone_audio(1.0), Options(prompt=LOOP), None, each) for each in cancelled]
-        while not transcriber.computing.n_held:
-            assert not futures[0].done()
+        until(lambda: transcriber.computing.n_held, "the first job computes")
         during = read(client)
         assert (value(during, "wisp_jobs_running"), value(during, "wisp_jobs_waiting")) == (1, 1)
         assert_error(post(client), 429, "queue_full")
@@ -107,8 +107,10 @@ def test_the_queue_is_told_while_it_is_full(folder: Path) -> None:
         futures[1].cancel()
         cancelled[0].set()
         assert futures[0].exception(60)
-        while value(read(client), "wisp_transcriptions_total", outcome="cancelled") < 2:
-            pass  # the count follows the answer
+        until(
+            lambda: value(read(client), "wisp_transcriptions_total", outcome="cancelled") == 2,
+            "both are counted, which follows the answer",
+        )
 
 
 @pytest.mark.parametrize(("who", "status"), [("guarded", 401), ("public", 200), ("off", 401)])

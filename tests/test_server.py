@@ -17,6 +17,7 @@ from service.server import Server
 from tests import serving, synthetic
 from tests.processes import server_process
 from tests.serving import PATH, assert_error, engine_for, events, ready, settings_for, wav
+from tests.waiting import until
 
 LONG = wav(1800.0, rate=8000)
 STOPPING = "The server is stopping."
@@ -84,8 +85,7 @@ def test_a_plain_request_given_up_is_told_so(folder: Path) -> None:
     ):
         form = {"data": {"prompt": serving.LOOP}, "files": {"file": ("a.wav", wav(0.5))}}
         answer = aside.submit(httpx2.post, url + PATH, timeout=60, **form)  # type: ignore[arg-type]
-        while not server.under_way:  # the guest runs, without end
-            assert not answer.done()
+        until(lambda: server.under_way, "the guest runs, without end")
         server.handle_exit(signal.SIGTERM, None)
         assert assert_error(answer.result(60), 503, "not_ready") == STOPPING
 
@@ -97,8 +97,7 @@ def test_a_request_under_way_is_finished_first(folder: Path) -> None:
         served(ready(engine), 3600.0) as (server, url),
     ):
         answer = aside.submit(httpx2.post, url + PATH, timeout=60, files={"file": ("a.wav", wav(60.0))})
-        while not server.server_state.tasks:
-            assert not answer.done()
+        until(lambda: server.server_state.tasks, "the request is under way")
         server.handle_exit(signal.SIGTERM, None)
         assert answer.result(60).status_code == 200
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from service.turns import StopWatch, Turn, Turns
+from tests.waiting import until
 
 
 class CalledOff(Exception):
@@ -57,9 +58,13 @@ def workers(turns: Turns) -> Iterator[tuple[Start, list[str]]]:
 
 
 def wait_for(turns: Turns, n_waiting: int) -> None:
-    """Until so many jobs wait. They come by themselves, so this ends."""
-    while turns.n_waiting < n_waiting:
-        pass
+    """Until so many jobs wait. They come by themselves."""
+    until(lambda: turns.n_waiting >= n_waiting, f"{n_waiting} jobs wait")
+
+
+def wait_for_next(order: list[str], n_begun: int) -> None:
+    """Until more pieces than so many have begun."""
+    until(lambda: len(order) > n_begun, "the next piece has begun")
 
 
 def test_a_short_job_goes_before_the_next_piece_of_long_ones() -> None:
@@ -103,8 +108,7 @@ def test_a_stream_of_short_jobs_keeps_no_long_one_waiting_for_ever() -> None:
             under_way[holder].let_go()
             if holder != "long":
                 del under_way[holder]
-            while len(order) == n_shorts:  # until the next has begun
-                pass
+            wait_for_next(order, n_shorts)
         for worker in under_way.values():
             worker.let_go(4)
     assert order[:9].count("long") == 3  # while always a shorter one waited
