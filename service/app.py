@@ -18,7 +18,9 @@ if TYPE_CHECKING:  # imported where it is used: `wisp transcribe` serves nothing
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.routing import BaseRoute
+    from starlette.types import ASGIApp
 
+    from service.api_keys import ApiKeys
     from service.metrics import Metrics
     from service.tracing import Tracing
 
@@ -33,10 +35,10 @@ INTERRUPTED = 130  # a shell's number for a command that Ctrl-C ended
 METRICS_ROUTE = "metrics"
 
 
-def create_app(engine: Engine, tracing: "Tracing | None" = None) -> "Starlette":
+def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys | None" = None) -> "Starlette":
     """The ASGI application around one engine, which it starts and closes with its lifespan, as it does `tracing`.
 
-    Raises StartError.
+    `keys`: those in force, where the settings' have been read already. Raises StartError.
     """
     import asyncio
 
@@ -44,6 +46,7 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None) -> "Starlette":
 
     from service import routes
     from service.admission import Uploads
+    from service.api_keys import read_api_keys
     from service.health import Health
     from service.metrics import Metrics
 
@@ -71,14 +74,15 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None) -> "Starlette":
     app = Starlette(
         routes=table,
         exception_handlers=routes.EXCEPTION_HANDLERS,
-        middleware=_middleware(engine.settings, table, metrics, tracing),
+        middleware=_middleware(engine.settings, keys or read_api_keys(engine.settings), table, metrics, tracing),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.health = Health(engine, fresh_s=engine.settings.probe_after_s, limit_s=engine.settings.probe_limit_s)
+    health = Health(engine, fresh_s=engine.settings.probe_after_s, limit_s=engine.settings.probe_limit_s)
+    app.state.health = health
     uploads = Uploads(engine.settings.open_jobs + engine.settings.queue_length)
     app.state.service = routes.Service(
-        engine.settings, engine.spec.name, engine.created, engine.loaded, app.state.health.check, uploads
+        engine.settings, engine.spec.name, engine.created, engine.loaded, health.check, health.check_alive, uploads
     )
     return app
 
@@ -97,14 +101,14 @@ def _metrics_route(metrics: "Metrics") -> "BaseRoute":
 
 
 def _middleware(
-    settings: Settings, table: "Sequence[BaseRoute]", metrics: "Metrics", tracing: "Tracing | None"
+    settings: Settings, keys: "ApiKeys", table: "Sequence[BaseRoute]", metrics: "Metrics", tracing: "Tracing | None"
 ) -> "list[Middleware]":
-    """What stands in front of every route, the outermost first. Raises StartError."""
+    """What stands in front of every route, the outermost first."""
     from starlette.middleware import Middleware
     from starlette.middleware.cors import CORSMiddleware
 
     from service import routes
-    from service.api_keys import KeyGuard, read_api_keys
+    from service.api_keys import KeyGuard
     from service.metrics import NO_ROUTE
     from service.request_log import RequestLog
     from service.route_table import route_of
@@ -118,22 +122,21 @@ def _middleware(
         if tracing is not None:
             tracing.upload_ended(seconds)
 
-    stack = [Middleware(RequestLog, on_end=on_end)]
+    def cors(app: "ASGIApp") -> "ASGIApp":
+        if not origins:
+            return app
+        exposed = ["x-request-id", "retry-after"]
+        return CORSMiddleware(
+            app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=exposed
+        )
+
+    origins = settings.cors_origin_list()
+    stack = [Middleware(RequestLog, on_end=on_end, dress=cors)]
     if tracing is not None:
         stack.append(Middleware(tracing.middleware, routes=table))
-    if origins := settings.cors_origin_list():  # in front of the keys: a browser asks first, without one
-        exposed = ["x-request-id", "retry-after"]
-        stack.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=exposed,
-            )
-        )
+    stack.append(Middleware(cors))  # in front of the keys: a browser asks first, without one
     public = routes.PUBLIC_ROUTES | ({METRICS_ROUTE} if settings.metrics == "public" else set())
-    stack.append(Middleware(KeyGuard, keys=read_api_keys(settings), routes=table, public=public))
+    stack.append(Middleware(KeyGuard, keys=keys, routes=table, public=public))
     floor_s, bytes_per_s = settings.upload_floor_s, settings.upload_bytes_per_s
     stack.append(Middleware(UploadPace, floor_s=floor_s, bytes_per_s=bytes_per_s, on_end=on_upload))
     return stack
@@ -148,12 +151,13 @@ def serve(settings: Settings) -> None:
 
     for handler in logging.getLogger().handlers:
         dress(handler, settings.log_format)
-    refuse_to_expose(settings, read_api_keys(settings))
+    keys = read_api_keys(settings)
+    refuse_to_expose(settings, keys)
     tracing = open_tracing() if settings.tracing == "otlp" else None
     engine = Engine(settings, cache_folder=user_cache_folder())
     engine.read()
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
-    app = create_app(engine, tracing)
+    app = create_app(engine, tracing, keys)
     server = Server(app, app.state.service.under_way, grace_s=settings.grace_s, on_stop=app.state.health.stop)
     with _listen(settings.host, settings.port) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -223,6 +223,20 @@ class NotReady(WispError):
         return {"Retry-After": "1"}
 
 
+class DeviceLost(WispError):
+    """The GPU failed while it worked on the request, or has failed before and is not back yet."""
+
+    status = 503
+    code = "device_lost"
+
+    def __init__(self) -> None:
+        super().__init__("The server's GPU has failed and is being started anew; send the request again.")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": "1"}
+
+
 class NoSpace(WispError):
     """The disk that uploads lie on while they are read is full."""
 

@@ -1,9 +1,11 @@
 """The loaded model and the target it runs on: its tokenizer, its WASI-NN graphs, what it holds on the device."""
 
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint, CheckpointError, Dimensions, load_checkpoint
-from service.errors import DeviceUnavailable, ModelError
+from service.errors import DeviceLost, DeviceUnavailable, ModelError
 from service.graphs import SpeechGraph, TokenizerGraph
 from service.languages import language_name
 from service.model_files import ModelSpec, TargetName, check_files, find_model, parse_preload
@@ -40,6 +42,7 @@ __all__ = [
 
 log = logging.getLogger("wisp")
 
+REOPEN_S = 5.0  # how soon after a GPU could not be opened the next try may be
 GPU_NODES = ("dri/*", "nvidia*", "dxg", "kgsl*", "mali*")  # what Linux's Vulkan drivers for hardware open, below /dev
 
 
@@ -62,6 +65,14 @@ class Kernels(Protocol):
     def decoder(self) -> Graph: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """Kernels, and all the graphs that a guest may load by name while they are the model's."""
+
+    kernels: Kernels
+    graphs: MutableMapping[str, Graph]
 
 
 def choose_target(asked: str) -> Target:
@@ -125,39 +136,59 @@ class Model:
         self.dims = dims
         self.tokenizer = tokenizer
         self.target = target
+        self.device_failures = 0  # how often in a row the GPU was lost or could not be opened, no success in between
+        self._reopen_at = -math.inf  # by time.monotonic()
         self._graphs: dict[str, Graph] = {f"{self.name}/tokenizer": TokenizerGraph(tokenizer)}
+        self._load_kernels = load_kernels
+        self._loaded = Residence(
+            self._with_graphs(kernels), load=self._load, unload=lambda loaded: loaded.kernels.close()
+        )
 
-        def load() -> Kernels:
-            started = time.monotonic()
-            loaded = load_kernels()
-            self._show(loaded)
-            log.info("model %s loaded again in %.2f s", self.name, time.monotonic() - started)
-            return loaded
+    def _with_graphs(self, kernels: Kernels) -> _Loaded:
+        own = {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
+        return _Loaded(kernels, ChainMap(own, self._graphs))
 
-        self._show(kernels)
-        self._kernels = Residence(kernels, load=load, unload=self._unload)
-
-    def _show(self, kernels: Kernels) -> None:
-        self._graphs |= {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
-
-    def _unload(self, kernels: Kernels) -> None:
-        del self._graphs[f"{self.name}/encoder"], self._graphs[f"{self.name}/decoder"]
-        kernels.close()
+    def _load(self) -> _Loaded:
+        started = time.monotonic()
+        if started < self._reopen_at:
+            raise DeviceLost
+        try:
+            loaded = self._with_graphs(self._load_kernels())
+        except DeviceUnavailable as error:
+            self.device_failures += 1
+            self._reopen_at = time.monotonic() + REOPEN_S
+            log.error("%s", error)
+            raise DeviceLost from error
+        log.info("model %s loaded again in %.2f s", self.name, time.monotonic() - started)
+        return loaded
 
     @property
     def is_loaded(self) -> bool:
         """Whether it is in memory, ready to compute."""
-        return self._kernels.thing is not None
+        return self._loaded.thing is not None
 
     @contextmanager
     def in_use(self) -> Iterator[Mapping[str, Graph]]:
-        """A block in which it is loaded, and its graphs. Raises ModelError or DeviceUnavailable where that fails."""
-        with self._kernels.in_use():
-            yield self._graphs
+        """A block in which it is loaded, and its graphs.
+
+        Raises ModelError where it cannot be loaded, DeviceLost where there is no device for it, and in place of what
+        fails in the block because the device has gone. Then the next block has another device.
+        """
+        with self._loaded.in_use() as loaded:
+            try:
+                yield loaded.graphs
+            except Exception as error:
+                if not (isinstance(loaded.kernels, _GpuKernels) and loaded.kernels.is_lost()):
+                    raise
+                if self._loaded.discard(loaded):
+                    self.device_failures += 1
+                    log.error("the GPU is lost, and is opened anew for the next request")
+                raise DeviceLost from error
+            self.device_failures = 0
 
     def unload(self, idle_s: float = 0.0) -> bool:
         """Free what it holds, on the device and off it, unless it was used in the last `idle_s` seconds."""
-        is_unloaded = self._kernels.unload(idle_s)
+        is_unloaded = self._loaded.unload(idle_s)
         if is_unloaded:
             log.info("model %s unloaded", self.name)
         return is_unloaded
@@ -165,7 +196,8 @@ class Model:
     @property
     def graphs(self) -> Mapping[str, Graph]:
         """NAME/encoder and NAME/decoder while loaded, NAME/tokenizer, NAME once `add_speech_graph` has been called."""
-        return self._graphs
+        loaded = self._loaded.thing
+        return loaded.graphs if loaded is not None else self._graphs
 
     def add_speech_graph(self, transcribe: Callable[[NDArray[np.float32]], str]) -> None:
         """Give guests the graph NAME: `transcribe` turns (n_samples,) f32 of 16 kHz PCM into text."""
@@ -173,12 +205,12 @@ class Model:
 
     def device_bytes(self) -> int:
         """Memory of the GPU that is held; 0 on the CPU."""
-        kernels = self._kernels.thing
-        return kernels.device_bytes() if isinstance(kernels, _GpuKernels) else 0
+        loaded = self._loaded.thing
+        return loaded.kernels.device_bytes() if loaded is not None and isinstance(loaded.kernels, _GpuKernels) else 0
 
     def close(self) -> None:
         """Free what the model holds on the device."""
-        self._kernels.close()
+        self._loaded.close()
 
 
 @dataclass(frozen=True)
@@ -247,7 +279,7 @@ def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> tup
     """The checkpoint ready to compute on `target`, or on the CPU where a GPU does not do and it may."""
     if target.name == "gpu":
         try:
-            return _GpuKernels(checkpoint), target
+            return _GpuKernels(checkpoint, target), target
         except DeviceUnavailable as error:
             if not may_fall_back:
                 raise
@@ -260,12 +292,16 @@ def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> tup
 class _GpuKernels:
     """A model on a device of its own, closed with it."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, target: Target) -> None:
+        """On an adapter of the sort that `target` was chosen for: a GPU that is lost is not replaced by its emulation.
+
+        Raises DeviceUnavailable.
+        """
         from kernels.device import DeviceError, open_device
         from kernels.whisper import GpuModel
 
         try:
-            self._device = open_device()
+            self._device = open_device("software" if target.is_software else "hardware")
             try:
                 self._model = GpuModel(checkpoint, self._device)
             except BaseException:
@@ -278,6 +314,16 @@ class _GpuKernels:
         checkpoint.release_pages()
         self.encoder: Graph = self._model.encoder
         self.decoder: Graph = self._model.decoder
+
+    def is_lost(self) -> bool:
+        """Whether the device gives no memory any more, not even the least there is."""
+        from kernels.device import DeviceError
+
+        try:
+            self._device.buffer(4).close()
+        except DeviceError:
+            return True
+        return False
 
     def device_bytes(self) -> int:
         from kernels.recording import Buffer

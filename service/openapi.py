@@ -20,7 +20,7 @@ REFUSALS = {  # statuses that a request for words may be answered with, besides 
     "413": "The upload or the audio is over the cap.",
     "429": "The queue is full; Retry-After says when to come back.",
     "500": "The server failed; its log says why.",
-    "503": "The model is not ready, the transcription took too long, or the disk for uploads is full.",
+    "503": "The model is not ready, the GPU failed, the transcription took too long, or the disk for uploads is full.",
 }
 UNAUTHORIZED = "No API key, or a wrong one, where the server has keys."
 
@@ -83,9 +83,9 @@ def operations(names: Sequence[str], languages: Sequence[str]) -> dict[str, dict
         },
         "/healthz": {
             "get": {
-                "summary": "Whether the process answers.",
+                "summary": "Whether the process is of use, or could be.",
                 "security": [],
-                "responses": {"200": _answer("It does.", "Health")},
+                "responses": {"200": _answer("It is.", "Health"), "503": _error("Nothing but a restart helps.")},
             }
         },
         "/readyz": {

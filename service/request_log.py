@@ -51,9 +51,17 @@ def _safe(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 class RequestLog:
     """ASGI middleware: a request id in and out, a log line a request, and an envelope for what nothing else caught."""
 
-    def __init__(self, app: ASGIApp, on_end: Callable[[Scope, int, float], None] = lambda *_: None) -> None:
-        """`on_end`: called with each request's scope, the status it was answered with and its seconds."""
-        self.app, self.on_end = app, on_end
+    def __init__(
+        self,
+        app: ASGIApp,
+        on_end: Callable[[Scope, int, float], None] = lambda *_: None,
+        dress: Callable[[ASGIApp], ASGIApp] = lambda answer: answer,
+    ) -> None:
+        """`on_end`: called with each request's scope, the status it was answered with and its seconds.
+
+        `dress`: puts around an answer of its own what `app` has put around the others, the CORS headers.
+        """
+        self.app, self.on_end, self.dress = app, on_end, dress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,12 +86,12 @@ class RequestLog:
         except asyncio.CancelledError:
             # The server stops, and this request has no job yet that could be given up, or its client reads nothing.
             if not status:
-                await error_response(NotReady("The server is stopping."))(scope, receive, send_with_id)
+                await self.dress(error_response(NotReady("The server is stopping.")))(scope, receive, send_with_id)
         except Exception:
             log.exception("request failed")
             if status:  # the response has begun and cannot be changed any more; the server closes the connection
                 raise
-            await error_response(InternalError())(scope, receive, send_with_id)
+            await self.dress(error_response(InternalError()))(scope, receive, send_with_id)
         finally:
             seconds = time.monotonic() - started
             path = quote(scope["path"])  # a line break in it would begin a log line of the client's own

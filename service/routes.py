@@ -41,13 +41,17 @@ LOAD_WAIT_S = 60.0  # how long a transcription waits for the model that is still
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes serve: one model, perhaps still loading. `check_ready` raises NotReady while it is of no use."""
+    """What the routes serve: one model, perhaps still loading.
+
+    `check_ready` raises NotReady while it is of no use, `check_alive` where it never will be again.
+    """
 
     settings: Settings
     model_name: str
     created: int  # Unix time
     loaded: "Future[Transcriber]"
     check_ready: Callable[[], Awaitable[None]]
+    check_alive: Callable[[], None]
     uploads: Uploads
     under_way: set[Job] = field(default_factory=set)
 
@@ -166,7 +170,9 @@ async def model(request: Request) -> Response:
 
 
 async def healthz(request: Request) -> Response:
-    """GET /healthz: the process answers. Says nothing of the model."""
+    """GET /healthz: 200 unless nothing but a new process can help, then 503."""
+    service: Service = request.app.state.service
+    service.check_alive()
     return JSONResponse({"status": "ok"})
 
 

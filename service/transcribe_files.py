@@ -11,20 +11,20 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from service.app import Engine
-from service.audio import decode
-from service.errors import StartError, WispError
+from service.audio import Audio, decode
+from service.errors import ClientGone, StartError, WispError
 from service.formats import render
 from service.guest_cache import user_cache_folder
 from service.languages import language_code
 from service.progress import Bar, progress_bar
 from service.settings import Settings
-from service.transcriber import TEMPERATURES, Options, Segment, Transcription
+from service.transcriber import TEMPERATURES, Options, Segment, Transcriber, Transcription, check_options
 
 log = logging.getLogger("wisp")
 
@@ -135,8 +135,8 @@ class Wanted:
 def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
     """Transcribe one file after the other; yields a sentence for each that fails.
 
-    Raises StartError where none can be begun (no model, no such folder), RequestError for a language that the model
-    does not know.
+    The model is made ready for the first that is audio. Raises StartError where none can be begun (no model, no such
+    folder), RequestError for a language that the model does not know.
     """
     if wanted.output_dir is not None:
         try:
@@ -144,43 +144,63 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
         except OSError as error:
             raise StartError(f"The folder {wanted.output_dir} cannot be made: {error.strerror}.") from None
     engine = Engine(settings, cache_folder=user_cache_folder())
-    cancelled = threading.Event()
+    cancelled, opened = threading.Event(), ExitStack()
+    transcriber: Transcriber | None = None
 
-    def words_of(name: str, bar: Bar) -> Transcription:
-        with ExitStack() as stack:
-            audio = decode(_opened(name, stack), max_seconds=settings.max_audio_s)
-            bar.reset(total=audio.duration)
+    def on_block(seconds: float) -> None:
+        if cancelled.is_set():
+            raise ClientGone
 
-            def move(segment: Segment) -> None:
-                bar.update(segment.end - bar.n)
+    def decoded(name: str) -> Audio:
+        opened.close()  # the file before
+        return decode(_opened(name, opened), max_seconds=settings.max_audio_s, on_block=on_block)
 
-            return transcriber.transcribe(audio, wanted.options, move, cancelled=cancelled)
+    def words_of(transcriber: Transcriber, audio: Audio, bar: Bar) -> Transcription:
+        bar.reset(total=audio.duration)
+
+        def move(segment: Segment) -> None:
+            bar.update(segment.end - bar.n)
+
+        return transcriber.transcribe(audio, wanted.options, move, cancelled=cancelled)
 
     # Not in the main thread: Ctrl-C is raised there, and a C library calling back into Python would swallow it.
     aside = ThreadPoolExecutor(1)
     try:
-        transcriber = engine.load()
-        transcriber.check(wanted.options)
+        read = engine.read()
+        check_options(wanted.options, read.spec.name, read.tokenizer)
         for number, name in enumerate(wanted.files, start=1):
             shown = f"{_as_text(name)} ({number} of {len(wanted.files)})" if len(wanted.files) > 1 else _as_text(name)
-            try:
-                with progress_bar(0, "s", shown) as bar:
-                    result = aside.submit(words_of, name, bar).result()
-                if wanted.output_dir is not None:
-                    wanted.written(name, result)
-            except IsADirectoryError:
-                yield f"{name}: a folder without audio files"
-                continue
-            except (WispError, OSError) as error:
-                yield f"{name}: {error.strerror if isinstance(error, OSError) else error}"
-                continue
-            if wanted.output_dir is None:
+            complaints: list[str] = []
+            with progress_bar(0, "s", shown) as bar:
+                with _noting(name, complaints):
+                    audio = aside.submit(decoded, name).result()
+                if not complaints:
+                    transcriber = transcriber or engine.load()  # which takes a while: not for what is no audio
+                    with _noting(name, complaints):
+                        result = aside.submit(words_of, transcriber, audio, bar).result()
+                        if wanted.output_dir is not None:
+                            wanted.written(name, result)
+            if complaints:
+                yield from complaints
+            elif wanted.output_dir is None:
                 sys.stdout.write(wanted.rendered(name, result, wanted.formats[0]))
                 sys.stdout.flush()
     finally:
         cancelled.set()
         aside.shutdown()
+        opened.close()
         engine.close()
+
+
+@contextmanager
+def _noting(name: str, complaints: list[str]) -> Iterator[None]:
+    """A block whose failure, which is the file's alone, becomes a complaint."""
+    try:
+        yield
+    except IsADirectoryError:
+        complaints.append(f"{name}: a folder without audio files")
+    except (WispError, OSError) as error:
+        complaints.append(f"{name}: {error.strerror if isinstance(error, OSError) else error}")
 
 
 def _found(names: Sequence[str]) -> list[str]:

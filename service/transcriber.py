@@ -25,7 +25,7 @@ from service.turns import StopWatch, Turn, Turns
 from service.wasi_nn import Graph
 from service.work import Work
 
-__all__ = ["TEMPERATURES", "Options", "Segment", "Token", "Transcriber", "Transcription", "Word"]
+__all__ = ["TEMPERATURES", "Options", "Segment", "Token", "Transcriber", "Transcription", "Word", "check_options"]
 
 log = logging.getLogger("wisp")
 
@@ -82,6 +82,20 @@ def default_workers(target: Target, n_cores: int = N_CORES) -> int:
     return max(2, n_cores // CORES_A_WORKER)
 
 
+def check_options(options: Options, name: str, tokenizer: Tokenizer) -> None:
+    """Raise UnsupportedValue for what the model of that name and tokenizer cannot do."""
+    if options.task == "translate" and not tokenizer.languages:
+        raise UnsupportedValue(f"{name} knows English only: it cannot translate.", param="model")
+    languages = tokenizer.languages
+    spoken = "English only" if not languages else f"{len(languages)} languages, this one not among them"
+    if options.language is not None and not tokenizer.speaks(options.language):
+        asked = f"{language_name(options.language).capitalize()} ('{options.language}')"
+        raise UnsupportedValue(f"{asked} is not a language of {name}: it knows {spoken}.", param="language")
+    if options.languages and not any(tokenizer.speaks(language) for language in options.languages):
+        asked = ", ".join(options.languages)
+        raise UnsupportedValue(f"Of {asked} none is a language of {name}: it knows {spoken}.", param="languages[]")
+
+
 class Transcriber:
     """Transcriptions of one model: `workers` compute at once, `open_jobs` take turns at that, `queue_length` more wait.
 
@@ -103,23 +117,18 @@ class Transcriber:
         """`observe`: called with each submitted transcription's work once that has ended, in its request's context."""
         self.model, self.guest, self.observe = model, guest, observe
         self.proven_at = -math.inf  # when a window was last transcribed to its end, by time.monotonic()
+        self.moved_at = -math.inf  # when a network was last asked for something, by the same clock
         self.deadline_floor_s, self.deadline_factor = deadline_floor_s, deadline_factor
         self.admission = Admission(n_open=max(open_jobs, workers), queue_length=queue_length, n_at_once=workers)
         self.reading, self.computing = Turns(min(workers, N_CORES)), Turns(workers)
 
+    def is_proven(self, since: float) -> bool:
+        """Whether a window has been transcribed since then, by time.monotonic(), and the GPU not been lost after it."""
+        return self.proven_at >= since and not self.model.device_failures
+
     def check(self, options: Options) -> None:
         """Raise UnsupportedValue for what this model cannot do; cheap, so that a request fails before it waits."""
-        tokenizer, name = self.model.tokenizer, self.model.name
-        if options.task == "translate" and not tokenizer.languages:
-            raise UnsupportedValue(f"{name} knows English only: it cannot translate.", param="model")
-        languages = tokenizer.languages
-        spoken = "English only" if not languages else f"{len(languages)} languages, this one not among them"
-        if options.language is not None and not tokenizer.speaks(options.language):
-            asked = f"{language_name(options.language).capitalize()} ('{options.language}')"
-            raise UnsupportedValue(f"{asked} is not a language of {name}: it knows {spoken}.", param="language")
-        if options.languages and not any(tokenizer.speaks(language) for language in options.languages):
-            asked = ", ".join(options.languages)
-            raise UnsupportedValue(f"Of {asked} none is a language of {name}: it knows {spoken}.", param="languages[]")
+        check_options(options, self.model.name, self.model.tokenizer)
 
     def submit(
         self,
@@ -158,7 +167,7 @@ class Transcriber:
 
         The time that it waits for its turns does not count. Raises WispError classes only: what decode() raises for an
         Upload, DeadlineExceeded, ClientGone when cancelled, UnreadableAudio when the file breaks off in the middle,
-        InternalError for a fault of the guest's, whose report goes to the log.
+        DeviceLost, InternalError for a fault of the guest's, whose report goes to the log.
         """
         started, watch, events = time.monotonic(), StopWatch(), _Events(on_segment, self.model.tokenizer)
         deadline_s = self.deadline_floor_s
@@ -240,6 +249,7 @@ class Transcriber:
         stages = {f"{self.model.name}/encoder": "encode", f"{self.model.name}/decoder": "decode_tokens"}
 
         def before_compute(graph: str) -> None:
+            self.moved_at = time.monotonic()
             stage = stages.get(graph)
             if stage == "encode":
                 if "decode_tokens" in work.seconds:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from service import routes
+from service import api_keys, routes
 from service.api_keys import ApiKeys, digest_of, is_loopback, read_api_keys, refuse_to_expose
 from service.app import create_app, serve
 from service.errors import StartError
@@ -176,6 +177,20 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
         with pytest.raises(StartError, match="cannot be read") as raised:
             serve(Settings(api_keys_file=str(path), api_keys=ALICE))
         assert str(path) in str(raised.value)
+
+
+def test_the_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a pipe, say, can be: `--api-keys-file <(decrypt keys)`."""
+    reads: list[Path] = []
+
+    def read(path: Path) -> str:
+        reads.append(path)
+        return ALICE
+
+    monkeypatch.setattr(api_keys, "_read", read)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(StartError, match="Cannot listen"):
+        serve(settings_for(folder, api_keys_file="/dev/fd/63", port=taken.getsockname()[1]))
+    assert reads == [Path("/dev/fd/63")]
 
 
 def test_a_variable_of_commas_stops_the_start() -> None:

@@ -13,6 +13,7 @@ import soundfile
 from starlette.testclient import TestClient
 
 from service.app import create_app
+from service.routes import Service
 from tests import synthetic
 from tests.serving import PATH, assert_error, engine_for, post, settings_for, wav
 
@@ -135,6 +136,23 @@ def test_other_origins_are_told_nothing_by_default(client: TestClient) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control-")]
     preflight = {"Origin": ELSEWHERE, "Access-Control-Request-Method": "POST"}
     assert client.options(PATH, headers=preflight).status_code == 405
+
+
+def test_a_page_reads_that_the_server_broke(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Service, name: str) -> dict[str, Any]:
+        raise RuntimeError("the secret reason")
+
+    monkeypatch.setattr(Service, "model_object", broken)
+    with engine_for(settings_for(folder, cors_origins=ELSEWHERE)) as engine:
+        client = TestClient(create_app(engine))
+        answer = client.get("/v1/models", headers={"Origin": ELSEWHERE, "x-request-id": "r1"})
+        assert_error(answer, 500, "internal_error")
+        assert answer.headers["access-control-allow-origin"] == ELSEWHERE
+        assert answer.headers["x-request-id"] == "r1"
+        assert (
+            "access-control-allow-origin"
+            not in client.get("/v1/models", headers={"Origin": "https://b.example"}).headers
+        )
 
 
 def test_an_origin_that_is_configured_may_ask_with_a_key(folder: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from service.engine import Engine
 from service.transcribe_files import Wanted, transcribe_files
+from service.transcriber import Transcriber
 from tests import synthetic
 from tests.conftest import ROOT
 from tests.serving import settings_for, wav
@@ -74,6 +76,24 @@ def test_several_formats_are_a_file_each(model: Path, talks: Path) -> None:
 def test_formats_that_do_not_go_together_are_told(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Wanted.of(["talks/a.wav"], **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("talks")
+def test_no_model_is_loaded_for_what_is_no_audio(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[Engine] = []
+    load = Engine.load
+
+    def counted(engine: Engine) -> Transcriber:
+        loads.append(engine)
+        return load(engine)
+
+    monkeypatch.setattr(Engine, "load", counted)
+    Path("README.md").write_text("# Not a sound\n")
+    complaints = transcribe_files(settings_for(model), Wanted.of(["README.md", "nothing.wav", "talks/a.wav"]))
+    assert next(complaints).startswith("README.md: The file's format is not known.")
+    assert next(complaints) == "nothing.wav: No such file or directory"
+    assert loads == []
+    assert list(complaints) == [] and len(loads) == 1
 
 
 def test_a_terminal_shows_a_bar_and_stdout_only_the_words(model: Path, talks: Path) -> None:
