@@ -6,7 +6,7 @@ from typing import Any, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.lingering_close import LINGER_S, LingeringTransport
+from service.lingering_close import LINGER_S, SILENCE_S, LingeringTransport
 
 PATIENCE_S = 30.0
 LAST_LINGER_S = 1.0  # for a server that stops
@@ -23,16 +23,18 @@ class ImpatientProtocol(H11Protocol):
     _closing: asyncio.TimerHandle | None = None
     _lingering: LingeringTransport
     patience_s = PATIENCE_S
-    linger_s = LINGER_S
+    linger_s, silence_s = LINGER_S, SILENCE_S
 
     def connection_made(self, transport: Any) -> None:
-        self._lingering = LingeringTransport(transport, self._is_sending, seconds=self.linger_s)
+        self._lingering = LingeringTransport(
+            transport, self._is_sending, seconds=self.linger_s, silence_s=self.silence_s
+        )
         super().connection_made(cast(asyncio.Transport, self._lingering))
         self._watch()
 
     def data_received(self, data: bytes) -> None:
         if self._lingering.lingers:
-            self._lingering.drop(data)
+            self._lingering.drop()
             return
         super().data_received(data)
         self._watch()

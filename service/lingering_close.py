@@ -1,8 +1,9 @@
 """A connection closed so that its last answer arrives, though the client is still sending what nobody will read.
 
 A socket that is closed with unread bytes in it resets the connection, and a client that is reset may lose what it has
-not read yet. So its answer is ended first, and what still comes is read and dropped: for a while, up to an amount.
-(RFC 9112, section 9.6.)
+not read yet. So its answer is ended first, and what still comes is read and dropped: for a while, and only as long as
+something comes. (RFC 9112, section 9.6; the times are nginx's.) How much that is does not matter: a body that is not
+refused may be as large.
 """
 
 import asyncio
@@ -10,8 +11,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-LINGER_S = 5.0
-LINGER_BYTES = 8 * 2**20
+LINGER_S = 30.0
+SILENCE_S = 5.0  # of a client that is not sending after all
 
 
 class LingeringTransport:
@@ -21,14 +22,15 @@ class LingeringTransport:
     """
 
     def __init__(
-        self, transport: Any, is_sending: Callable[[], bool], *, seconds: float = LINGER_S, n_bytes: int = LINGER_BYTES
+        self, transport: Any, is_sending: Callable[[], bool], *, seconds: float = LINGER_S, silence_s: float = SILENCE_S
     ) -> None:
         """`is_sending`: whether the client is in the middle of something that it has not been read to the end of.
 
-        `seconds` and `n_bytes`: how long to read after close(), and how much.
+        `seconds`: how long to read after close(). `silence_s`: after how long without anything to read to stop.
         """
-        self._transport, self._is_sending, self.seconds, self._left = transport, is_sending, seconds, n_bytes
+        self._transport, self._is_sending, self.seconds, self.silence_s = transport, is_sending, seconds, silence_s
         self._end: asyncio.TimerHandle | None = None
+        self._silence: asyncio.TimerHandle | None = None
         self._is_over = False
 
     def __getattr__(self, name: str) -> Any:
@@ -51,19 +53,24 @@ class LingeringTransport:
             self._transport.close()
             return
         self._end = asyncio.get_running_loop().call_later(self.seconds, self._transport.abort)
+        self._expect_more()
         with contextlib.suppress(OSError):  # the client is gone, which reading will show
             if self._transport.can_write_eof():
                 self._transport.write_eof()
         self._transport.resume_reading()
 
-    def drop(self, data: bytes) -> None:
-        """What has come after close()."""
-        self._left -= len(data)
-        if self._left < 0:
-            self._transport.abort()
+    def drop(self) -> None:
+        """Something has come after close()."""
+        self._expect_more()
+
+    def _expect_more(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+        self._silence = asyncio.get_running_loop().call_later(self.silence_s, self._transport.abort)
 
     def lost(self) -> None:
         """The connection is no more, for whatever reason."""
         self._is_over = True
-        if self._end is not None:
-            self._end.cancel()
+        for timer in (self._end, self._silence):
+            if timer is not None:
+                timer.cancel()
