@@ -1,16 +1,19 @@
 """Wisp itself as an engine of the benchmark: the graphs directly for encode and token, the guest for transcribe."""
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.engines import STEPS, Files, in_threads, read_clip, timed
 from service.audio import decode
 from service.engine import Engine as App
-from service.features import log_mel_spectrogram
+from service.features import HOP_LENGTH, log_mel_spectrogram
 from service.guest_cache import user_cache_folder
 from service.settings import Settings
 from service.transcription import Options
+from service.wasi_nn import ExecutionContext
 
 GREEDY = Options(temperature=(0.0,))
 
@@ -25,20 +28,33 @@ class Wisp:
             native_library.LIBRARY = Path("/nonexistent")
         app = App(Settings(model=str(files.model), target=target, open_jobs=64), cache_folder=user_cache_folder())
         self.transcriber = app.load()
-        loaded = self.transcriber.model
-        dims = loaded.dims
-        samples = read_clip(clip)
-        window = np.zeros(dims.n_audio_ctx * 2 * 160, np.float32)
-        window[: len(samples)] = samples[: len(window)]
-        self.mel = log_mel_spectrogram(window, dims.n_mels)[None]
-        self.encoder = loaded.graphs[f"{loaded.name}/encoder"].init_execution_context({})
-        self.decoder = loaded.graphs[f"{loaded.name}/decoder"].init_execution_context({0: self.encoder})
-        tokens = loaded.tokenizer.guest_tokens()
+        self.clip = clip
+        tokens = self.transcriber.model.tokenizer.guest_tokens()
         suppress = [*tokens["suppress"], tokens["eot"]]
         begin = tokens["timestamp_begin"]
         rules = [STEPS, 1, tokens["eot"], begin, tokens["no_timestamps"], 50, len(suppress), 0, *suppress]
         self.rules = np.array(rules, np.int32)
         self.start = np.array([[tokens["sot"]]], np.int32)
+
+    # Made when they are asked for, as by every other engine: a cold start holds nothing but the transcription.
+    @cached_property
+    def mel(self) -> NDArray[np.float32]:
+        """[1, n_mels, 2 · n_audio_ctx]: the clip, and silence up to a whole window."""
+        dims = self.transcriber.model.dims
+        samples = read_clip(self.clip)
+        window = np.zeros(dims.n_audio_ctx * 2 * HOP_LENGTH, np.float32)
+        window[: len(samples)] = samples[: len(window)]
+        return log_mel_spectrogram(window, dims.n_mels)[None]
+
+    @cached_property
+    def encoder(self) -> ExecutionContext:
+        model = self.transcriber.model
+        return model.graphs[f"{model.name}/encoder"].init_execution_context({})
+
+    @cached_property
+    def decoder(self) -> ExecutionContext:
+        model = self.transcriber.model
+        return model.graphs[f"{model.name}/decoder"].init_execution_context({0: self.encoder})
 
     def encode(self) -> float:
         self.encoder.set_input(0, self.mel)

@@ -9,11 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.formats_burn import read_burn
 from kernels.formats_common import CheckpointError, Dimensions, Stored, expected_shapes, parse_json, read_text
-from kernels.formats_ggml import read_ggml
-from kernels.formats_huggingface import read_huggingface
-from kernels.formats_openai import read_openai
 from kernels.quantised import Dequantised, Quantised
 
 __all__ = ["Checkpoint", "CheckpointError", "Dimensions", "load_checkpoint", "sinusoids"]
@@ -92,16 +88,24 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _read(weights: Path, config: Path | None) -> Stored:
-    """Chooses the reader by the file's name, as the formats' own tools do."""
+    """Chooses the reader by the file's name, as the formats' own tools do, and loads that one alone."""
     if not weights.is_file():
         raise CheckpointError(f"{weights}: no such file")
     if weights.name.endswith((".safetensors", ".safetensors.index.json")):
+        from kernels.formats_huggingface import read_huggingface
+
         return read_huggingface(weights, config or weights.parent / "config.json")
     if weights.name.endswith((".mpk", ".mpk.gz")):
+        from kernels.formats_burn import read_burn
+
         return read_burn(weights, config or weights.parent / f"{weights.name.split('.mpk')[0]}.cfg")
     if weights.suffix == ".pt":
+        from kernels.formats_openai import read_openai
+
         return read_openai(weights)
     if weights.suffix == ".bin":
+        from kernels.formats_ggml import read_ggml
+
         return read_ggml(weights)
     raise CheckpointError(f"{weights.name}: unknown format (expected .safetensors, .mpk, .mpk.gz, .pt or .bin)")
 

@@ -12,7 +12,6 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 import soundfile
-import soxr
 from numpy.typing import NDArray
 
 from service import av_audio
@@ -336,7 +335,11 @@ class _Resampler:
     """Blocks at `rate` → blocks at 16 kHz, as one signal."""
 
     def __init__(self, rate: int) -> None:
-        self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32", "HQ") if rate != SAMPLE_RATE else None
+        self._stream = None
+        if rate != SAMPLE_RATE:
+            import soxr  # here, as a start of `wisp transcribe` may not need it
+
+            self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32", "HQ")
 
     def __call__(self, block: Samples) -> Samples:
         return block if self._stream is None else self._stream.resample_chunk(block)

@@ -1,12 +1,14 @@
 """The benchmark's own arithmetic and page."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.clips import build_clips
+from bench.cold import measure_starts
 from bench.convert import gpt2_bytes, openai_name, write_ggml
 from bench.engines import ENGINES, Files, Unsupported, in_threads, read_clip
 from bench.plot import write_plot
@@ -41,6 +43,13 @@ RESULTS = {
         "token": {"choose": {"launches": 1, "us": 80.0, "mb": 0.5, "gflop": 0.0, "of_limit": 1.0}},
     },
 }
+
+
+def test_cold_starts_keep_bytecode_as_installations_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    program = "import sys; print('words' if not sys.dont_write_bytecode else '', end='')"
+    start = measure_starts({"python": [sys.executable, "-c", program]}, rounds=1)["python"]
+    assert start["seconds"] > 0 and start["peak_mb"] > 0
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
