@@ -16,10 +16,9 @@ const announce = (sentence) => {
 };
 
 async function getKey() {
-  const wasLocked = !storedKey();
   const isGiven = await askForKey();
   element("key-field").hidden = !storedKey();
-  if (isGiven && wasLocked) watchModel(getKey);
+  if (isGiven) watchModel(getKey);
   return isGiven;
 }
 

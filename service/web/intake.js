@@ -64,26 +64,25 @@ function listenForRecording({ onFile, onError, announce }) {
     show(false);
     element("record").focus();
   };
-  const stop = async () => {
-    const ending = recorder;
-    if (!ending) return;
-    recorder = null;
+  const stop = async (ending) => {
     const file = await ending.stop();
+    if (recorder !== ending) return; // it has been discarded meanwhile, or ended by another click
     end();
     onFile(file, { fromMicrophone: true });
   };
   element("record").addEventListener("click", async () => {
     if (recorder) return;
     onError("");
-    recorder = new Recorder({
+    const starting = new Recorder({
       onLevel: (peak) => {
         levels = [...levels.slice(-MAX_LEVELS), peak];
         paint();
       },
-      onLost: stop,
+      onLost: () => stop(starting),
     });
+    recorder = starting;
     try {
-      await recorder.start();
+      await starting.start();
     } catch (error) {
       end();
       onError(error.message);
@@ -94,7 +93,7 @@ function listenForRecording({ onFile, onError, announce }) {
     element("recorder-stop").focus();
     announce("Recording.");
   });
-  element("recorder-stop").addEventListener("click", stop);
+  element("recorder-stop").addEventListener("click", () => recorder && stop(recorder));
   element("recorder-discard").addEventListener("click", () => {
     recorder?.discard();
     end();

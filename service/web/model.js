@@ -8,19 +8,22 @@ const POLL_MS = 1500;
 const line = document.getElementById("model");
 const text = document.getElementById("model-text");
 const hint = document.getElementById("embedded-hint");
+let isWatched = false;
 
 function show(state, sentence) {
   line.dataset.state = state;
   if (text.textContent !== sentence) text.textContent = sentence;
 }
 
-/** Show the model and its state. `askForKey()` resolves with true once there is an API key to try. */
+/**
+ * Show the model and its state, until it is ready or there is no key to ask with; nothing where that goes on already.
+ * `askForKey()` resolves with true once there is an API key to try.
+ */
 export async function watchModel(askForKey) {
-  for (;;) {
-    const isSettled = await ask(askForKey);
-    if (isSettled) return;
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-  }
+  if (isWatched) return;
+  isWatched = true;
+  while (!(await ask(askForKey))) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  isWatched = false;
 }
 
 /** One look at the server; true when there is nothing more to wait for. */

@@ -3,6 +3,7 @@
 import { wavOf } from "./wav.js";
 
 const RATE = 16_000; // Hz, what Whisper hears; a browser that cannot resample records at its own rate
+const LAST_BLOCK_MS = 1000; // how long the audio thread, which may stand still, is waited for
 
 /** Why this browser cannot record here, in a sentence, or null. */
 export function whyNot() {
@@ -15,6 +16,7 @@ const REFUSALS = {
   NotAllowedError: "The browser did not give the microphone. Allow it for this page, then record again.",
   NotFoundError: "No microphone was found.",
   NotReadableError: "The microphone is in use by another program.",
+  AbortError: "The microphone went away.",
 };
 
 export class Recorder {
@@ -24,8 +26,9 @@ export class Recorder {
   #context = null;
   #node = null;
   #ended = null;
+  #stopped = null;
 
-  /** `onLevel(peak)`: 0 to 1, for each block; `onLost()`: the microphone went away. */
+  /** `onLevel(peak)`: 0 to 1, for each block; `onLost()`: the microphone went away after the recording had begun. */
   constructor({ onLevel, onLost }) {
     Object.assign(this, { onLevel, onLost });
   }
@@ -35,13 +38,15 @@ export class Recorder {
     try {
       const audio = { channelCount: 1, echoCancellation: false, autoGainControl: true };
       this.#stream = await navigator.mediaDevices.getUserMedia({ audio });
+      const tracks = this.#stream.getTracks();
       const source = await this.#open();
       this.#node = new AudioWorkletNode(this.#context, "recorder", { numberOfOutputs: 0 });
       this.#ended = new Promise((resolve) => {
         this.#node.port.onmessage = ({ data }) => (data.ended ? resolve() : this.#take(data));
       });
       source.connect(this.#node);
-      this.#stream.getTracks().forEach((track) => track.addEventListener("ended", () => this.onLost()));
+      if (tracks.some((track) => track.readyState === "ended")) throw new DOMException("", "AbortError");
+      tracks.forEach((track) => track.addEventListener("ended", () => this.onLost()));
     } catch (error) {
       this.discard();
       throw new Error(REFUSALS[error.name] ?? `Recording failed: ${error.message}`);
@@ -75,10 +80,15 @@ export class Recorder {
     return this.#context ? this.#n / this.#context.sampleRate : 0;
   }
 
-  /** End, and resolve with the WAV file. */
-  async stop() {
+  /** End, and resolve with the WAV file: with the same one however often it is asked for. */
+  stop() {
+    this.#stopped ??= this.#finish();
+    return this.#stopped;
+  }
+
+  async #finish() {
     this.#node.port.postMessage("stop");
-    await this.#ended;
+    await Promise.race([this.#ended, new Promise((resolve) => setTimeout(resolve, LAST_BLOCK_MS))]);
     const rate = this.#context.sampleRate;
     this.discard();
     const now = new Date();

@@ -1,10 +1,11 @@
 """What goes wrong in front of the user: refusals, a full queue, keys, a network that is gone. Nothing is lost by it."""
 
+import re
 import threading
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.serving import TRAP, engine_for, settings_for, wav
 from tests.web.conftest import OpenPage, Site, site_for
@@ -86,6 +87,39 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(open_page: OpenPage, f
         expect(transcript(card(page, "more.wav"))).to_contain_text("Ask not what")
 
 
+COUNTED_POLLS = """() => {
+  const wait = setTimeout;
+  Object.assign(window, { nPolls: 0, mostPolls: 0 });
+  window.setTimeout = (action, ms, ...rest) => {
+    if (ms !== 1500) return wait(action, ms, ...rest);
+    mostPolls = Math.max(mostPolls, (nPolls += 1));
+    return wait(() => { nPolls -= 1; action(); }, 50);
+  };
+}"""
+
+
+def test_a_first_key_leaves_one_poller_for_the_model(open_page: OpenPage, folder: Path) -> None:
+    with engine_for(settings_for(folder, api_keys="right")) as engine, site_for(engine) as locked:
+        page = open_page(locked, may_fail=True, is_ready=False)
+        dialog = page.get_by_role("dialog", name="This server asks for an API key")
+        expect(dialog).to_be_visible()
+        asked: list[Route] = []
+
+        def loading(route: Route) -> None:
+            asked.append(route)
+            if len(asked) > 6:
+                route.continue_()
+            else:
+                route.fulfill(status=503, json={"error": {"message": "The model is still loading."}})
+
+        page.route("**/readyz", loading)
+        page.evaluate(COUNTED_POLLS)
+        dialog.get_by_label("API key").fill("right")
+        page.keyboard.press("Enter")
+        expect(page.locator("#model")).to_contain_text("Model synthetic")
+        assert page.evaluate("mostPolls") == 1 and len(asked) == 7
+
+
 @pytest.mark.parametrize("reason", ["NotAllowedError", "NotFoundError"])
 def test_a_microphone_that_is_not_given_is_a_sentence(open_page: OpenPage, site: Site, reason: str) -> None:
     page = open_page(site)
@@ -95,3 +129,55 @@ def test_a_microphone_that_is_not_given_is_a_sentence(open_page: OpenPage, site:
     page.get_by_role("button", name="Record", exact=True).click()
     expect(page.get_by_role("alert").first).to_contain_text("microphone")
     expect(page.get_by_role("button", name="Record", exact=True)).to_be_focused()
+
+
+MICROPHONE = """() => {
+  const give = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (wanted) => {
+    window.microphone = await give(wanted);
+    return microphone;
+  };
+  window.unplug = () => microphone.getTracks().forEach((track) => {
+    track.stop();
+    track.dispatchEvent(new Event("ended"));
+  });
+}"""
+UNPLUGGED_WHILE_IT_STARTS = """() => {
+  const add = AudioWorklet.prototype.addModule;
+  AudioWorklet.prototype.addModule = async function (url) {
+    await add.call(this, url);
+    unplug();
+  };
+}"""
+
+
+def test_a_microphone_that_goes_while_it_starts_is_a_sentence(open_page: OpenPage, site: Site) -> None:
+    page = open_page(site)
+    page.evaluate(MICROPHONE)
+    page.evaluate(UNPLUGGED_WHILE_IT_STARTS)
+    record = page.get_by_role("button", name="Record", exact=True)
+    record.click()
+    expect(page.get_by_role("alert").first).to_contain_text("The microphone went away.")
+    expect(record).to_be_focused()
+
+
+def test_a_microphone_that_goes_in_the_middle_leaves_what_it_heard(open_page: OpenPage, site: Site) -> None:
+    page = open_page(site)
+    page.evaluate(MICROPHONE)
+    page.get_by_role("button", name="Record", exact=True).click()
+    expect(page.get_by_role("group", name="Recording")).to_contain_text(re.compile(r"0:0[1-9]|0:[1-5]\d|[1-9]:"))
+    page.evaluate("unplug()")
+    expect(transcript(page.get_by_role("article")).first).to_contain_text("Ask not what")
+    expect(page.get_by_role("button", name="Record", exact=True)).to_be_visible()
+
+
+def test_a_recording_discarded_while_it_ends_is_gone(open_page: OpenPage, site: Site) -> None:
+    page = open_page(site)
+    heard = page.get_by_role("group", name="Recording")
+    for last in ("recorder-discard", "recorder-stop"):
+        page.get_by_role("button", name="Record", exact=True).click()
+        expect(heard).to_contain_text(re.compile(r"0:0[1-9]|0:[1-5]\d|[1-9]:"))
+        page.evaluate("(last) => ['recorder-stop', last].forEach((id) => document.getElementById(id).click())", last)
+        expect(heard).to_be_hidden()
+    expect(transcript(page.get_by_role("article")).first).to_contain_text("Ask not what")
+    expect(page.get_by_role("article")).to_have_count(1)
