@@ -40,9 +40,9 @@ def render(
         case "text":
             return result.text + "\n"
         case "srt":
-            return srt(result.segments)
+            return srt(result)
         case "vtt":
-            return vtt(result.segments)
+            return vtt(result)
     raise ValueError(f"no such format: {response_format}")
 
 
@@ -120,20 +120,26 @@ def spoken(segments: Sequence[Segment]) -> list[Segment]:
     return [segment for segment in segments if segment.text.strip()]
 
 
-def srt(segments: Sequence[Segment]) -> str:
+def cue_end(segment: Segment, result: Transcription) -> float:
+    """Where a cue ends: not after the recording, as Whisper's own times may, unless it begins there. In seconds."""
+    duration = round(result.duration, 3)
+    return min(segment.end, duration) if segment.start < duration else segment.end
+
+
+def srt(result: Transcription) -> str:
     """SubRip: numbered cues; empty when nothing was said."""
     cues = []
-    for number, segment in enumerate(spoken(segments), start=1):
-        start, end = timestamp(segment.start, ","), timestamp(segment.end, ",")
+    for number, segment in enumerate(spoken(result.segments), start=1):
+        start, end = timestamp(segment.start, ","), timestamp(cue_end(segment, result), ",")
         cues.append(f"{number}\n{start} --> {end}\n{cue_text(segment.text)}\n")
     return "\n".join(cues)
 
 
-def vtt(segments: Sequence[Segment]) -> str:
+def vtt(result: Transcription) -> str:
     """WebVTT, with the characters escaped that would open a tag or an entity."""
     cues = ["WEBVTT\n"]
-    for segment in spoken(segments):
-        start, end = timestamp(segment.start, "."), timestamp(segment.end, ".")
+    for segment in spoken(result.segments):
+        start, end = timestamp(segment.start, "."), timestamp(cue_end(segment, result), ".")
         text = cue_text(segment.text).replace("&", "&amp;").replace("<", "&lt;")
         cues.append(f"{start} --> {end}\n{text}\n")
     return "\n".join(cues)

@@ -16,7 +16,7 @@ def segment(number: int, start: float, end: float, text: str) -> Segment:
 SPOKEN = Transcription(
     "Ask not <b>what</b> & why --> how.",
     "en",
-    10.2,
+    4000.2,
     (segment(0, 0.0, 2.5, " Ask not <b>what</b>"), segment(1, 2.5, 3661.5, " & why --> how.")),
 )
 SILENT = Transcription("", "en", 3.0, ())
@@ -26,7 +26,7 @@ WORDLESS = Transcription("", "en", 3.0, (segment(0, 0.0, 0.02, ""),))  # what Wh
 def test_json_is_the_text_and_begun_seconds() -> None:
     assert json.loads(formats.render(SPOKEN, "json")) == {
         "text": SPOKEN.text,
-        "usage": {"type": "duration", "seconds": 11},
+        "usage": {"type": "duration", "seconds": 4001},
     }
 
 
@@ -39,7 +39,7 @@ def test_verbose_json_has_every_key_openai_requires() -> None:
     assert (body["task"], body["language"], body["duration"], body["text"]) == (
         "transcribe",
         "english",
-        10.2,
+        4000.2,
         SPOKEN.text,
     )
     assert [s["id"] for s in body["segments"]] == [0, 1]
@@ -104,6 +104,16 @@ def test_vtt_escapes_what_would_open_a_tag_or_an_entity() -> None:
         "\n"
         "00:00:02.500 --> 01:01:01.500\n&amp; why -> how.\n"
     )
+
+
+def test_no_cue_ends_after_the_recording() -> None:
+    """As a player would wait for it, and a file that holds both would be as long. verbose_json is openai/whisper's."""
+    result = Transcription("a b", "en", 3.5004, (segment(0, 1.0, 4.02, " a"), segment(1, 3.52, 4.02, " b")))
+    assert formats.render(result, "srt") == (
+        "1\n00:00:01,000 --> 00:00:03,500\na\n\n2\n00:00:03,520 --> 00:00:04,020\nb\n"
+    )
+    assert "00:00:01.000 --> 00:00:03.500\na\n" in formats.render(result, "vtt")
+    assert [item["end"] for item in json.loads(formats.render(result, "verbose_json"))["segments"]] == [4.02, 4.02]
 
 
 @pytest.mark.parametrize("silence", [SILENT, WORDLESS])

@@ -36,8 +36,8 @@ def test_a_file_alone_gives_its_words(client: TestClient) -> None:
     [
         ("json", "application/json", '{"text": "Ask not what"'),
         ("text", "text/plain; charset=utf-8", "Ask not what\n"),
-        ("srt", "text/plain; charset=utf-8", "1\n00:00:00,000 --> 00:00:02,000\nAsk not what\n"),
-        ("vtt", "text/vtt; charset=utf-8", "WEBVTT\n\n00:00:00.000 --> 00:00:02.000\nAsk not what\n"),
+        ("srt", "text/plain; charset=utf-8", "1\n00:00:00,000 --> 00:00:01,000\nAsk not what\n"),
+        ("vtt", "text/vtt; charset=utf-8", "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nAsk not what\n"),
     ],
 )
 def test_formats(client: TestClient, response_format: str, media_type: str, start: str) -> None:

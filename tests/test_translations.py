@@ -46,8 +46,8 @@ def test_it_is_another_text_than_the_transcript(multilingual: TestClient) -> Non
     ("response_format", "media_type", "body"),
     [
         ("text", "text/plain; charset=utf-8", "what\n"),
-        ("srt", "text/plain; charset=utf-8", "1\n00:00:00,000 --> 00:00:02,000\nwhat\n"),
-        ("vtt", "text/vtt; charset=utf-8", "WEBVTT\n\n00:00:00.000 --> 00:00:02.000\nwhat\n"),
+        ("srt", "text/plain; charset=utf-8", "1\n00:00:00,000 --> 00:00:01,000\nwhat\n"),
+        ("vtt", "text/vtt; charset=utf-8", "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nwhat\n"),
     ],
 )
 def test_formats(multilingual: TestClient, response_format: str, media_type: str, body: str) -> None:

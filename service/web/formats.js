@@ -37,18 +37,22 @@ function cueText(text) {
   return text.replace(WHITE, " ").trim().replace(/-{2,}>/g, "->");
 }
 
+/** A cue's first and last moment: not after the recording, where Whisper's own times may lie, unless it begins there. */
+function timing({ start, end }, duration, decimalMark) {
+  const last = start < duration ? Math.min(end, duration) : end;
+  return `${timestamp(start, decimalMark)} --> ${timestamp(last, decimalMark)}`;
+}
+
 /** SubRip: numbered cues; empty when nothing was said. */
-export function srt(segments) {
-  const cue = (segment, index) =>
-    `${index + 1}\n${timestamp(segment.start, ",")} --> ${timestamp(segment.end, ",")}\n${cueText(segment.text)}\n`;
+export function srt({ segments, duration }) {
+  const cue = (segment, index) => `${index + 1}\n${timing(segment, duration, ",")}\n${cueText(segment.text)}\n`;
   return spoken(segments).map(cue).join("\n");
 }
 
 /** WebVTT, with the characters escaped that would open a tag or an entity. */
-export function vtt(segments) {
+export function vtt({ segments, duration }) {
   const escaped = (text) => cueText(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-  const cue = (segment) =>
-    `${timestamp(segment.start, ".")} --> ${timestamp(segment.end, ".")}\n${escaped(segment.text)}\n`;
+  const cue = (segment) => `${timing(segment, duration, ".")}\n${escaped(segment.text)}\n`;
   return ["WEBVTT\n", ...spoken(segments).map(cue)].join("\n");
 }
 
@@ -63,8 +67,8 @@ export function verbose({ language, duration, text, segments, usage }) {
 export function render(transcript, format) {
   const text = {
     txt: () => `${transcript.text}\n`,
-    srt: () => srt(transcript.segments),
-    vtt: () => vtt(transcript.segments),
+    srt: () => srt(transcript),
+    vtt: () => vtt(transcript),
     json: () => `${JSON.stringify(verbose(transcript), null, 2)}\n`,
   }[format]();
   return new Blob([text], { type: MEDIA_TYPES[format] });
