@@ -10,12 +10,18 @@ from tests.sounds import speechlike
 
 
 def encoded(
-    container: str, codec: str, rate: int = 44_100, layout: str = "stereo", seconds: float = 2, video: bool = False
+    container: str,
+    codec: str,
+    rate: int = 44_100,
+    layout: str = "stereo",
+    seconds: float = 2,
+    video: bool = False,
+    picture_codec: str = "mpeg4",
 ) -> bytes:
     """The chirp of speechlike() as PyAV writes it, next to a black picture if `video`."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
-        picture: Any = out.add_stream("mpeg4", rate=10) if video else None
+        picture: Any = out.add_stream(picture_codec, rate=10) if video else None
         track: Any = out.add_stream(codec, rate=rate) if codec else None  # all tracks before the first packet
         if codec:
             track.layout = layout

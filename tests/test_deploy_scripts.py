@@ -2,11 +2,17 @@
 
 import hashlib
 import http.server
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deploy.image.fetch_model import fetch_model
@@ -14,10 +20,13 @@ from deploy.image.healthcheck import TIMEOUT_S, status
 from deploy.image.precompile import precompile
 from deploy.image.sbom import PACKAGES, sbom
 from deploy.image.size import report
-from deploy.image.slim import move_apart, slim
+from deploy.image.slim import PICTURE_CODECS, hollow, link_copies, move_apart, slim
 from service.app import GUEST_WASM
+from service.audio import decode
 from service.guest import Guest
 from service.settings import Settings
+from tests.conftest import ROOT
+from tests.sounds import samples
 
 
 class Files(http.server.BaseHTTPRequestHandler):
@@ -95,6 +104,7 @@ def installed(root: Path) -> Path:
             "one/__init__.py": "",
             "one/tests/test_one.py": "",
             "one/include/one.h": "",
+            "lib64/cmake/one.cmake": "",
             "one-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: one\nVersion: 1.0\n",
             "one-1.0.dist-info/RECORD": "one/__init__.py,,\none-1.0.dist-info/METADATA,,\n",
             "two/__init__.py": "",
@@ -113,6 +123,74 @@ def test_only_what_runs_stays(tmp_path: Path) -> None:
     assert sorted(path.name for path in apart.iterdir()) == ["two", "two-2.0.dist-info"]
     with pytest.raises(LookupError, match="three"):
         move_apart(packages, apart, {"three"})
+
+
+def test_copies_of_a_library_are_stored_once(tmp_path: Path) -> None:
+    write(tmp_path, {"lib/a.so": "one", "lib/a.so.0": "one", "lib/a.so.0.9": "one", "lib/b.so": "two", "c.so": "one"})
+    link_copies(tmp_path)
+    links = {path.name: path.readlink().name for path in tmp_path.rglob("*.so*") if path.is_symlink()}
+    assert links == {"a.so": "a.so.0.9", "a.so.0": "a.so.0.9"}
+    assert {path.read_text() for path in tmp_path.glob("lib/a*")} == {"one"}
+
+
+@pytest.fixture(scope="module")
+def hollowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with PyAV as the image has it."""
+    if missing := [tool for tool in ("as", "ld", "nm") if not shutil.which(tool)]:
+        pytest.skip(f"not installed: {', '.join(missing)} (binutils)")
+    found = importlib.util.find_spec("av")
+    if found is None or found.origin is None or not (libraries := Path(found.origin).parents[1] / "av.libs").is_dir():
+        pytest.skip("the extra [av] is not installed from its wheel")
+    folder = tmp_path_factory.mktemp("packages")
+    shutil.copytree(Path(found.origin).parent, folder / "av")
+    shutil.copytree(libraries, folder / "av.libs")
+    hollow(folder / "av.libs", PICTURE_CODECS)
+    return folder
+
+
+def test_the_codecs_of_pictures_are_hollow(hollowed: Path) -> None:
+    sizes = {path.name.split("-")[0]: path.stat().st_size for path in (hollowed / "av.libs").iterdir()}
+    assert all(sizes[name] < 20_000 for name in PICTURE_CODECS)
+    assert sizes["libavcodec"] > 1_000_000 and sizes["libopus"] > 100_000
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "picture"),
+    [
+        ("mp4", "aac", "libx264"),
+        ("mp4", "aac", "libx265"),
+        ("mp4", "aac", "libsvtav1"),  # which libdav1d would decode
+        ("webm", "libopus", "libvpx-vp9"),
+        ("webm", "libopus", "libvpx"),
+    ],
+)
+def test_the_sound_next_to_pictures_is_read_without_their_codecs(
+    hollowed: Path, tmp_path: Path, container: str, codec: str, picture: str
+) -> None:
+    from tests.av_sounds import encoded  # not without the extra [av]
+
+    film = tmp_path / "film"
+    film.write_bytes(encoded(container, codec, 48_000, video=True, picture_codec=picture))
+    program = """
+import sys
+import av
+import numpy as np
+from service.audio import decode
+sys.stdout.write(av.__file__)
+with open(sys.argv[1], "rb") as film:
+    np.save(sys.argv[2], np.concatenate(list(decode(film).blocks())))
+"""
+    heard = tmp_path / "heard.npy"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, film, heard],
+        env={**os.environ, "PYTHONPATH": f"{hollowed}:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == str(hollowed / "av/__init__.py")
+    with film.open("rb") as file:
+        np.testing.assert_array_equal(np.load(heard), samples(decode(file)))
 
 
 def test_the_bill_names_every_package_of_every_layer_once(tmp_path: Path) -> None:

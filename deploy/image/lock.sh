@@ -1,5 +1,6 @@
 #!/bin/sh
 # Writes requirements.lock anew: the newest versions that pyproject.toml allows, each with the hashes of its files.
+# The image has the extras that `make run` installs.
 set -eu
 
 cd "$(dirname "$0")/../.."
@@ -7,6 +8,6 @@ tools=$(mktemp -d)
 trap 'rm -r "$tools"' EXIT
 "${PYTHON:-python3}" -m venv "$tools"
 "$tools/bin/pip" install -q --disable-pip-version-check uv
-"$tools/bin/uv" pip compile pyproject.toml --quiet --upgrade --system-certs --generate-hashes --no-header \
+"$tools/bin/uv" pip compile pyproject.toml --extra av --extra vad --quiet --upgrade --system-certs --generate-hashes --no-header \
     --python-version 3.11 --python-platform linux --excludes deploy/image/excluded.txt \
     --custom-compile-command "make requirements" --output-file requirements.lock >/dev/null

@@ -26,6 +26,15 @@ SIOCSIFFLAGS, IFF_UP, PR_SET_NO_NEW_PRIVS = 0x8914, 1, 38
 READY_WITHIN_S = 60
 DEVICES = ("null", "zero", "random", "urandom")
 KEY = "wisp-image-test"  # the image listens on every address, and asks for an API key there
+# Makes an M4A of the speech, by the image's own PyAV, in the folder that is /tmp in the container.
+TO_M4A = """
+import av
+with av.open("/tmp/speech.wav") as wav, av.open("/tmp/speech.m4a", "w") as m4a:
+    track = m4a.add_stream("aac", rate=wav.streams.audio[0].rate, layout="mono")
+    for frame in wav.decode(audio=0):
+        m4a.mux(track.encode(frame))
+    m4a.mux(track.encode(None))
+"""
 
 
 def bring_loopback_up() -> None:
@@ -116,22 +125,18 @@ def seconds_until_ready(server: subprocess.Popen[bytes]) -> float:
     return time.monotonic() - started
 
 
-def transcribe(speech: bytes) -> dict[str, Any]:
-    """The answer to a transcription request. Raises AssertionError unless it is a transcript."""
+def transcribe(speech: bytes, **fields: str) -> str:
+    """The text that a transcription request is answered with. Raises AssertionError unless there is some."""
     boundary = "wisp-image-test"
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="{{}}"{{}}\r\n\r\n'
-    body = (
-        head.format("model", "").encode()
-        + b"whisper-1\r\n"
-        + head.format("file", '; filename="speech.wav"').encode()
-        + speech
-        + f"\r\n--{boundary}--\r\n".encode()
-    )
+    parts = [head.format(name, "") + f"{value}\r\n" for name, value in fields.items()]
+    file = head.format("file", '; filename="speech"').encode() + speech + f"\r\n--{boundary}--\r\n".encode()
+    body = "".join(parts).encode() + file
     status, answer = request("POST", "/v1/audio/transcriptions", body, f"multipart/form-data; boundary={boundary}")
-    expect(status == 200, f"a transcription is answered {status}: {answer!r}")
-    result: dict[str, Any] = json.loads(answer)
-    expect(isinstance(result.get("text"), str), f"the answer has no text: {result}")
-    return result
+    expect(status == 200, f"a transcription with {fields} is answered {status}: {answer!r}")
+    text: str = json.loads(answer)["text"]
+    expect(bool(text.strip()), f"the answer to {fields} has no text")
+    return text
 
 
 def expect(holds: bool, otherwise: str) -> None:
@@ -153,7 +158,12 @@ def try_image(point: Path, config: dict[str, Any], speech: bytes, say: Callable[
     try:
         say(f"ready after {seconds_until_ready(server):.2f} s\n")
         expect(container.healthy(), "the health check fails although the server is ready")
-        say(f"transcript: {transcribe(speech)['text']!r}\n")
+        say(f"transcript: {transcribe(speech, model='whisper-1')!r}\n")
+        (point / "tmp/speech.wav").write_bytes(speech)
+        container.python(TO_M4A)
+        say(f"of an M4A: {transcribe((point / 'tmp/speech.m4a').read_bytes())!r}\n")
+        for strategy in ("auto", '{"type": "server_vad", "silence_duration_ms": 400}'):
+            say(f"cut by {strategy}: {transcribe(speech, chunking_strategy=strategy)!r}\n")
         say(f"peak memory: {peak_mib(point, server.pid)} MiB\n")
     finally:
         server.send_signal(signal.SIGTERM)
