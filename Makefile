@@ -35,7 +35,7 @@ fuzz: $(VENV)/.test
 # Let schemathesis look for what /openapi.json does not say, with many more examples than make test
 .PHONY: api-fuzz
 api-fuzz: $(VENV)/.test
-	WISP_FUZZ_EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest tests/test_schemathesis.py
+	WISP_FUZZ_EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest -rP tests/test_schemathesis.py
 
 # Say what a reader or a type checker would trip over
 .PHONY: lint

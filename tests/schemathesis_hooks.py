@@ -33,6 +33,13 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
                 content["schema"]["properties"]["file"] = {"type": "string", "enum": SOUNDS}
 
 
+def _is_unset(value: Any) -> bool:
+    """Whether a form has nothing for a value, or for one of a list."""
+    if isinstance(value, list):
+        return any(_is_unset(one) for one in value)
+    return value in (None, {}) or str(value).strip() == ""
+
+
 @schemathesis.hook
 def filter_case(context: Any, case: Any) -> bool:
     """A form holds text, so that some wrong bodies arrive as right ones.
@@ -42,7 +49,7 @@ def filter_case(context: Any, case: Any) -> bool:
     """
     body = case.body if isinstance(case.body, dict) else {}
     lists = all(isinstance(value, list) == name.endswith("[]") for name, value in body.items())
-    unset = any(value in (None, {}) or str(value).strip() == "" for name, value in body.items() if name != "prompt")
+    unset = any(_is_unset(value) for name, value in body.items() if name != "prompt")
     words = [body.get("prompt", ""), *(body.get("keywords[]") or ())] if lists else []
     stream = body.get("stream")
     return (
