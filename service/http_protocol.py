@@ -1,4 +1,8 @@
-"""uvicorn's HTTP/1.1, with a limit to what it waits for without one: a request's headers, and a body nobody reads."""
+"""uvicorn's HTTP/1.1, with a limit to what it waits for without one: a request's headers, and a body nobody reads.
+
+A connection between two requests is kept longer than that, and longer than clients and proxies keep theirs: the side
+that closes first must be the one that sends next, else a request may meet the other's close on its way.
+"""
 
 import asyncio
 from typing import Any, cast
@@ -9,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from service.lingering_close import LINGER_S, SILENCE_S, LingeringTransport
 
 PATIENCE_S = 30.0
+KEEP_ALIVE_S = 75  # httpx keeps a connection for 5 s, nginx as a proxy and AWS's load balancer for 60
 LAST_LINGER_S = 1.0  # for a server that stops
 
 
@@ -63,7 +68,8 @@ class ImpatientProtocol(H11Protocol):
     def _watch(self) -> None:
         theirs, ours = self.conn.their_state, self.conn.our_state
         is_idle = theirs is h11.IDLE or (theirs is h11.SEND_BODY and ours in (h11.DONE, h11.MUST_CLOSE))
-        if not is_idle or self._lingering.lingers:
+        is_kept = theirs is h11.IDLE and self.timeout_keep_alive_task is not None  # which will end it
+        if not is_idle or is_kept or self._lingering.lingers:
             self._trust()
         elif self._closing is None:
             self._closing = self.loop.call_later(self.patience_s, self.transport.abort)

@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from service.http_protocol import ImpatientProtocol
+from service.http_protocol import KEEP_ALIVE_S, ImpatientProtocol
 from service.jobs import Job
 
 log = logging.getLogger("wisp")
@@ -29,7 +29,14 @@ class Server(uvicorn.Server):
 
         `on_stop`: called as soon as the server is told to stop.
         """
-        config = uvicorn.Config(app, http=ImpatientProtocol, log_config=None, access_log=False, server_header=False)
+        config = uvicorn.Config(
+            app,
+            http=ImpatientProtocol,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
         # The last resort, for a task that takes no cancellation; else all has ended before.
         config.timeout_graceful_shutdown = int(grace_s + 3 * ANSWER_S)
         super().__init__(config)

@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from service.app import create_app
 from service.errors import UploadTooSlow
-from service.http_protocol import ImpatientProtocol
+from service.http_protocol import KEEP_ALIVE_S, ImpatientProtocol
 from service.server import Server
 from service.upload_pace import UploadPace
 from tests import synthetic
@@ -121,6 +121,32 @@ def test_a_body_that_nobody_reads_ends_the_connection(monkeypatch: pytest.Monkey
     with connection(refusing) as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000\r\n\r\nx")
         assert everything(client).startswith(b"HTTP/1.1 401 ")
+
+
+async def refusing_without_patience(scope: Any, receive: Any, send: Any) -> None:
+    """From the first request on nothing is waited for but a next one."""
+    ImpatientProtocol.patience_s = 0.0
+    await refusing(scope, receive, send)
+
+
+def test_a_connection_between_two_requests_outlives_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImpatientProtocol, "patience_s", 60.0)
+    with connection(refusing_without_patience) as client:
+        for _ in range(3):
+            client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
+        client.sendall(b"GET / HTTP/1.1\r\nHost: he")
+        assert everything(client) == b"", "the headers of the next one are to come whole"
+    assert KEEP_ALIVE_S > 60, "as long as a load balancer keeps its connections"
+
+
+def test_a_connection_whose_body_came_after_the_answer_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImpatientProtocol, "patience_s", 1.0)
+    with connection(refusing) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\nx")
+        assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
+        client.sendall(b"yyy")
+        assert everything(client) == b""
 
 
 def test_a_connection_is_kept_for_the_next_request() -> None:
