@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from kernels.formats_common import CheckpointError, Dimensions, Stored, expected_shapes, parse_json, read_text
 from kernels.quantised import Dequantised, Quantised
 
-__all__ = ["Checkpoint", "CheckpointError", "Dimensions", "load_checkpoint", "sinusoids"]
+__all__ = ["MAX_BEAMS", "Checkpoint", "CheckpointError", "Dimensions", "load_checkpoint", "sinusoids"]
 
+MAX_BEAMS = 16
 FIRST_MULTILINGUAL_VOCAB = 51_865  # the English-only models have 51_864 tokens
 POSITIONS = "encoder.positional_embedding"
 
@@ -31,6 +32,7 @@ class Checkpoint:
     alignment_heads: tuple[tuple[int, int], ...]  # (layer, head) of the decoder's cross-attention
     is_multilingual: bool
     maps: tuple[mmap.mmap, ...] = field(default=(), repr=False)
+    num_beams: int = 1  # that the model is to be decoded with; 1 is greedy
 
     def release_pages(self) -> None:
         """Gives back the memory of the mapped files; arrays stay valid and fault their pages in when read again."""
@@ -73,6 +75,7 @@ def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Pat
         _alignment_heads(settings_path, settings.get("alignment_heads"), stored.dims),
         multilingual if isinstance(multilingual, bool) else stored.dims.n_vocab >= FIRST_MULTILINGUAL_VOCAB,
         stored.maps,
+        _num_beams(settings_path, settings.get("num_beams", 1)),
     )
 
 
@@ -154,3 +157,10 @@ def _alignment_heads(path: Path, listed: object, dims: Dimensions) -> tuple[tupl
             )
         heads.append((layer, head))
     return tuple(heads)
+
+
+def _num_beams(path: Path, value: object) -> int:
+    """Transformers' `num_beams` of a generation_config.json."""
+    if type(value) is not int or not 1 <= value <= MAX_BEAMS:
+        raise CheckpointError(f"{path.name}: num_beams is {value!r:.40}, not a whole number from 1 to {MAX_BEAMS}")
+    return value

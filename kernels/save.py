@@ -41,6 +41,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     generation = {
         "alignment_heads": [list(pair) for pair in checkpoint.alignment_heads],
         "is_multilingual": checkpoint.is_multilingual,
+        "num_beams": checkpoint.num_beams,
     }
     _write_json(folder / "generation_config.json", generation)
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json, encoding="utf-8")

@@ -93,6 +93,7 @@ class Engine:
             queue_length=settings.queue_length,
             deadline_floor_s=settings.deadline_floor_s,
             deadline_factor=settings.deadline_factor,
+            beam_size=settings.beam_size,
             observe=self._observe,
         )
         self._opened.append(transcriber)

@@ -129,13 +129,16 @@ class Model:
         target: Target,
         kernels: Kernels,
         load_kernels: Callable[[], Kernels],
+        *,
+        num_beams: int = 1,
     ) -> None:
-        """`load_kernels` makes them again, after they have been unloaded."""
+        """`load_kernels` makes them again, after they have been unloaded. `num_beams`: as the checkpoint asks for."""
         self.name = spec.name
         self.language = spec.language  # Whisper's code, where the preload string says one
         self.dims = dims
         self.tokenizer = tokenizer
         self.target = target
+        self.num_beams = num_beams
         self.device_failures = 0  # how often in a row the GPU was lost or could not be opened, no success in between
         self._reopen_at = -math.inf  # by time.monotonic()
         self._graphs: dict[str, Graph] = {f"{self.name}/tokenizer": TokenizerGraph(tokenizer)}
@@ -233,7 +236,16 @@ class ReadModel:
         def load_kernels() -> Kernels:
             return _kernels(read_checkpoint(self.spec), target, may_fall_back=False)[0]
 
-        return Model(self.spec, self.checkpoint.dims, self.tokenizer, target, kernels, load_kernels)
+        checkpoint = self.checkpoint
+        return Model(
+            self.spec,
+            checkpoint.dims,
+            self.tokenizer,
+            target,
+            kernels,
+            load_kernels,
+            num_beams=checkpoint.num_beams,
+        )
 
 
 def wanted_target(spec: ModelSpec, target: str) -> str:

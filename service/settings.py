@@ -101,6 +101,13 @@ class Settings:
         4096, "Pace an upload must keep besides: for so many bytes it is given a second more", unit="bytes", minimum=1
     )
     max_audio_s: float = _field(7200.0, "Longest audio accepted, as decoded", unit="seconds", minimum=1)
+    beam_size: int = _field(
+        0,
+        "Beams that decoding searches with at temperature 0, 1 being greedy; 0 takes what the model's "
+        "generation_config.json says, else 1. The reference's command line takes 5: fewer errors, more time",
+        unit="beams",
+        maximum=16,
+    )
     workers: int = _field(
         0,
         "Transcriptions that compute at once, a window of audio in each turn; 0 takes 8 on a GPU, 2 on the CPU, or one "

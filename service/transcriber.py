@@ -112,13 +112,18 @@ class Transcriber:
         queue_length: int = 128,
         deadline_floor_s: float = 60.0,
         deadline_factor: float = 10.0,
+        beam_size: int = 0,
         observe: Callable[[Work], None] = lambda work: None,
     ) -> None:
-        """`observe`: called with each submitted transcription's work once that has ended, in its request's context."""
+        """`beam_size`: 1 is greedy, 0 as the model says.
+
+        `observe`: called with each submitted transcription's work once that has ended, in its request's context.
+        """
         self.model, self.guest, self.observe = model, guest, observe
         self.proven_at = -math.inf  # when a window was last transcribed to its end, by time.monotonic()
         self.moved_at = -math.inf  # when a network was last asked for something, by the same clock
         self.deadline_floor_s, self.deadline_factor = deadline_floor_s, deadline_factor
+        self.beam_size = beam_size or model.num_beams
         self.admission = Admission(n_open=max(open_jobs, workers), queue_length=queue_length, n_at_once=workers)
         self.reading, self.computing = Turns(min(workers, N_CORES)), Turns(workers)
 
@@ -295,6 +300,7 @@ class Transcriber:
                 "task": options.task,
                 "language": options.language or (None if options.languages else model.language),
                 "temperature": list(options.temperature),
+                "beam_size": self.beam_size if self.beam_size > 1 else None,
                 "initial_prompt": ". ".join(text for text in prompts if text) or None,
                 "carry_initial_prompt": bool(options.keywords),
                 "word_timestamps": options.word_timestamps,

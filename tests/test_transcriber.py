@@ -50,6 +50,19 @@ def test_the_guest_is_told_what_was_asked_for(transcriber: Transcriber) -> None:
     assert plain["temperature"] == list(TEMPERATURES)
 
 
+@pytest.mark.parametrize(("says", "setting", "told"), [(1, 0, None), (1, 4, 4), (5, 0, 5), (5, 1, None), (5, 2, 2)])
+def test_beams_are_the_setting_s_else_the_model_s(tmp_path: Path, says: int, setting: int, told: int | None) -> None:
+    folder = synthetic.save_synthetic(tmp_path / "synthetic")
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"num_beams": says}))
+    with engine_for(settings_for(folder, beam_size=setting)) as engine:
+        transcriber = engine.load()
+        assert transcriber.argument(Options())["options"]["beam_size"] == told
+        found = transcriber.transcribe(tone_audio(1.0), Options(logprobs=True))
+    assert found.text == synthetic.SENTENCE
+    assert "".join(token.text for token in found.segments[0].logprobs).strip() == synthetic.SENTENCE
+
+
 def test_a_gpu_computes_for_more_at_once_than_few_cores_do() -> None:
     assert default_workers(Target("cpu", ""), n_cores=1) == default_workers(Target("cpu", ""), n_cores=8) == 2
     assert default_workers(Target("cpu", ""), n_cores=64) == 16

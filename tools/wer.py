@@ -94,13 +94,14 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--target", choices=("auto", "gpu", "cpu"), default="cpu")
     parser.add_argument("--limit", type=int, help="only the first so many clips")
-    parser.add_argument("--greedy", action="store_true", help="at temperature 0 alone, without the ones after it")
+    parser.add_argument("--greedy", action="store_true", help="one beam, at temperature 0 alone")
     parser.add_argument("--texts", type=Path, help="where to write what was heard, a JSON line a clip")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     clips = read_manifest(arguments.manifest)[: arguments.limit]
     options = Options(temperature=(0.0,) if arguments.greedy else TEMPERATURES)
-    heard = transcribe(clips, {"model": arguments.model, "target": arguments.target}, options)
+    flags = {"model": arguments.model, "target": arguments.target}
+    heard = transcribe(clips, flags | ({"beam_size": "1"} if arguments.greedy else {}), options)
     if arguments.texts:
         pairs = zip(clips, heard, strict=True)
         rows = [json.dumps({"audio": clip.audio.name, "said": clip.said, "heard": text}) for clip, text in pairs]
