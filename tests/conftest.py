@@ -5,14 +5,17 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kernels.device import Device, DeviceError, open_device
 from tests.guests import compile_guest, moody
 from tests.nn_probe import doubling, probe, probe_module
 
 __all__ = ["compile_guest", "doubling", "moody", "probe", "probe_module"]
+
+if TYPE_CHECKING:  # it imports wgpu
+    from kernels.device import Device
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,8 +38,10 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
+def device() -> Iterator["Device"]:
     """The WebGPU device that Wisp would take."""
+    from kernels.device import DeviceError, open_device
+
     try:
         opened = open_device()
     except DeviceError as error:

@@ -148,19 +148,20 @@ def test_a_run_that_is_terminated_saves_where_it_is(tmp_path: Path) -> None:
 
 def test_a_step_weighs_the_gradients_that_are_there_by_their_sound() -> None:
     torch = pytest.importorskip("torch", reason="training needs torch")
-    from tools.train.train import Gift, Run
+    from tools.train.train import Run, WorkerGradients
 
     alone = small_run()
     size = sum(value.numel() for value in alone.trained)
-    gifts = [
-        Gift(torch.cat([torch.full((size,), 3.0), torch.tensor([20.0])]), multiprocessing.Event()) for _ in range(2)
+    others = [
+        WorkerGradients(torch.cat([torch.full((size,), 3.0), torch.tensor([20.0])]), multiprocessing.Event())
+        for _ in range(2)
     ]
-    gifts[0].ready.set()
-    run = Run(alone.student, "joint", "cpu", gifts)
+    others[0].ready.set()
+    run = Run(alone.student, "joint", "cpu", others)
     for value in run.trained[1:]:
         value.grad = torch.ones_like(value)
     assert run.take_gradients(10.0) == 30.0
-    assert not gifts[0].ready.is_set()
+    assert not others[0].ready.is_set()
     for value in run.trained[1:]:
         torch.testing.assert_close(value.grad, torch.full_like(value, (10 + 3 * 20) / 30))
     torch.testing.assert_close(run.trained[0].grad, torch.full_like(run.trained[0], 2.0))
@@ -170,7 +171,7 @@ def test_a_step_weighs_the_gradients_that_are_there_by_their_sound() -> None:
 def test_a_second_worker_gives_gradients_of_the_weights_as_they_are(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="training needs torch")
     spoken = utterances(frames=60)
-    from tools.train.train import Gift, assist
+    from tools.train.train import WorkerGradients, work
 
     rows = [{"text": one.text, "passage": one.passage, "start": one.start, "frames": one.frames} for one in spoken]
     (tmp_path / "shard-000.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
@@ -180,32 +181,50 @@ def test_a_second_worker_gives_gradients_of_the_weights_as_they_are(tmp_path: Pa
     run.student.share_memory()
     size = sum(value.numel() for value in run.trained)
     context = torch.multiprocessing.get_context("spawn")
-    gift, progress = Gift(torch.zeros(size + 1).share_memory_(), context.Event()), torch.zeros(1).share_memory_()
+    gradients, progress = (
+        WorkerGradients(torch.zeros(size + 1).share_memory_(), context.Event()),
+        torch.zeros(1).share_memory_(),
+    )
     options = argparse.Namespace(part="joint", data=tmp_path)
-    worker = context.Process(target=assist, args=(run.student, gift, progress, options, 1), daemon=True)
+    worker = context.Process(target=work, args=(run.student, gradients, progress, options, 1), daemon=True)
     worker.start()
     try:
         for _ in range(2):  # the second is made after the first was taken
-            assert gift.ready.wait(120)
-            assert gift.gradients.isfinite().all()
-            assert gift.gradients[:-1].norm() > 0
-            assert 0.5 < float(gift.gradients[-1]) < 72
-            gift.gradients.zero_()
-            gift.ready.clear()
+            assert gradients.ready.wait(120)
+            assert gradients.values.isfinite().all()
+            assert gradients.values[:-1].norm() > 0
+            assert 0.5 < float(gradients.values[-1]) < 72
+            gradients.values.zero_()
+            gradients.ready.clear()
     finally:
         worker.terminate()
         worker.join(10)
 
 
+def test_what_goes_wrong_with_the_data_ends_the_training() -> None:
+    pytest.importorskip("torch", reason="training needs torch")
+    from tools.train.train import prefetched
+
+    def source() -> Iterator[Any]:
+        yield "one"
+        raise OSError("a shard is gone")
+
+    made: Iterator[Any] = prefetched(source())
+    assert next(made) == "one"
+    with pytest.raises(OSError, match="a shard is gone"):
+        next(made)
+    assert list(prefetched(iter(()))) == []
+
+
 def test_training_goes_on_from_an_exported_model(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="training needs torch")
     from tools.train.export import export
-    from tools.train.train import take
+    from tools.train.train import initialise
 
     trained, fresh = small_run(), small_run(seed=3)
     small_tokenizer().save(str(tmp_path / "tokenizer.json"))
     export(trained.average, trained.student.model.dims, tmp_path / "tokenizer.json", tmp_path)
-    take(fresh.student, tmp_path)
+    initialise(fresh.student, tmp_path)
     for name, value in fresh.student.model.state_dict().items():
         torch.testing.assert_close(value, trained.student.model.state_dict()[name].half().float())
 

@@ -12,12 +12,14 @@ that asynchronous SGD), so a worker whose core has other work slows down nobody 
 import argparse
 import copy
 import json
+import logging
 import queue
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -81,21 +83,27 @@ ADAM_RATE = 2e-3
 UNTRAINED = {"encoder": "model.decoder.", "decoder": "model.encoder.", "joint": "principal"}
 WARMUP_STEPS = 60
 # Part → the rate's factor after warm-up, and the share of the hours from which it falls, straight, to nearly nothing.
-RATES = {"encoder": (1.0, 0.6), "decoder": (1.0, 0.6), "joint": (0.4, 0.3)}
+RATES = {"encoder": (1.0, 0.6), "decoder": (1.0, 0.6), "joint": (0.4, 0.0)}
 EMA = 0.995
 
 
 def prefetched(source: Iterator[Batch], depth: int = 6) -> Iterator[Batch]:
-    """The same batches, made ahead in a thread."""
-    waiting: queue.Queue[Batch] = queue.Queue(maxsize=depth)
+    """The same batches, made ahead in a thread; raises what the source raises."""
+    waiting: queue.Queue[Batch | Exception | None] = queue.Queue(maxsize=depth)
 
     def fill() -> None:
-        for batch in source:
-            waiting.put(batch)
+        try:
+            for batch in source:
+                waiting.put(batch)
+            waiting.put(None)
+        except Exception as error:
+            waiting.put(error)
 
     threading.Thread(target=fill, daemon=True).start()
-    while True:
-        yield waiting.get()
+    while (made := waiting.get()) is not None:
+        if isinstance(made, Exception):
+            raise made
+        yield made
 
 
 def to_device(batch: Batch, device: str) -> Batch:
@@ -123,18 +131,18 @@ def find_gradients(student: Student, part: str, batch: Batch, device: str) -> di
 
 
 @dataclass(frozen=True)
-class Gift:
+class WorkerGradients:
     """What a worker hands to the one that steps; in memory that both see."""
 
-    gradients: Tensor  # (n_trained + 1,): its gradients end to end, and of how many seconds of sound they are
+    values: Tensor  # (n_trained + 1,): its gradients end to end, and of how many seconds of sound they are
     ready: Event  # set by the giver, cleared by the taker
 
 
 class Run:
     """One training run: the student, its optimisers, its average, and where it stands."""
 
-    def __init__(self, student: Student, part: str, device: str, gifts: Sequence["Gift"] = ()) -> None:
-        self.part, self.device, self.gifts = part, device, gifts
+    def __init__(self, student: Student, part: str, device: str, others: Sequence["WorkerGradients"] = ()) -> None:
+        self.part, self.device, self.others = part, device, others
         self.student = student.to(device)
         self.trained = trained(student, part)
         hidden: list[Tensor] = []
@@ -180,18 +188,18 @@ class Run:
 
     def take_gradients(self, seconds: float) -> float:
         """Add the gradients that other workers have ready, weighed by sound; returns the seconds that all of it is."""
-        ready = [gift for gift in self.gifts if gift.ready.is_set()]
-        total = seconds + sum(float(gift.gradients[-1]) for gift in ready)
+        ready = [given for given in self.others if given.ready.is_set()]
+        total = seconds + sum(float(given.values[-1]) for given in ready)
         for value in self.trained:
             if ready and value.grad is not None:
                 value.grad.mul_(seconds / total)
-        for gift in ready:
+        for given in ready:
             sizes = [value.numel() for value in self.trained]
-            for value, more in zip(self.trained, gift.gradients[:-1].split(sizes), strict=True):
+            for value, more in zip(self.trained, given.values[:-1].split(sizes), strict=True):
                 if value.grad is None:
                     value.grad = torch.zeros_like(value)
-                value.grad.add_(more.view_as(value), alpha=float(gift.gradients[-1]) / total)
-            gift.ready.clear()
+                value.grad.add_(more.view_as(value), alpha=float(given.values[-1]) / total)
+            given.ready.clear()
         return total
 
     def save(self, path: Path) -> None:
@@ -225,6 +233,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each, on a CPU")
     options = parser.parse_args()
+    if options.workers > 1 and options.device != "cpu":
+        parser.error("--workers is for a CPU")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.out.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(options.data / "tokenizer.json"))
     torch.manual_seed(1)
@@ -232,26 +243,35 @@ def main() -> None:
     principal = torch.from_numpy(np.load(bridge)) if bridge.exists() else None
     student = Student(Dims(n_vocab=tokenizer.get_vocab_size()), principal)
     for folder in options.start or ():
-        take(student, folder)
+        initialise(student, folder)
     if options.workers > 1:
         torch.set_num_threads(1)
     student.share_memory()
     progress = torch.zeros(1).share_memory_()
     context = multiprocessing.get_context("spawn")
     size = sum(value.numel() for value in trained(student, options.part)) + 1
-    gifts = [Gift(torch.zeros(size).share_memory_(), context.Event()) for _ in range(options.workers - 1)]
-    for number, gift in enumerate(gifts, 1):
-        given = (student, gift, progress, options, number)
-        context.Process(target=assist, args=given, daemon=True).start()
-    lead(Run(student, options.part, options.device, gifts), tokenizer, options, progress)
+    others = [WorkerGradients(torch.zeros(size).share_memory_(), context.Event()) for _ in range(options.workers - 1)]
+    for number, gradients in enumerate(others, 1):
+        arguments = (student, gradients, progress, options, number)
+        worker = context.Process(target=work, args=arguments, daemon=True)
+        worker.start()
+        threading.Thread(target=report_end, args=(worker, number), daemon=True).start()
+    train(Run(student, options.part, options.device, others), tokenizer, options, progress)
 
 
-def lead(run: Run, tokenizer: Tokenizer, options: argparse.Namespace, shown: Tensor) -> None:
-    """Take steps, from where the last run stopped to the end of the schedule; `shown` is how far, for the others."""
+def report_end(worker: SpawnProcess, number: int) -> None:
+    """Say so when a worker ends before the training: the rest goes on without it."""
+    worker.join()
+    if worker.exitcode != -signal.SIGTERM:
+        logging.error("worker %d ended with exit code %s", number, worker.exitcode)
+
+
+def train(run: Run, tokenizer: Tokenizer, options: argparse.Namespace, shared_progress: Tensor) -> None:
+    """Take steps, from where the last run stopped to the end of the schedule."""
     torch.manual_seed(2)
     if (options.out / "state.pt").exists():
         run.load(options.out / "state.pt")
-    schedule = Schedule(run, options.hours, options.minutes, shown)
+    schedule = Schedule(run, options.hours, options.minutes, shared_progress)
     for until, stage in STAGES[options.part]:
         examples = stage_examples(tokenizer, run.student, run.steps, stage, options.part)
         if schedule.progress() < until:
@@ -263,8 +283,8 @@ def stage_examples(tokenizer: Tokenizer, student: Student, seed: int, stage: Sta
     return Examples(tokenizer, 2 * student.model.dims.n_audio_ctx, seed, stage, part != "decoder")
 
 
-def assist(shared: Student, gift: Gift, progress: Tensor, options: argparse.Namespace, number: int) -> None:
-    """Worker `number`: give gradients of the weights as they are, until it is terminated."""
+def work(shared: Student, given: WorkerGradients, progress: Tensor, options: argparse.Namespace, number: int) -> None:
+    """Worker `number`: give gradients of the weights as they are, until it or its parent is terminated."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     torch.manual_seed(2 + number)
@@ -279,14 +299,17 @@ def assist(shared: Student, gift: Gift, progress: Tensor, options: argparse.Name
             find_gradients(student, options.part, batch, "cpu")
             values = trained(student, options.part)
             parts = [torch.zeros_like(value) if value.grad is None else value.grad for value in values]
-            while gift.ready.is_set():
+            while given.ready.is_set():
+                parent = multiprocessing.parent_process()
+                if parent is not None and not parent.is_alive():
+                    return
                 time.sleep(0.01)
-            torch.cat([*(part.flatten() for part in parts), torch.tensor([batch.seconds])], out=gift.gradients)
-            gift.ready.set()
+            torch.cat([*(part.flatten() for part in parts), torch.tensor([batch.seconds])], out=given.values)
+            given.ready.set()
             student.zero_grad()
 
 
-def take(student: Student, folder: Path) -> None:
+def initialise(student: Student, folder: Path) -> None:
     """Start from another run's averaged weights, of its own part only, so that an encoder and a decoder join; or from
     an exported model."""
     if not (folder / "state.pt").exists():
@@ -303,9 +326,9 @@ def take(student: Student, folder: Path) -> None:
 class Schedule:
     """How much of a run is done: by the hours heard, or from where it stood by the clock."""
 
-    def __init__(self, run: Run, hours: float, minutes: float | None = None, shown: Tensor | None = None) -> None:
-        """`shown`, (1,), is kept at the progress, for other processes."""
-        self.run, self.hours, self.minutes, self.shown = run, hours, minutes, shown
+    def __init__(self, run: Run, hours: float, minutes: float | None = None, shared: Tensor | None = None) -> None:
+        """`shared`, (1,), is kept at the progress, for other processes."""
+        self.run, self.hours, self.minutes, self.shared = run, hours, minutes, shared
         self.begun, self.clock = run.heard / 3600 / hours, time.monotonic()
 
     def progress(self) -> float:
@@ -314,8 +337,8 @@ class Schedule:
             done = self.run.heard / 3600 / self.hours
         else:
             done = self.begun + (1.0 - self.begun) * (time.monotonic() - self.clock) / 60 / self.minutes
-        if self.shown is not None:
-            self.shown.fill_(done)
+        if self.shared is not None:
+            self.shared.fill_(done)
         return done
 
 

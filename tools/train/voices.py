@@ -29,11 +29,6 @@ MADE_VARIANT = "made"
 FLITE = ("slt", "rms", "awb")
 HELD_OUT_FLITE = ("kal16",)
 FESTIVAL = ("ked_diphone", "ked_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")
-ESPEAK_DATA = (
-    "/usr/lib/x86_64-linux-gnu/espeak-ng-data",
-    "/usr/lib/aarch64-linux-gnu/espeak-ng-data",
-    "/usr/share/espeak-ng-data",
-)
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,8 @@ def made_variant(rng: random.Random) -> str:
 
 def espeak_data(folder: Path, variant: str) -> list[str]:
     """espeak-ng's option for a data folder that has `variant` beside its own voices; made of links under `folder`."""
-    own = next(Path(path) for path in ESPEAK_DATA if Path(path).is_dir())
+    said = subprocess.run(["espeak-ng", "--version"], check=True, capture_output=True, text=True).stdout
+    own = Path(said.rpartition("Data at: ")[2].strip())
     data = folder / "espeak-ng-data"
     (data / "voices").mkdir(parents=True)
     for path in own.iterdir():
