@@ -138,6 +138,10 @@ class Engine:
         """Memory held on the GPU; 0 on the CPU."""
         return self.transcriber.model.device_bytes() if self.transcriber else 0
 
+    def device_failures(self) -> int:
+        """How often in a row the GPU was lost or could not be opened, without a transcription in between."""
+        return self.transcriber.model.device_failures if self.transcriber else 0
+
     def is_loaded(self) -> bool:
         """Whether the model is in memory."""
         return self.transcriber is not None and self.transcriber.model.is_loaded

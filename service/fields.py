@@ -28,13 +28,18 @@ from service.form_table import (
 )
 from service.transcription import TEMPERATURES, Options
 
+DETECTED = "auto"  # how whisper.cpp's clients ask for the language that is heard
+
 
 def accept(options: Options) -> None:
     """The check of a model that is not known yet: whatever it is asked for, it may be able to."""
 
 
 class Fields:
-    """Call it with each field as it arrives, then `finish()`. Empty values count as unset: some clients send those."""
+    """Call it with each field as it arrives, then `finish()`. Empty values count as unset: some clients send those.
+
+    So does a language of `auto`.
+    """
 
     def __init__(
         self,
@@ -65,7 +70,7 @@ class Fields:
             raise InvalidValue(f"The form field '{shown(name)}' is there twice.", param=name)
         if field.most and self._seen[field.name] > field.most:
             raise InvalidValue(f"There are more than {field.most} values of {field.name}.", param=name)
-        if not text.strip():
+        if not text.strip() or (field is LANGUAGE and text.strip().lower() == DETECTED):
             return
         if field.refusal:
             raise UnsupportedValue(field.refusal, param=name)

@@ -164,7 +164,7 @@ TEMPERATURE = Field(
 )
 LANGUAGE = Field(
     "language",
-    "The language spoken: its ISO-639-1 code; en-US and English are read as en. Unset: detected.",
+    "The language spoken: its ISO-639-1 code; en-US and English are read as en. Unset or auto: detected.",
     kind="language",
 )
 LANGUAGES_HEARD = Field(

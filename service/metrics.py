@@ -27,6 +27,8 @@ class Levels(Protocol):
 
     def device_bytes(self) -> int: ...
 
+    def device_failures(self) -> int: ...
+
     def is_loaded(self) -> bool: ...
 
 
@@ -67,6 +69,7 @@ class Metrics:
             ("wisp_jobs_running", "Transcriptions that compute now", levels.n_running),
             ("wisp_jobs_waiting", "Transcriptions that wait for their turn or their place", levels.n_waiting),
             ("wisp_device_memory_bytes", "Memory held on the GPU; 0 on the CPU", levels.device_bytes),
+            ("wisp_device_failures", "How often in a row the GPU has failed; 0 once it works", levels.device_failures),
         ):
             Gauge(name, help, **ours).set_function(level)
         loaded = Gauge("wisp_model_loaded", "1 while the model is in memory", ["model"], **ours)

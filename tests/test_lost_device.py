@@ -63,8 +63,10 @@ def test_a_lost_device_is_told_and_replaced_for_the_next_request(engine: Engine)
         lose(engine)
         response = post(client)
         assert "GPU" in assert_error(response, 503, "device_lost")
+        assert "wisp_device_failures 1.0" in client.get("/metrics").text
         assert response.headers["retry-after"] == "1"
         assert post(client).json()["text"] == synthetic.SENTENCE
+        assert "wisp_device_failures 0.0" in client.get("/metrics").text
         assert engine.device_bytes() == held, "nothing of the lost one is kept"
         assert client.get("/readyz").status_code == 200
         assert client.get("/healthz").status_code == 200

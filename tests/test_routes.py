@@ -101,7 +101,7 @@ def test_a_preloaded_model_answers_to_its_name_as_it_was_given(folder: Path) -> 
             assert post(client, model=name).status_code == 200
 
 
-@pytest.mark.parametrize("language", ["", "en", "en-US", "EN", "english"])
+@pytest.mark.parametrize("language", ["", "en", "en-US", "EN", "english", "auto"])
 def test_language_is_forgiving(client: TestClient, language: str) -> None:
     assert post(client, language=language).status_code == 200
 
