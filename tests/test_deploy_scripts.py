@@ -20,7 +20,7 @@ from deploy.image.healthcheck import TIMEOUT_S, status
 from deploy.image.precompile import precompile
 from deploy.image.sbom import PACKAGES, sbom
 from deploy.image.size import report
-from deploy.image.slim import PICTURE_CODECS, hollow, link_copies, move_apart, slim
+from deploy.image.slim import NEVER_CALLED, hollow, link_copies, move_apart, slim
 from service.app import GUEST_WASM
 from service.audio import decode
 from service.guest import Guest
@@ -144,13 +144,13 @@ def hollowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packages")
     shutil.copytree(Path(found.origin).parent, folder / "av")
     shutil.copytree(libraries, folder / "av.libs")
-    hollow(folder / "av.libs", PICTURE_CODECS)
+    hollow(folder, NEVER_CALLED)
     return folder
 
 
-def test_the_codecs_of_pictures_are_hollow(hollowed: Path) -> None:
+def test_libraries_that_nothing_calls_are_hollow(hollowed: Path) -> None:
     sizes = {path.name.split("-")[0]: path.stat().st_size for path in (hollowed / "av.libs").iterdir()}
-    assert all(sizes[name] < 20_000 for name in PICTURE_CODECS)
+    assert all(sizes[name] < 40_000 for name in NEVER_CALLED)
     assert sizes["libavcodec"] > 1_000_000 and sizes["libopus"] > 100_000
 
 

@@ -1,6 +1,6 @@
 """Cuts installed Python packages down to what runs: libraries stripped; no tests, headers, stubs, build tools, caches.
 
-Of PyAV's FFmpeg the libraries that encode and decode pictures become hollow: nothing here opens a codec of theirs.
+Of PyAV's wheel the libraries for pictures, filters, devices and network protocols become hollow: nothing calls them.
 
 usage: slim.py PACKAGES [APART NAME…]    a distribution that is named moves to the folder APART
 """
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
@@ -34,9 +35,18 @@ UNUSED = (
     "*.dist-info/direct_url.json",
 )
 
-# FFmpeg's codecs of pictures that are libraries of their own. libavcodec is linked with them, so that they cannot go.
-PICTURE_CODECS = ("libSvtAv1Enc", "libdav1d", "libsharpyuv", "libvpx", "libwebp", "libwebpmux", "libx264", "libx265")
-RETURN_0 = {"x86_64": "xor %eax, %eax\nret\n", "aarch64": "mov x0, #0\nret\n"}
+# Of PyAV's wheel what nothing here calls: codecs and scaling of pictures, filters, devices, network protocols. The
+# libraries that are called, libavcodec and libavformat, are linked with these, so that they cannot go.
+NEVER_CALLED = (
+    *("libSvtAv1Enc", "libdav1d", "libsharpyuv", "libvpl", "libvpx", "libwebp", "libwebpmux", "libx264", "libx265"),
+    *("libswscale", "libavfilter", "libavdevice", "libasound", "libdrm", "libxcb", "libXau"),
+    *("libgnutls", "libnettle", "libhogweed", "libgmp", "libunistring"),
+)
+RETURN = {  # processor → what returns 0, and what returns a text without letters
+    "x86_64": ("xor %eax, %eax\nret\n", "lea nothing(%rip), %rax\nret\n"),
+    "aarch64": ("mov x0, #0\nret\n", "adrp x0, nothing\nadd x0, x0, :lo12:nothing\nret\n"),
+}
+TEXTS = ("_configuration", "_license")  # how FFmpeg's functions end that return text
 
 
 def move_apart(packages: Path, apart: Path, names: set[str]) -> None:
@@ -52,28 +62,42 @@ def move_apart(packages: Path, apart: Path, names: set[str]) -> None:
                 shutil.move(source, target)
 
 
-def symbols(library: Path, kind: str) -> set[str]:
-    """The dynamic symbols of a library that are "defined" in it, or that it takes from others: "undefined"."""
+def symbols(library: Path, kind: str) -> dict[str, str]:
+    """The dynamic symbols "defined" in a library, or "undefined" that it takes from others → their versions or ""."""
     listing = subprocess.run(["nm", "--dynamic", f"--{kind}-only", library], capture_output=True, text=True, check=True)
-    return {line.split()[-1].split("@")[0] for line in listing.stdout.splitlines()}
+    split = (line.split()[-1].partition("@") for line in listing.stdout.splitlines())
+    return {name: version.lstrip("@") for name, _, version in split}
 
 
-def hollow(folder: Path, names: tuple[str, ...]) -> None:
-    """Put in the place of each library named one in which every function that the others call returns 0.
+def hollow(packages: Path, names: tuple[str, ...]) -> None:
+    """Put in the place of each of PyAV's libraries named one in which every function that others call returns 0.
 
-    FFmpeg asks some of them at its start what they can do. 0 is a valid answer: nothing.
+    FFmpeg and PyAV ask some of them at their start what they can do. 0 is a valid answer: nothing.
     """
-    replaced = [path for path in folder.glob("*.so*") if path.name.split("-")[0] in names]
-    called = {name for path in folder.glob("*.so*") if path not in replaced for name in symbols(path, "undefined")}
+    libraries = list((packages / "av.libs").glob("*.so*"))
+    replaced = [path for path in libraries if path.name.split("-")[0] in names]
+    callers = [path for path in (*libraries, *(packages / "av").rglob("*.so")) if path not in replaced]
+    called = {name for path in callers for name in symbols(path, "undefined")}
     for path in replaced:
-        labels = "".join(
-            f".globl {name}\n.type {name}, %function\n{name}:\n" for name in sorted(called & symbols(path, "defined"))
-        )
-        with tempfile.NamedTemporaryFile(suffix=".o") as code:
-            subprocess.run(
-                ["as", "-o", code.name, "-"], input=labels + RETURN_0[platform.machine()], text=True, check=True
-            )
-            subprocess.run(["ld", "-shared", "-soname", path.name, "-o", path, code.name], check=True)
+        versions = {name: version for name, version in sorted(symbols(path, "defined").items()) if name in called}
+        texts = [name for name in versions if name.endswith(TEXTS)]
+        zero, text = RETURN[platform.machine()]
+        source = labels(set(versions).difference(texts)) + zero + labels(texts) + text + ".data\nnothing: .quad 0\n"
+        with tempfile.TemporaryDirectory() as folder:
+            code, script = f"{folder}/code.o", Path(folder, "versions")
+            subprocess.run(["as", "-o", code, "-"], input=source, text=True, check=True)
+            lines = {
+                version: [name for name in versions if versions[name] == version]
+                for version in sorted(set(versions.values()) - {""})
+            }
+            script.write_text("".join(f"{of} {{ global: {'; '.join(found)}; }};\n" for of, found in lines.items()))
+            with_versions = [f"--version-script={script}"] if lines else []
+            subprocess.run(["ld", "-shared", "-soname", path.name, *with_versions, "-o", path, code], check=True)
+
+
+def labels(names: Iterable[str]) -> str:
+    """Assembly that lets functions of these names begin here."""
+    return "".join(f".globl {name}\n.type {name}, %function\n{name}:\n" for name in sorted(names))
 
 
 def link_copies(packages: Path) -> None:
@@ -97,7 +121,7 @@ def slim(packages: Path) -> None:
             elif path.exists():  # not gone with its folder
                 path.unlink()
     link_copies(packages)
-    hollow(packages / "av.libs", PICTURE_CODECS)
+    hollow(packages, NEVER_CALLED)
     # A wheel's own copies of shared libraries have been patched to be found; GNU strip leaves such files unloadable.
     libraries = [path for path in packages.rglob("*.so") if not path.is_symlink() and ".libs" not in path.parent.name]
     if libraries:
