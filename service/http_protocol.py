@@ -5,11 +5,13 @@ that closes first must be the one that sends next, else a request may meet the o
 """
 
 import asyncio
+import json
 from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from service.errors import RequestError
 from service.lingering_close import LINGER_S, SILENCE_S, LingeringTransport
 
 PATIENCE_S = 30.0
@@ -47,6 +49,14 @@ class ImpatientProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is told so in OpenAI's envelope, as everything else is."""
+        body = json.dumps(RequestError(msg).envelope()).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def shutdown(self) -> None:
         """The server stops: a client that has its answer has had its time, another gets little for what it sends."""

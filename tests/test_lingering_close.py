@@ -65,7 +65,14 @@ def test_a_client_that_sends_all_before_it_reads_has_its_answer(
 def test_what_is_no_http_is_told_so(server: ServerProcess) -> None:
     with socket.create_connection(address(server), timeout=60) as client:
         client.sendall(b"\0" * 100_000 + b"\r\n\r\n" + bytes(BODY_BYTES))
-        assert everything(client).startswith(b"HTTP/1.1 400 ")
+        told, _, body = everything(client).partition(b"\r\n\r\n")
+    assert told.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"] == {
+        "message": "Invalid HTTP request received.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
 
 
 def test_a_large_upload_is_no_exception(server: ServerProcess) -> None:
