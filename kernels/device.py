@@ -90,13 +90,17 @@ def _describe(adapter: Any) -> AdapterInfo:
 
 def _enumerate() -> list[tuple[AdapterInfo, Any]]:
     _prepare_instance()
-    found = [(_describe(adapter), adapter) for adapter in wgpu.gpu.enumerate_adapters_sync()]
+    with _told("the adapters cannot be listed"):
+        found = [(_describe(adapter), adapter) for adapter in wgpu.gpu.enumerate_adapters_sync()]
     order = ["discrete", "integrated", "other", "software"]
     return sorted(found, key=lambda pair: order.index(pair[0].kind))
 
 
 def list_adapters() -> list[AdapterInfo]:
-    """All adapters, the one to prefer first: hardware (discrete, integrated, other) before software."""
+    """All adapters, the one to prefer first: hardware (discrete, integrated, other) before software.
+
+    Raises DeviceError where the driver does not tell.
+    """
     return [info for info, _ in _enumerate()]
 
 

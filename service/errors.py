@@ -1,5 +1,6 @@
 """Every error a user can meet: class, HTTP status, code, one sentence, and OpenAI's envelope around it."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 INVALID_REQUEST = "invalid_request_error"
@@ -224,17 +225,21 @@ class NotReady(WispError):
 
 
 class DeviceLost(WispError):
-    """The GPU failed while it worked on the request, or has failed before and is not back yet."""
+    """The GPU failed while it worked on the request, or has failed before and is not back yet.
+
+    `retry_after_s`: after how many seconds it may be opened anew, rounded up; at least 1.
+    """
 
     status = 503
     code = "device_lost"
 
-    def __init__(self) -> None:
-        super().__init__("The server's GPU has failed and is being started anew; send the request again.")
+    def __init__(self, retry_after_s: float = 1.0) -> None:
+        super().__init__("The GPU has failed; the next try opens it anew.")
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": "1"}
+        return {"Retry-After": str(self.retry_after_s)}
 
 
 class NoSpace(WispError):

@@ -154,14 +154,14 @@ class Model:
     def _load(self) -> _Loaded:
         started = time.monotonic()
         if started < self._reopen_at:
-            raise DeviceLost
+            raise DeviceLost(self._reopen_at - started)
         try:
             loaded = self._with_graphs(self._load_kernels())
         except DeviceUnavailable as error:
             self.device_failures += 1
             self._reopen_at = time.monotonic() + REOPEN_S
             log.error("%s", error)
-            raise DeviceLost from error
+            raise DeviceLost(REOPEN_S) from error
         log.info("model %s loaded again in %.2f s", self.name, time.monotonic() - started)
         return loaded
 
@@ -187,7 +187,8 @@ class Model:
                     self.device_failures += 1
                     log.error("the GPU is lost, and is opened anew for the next request")
                 raise DeviceLost from error
-            self.device_failures = 0
+            if self._loaded.thing is loaded:  # else what has ended well is no word on the device that comes next
+                self.device_failures = 0
 
     def unload(self, idle_s: float = 0.0) -> bool:
         """Free what it holds, on the device and off it, unless it was used in the last `idle_s` seconds."""

@@ -1,6 +1,7 @@
 """A GPU that fails under a running service: those it works for are told, and the next have another device."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -130,6 +131,45 @@ def test_a_gpu_that_stays_away_asks_for_a_restart(engine: Engine, monkeypatch: p
     assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
 
 
+def test_a_driver_that_lists_no_adapters_any_more_is_a_gpu_that_stays_away(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> None:
+        raise RuntimeError("the loader fails")
+
+    assert engine.transcriber is not None
+    client, model = TestClient(create_app(engine)), engine.transcriber.model
+    lose(engine)
+    assert_error(post(client), 503, "device_lost")
+    monkeypatch.setattr("wgpu.gpu.enumerate_adapters_sync", gone)
+    response = post(client)
+    assert_error(response, 503, "device_lost")
+    assert model.device_failures == 2 and response.headers["retry-after"] == f"{models.REOPEN_S:.0f}"
+
+
+def test_clients_are_told_when_the_gpu_may_be_opened_again(engine: Engine) -> None:
+    assert engine.transcriber is not None
+    model = engine.transcriber.model
+    assert model.unload()
+    model._reopen_at = time.monotonic() + 3599.5
+    with pytest.raises(DeviceLost) as raised, model.in_use():
+        pass
+    assert raised.value.headers["Retry-After"] == "3600"
+
+
+def test_what_ends_well_on_a_discarded_device_is_no_success(engine: Engine) -> None:
+    assert engine.transcriber is not None
+    model = engine.transcriber.model
+    with model.in_use():
+        lose(engine)
+        with pytest.raises(DeviceLost), model.in_use():
+            raise DeviceError("it is gone")
+    assert model.device_failures == 1
+    with model.in_use():
+        pass
+    assert model.device_failures == 0
+
+
 def test_what_can_never_load_asks_for_a_restart(folder: Path) -> None:
     with engine_for(settings_for(folder), guest="no guest at all") as engine:
         client = TestClient(create_app(engine))
@@ -175,3 +215,4 @@ def test_what_is_discarded_goes_with_its_last_user() -> None:
 def test_it_is_a_server_fault_that_clients_may_retry() -> None:
     assert (DeviceLost().status, DeviceLost().type) == (503, "server_error")
     assert "x-should-retry" not in DeviceLost().headers
+    assert "server" not in str(DeviceLost()), "wisp transcribe says it too"
