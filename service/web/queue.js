@@ -2,7 +2,7 @@
 
 import { ServerError, transcribe } from "./server.js";
 
-const MAX_BUSY_TRIES = 20; // how often a full queue of the server's is waited for
+const MAX_BUSY_TRIES = 20; // how often a server that is busy is waited for
 
 export class Queue {
   #waiting = [];
@@ -60,8 +60,10 @@ export class Queue {
       } catch (error) {
         if (!(error instanceof ServerError)) throw error;
         if (error.needsKey && (await this.askForKey())) recording.reset();
-        else if (error.isBusy && tries < MAX_BUSY_TRIES) await this.#untilFree(recording, error, signal);
-        else throw error;
+        else if (error.isBusy && tries < MAX_BUSY_TRIES) {
+          recording.reset(); // it may have begun
+          await this.#untilFree(recording, error, signal);
+        } else throw error;
       }
     }
   }

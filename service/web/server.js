@@ -14,8 +14,9 @@ export class ServerError extends Error {
     return this.status === 401;
   }
 
+  /** Whether the same again will be taken in a moment: the queue is full, or the GPU is being started anew. */
   get isBusy() {
-    return this.status === 429;
+    return this.status === 429 || this.code === "device_lost";
   }
 }
 

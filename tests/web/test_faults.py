@@ -1,5 +1,6 @@
 """What goes wrong in front of the user: refusals, a full queue, keys, a network that is gone. Nothing is lost by it."""
 
+import json
 import re
 import threading
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Route, expect
 
+from service.errors import DeviceLost
 from tests.serving import TRAP, engine_for, settings_for, wav
 from tests.web.conftest import OpenPage, Site, site_for
 from tests.web.test_transcribing import card, choose, finished, transcript
@@ -57,6 +59,31 @@ def test_a_full_queue_is_waited_for(open_page: OpenPage, hostile_site: Site) -> 
         free.set()
         occupied.result()
     finished(page, "talk.wav")
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["before it begins", "in the middle"])
+def test_a_lost_gpu_is_waited_for(open_page: OpenPage, site: Site, is_stream: bool) -> None:
+    page = open_page(site, may_fail=True)
+    envelope = DeviceLost().envelope()
+    segment = {"type": "transcript.text.segment", "id": 0, "start": 0.0, "end": 1.0, "text": " Half a word"}
+    frames = "".join(f"data: {json.dumps(event)}\n\n" for event in (segment, envelope))
+    lost: list[Route] = []
+
+    def lose(route: Route) -> None:
+        if lost:
+            route.continue_()
+            return
+        lost.append(route)
+        if is_stream:
+            route.fulfill(status=200, content_type="text/event-stream", body=frames)
+        else:
+            route.fulfill(status=503, headers={"Retry-After": "1"}, json=envelope)
+
+    page.route("**/v1/audio/transcriptions", lose)
+    choose(page, ("talk.wav", wav(3.0)))
+    finished(page, "talk.wav")
+    expect(transcript(card(page, "talk.wav"))).to_have_text(re.compile("^\\D*0:00\\s*Ask not what\\s*$"))
+    assert len(lost) == 1
 
 
 def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(open_page: OpenPage, folder: Path) -> None:
