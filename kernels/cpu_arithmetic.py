@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kernels.numpy_ops import Float
-from kernels.rules import Int
+from kernels.rules import Int, Rules
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,21 @@ class Arithmetic(Protocol):
         """(n_mels, 2 · n_audio_ctx) log-mel → audio states and cross-attention keys and values."""
 
     def append(
-        self, tokens: Int, encoded: Encoded, cache: Float, n_past: int, *, with_logits: bool
+        self, tokens: Int, encoded: Encoded, cache: Float, n_past: int, *, is_choosing: bool
     ) -> tuple[Float, Sequence[Float], Float | None]:
         """(n_sequences, n_new) tokens after `n_past` others → their hidden states, layer-normed, of the same shape.
 
         `cache` [n_text_layer, 2, n_sequences, n_text_head, n_text_ctx, d] gets their keys and values. The second result
         is each layer's cross-attention queries of the first sequence, (n_text_head, n_new, d), scaled. The third is
-        (n_sequences, n_vocab) logits of the last positions, or None where logits() must be asked.
+        what choose() takes, if that is called next, as `is_choosing` says.
+        """
+
+    def choose(
+        self, last: Float, screened: Float | None, rules: Rules, sequences: list[list[int]]
+    ) -> tuple[list[int], list[float]]:
+        """The next token of each of `sequences`, and its log-probability; raises ValueError as Rules.choose() does.
+
+        `last` (n_sequences, n_state): the hidden states of the last positions. `screened`: as append() gave it.
         """
 
     def logits(self, hidden: Float, n_vocab: int) -> Float:

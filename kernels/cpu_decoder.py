@@ -47,6 +47,7 @@ class DecoderContext:
         self._position = 0
         self._last: Float | None = None  # (n_sequences, n_state): hidden states whose logits come next
         self._logits: Float | None = None  # of self._last, once computed
+        self._screened: Float | None = None  # what its arithmetic may choose by
         self._appended: Int | None = None  # the last compute's input 1, its hidden states, its first sequence's queries
         self._hidden: Float | None = None
         self._queries: Sequence[Float] = ()
@@ -169,17 +170,17 @@ class DecoderContext:
             cache[..., used, :] = kept
 
     def _append(
-        self, tokens: Int, encoded: Encoded, arithmetic: Arithmetic, with_logits: bool
+        self, tokens: Int, encoded: Encoded, arithmetic: Arithmetic, is_choosing: bool
     ) -> tuple[Float, Sequence[Float]]:
         """Runs (n_sequences, n_new) tokens through every block → hidden states, the first sequence's queries."""
         assert self._cache is not None
-        hidden, queries, logits = arithmetic.append(
-            tokens, encoded, self._cache, self._position, with_logits=with_logits
+        hidden, queries, self._screened = arithmetic.append(
+            tokens, encoded, self._cache, self._position, is_choosing=is_choosing
         )
         self._position += tokens.shape[1]
         for sequence, appended in zip(self._sequences, tokens.tolist(), strict=True):
             sequence.extend(appended)
-        self._last, self._logits = hidden[:, -1], logits
+        self._last, self._logits = hidden[:, -1], None
         return hidden, queries
 
     def _last_logits(self, arithmetic: Arithmetic) -> Float:
@@ -194,7 +195,8 @@ class DecoderContext:
         chosen: list[list[int]] = []
         log_probabilities: list[list[float]] = []
         while True:
-            tokens, scores = rules.choose(self._last_logits(arithmetic).copy(), self._sequences)
+            assert self._last is not None
+            tokens, scores = arithmetic.choose(self._last, self._screened, rules, self._sequences)
             chosen.append(tokens)
             log_probabilities.append(scores)
             ended = all(token == rules.eot for token in tokens)

@@ -1,5 +1,6 @@
 """The CPU target's arithmetic in C: the checkpoint's weights where they lie, f16 or f32, sums in f32."""
 
+import math
 from ctypes import Array, Structure, addressof
 from typing import Any
 
@@ -9,10 +10,25 @@ from numpy.typing import NDArray
 from kernels.checkpoint import Checkpoint
 from kernels.cores import Cores, slices
 from kernels.cpu_arithmetic import Encoded
-from kernels.native_library import FEW_ROWS, Block, Decoding, Encoding, Library, Matrix, Model, Norm, Product, Team
+from kernels.decoder_state import next_words
+from kernels.native_library import (
+    FEW_ROWS,
+    Block,
+    Choice,
+    Decoding,
+    Encoding,
+    Library,
+    Matrix,
+    Model,
+    Norm,
+    Product,
+    Screening,
+    Team,
+)
 from kernels.numpy_ops import Float
-from kernels.rules import Int
+from kernels.rules import Int, Rules
 
+MOST_LANES = 16  # vector.h's LANES, of any variant
 DECODING_THREADS = 8  # a token's pieces are a few µs: more threads would wait for each other longer than they work
 
 
@@ -24,6 +40,17 @@ class NativeWhisper:
         self._weights = NativeWeights(checkpoint)
         self._model = addressof(self._weights.model)
         self._cross_floats = library.cross_floats(self._model)
+        self._screen()
+
+    def _screen(self) -> None:
+        """Fills in the token table in bytes, with a scale for each row."""
+        table = self._weights.model.token_embedding
+        self._bytes = np.empty((table.n_out, table.n_in), np.int8)
+        self._scales = np.zeros(table.n_out + MOST_LANES, np.float32)
+        values, scales = self._bytes.ctypes.data, self._scales.ctypes.data
+        self._run(self._library.screen, Screening(addressof(table), values, scales), self._cores.count)
+        self._weights.model.screen = Matrix(values, None, table.n_out, table.n_in, 0, 0, scales)
+        self._widest = float(self._scales.max())
 
     def encode(self, mel: Float) -> Encoded:
         dims = self._dims
@@ -39,7 +66,7 @@ class NativeWhisper:
         return Encoded(self, states, cross)
 
     def append(
-        self, tokens: Int, encoded: Encoded, cache: Float, n_past: int, *, with_logits: bool
+        self, tokens: Int, encoded: Encoded, cache: Float, n_past: int, *, is_choosing: bool
     ) -> tuple[Float, list[Float], Float | None]:
         dims = self._dims
         n_sequences, n_new = tokens.shape
@@ -47,17 +74,45 @@ class NativeWhisper:
         tokens = np.ascontiguousarray(tokens)
         hidden = np.empty((n_sequences, n_new, n_state), np.float32)
         queries = np.empty((dims.n_text_layer, dims.n_text_head, rows, n_state // dims.n_text_head), np.float32)
-        at_once = with_logits and n_sequences <= FEW_ROWS
-        logits = np.empty((n_sequences, dims.n_vocab), np.float32) if at_once else None
+        is_screened = is_choosing and n_sequences <= FEW_ROWS
+        screened = np.empty((n_sequences, dims.n_vocab), np.float32) if is_screened else None
         n_threads = min(self._cores.count, DECODING_THREADS)
         scratch = np.empty(self._library.decoder_floats(self._model, rows, n_threads), np.float32)
         decoding = Decoding(
             *(self._model, encoded.cross.ctypes.data, cache.ctypes.data, tokens.ctypes.data),
-            *(n_sequences, n_new, n_past, hidden.ctypes.data, None if logits is None else logits.ctypes.data),
+            *(n_sequences, n_new, n_past, hidden.ctypes.data, None if screened is None else screened.ctypes.data),
             *(queries.ctypes.data, scratch.ctypes.data),
         )
         self._run(self._library.append, decoding, n_threads)
-        return hidden, list(queries[:, :, :n_new]), logits
+        return hidden, list(queries[:, :, :n_new]), screened
+
+    def choose(
+        self, last: Float, screened: Float | None, rules: Rules, sequences: list[list[int]]
+    ) -> tuple[list[int], list[float]]:
+        n_vocab = self._dims.n_vocab
+        last = np.ascontiguousarray(last)
+        logits = self.logits(last, n_vocab) if screened is None else screened
+        widest = 0.0 if screened is None else self._widest
+        begin = rules.timestamp_begin if rules.timestamp_begin >= 0 else n_vocab
+        chosen: list[int] = []
+        log_probabilities: list[float] = []
+        for hidden, row, sequence in zip(last, logits, sequences, strict=True):
+            text_from, time_from, time_below, is_first, _, _, has_ended, _ = next_words(rules, sequence, n_vocab)
+            if has_ended:
+                chosen.append(rules.eot)
+                log_probabilities.append(0.0)
+                continue
+            never = rules.never(bool(is_first))
+            near = np.empty(n_vocab, np.int32)
+            choice = Choice(
+                *(self._model, hidden.ctypes.data, row.ctypes.data, never.ctypes.data, near.ctypes.data),
+                *(len(never), text_from, begin, time_from, time_below, widest),
+            )
+            self._library.choose(addressof(choice))
+            token, log_probability = _likeliest(choice)
+            chosen.append(token)
+            log_probabilities.append(log_probability)
+        return chosen, log_probabilities
 
     def logits(self, hidden: Float, n_vocab: int) -> Float:
         hidden = np.ascontiguousarray(hidden)
@@ -80,6 +135,17 @@ class NativeWhisper:
 
     def _run(self, function: Any, arguments: Structure, n_threads: int) -> None:
         run(self._library, self._cores, function, arguments, n_threads)
+
+
+def _likeliest(choice: Choice) -> tuple[int, float]:
+    """A timestamp where they are together likelier than any one text token, else that; and its log-probability."""
+    text, time = choice.text, choice.time
+    if time.token >= 0 and (text.token < 0 or time.logit + math.log(time.sum) > text.logit):
+        return time.token, -math.log(time.sum)
+    if text.token < 0:
+        raise ValueError("the rules leave no token to choose")
+    others = time.sum * math.exp(time.logit - text.logit) if time.token >= 0 else 0.0
+    return text.token, -math.log(text.sum + others)
 
 
 def run(library: Library, cores: Cores, function: Any, arguments: Structure, n_threads: int) -> None:
@@ -117,6 +183,7 @@ class NativeWeights:
             self._blocks("encoder", dims.n_audio_layer, ("attn",)),
             self._norm("encoder.ln_post"),
             self._matrix(self._arrays["decoder.token_embedding.weight"], None),
+            Matrix(),
             self._f32(self._arrays["decoder.positional_embedding"]),
             self._blocks("decoder", dims.n_text_layer, ("attn", "cross_attn")),
             self._norm("decoder.ln"),

@@ -8,7 +8,7 @@ from kernels.cores import Cores, slices
 from kernels.cpu_arithmetic import Encoded
 from kernels.cpu_weights import Block, load_weights
 from kernels.numpy_ops import Float, attention, causal_mask, conv_windows, gelu, layer_norm, linear
-from kernels.rules import Int
+from kernels.rules import Int, Rules
 
 ROWS = 128  # audio positions a piece of work: its widest array (4 · n_state) stays in a core's second-level cache
 QUERY_ROWS = 128  # query rows a piece of cross-attention, which bounds the memory of its scores
@@ -92,7 +92,7 @@ class NumpyWhisper:
         return x
 
     def append(
-        self, tokens: Int, encoded: Encoded, cache: Float, n_past: int, *, with_logits: bool
+        self, tokens: Int, encoded: Encoded, cache: Float, n_past: int, *, is_choosing: bool
     ) -> tuple[Float, list[Float], None]:
         dims, cores, weights = self._dims, self._cores, self._weights
         n_sequences, n_new = tokens.shape
@@ -123,6 +123,11 @@ class NumpyWhisper:
             x += linear(attended.reshape(-1, n_state), block.cross_out.weight, block.cross_out.bias, cores)
             x += block.mlp(x, cores)
         return layer_norm(x, weights.ln.weight, weights.ln.bias).reshape(n_sequences, n_new, n_state), queries, None
+
+    def choose(
+        self, last: Float, screened: Float | None, rules: Rules, sequences: list[list[int]]
+    ) -> tuple[list[int], list[float]]:
+        return rules.choose(self.logits(last, self._dims.n_vocab), sequences)
 
     def logits(self, hidden: Float, n_vocab: int) -> Float:
         return linear(hidden, self._weights.token_embedding[:n_vocab], None, self._cores)

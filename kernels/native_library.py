@@ -27,10 +27,11 @@ class Team(ctypes.Structure):
 
 
 class Matrix(ctypes.Structure):
-    """product.h: a weight [n_out, n_in], f16 or f32, and its bias or NULL."""
+    """product.h: a weight [n_out, n_in], f16, f32 or bytes, its bias or NULL, and the scales of bytes."""
 
     _fields_ = [
         *(("values", Pointer), ("bias", Pointer), ("n_out", i32), ("n_in", i32), ("is_half", i32), ("unused", i32)),
+        ("scales", Pointer),
     ]
 
 
@@ -77,7 +78,8 @@ class Model(ctypes.Structure):
         *((name, i32) for name in ("n_mels", "n_audio_ctx", "n_state", "n_audio_head", "n_audio_layer")),
         *((name, i32) for name in ("n_vocab", "n_text_ctx", "n_text_head", "n_text_layer", "unused")),
         *(("conv1", Matrix), ("conv2", Matrix), ("audio_positions", Pointer), ("encoder", Pointer), ("ln_post", Norm)),
-        *(("token_embedding", Matrix), ("text_positions", Pointer), ("decoder", Pointer), ("ln", Norm)),
+        *(("token_embedding", Matrix), ("screen", Matrix)),
+        *(("text_positions", Pointer), ("decoder", Pointer), ("ln", Norm)),
     ]
 
 
@@ -97,7 +99,30 @@ class Decoding(ctypes.Structure):
     ]
 
 
-STRUCTURES = (Team, Matrix, Norm, Product, WindowAttention, Block, Model, Encoding, Decoding)  # as cpu.c lists them
+class Screening(ctypes.Structure):
+    """choice.h: a matrix, and where it goes in bytes."""
+
+    _fields_ = [(name, Pointer) for name in ("from_", "values", "scales")]
+
+
+class Likeliest(ctypes.Structure):
+    """choice.h: the likeliest token of a range, or −1."""
+
+    _fields_ = [("token", i32), ("logit", ctypes.c_float), ("sum", ctypes.c_float)]
+
+
+class Choice(ctypes.Structure):
+    """choice.h: what of the logits may come next, and what is likeliest of that."""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("model", "hidden", "logits", "never", "near")),
+        *((name, i32) for name in ("n_never", "text_from", "text_below", "time_from", "time_below")),
+        *(("widest", ctypes.c_float), ("text", Likeliest), ("time", Likeliest)),
+    ]
+
+
+# As cpu.c lists them.
+STRUCTURES = (Team, Matrix, Norm, Product, WindowAttention, Block, Model, Encoding, Decoding, Screening, Choice)
 SIGNATURES = {  # name → the result's type, the arguments'
     "encoder_floats": (i64, (Pointer, i64)),
     "decoder_floats": (i64, (Pointer, i64, i64)),
@@ -109,6 +134,8 @@ SIGNATURES = {  # name → the result's type, the arguments'
     "append": (None, (Pointer, Pointer)),
     "multiply": (None, (Pointer, Pointer)),
     "attend_window": (None, (Pointer, Pointer)),
+    "screen": (None, (Pointer, Pointer)),
+    "choose": (None, (Pointer,)),
 }
 
 
@@ -125,6 +152,8 @@ class Library:
     append: Callable[[int, int], None]
     multiply: Callable[[int, int], None]
     attend_window: Callable[[int, int], None]
+    screen: Callable[[int, int], None]
+    choose: Callable[[int], None]
 
     def __init__(self, variant: str) -> None:
         self.variant = variant

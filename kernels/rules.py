@@ -52,17 +52,20 @@ class Rules:
             listed[n_suppress:].copy(),
         )
 
+    def never(self, is_first: bool) -> Int:
+        """What no timestamp has to do with: ids that may not come next, or not as the first sampled token."""
+        lists = [self.suppress, self.begin_suppress] if is_first else [self.suppress]
+        if self.timestamp_begin >= 0 and self.no_timestamps >= 0:
+            lists.append(np.array([self.no_timestamps], np.int32))
+        return np.concatenate(lists)
+
     def filter(self, logits: Float, sampled: list[list[int]]) -> None:
         """Sets to -inf, in place, what each of (n_sequences, n_vocab) may not choose after its `sampled` tokens.
 
         Source: openai/whisper `decoding.py`, SuppressBlank, SuppressTokens, ApplyTimestampRules, in that order.
         """
-        if not sampled[0]:
-            logits[:, self.begin_suppress] = -np.inf
-        logits[:, self.suppress] = -np.inf
+        logits[:, self.never(is_first=not sampled[0])] = -np.inf
         if self.timestamp_begin >= 0:
-            if self.no_timestamps >= 0:
-                logits[:, self.no_timestamps] = -np.inf
             for row, tokens in zip(logits, sampled, strict=True):
                 self._filter_timestamps(row, tokens)
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from kernels import native_library
+from kernels.checkpoint import Checkpoint
 from kernels.cores import Cores
 from kernels.cpu import CpuModel
-from kernels.cpu_native import run
-from kernels.native_library import FEW_ROWS, Library, Matrix, Norm, Product, WindowAttention, variants
+from kernels.cpu_native import NativeWhisper, run
+from kernels.cpu_numpy import NumpyWhisper
+from kernels.native_library import FEW_ROWS, Library, Matrix, Norm, Product, Screening, WindowAttention, variants
+from kernels.rules import Rules
 from tests.plain_whisper import PlainWhisper
 from tests.small_whisper import AUDIO, CHECKPOINT, DIMS, append, close_to
 
@@ -117,6 +121,78 @@ def test_a_library_of_another_layout_is_refused(library: Library, monkeypatch: p
     monkeypatch.setattr(native_library, "STRUCTURES", native_library.STRUCTURES[::-1])
     with pytest.raises(RuntimeError, match="make native"):
         Library(library.variant)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(("n_out", "n_in"), [(1, 1), (5, 129), (1153, 384), (77, 24)])
+def test_bytes_and_their_products(library: Library, n_out: int, n_in: int, dtype: Any) -> None:
+    """Each byte is its weight to half a scale, and few rows are multiplied by bytes as by floats."""
+    cores = Cores()
+    weight = normal(n_out, n_in).astype(dtype)
+    weight[-1] = 0
+    values, scales = np.empty((n_out, n_in), np.int8), np.zeros(n_out + 16, np.float32)
+    table = Matrix(weight.ctypes.data, None, n_out, n_in, weight.itemsize == 2)
+    screening = Screening(ctypes.addressof(table), values.ctypes.data, scales.ctypes.data)
+    run(library, cores, library.screen, screening, cores.count)
+    stands_for = values * scales[:n_out, None].astype(float)
+    np.testing.assert_allclose(stands_for, weight.astype(float), rtol=0, atol=0.501 * float(scales.max()))
+    assert not values[-1].any() and (n_out == 1 or np.abs(values[:-1]).max(-1).tolist() == [127] * (n_out - 1))
+    for rows in (1, 3, 8, FEW_ROWS):
+        x, y = normal(rows, n_in), np.empty((rows, n_out), np.float32)
+        matrix = Matrix(values.ctypes.data, None, n_out, n_in, 0, 0, scales.ctypes.data)
+        product = Product(
+            *(x.ctypes.data, rows, n_in, None, ctypes.addressof(matrix), 1.0, STORE),
+            *(y.ctypes.data, n_out, 0, n_out, None, None, 0),
+        )
+        run(library, cores, library.multiply, product, cores.count)
+        np.testing.assert_allclose(y, x.astype(float) @ stands_for.T, rtol=2e-5, atol=2e-5 * n_in**0.5)
+    cores.close()
+
+
+# A vocabulary so large that most logits are far from the best: text below 3000, timestamps from 3500 on.
+WIDE = replace(DIMS, n_vocab=4003)
+WIDE_EOT, WIDE_T0 = 3000, 3500
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("timestamp_begin", [WIDE_T0, -1])
+def test_choices_are_numpys_though_screened(library: Library, dtype: Any, timestamp_begin: int) -> None:
+    arrays = {name: array.astype(dtype) for name, array in CHECKPOINT.arrays.items()}
+    arrays["decoder.token_embedding.weight"] = 2 * normal(WIDE.n_vocab, WIDE.n_text_state).astype(dtype)
+    checkpoint = Checkpoint(WIDE, arrays, "{}", CHECKPOINT.alignment_heads, False)
+    native, numpy = NativeWhisper(checkpoint, Cores(), library), NumpyWhisper(checkpoint, Cores())
+    suppress, first = (rng.choice(WIDE_EOT, n).astype(np.int32) for n in (900, 40))
+    rules = Rules(1, 2, WIDE_EOT, timestamp_begin, 3001, 50, suppress, first)
+    mel = normal(WIDE.n_mels, 2 * WIDE.n_audio_ctx)
+    encoded = native.encode(mel), numpy.encode(mel)
+    shape = (WIDE.n_text_layer, 2, 1, WIDE.n_text_head, WIDE.n_text_ctx, WIDE.n_text_state // WIDE.n_text_head)
+    n_coarse = 0
+    for sampled in ([], [WIDE_T0], [WIDE_T0, 5], [WIDE_T0, 5, 3600], [WIDE_T0, 5, 3600, 3600], [5, 6, 7]):
+        for token in range(8):
+            sequence = [7, token, *sampled]
+            tokens = np.array([sequence], np.int32)
+            hidden, _, screened = native.append(tokens, encoded[0], np.zeros(shape, np.float32), 0, is_choosing=True)
+            assert screened is not None
+            exact = native.logits(hidden[:, -1], WIDE.n_vocab)
+            n_coarse += int(np.abs(screened - exact).max() > 1e-3)
+            found, score = native.choose(hidden[:, -1], screened, rules, [sequence])
+            expected, expected_score = rules.choose(exact.copy(), [sequence])
+            assert found == expected
+            np.testing.assert_allclose(score, expected_score, atol=1e-4)
+            np.testing.assert_allclose(screened[0, found], exact[0, found], rtol=1e-6)
+            hidden, _, nothing = numpy.append(tokens, encoded[1], np.zeros(shape, np.float32), 0, is_choosing=True)
+            assert numpy.choose(hidden[:, -1], nothing, rules, [sequence])[0] == expected
+    assert n_coarse == 48  # bytes alone are not exact
+
+
+def test_nothing_left_to_choose_is_an_error(library: Library) -> None:
+    native = NativeWhisper(CHECKPOINT, Cores(), library)
+    everything = np.arange(DIMS.n_vocab, dtype=np.int32)
+    rules = Rules(1, 1, 40, -1, -1, -1, everything, everything[:0])
+    for value in (1.0, np.nan):
+        hidden = np.full((1, DIMS.n_text_state), value, np.float32)
+        with pytest.raises(ValueError, match="no token"):
+            native.choose(hidden, hidden @ np.ones((DIMS.n_text_state, DIMS.n_vocab), np.float32), rules, [[9]])
 
 
 @pytest.mark.parametrize("n_new", [1, 4, 29])

@@ -1,4 +1,5 @@
 // What kernels/native.py calls: Whisper's encoder and decoder on the CPU, once for each instruction set (build.sh).
+#include "choice.h"
 #include "decoder.h"
 #include "encoder.h"
 
@@ -15,7 +16,8 @@ int64_t EXPORT(packed_floats)(int64_t n_out, int64_t n_in) { return packed_float
 int64_t EXPORT(size_of)(int64_t index) {
   const int64_t sizes[] = {sizeof(struct team),   sizeof(struct matrix), sizeof(struct norm),
                            sizeof(struct product), sizeof(struct window_attention), sizeof(struct block),
-                           sizeof(struct model),  sizeof(struct encoding), sizeof(struct decoding)};
+                           sizeof(struct model),  sizeof(struct encoding), sizeof(struct decoding),
+                           sizeof(struct screening), sizeof(struct choice)};
   return sizes[index];
 }
 
@@ -40,3 +42,10 @@ void EXPORT(attend_window)(struct team *team, const struct window_attention *a) 
   attend_window(team, *a);
   finish_team(team);
 }
+
+void EXPORT(screen)(struct team *team, const struct screening *s) {
+  screen(team, s);
+  finish_team(team);
+}
+
+void EXPORT(choose)(struct choice *c) { choose(c); }

@@ -9,7 +9,7 @@ struct decoding {
   const int32_t *tokens;  // [n_sequences][n_new]
   int64_t n_sequences, n_new, n_past;
   float *hidden;   // [n_sequences · n_new][n_state]: layer-normed, what logits come of
-  float *logits;   // [n_sequences][n_vocab] of the last positions, or NULL; of at most FEW sequences
+  float *logits;   // [n_sequences][n_vocab] of the last positions, screened, or NULL; of at most FEW sequences
   float *queries;  // [n_text_layer][n_head][n_sequences · n_new][d]: cross-attention's
   float *scratch;  // decoder_floats() values
 };
@@ -85,6 +85,6 @@ static void append(struct team *team, const struct decoding *s) {
   layer_norm(&m->ln, x, n_state, rows, n_state, s->hidden);
   if (s->logits) {
     const float *last = s->hidden + (s->n_new - 1) * n_state;
-    linear(team, &w, &m->token_embedding, (struct linear){last, s->n_sequences, s->n_new * n_state, NULL, THEN_STORE, s->logits});
+    linear(team, &w, &m->screen, (struct linear){last, s->n_sequences, s->n_new * n_state, NULL, THEN_STORE, s->logits});
   }
 }

@@ -3,9 +3,10 @@
 #include "team.h"
 
 struct matrix {
-  const void *values;  // [n_out, n_in], f16 or f32
+  const void *values;  // [n_out, n_in], f16 or f32, or bytes where there are scales
   const float *bias;   // [n_out] or NULL
   int32_t n_out, n_in, is_half, unused;
+  const float *scales;  // [n_out + LANES]: what a byte of each row counts for; NULL for others. A matrix of bytes is for few rows
 };
 
 struct norm {
@@ -177,39 +178,43 @@ INLINE void few_rows(const int rows, const int at_once, const struct matrix *m, 
     const int64_t last = m->n_out - 1;
     const half *h[8];
     const float *f[8];
+    const int8_t *b[8];
     for (int i = 0; i < at_once; i++) {
       int64_t at = least(column + c + i, last) * n_in;  // past the end the last row again, whose result is not kept
       h[i] = (const half *)m->values + at;
       f[i] = (const float *)m->values + at;
+      b[i] = (const int8_t *)m->values + at;
     }
     int64_t k = 0;
-    if (m->is_half)
-      for (; k + LANES <= n_in; k += LANES) {
-        vec weights[8];
-        for (int i = 0; i < at_once; i++) weights[i] = load_half(h[i] + k);
-        for (int r = 0; r < rows; r++) {
-          vec value = load(x + r * x_stride + k);
-          for (int i = 0; i < at_once; i++) dots[r][i] += value * weights[i];
-        }
-      }
-    else
-      for (; k + LANES <= n_in; k += LANES) {
-        vec weights[8];
-        for (int i = 0; i < at_once; i++) weights[i] = load(f[i] + k);
-        for (int r = 0; r < rows; r++) {
-          vec value = load(x + r * x_stride + k);
-          for (int i = 0; i < at_once; i++) dots[r][i] += value * weights[i];
-        }
-      }
+#define DOTS(load_weights, from)                                                    \
+  for (; k + LANES <= n_in; k += LANES) {                                           \
+    vec weights[8];                                                                 \
+    for (int i = 0; i < at_once; i++) weights[i] = load_weights(from[i] + k);       \
+    for (int r = 0; r < rows; r++) {                                                \
+      vec value = load(x + r * x_stride + k);                                       \
+      for (int i = 0; i < at_once; i++) dots[r][i] += value * weights[i];           \
+    }                                                                               \
+  }
+    if (m->scales) {
+      DOTS(load_byte, b)
+    } else if (m->is_half) {
+      DOTS(load_half, h)
+    } else {
+      DOTS(load, f)
+    }
+#undef DOTS
     for (; k < n_in; k++)
       for (int i = 0; i < at_once; i++) {
-        float weight = m->is_half ? one_half(h[i] + k) : f[i][k];
+        float weight = m->scales ? b[i][k] : m->is_half ? one_half(h[i] + k) : f[i][k];
         for (int r = 0; r < rows; r++) rests[r][c + i] += x[r * x_stride + k] * weight;
       }
     for (int r = 0; r < rows; r++)
       for (int i = 0; i < at_once; i++) whole[r][c + i] = dots[r][i];
   }
-  for (int r = 0; r < rows; r++) store(sums + r * LANES, sums_of(whole[r]) + load(rests[r]));
+  for (int r = 0; r < rows; r++) {
+    vec sum = sums_of(whole[r]) + load(rests[r]);
+    store(sums + r * LANES, m->scales ? sum * load(m->scales + column) : sum);
+  }
 }
 
 static void few_piece(const void *arguments, int64_t piece, int thread) {

@@ -35,6 +35,15 @@ INLINE vec load_half(const half *p) {
 #endif
 }
 
+// LANES bytes as numbers.
+INLINE vec load_byte(const int8_t *p) {
+#ifdef __AVX512F__
+  return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#else
+  return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#endif
+}
+
 INLINE float one_half(const half *p) {
   uint16_t value;
   __builtin_memcpy(&value, p, 2);
@@ -46,6 +55,15 @@ INLINE vec max_of(vec a, vec b) {
   return (vec)_mm512_max_ps((__m512)a, (__m512)b);
 #else
   return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+}
+
+// Whether one of v is `low` or more.
+INLINE int any_reaches(vec v, float low) {
+#ifdef __AVX512F__
+  return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(low), _CMP_GE_OQ) != 0;
+#else
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_set1_ps(low), _CMP_GE_OQ)) != 0;
 #endif
 }
 
