@@ -64,7 +64,8 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys 
             sending.start()
             await asyncio.to_thread(sending.join, CLOSE_S)
 
-    metrics = Metrics(engine.spec.name, engine)
+    uploads = Uploads(engine.settings.n_places(), floor_s=engine.settings.upload_floor_s)
+    metrics = Metrics(engine.spec.name, engine, uploads.n_under_way)
     engine.observers.append(metrics.work_ended)
     if tracing is not None:
         engine.observers.append(tracing.work_ended)
@@ -80,9 +81,8 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys 
     app.router.redirect_slashes = False
     health = Health(engine, fresh_s=engine.settings.probe_after_s, limit_s=engine.settings.probe_limit_s)
     app.state.health = health
-    uploads = Uploads(engine.settings.open_jobs + engine.settings.queue_length)
     app.state.service = routes.Service(
-        engine.settings, engine.spec.name, engine.created, engine.loaded, health.check, health.check_alive, uploads
+        engine.settings, engine.spec.name, engine.created, engine.loaded, health.readiness, health.liveness, uploads
     )
     return app
 
@@ -122,6 +122,8 @@ def _middleware(
         if tracing is not None:
             tracing.upload_ended(seconds)
 
+    origins = settings.cors_origin_list()
+
     def cors(app: "ASGIApp") -> "ASGIApp":
         if not origins:
             return app
@@ -130,8 +132,7 @@ def _middleware(
             app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=exposed
         )
 
-    origins = settings.cors_origin_list()
-    stack = [Middleware(RequestLog, on_end=on_end, dress=cors)]
+    stack = [Middleware(RequestLog, on_end=on_end, wrap=cors)]
     if tracing is not None:
         stack.append(Middleware(tracing.middleware, routes=table))
     stack.append(Middleware(cors))  # in front of the keys: a browser asks first, without one

@@ -88,8 +88,8 @@ class Engine:
         transcriber = Transcriber(
             model,
             guest,
-            workers=settings.workers or default_workers(model.target),
-            open_jobs=settings.open_jobs,
+            workers=settings.workers or min(default_workers(model.target), settings.n_open()),
+            open_jobs=settings.n_open(),
             queue_length=settings.queue_length,
             deadline_floor_s=settings.deadline_floor_s,
             deadline_factor=settings.deadline_factor,

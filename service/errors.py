@@ -142,14 +142,16 @@ class ModelNotFound(RequestError):
 
 
 class UploadTooSlow(RequestError):
-    """The request body came more slowly than the server waits for."""
+    """The request body came more slowly than the server waits for; `is_full`: than a full server waits for."""
 
     status = 408
     code = "upload_too_slow"
 
-    def __init__(self, floor_s: float, bytes_per_s: int) -> None:
+    def __init__(self, floor_s: float, bytes_per_s: int, *, is_full: bool = False) -> None:
+        where = " for a server that is full" if is_full else ""
         super().__init__(
-            f"The request's body came too slowly: it is given {floor_s:g} s and one more for every {bytes_per_s} bytes."
+            f"The request's body came too slowly{where}: it is given {floor_s:g} s and one more for every "
+            f"{bytes_per_s} bytes."
         )
 
     @property

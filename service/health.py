@@ -44,7 +44,7 @@ class Health:
         self.is_stopping = True
         self._cancelled.set()
 
-    async def check(self) -> None:
+    async def readiness(self) -> None:
         """Return if transcriptions work. Raises NotReady: loading, failed, stopping, or stuck."""
         if self.is_stopping:
             raise NotReady("The server is stopping.")
@@ -67,7 +67,7 @@ class Health:
         if not transcriber.is_proven(oldest):
             raise NotReady("No transcription has succeeded of late, nor does one now; the server's log says more.")
 
-    def check_alive(self) -> None:
+    def liveness(self) -> None:
         """Return unless nothing but a new process can help. Raises NotReady: not loaded, the GPU lost, hanging."""
         engine, probe = self.engine, self._probe
         transcriber = engine.transcriber

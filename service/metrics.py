@@ -3,7 +3,8 @@
 Labels have few values each, whatever clients send: routes are the table's, statuses are numbers we answer.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -35,44 +36,45 @@ class Levels(Protocol):
 class Metrics:
     """All metrics of one server, in a registry of their own."""
 
-    def __init__(self, model: str, levels: Levels) -> None:
-        """`model`: the name it is served by."""
+    def __init__(self, model: str, levels: Levels, n_uploads: Callable[[], int]) -> None:
+        """`model`: the name it is served by; `n_uploads`: how many uploads hold places, whenever Prometheus reads."""
         self._collectors = CollectorRegistry()
-        ours: Any = {"registry": self._collectors}  # not the library's global one
-        ProcessCollector(**ours)
-        self._requests = Counter("wisp_requests", "Requests answered", ["route", "status"], **ours)
+        registry = self._collectors  # not the library's global one
+        ProcessCollector(registry=registry)
+        self._requests = Counter("wisp_requests", "Requests answered", ["route", "status"], registry=registry)
         self._request_s = Histogram(
             "wisp_request_seconds",
             "From a request's headers to the end of its answer",
             ["route"],
             buckets=STAGE_BUCKETS,
-            **ours,
+            registry=registry,
         )
-        self._rejected = Counter("wisp_rejected", "Requests answered 429, the queue being full", **ours)
+        self._rejected = Counter("wisp_rejected", "Requests answered 429, the queue being full", registry=registry)
         self._stage_s = Histogram(
             "wisp_stage_seconds",
             "A transcription's stages: work without waiting, wait all of the waiting",
             ["stage"],
             buckets=STAGE_BUCKETS,
-            **ours,
+            registry=registry,
         )
-        self._ended = Counter("wisp_transcriptions", "Transcriptions that have ended", ["outcome"], **ours)
-        self._audio_s = Counter("wisp_audio_seconds", "Audio transcribed to its end", **ours)
-        self._tokens = Counter("wisp_tokens", "Tokens of the transcripts", **ours)
+        self._ended = Counter("wisp_transcriptions", "Transcriptions that have ended", ["outcome"], registry=registry)
+        self._audio_s = Counter("wisp_audio_seconds", "Audio transcribed to its end", registry=registry)
+        self._tokens = Counter("wisp_tokens", "Tokens of the transcripts", registry=registry)
         self._factor = Histogram(
             "wisp_real_time_factor",
             "Seconds of work for a second of audio",
             buckets=FACTOR_BUCKETS,
-            **ours,
+            registry=registry,
         )
         for name, help, level in (
             ("wisp_jobs_running", "Transcriptions that compute now", levels.n_running),
             ("wisp_jobs_waiting", "Transcriptions that wait for their turn or their place", levels.n_waiting),
+            ("wisp_uploads", "Uploads that hold the places of the transcriptions they become", n_uploads),
             ("wisp_device_memory_bytes", "Memory held on the GPU; 0 on the CPU", levels.device_bytes),
             ("wisp_device_failures", "How often in a row the GPU has failed; 0 once it works", levels.device_failures),
         ):
-            Gauge(name, help, **ours).set_function(level)
-        loaded = Gauge("wisp_model_loaded", "1 while the model is in memory", ["model"], **ours)
+            Gauge(name, help, registry=registry).set_function(level)
+        loaded = Gauge("wisp_model_loaded", "1 while the model is in memory", ["model"], registry=registry)
         loaded.labels(model).set_function(levels.is_loaded)
         # A series that is not there until something happens cannot be told from one that is gone.
         for stage in ("upload", "wait", *STAGES):

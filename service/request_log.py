@@ -55,13 +55,13 @@ class RequestLog:
         self,
         app: ASGIApp,
         on_end: Callable[[Scope, int, float], None] = lambda *_: None,
-        dress: Callable[[ASGIApp], ASGIApp] = lambda answer: answer,
+        wrap: Callable[[ASGIApp], ASGIApp] = lambda answer: answer,
     ) -> None:
         """`on_end`: called with each request's scope, the status it was answered with and its seconds.
 
-        `dress`: puts around an answer of its own what `app` has put around the others, the CORS headers.
+        `wrap`: puts around an answer of its own what `app` has put around the others, the CORS headers.
         """
-        self.app, self.on_end, self.dress = app, on_end, dress
+        self.app, self.on_end, self.wrap = app, on_end, wrap
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,12 +86,12 @@ class RequestLog:
         except asyncio.CancelledError:
             # The server stops, and this request has no job yet that could be given up, or its client reads nothing.
             if not status:
-                await self.dress(error_response(NotReady("The server is stopping.")))(scope, receive, send_with_id)
+                await self.wrap(error_response(NotReady("The server is stopping.")))(scope, receive, send_with_id)
         except Exception:
             log.exception("request failed")
             if status:  # the response has begun and cannot be changed any more; the server closes the connection
                 raise
-            await self.dress(error_response(InternalError()))(scope, receive, send_with_id)
+            await self.wrap(error_response(InternalError()))(scope, receive, send_with_id)
         finally:
             seconds = time.monotonic() - started
             path = quote(scope["path"])  # a line break in it would begin a log line of the client's own

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service import api_pages, formats, web_page
-from service.admission import Uploads
+from service.admission import UploadPlace, Uploads
 from service.errors import (
     ClientGone,
     MethodNotAllowed,
@@ -23,6 +23,7 @@ from service.errors import (
     RequestError,
     RouteNotFound,
     UploadTooLarge,
+    UploadTooSlow,
     WispError,
 )
 from service.event_stream import MEDIA_TYPE, EventStream
@@ -43,15 +44,15 @@ LOAD_WAIT_S = 60.0  # how long a transcription waits for the model that is still
 class Service:
     """What the routes serve: one model, perhaps still loading.
 
-    `check_ready` raises NotReady while it is of no use, `check_alive` where it never will be again.
+    `readiness` raises NotReady while it is of no use, `liveness` where it never will be again.
     """
 
     settings: Settings
     model_name: str
     created: int  # Unix time
     loaded: "Future[Transcriber]"
-    check_ready: Callable[[], Awaitable[None]]
-    check_alive: Callable[[], None]
+    readiness: Callable[[], Awaitable[None]]
+    liveness: Callable[[], None]
     uploads: Uploads
     under_way: set[Job] = field(default_factory=set)
 
@@ -112,10 +113,10 @@ async def _answer(request: Request, table: tuple[Field, ...], task: str) -> Resp
     if service.loaded.done():
         transcriber = await service.transcriber()
         check, admission = transcriber.check, transcriber.admission
-    with service.uploads.place(admission):
+    with service.uploads.reserve(admission) as place:
         check(Options(task=task))
         fields = Fields(service.is_served, service.names(), table=table, task=task, check=check)
-        file = await _read_form(request, fields, service.settings.max_upload_bytes)
+        file = await _read_form(request, fields, place, service.settings.max_upload_bytes)
         leaving = asyncio.create_task(_client_leaves(request))
         try:
             options = fields.finish()
@@ -134,15 +135,19 @@ async def _answer(request: Request, table: tuple[Field, ...], task: str) -> Resp
     return Response(body, media_type=formats.MEDIA_TYPES[fields.response_format])
 
 
-async def _read_form(request: Request, fields: Fields, max_bytes: int) -> BinaryIO:
+async def _read_form(request: Request, fields: Fields, place: UploadPlace, max_bytes: int) -> BinaryIO:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes + OVERHEAD_BYTES:
         raise UploadTooLarge(int(announced), max_bytes, announced=True)
     reader = FormReader(request.headers.get("content-type", ""), max_file_bytes=max_bytes, on_field=fields)
     try:
-        file = await reader.read(request.stream())
+        async with place.reading():
+            file = await reader.read(place.counted(request.stream()))
     except ClientDisconnect:
         raise ClientGone from None
+    except UploadTooSlow:
+        reader.close()  # it may be read to its end by then
+        raise
     if file is None:
         raise MissingField("file")
     return file
@@ -172,14 +177,14 @@ async def model(request: Request) -> Response:
 async def healthz(request: Request) -> Response:
     """GET /healthz: 200 unless nothing but a new process can help, then 503."""
     service: Service = request.app.state.service
-    service.check_alive()
+    service.liveness()
     return JSONResponse({"status": "ok"})
 
 
 async def readyz(request: Request) -> Response:
     """GET /readyz: 200 while the model does real inferences, else 503."""
     service: Service = request.app.state.service
-    await service.check_ready()
+    await service.readiness()
     return JSONResponse({"status": "ready", "model": service.model_name})
 
 

@@ -116,12 +116,14 @@ class Settings:
     )
     open_jobs: int = _field(
         16,
-        "Transcriptions under way, which take turns at that: a thread and some memory each",
+        "Transcriptions under way, which take turns at that: a thread and some memory each; WISP_WORKERS where more",
         unit="transcriptions",
         minimum=1,
     )
     queue_length: int = _field(
-        128, "Transcriptions that may wait for one under way to end; one more is answered 429", unit="requests"
+        128,
+        "Requests that there may be besides those under way, waiting or being uploaded; one more is answered 429",
+        unit="requests",
     )
     deadline_floor_s: float = _field(60.0, "Time every transcription is given", unit="seconds", minimum=1)
     deadline_factor: float = _field(
@@ -162,6 +164,14 @@ class Settings:
         variable=PRELOAD_VARIABLE,
         flag=False,
     )
+
+    def n_open(self) -> int:
+        """Transcriptions that may be under way: all that compute at once are."""
+        return max(self.open_jobs, self.workers)
+
+    def n_places(self) -> int:
+        """Requests that there may be, from the first byte of an upload to its transcript."""
+        return self.n_open() + self.queue_length
 
     def models_path(self) -> Path:
         """The models' folder with `~` resolved, where there is a home."""

@@ -124,7 +124,7 @@ class Transcriber:
         self.moved_at = -math.inf  # when a network was last asked for something, by the same clock
         self.deadline_floor_s, self.deadline_factor = deadline_floor_s, deadline_factor
         self.beam_size = beam_size or model.num_beams
-        self.admission = Admission(n_open=max(open_jobs, workers), queue_length=queue_length, n_at_once=workers)
+        self.admission = Admission(n_open=open_jobs, queue_length=queue_length, n_at_once=workers)
         self.reading, self.computing = Turns(min(workers, N_CORES)), Turns(workers)
 
     def is_proven(self, since: float) -> bool:

@@ -260,13 +260,19 @@ def test_keys_can_come_from_a_secret() -> None:
     assert variables["WISP_ALLOW_PUBLIC_WITHOUT_KEY"] == "no" and "optional" not in volume["secret"]
 
 
-def test_the_queues_metric_is_one_that_there_is() -> None:
+def metric_names(autoscaler: Any) -> list[str]:
+    """What an autoscaler goes by."""
+    return [metric["pods"]["metric"]["name"] for metric in autoscaler["spec"]["metrics"]]
+
+
+def test_the_queues_metrics_are_some_that_there_are() -> None:
     text = (ROOT / "service/metrics.py").read_text()
     patch = documents(KUBERNETES / "autoscale-by-queue/autoscaler.yaml")
-    [metric] = patch["spec"]["metrics"]
-    [rule] = documents(KUBERNETES / "autoscale-by-queue/rule.yaml")
-    assert metric["pods"]["metric"]["name"] == rule["name"]["matches"] == "wisp_jobs_waiting"
-    assert f'"{rule["name"]["matches"]}"' in text and rule["name"]["matches"] in rule["metricsQuery"]
+    rules = documents(KUBERNETES / "autoscale-by-queue/rule.yaml")
+    assert metric_names(patch) == [rule["name"]["matches"] for rule in rules] == ["wisp_jobs_waiting", "wisp_uploads"]
+    for rule in rules:
+        name = rule["name"]["matches"]
+        assert f'"{name}"' in text and f"({name}{{" in rule["metricsQuery"] and rule["seriesQuery"].startswith(name)
     annotations = documents(KUBERNETES / "autoscale-by-queue/deployment.yaml")["spec"]["template"]["metadata"]
     assert annotations["annotations"]["prometheus.io/port"] == values("base", "EXPOSE")[0]
 
@@ -291,8 +297,7 @@ def test_the_components_go_with_every_overlay(overlay: str, tmp_path: Path) -> N
     with (tmp_path / "kubernetes" / overlay / "kustomization.yaml").open("a") as file:
         file.write("components:\n  - ../api-keys\n  - ../autoscale-by-queue\n")
     documents = {document["kind"]: document for document in rendered(tmp_path / "kubernetes" / overlay)}
-    [metric] = documents["HorizontalPodAutoscaler"]["spec"]["metrics"]
-    assert metric["pods"]["metric"]["name"] == "wisp_jobs_waiting"
+    assert metric_names(documents["HorizontalPodAutoscaler"]) == ["wisp_jobs_waiting", "wisp_uploads"]
     pod = documents["Deployment"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
     variables = {variable["name"]: variable["value"] for variable in container["env"]}

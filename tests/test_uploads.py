@@ -3,8 +3,9 @@
 import asyncio
 import json
 import tempfile
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,8 +13,10 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Scope
 
-from service.admission import LOADING_RETRY_S
+from service import admission
+from service.admission import LOADING_RETRY_S, SOUND_PACE, UploadPlace, Uploads
 from service.app import create_app
+from service.errors import QueueFull, UploadTooSlow
 from tests import serving, synthetic
 from tests.serving import PATH, assert_error, engine_for, post, ready, settings_for, wav
 
@@ -103,6 +106,59 @@ def test_an_upload_holds_the_place_of_its_job(folder: Path) -> None:
         asyncio.run(scenario(create_app(ready(engine))))
 
 
+def test_a_slow_upload_gives_its_place_to_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(app: ASGIApp) -> None:
+        slower = await Client(app).begin()
+        slow = await Client(app).begin()
+        third, fourth = await Client(app).begin(), await Client(app).begin()
+        assert await slower.end() == await slow.end() == 408
+        assert slower.code() == slow.code() == "upload_too_slow"
+        assert await third.end(REST) == await fourth.end(REST) == 200
+
+    # Time enough for every upload, and none comes fast enough to keep its place where all are taken.
+    settings = settings_for(folder, workers=1, open_jobs=1, queue_length=1)
+    object.__setattr__(settings, "upload_floor_s", 0.0)
+    object.__setattr__(settings, "upload_bytes_per_s", 1)
+    monkeypatch.setattr(admission, "SOUND_PACE", 10**12)
+    with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
+        asyncio.run(scenario(create_app(ready(engine))))
+
+
+def test_the_slowest_gives_way_and_none_that_comes_fast_or_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    async def scenario() -> None:
+        nonlocal now
+        uploads = Uploads(4, floor_s=60.0)
+        with ExitStack() as stack:
+            places = [stack.enter_context(uploads.reserve(None)) for _ in range(4)]
+            fast, slow, slower, _ = places
+            fast.n_bytes, slow.n_bytes, slower.n_bytes = 30 * SOUND_PACE, 20 * SOUND_PACE, SOUND_PACE
+            readings = [asyncio.create_task(read(place)) for place in (fast, slow, slower)]
+            await asyncio.sleep(0)
+            for now, lost in ((159.0, []), (185.0, [slower]), (186.0, [slower, slow]), (189.0, [slower, slow])):  # noqa: B007
+                if lost and not lost[-1].is_lost:
+                    stack.enter_context(uploads.reserve(None))
+                else:
+                    with pytest.raises(QueueFull), uploads.reserve(None):
+                        pass
+                assert [place for place in places if place.is_lost] == sorted(lost, key=places.index)
+                assert uploads.n_under_way() == 4
+            for reading, place in zip(readings, (fast, slow, slower), strict=True):
+                if place.is_lost:
+                    with pytest.raises(UploadTooSlow, match="full: it is given 60 s and one more for every 65536"):
+                        await reading
+                else:
+                    reading.cancel()
+
+    async def read(place: UploadPlace) -> None:
+        async with place.reading():
+            await asyncio.Event().wait()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("message", "status"), [(GONE, 499), ({"type": "http.request", "body": b"broken", "more_body": False}, 400)]
 )
@@ -119,6 +175,7 @@ def test_an_upload_that_ends_otherwise_gives_its_place_up(folder: Path, message:
 def test_uploads_are_counted_while_the_model_loads(folder: Path) -> None:
     async def scenario(app: ASGIApp) -> None:
         first = await Client(app).begin()
+        assert "wisp_uploads 1.0" in TestClient(app).get("/metrics").text
         async with last_place_held(app) as slow:
             assert await slow.end(GONE) == 499
         async with last_place_held(app) as slow:
@@ -130,6 +187,15 @@ def test_uploads_are_counted_while_the_model_loads(folder: Path) -> None:
     # The engine is never started: its model loads for ever.
     with engine_for(settings_for(folder, open_jobs=1, queue_length=1)) as engine:
         asyncio.run(scenario(create_app(engine)))
+
+
+@pytest.mark.parametrize("workers, open_jobs", [(0, 1), (3, 1), (2, 16)])
+def test_there_are_as_many_places_before_as_after_loading(folder: Path, workers: int, open_jobs: int) -> None:
+    with engine_for(settings_for(folder, workers=workers, open_jobs=open_jobs, queue_length=5)) as engine:
+        before = create_app(engine).state.service.uploads.n_places
+        transcriber = ready(engine).transcriber
+        assert transcriber is not None
+        assert transcriber.admission.n_places == before == max(workers, open_jobs) + 5
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
