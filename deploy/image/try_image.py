@@ -26,7 +26,7 @@ SIOCSIFFLAGS, IFF_UP, PR_SET_NO_NEW_PRIVS = 0x8914, 1, 38
 READY_WITHIN_S = 60
 DEVICES = ("null", "zero", "random", "urandom")
 KEY = "wisp-image-test"  # the image listens on every address, and asks for an API key there
-# The sentence of test.sh in AAC at 32 kbit/s, by espeak-ng and PyAV: the image cannot make one, as its FFmpeg has no filters.
+# The sentence of test.sh in AAC, by espeak-ng and PyAV: the image cannot make one, as its FFmpeg has no filters.
 M4A = Path(__file__).with_name("speech.m4a")
 
 
