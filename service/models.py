@@ -263,7 +263,7 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
     asked = wanted_target(spec, target)
     chosen = choose_target(asked)
     checkpoint = read_checkpoint(spec)
-    tokenizer = Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
+    tokenizer = tokenizer_of(checkpoint)
     if spec.language is not None and not tokenizer.speaks(spec.language):
         raise ModelError(
             f"The model '{spec.name}' does not know {language_name(spec.language).capitalize()} ('{spec.language}'), "
@@ -281,6 +281,11 @@ def read_checkpoint(spec: ModelSpec) -> Checkpoint:
         raise ModelError(
             f"The model '{spec.name}' cannot be loaded: {error}. Fetch its files again, or name another with --model."
         ) from error
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """What its tokenizer.json says, read and checked. Raises ModelError."""
+    return Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
 
 
 def load_model(spec: ModelSpec, target: str = "auto") -> Model:

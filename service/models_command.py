@@ -104,9 +104,10 @@ def pull_model(
 def convert_model(settings: Settings, name: str, folder: Path, dtype: str, write: Write) -> None:
     """Write a model into a new folder in another dtype. Raises ModelError."""
     from kernels.save import save_checkpoint
-    from service.models import read_checkpoint
+    from service.models import read_checkpoint, tokenizer_of
 
     checkpoint = read_checkpoint(find_model(name, settings.models_path()))
+    tokenizer_of(checkpoint)  # a broken one is told now, not by the server that is to load it
     try:
         save_checkpoint(checkpoint, folder, dtype)
     except (ValueError, OverflowError) as error:

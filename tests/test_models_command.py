@@ -214,3 +214,6 @@ def test_a_model_is_converted(wisp: Run, tmp_path: Path) -> None:
     assert code == 1 and "Not a directory" in complaint
     code, _, complaint = wisp("models", "convert", "base.en", str(tmp_path / "other"), "--dtype", "int8")
     assert code == 1 and "base.en" in complaint and not (tmp_path / "other").exists()
+    (tmp_path / "models" / "tiny_en" / "tokenizer.json").write_text("{")
+    code, _, complaint = wisp("models", "convert", "tiny.en", str(tmp_path / "other"), "--dtype", "int8")
+    assert code == 1 and "tokenizer.json" in complaint and not (tmp_path / "other").exists()
