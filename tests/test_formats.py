@@ -106,7 +106,7 @@ def test_vtt_escapes_what_would_open_a_tag_or_an_entity() -> None:
     )
 
 
-def test_no_cue_ends_after_the_recording() -> None:
+def test_a_cue_that_begins_within_the_recording_ends_within_it() -> None:
     """As a player would wait for it, and a file that holds both would be as long. verbose_json is openai/whisper's."""
     result = Transcription("a b", "en", 3.5004, (segment(0, 1.0, 4.02, " a"), segment(1, 3.52, 4.02, " b")))
     assert formats.render(result, "srt") == (
