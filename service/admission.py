@@ -12,7 +12,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from service.errors import ClientGone, QueueFull, UploadTooSlow
-from service.memory import Trimmer, keep_little
+from service.memory import Trimmer
 
 FIRST_GUESS_S = 1.0  # how long a job works, before any has finished: only Retry-After needs it
 LONGEST_RETRY_S = 60
@@ -50,7 +50,6 @@ class Admission:
         self._admitted: set[threading.Event] = set()  # the cancellation of every job that is open or waits
         self._job_s = FIRST_GUESS_S
         self._succeeded = False
-        keep_little()
         self._trim = Trimmer()
 
     @property

@@ -47,6 +47,7 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys 
     from service import routes
     from service.admission import Uploads
     from service.api_keys import read_api_keys
+    from service.forms import find_spool_folder
     from service.health import Health
     from service.metrics import Metrics
 
@@ -64,6 +65,7 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys 
             sending.start()
             await asyncio.to_thread(sending.join, CLOSE_S)
 
+    find_spool_folder()
     uploads = Uploads(engine.settings.n_places(), floor_s=engine.settings.upload_floor_s)
     metrics = Metrics(engine.spec.name, engine, uploads.n_under_way)
     engine.observers.append(metrics.work_ended)
@@ -147,11 +149,13 @@ def serve(settings: Settings) -> None:
     """Serve until told to stop. Raises StartError, before anything listens, for keys, address, model or port."""
     from service.api_keys import read_api_keys, refuse_to_expose
     from service.logs import dress
+    from service.memory import keep_little
     from service.server import Server
     from service.tracing import open_tracing
 
     for handler in logging.getLogger().handlers:
         dress(handler, settings.log_format)
+    keep_little()
     keys = read_api_keys(settings)
     refuse_to_expose(settings, keys)
     tracing = open_tracing() if settings.tracing == "otlp" else None

@@ -10,7 +10,7 @@ from typing import BinaryIO, cast
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import InvalidValue, MalformedForm, NoSpace, UploadTooLarge
+from service.errors import InvalidValue, MalformedForm, NoSpace, StartError, UploadTooLarge
 
 PIECE_BYTES = 64 * 1024  # what is parsed, counted and written at once
 SPOOL_BYTES = 1024 * 1024  # larger files go to the disk
@@ -22,6 +22,17 @@ OVERHEAD_BYTES = MAX_PARTS * (
 )  # all the fields and headers a body may have besides its file
 
 FieldListener = Callable[[str, str], None]
+
+
+def find_spool_folder() -> None:
+    """Choose the folder for large uploads, once, as Python chooses: TMPDIR, /tmp and the like. Raises StartError.
+
+    It is found by writing to it, so that on a full disk there is none: a request is not the time to ask.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise StartError(f"Uploads need a folder for temporary files ({error.strerror}); name one in TMPDIR.") from None
 
 
 class FormReader:

@@ -8,12 +8,13 @@ raises to 64 MiB once something large has been freed: each thread then keeps as 
 """
 
 import ctypes
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+PARAMETERS = {"TRIM_THRESHOLD": -1, "MMAP_THRESHOLD": -3}  # malloc.h's M_…
 KEPT_BYTES = 4 * 2**20  # at the end of an arena; what is larger is no arena's, and goes back at once
 EVERY_S = 5.0  # giving back takes a millisecond or so, and the next job takes its pages anew
 
@@ -25,11 +26,16 @@ def _trim() -> None:
 
 
 def keep_little() -> None:
-    """Have glibc's free() keep `KEPT_BYTES` at most at the end of an arena, whatever it has freed before."""
-    if _MALLOC_TRIM is not None:
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+    """Have glibc's free() keep `KEPT_BYTES` at most at the end of an arena, whatever it has freed before.
+
+    For the whole process, so at a server's start. What the user has said to glibc by variables stays.
+    """
+    if _MALLOC_TRIM is None:
+        return
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    for name, parameter in PARAMETERS.items():
+        if f"MALLOC_{name}_" not in os.environ and f"glibc.malloc.{name.lower()}=" not in tunables:
+            ctypes.CDLL(None).mallopt(parameter, KEPT_BYTES)
 
 
 def _malloc_trim() -> Callable[[int], int] | None:

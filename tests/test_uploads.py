@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Scope
 from service import admission
 from service.admission import LOADING_RETRY_S, SOUND_PACE, UploadPlace, Uploads
 from service.app import create_app
-from service.errors import QueueFull, UploadTooSlow
+from service.errors import QueueFull, StartError, UploadTooSlow
 from tests import serving, synthetic
 from tests.serving import PATH, assert_error, engine_for, post, ready, settings_for, wav
 
@@ -196,6 +196,20 @@ def test_there_are_as_many_places_before_as_after_loading(folder: Path, workers:
         transcriber = ready(engine).transcriber
         assert transcriber is not None
         assert transcriber.admission.n_places == before == max(workers, open_jobs) + 5
+
+
+def test_the_folder_for_uploads_is_found_at_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first question for it writes to it, which a full disk refuses."""
+    candidates = [str(folder / "none")]
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: candidates)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with engine_for(settings_for(folder)) as engine:
+        with pytest.raises(StartError, match="TMPDIR"):
+            create_app(engine)
+        candidates[0] = str(folder)
+        client = TestClient(create_app(ready(engine)))
+        candidates[0] = str(folder / "none")
+        assert_error(post(client, bytes(1_100_000)), 400, "unreadable_audio", "file")
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")

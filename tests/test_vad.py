@@ -1,6 +1,7 @@
 """Cutting at silence, from samples to transcripts: speech is found where it is, in loud and quiet recordings."""
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,18 @@ def test_the_knobs_are_turned(speech: Samples) -> None:
     assert clips(sound, Chunking(threshold=1.0)) == [0.0, 0.0]
     assert clips(sound, Chunking(prefix_padding_ms=1300))[0] == pytest.approx(usual[0] - 1.0, abs=0.02)
     assert clips(sound, Chunking(silence_duration_ms=1200))[1] == pytest.approx(usual[1] + 1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("said, then", [("", "1"), ("3", "3")])
+def test_threads_are_limited_at_the_start(said: str, then: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP reads it when the first request loads it; other threads may be reading the environment by then."""
+    monkeypatch.setenv("OMP_THREAD_LIMIT", said)
+    if not said:
+        monkeypatch.delenv("OMP_THREAD_LIMIT")
+    next(speech_probabilities(lambda: [silence(0.1)]))
+    assert os.environ.get("OMP_THREAD_LIMIT", "") == said, "no request changes it"
+    Engine(Settings())
+    assert os.environ["OMP_THREAD_LIMIT"] == then
 
 
 def test_a_recording_is_read_as_it_is_needed() -> None:
