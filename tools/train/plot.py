@@ -31,13 +31,15 @@ def main() -> None:
     parser.add_argument("--wer", type=Path, help='JSON lines of {"heard_hours", and a set\'s name: its percentage}')
     parser.add_argument("--out", type=Path, required=True, help="the picture to write; its suffix is its format")
     options = parser.parse_args()
-    panels = [*LOSSES, *(["word error rate, %"] if options.wer else [])]
+    logs = {path.parent.name: rows_of(path) for path in options.log}
+    losses = [name for name in LOSSES if any(name in row for rows in logs.values() for row in rows)]
+    panels = [*losses, *(["word error rate, %"] if options.wer else [])]
     _, axes = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 3), layout="constrained")
-    for path in options.log:
-        for axis, name in zip(axes, LOSSES, strict=False):
-            hours, means = smoothed(rows_of(path), name)
+    for run, rows in logs.items():
+        for axis, name in zip(axes, losses, strict=False):
+            hours, means = smoothed(rows, name)
             if hours:
-                axis.plot(hours, means, label=path.parent.name)
+                axis.plot(hours, means, label=run)
     if options.wer:
         measured = rows_of(options.wer)
         for name in sorted({name for row in measured for name in row} - {"heard_hours"}):

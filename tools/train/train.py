@@ -347,7 +347,7 @@ def follow(run: Run, source: Iterator[Batch], until: float, schedule: Schedule, 
     saved = clock = time.monotonic()
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
-    sums: dict[str, float] = {}
+    seen: dict[str, list[float]] = {}
     for batch in source:
         progress = schedule.progress()
         if progress >= min(until, 1.0) or stopped.is_set():
@@ -356,15 +356,16 @@ def follow(run: Run, source: Iterator[Batch], until: float, schedule: Schedule, 
                 raise SystemExit(0)
             return
         for name, value in run.step(batch, progress).items():
-            sums[name] = sums.get(name, 0.0) + value / 20
+            seen.setdefault(name, []).append(value)
         now = time.monotonic()
         run.spent += now - clock
         clock = now
         if run.steps % 20 == 0:
             row = {"step": run.steps, "heard_hours": run.heard / 3600, "spent_minutes": run.spent / 60}
             with (out / "log.jsonl").open("a") as log:
-                log.write(json.dumps({name: round(value, 4) for name, value in (row | sums).items()}) + "\n")
-            sums = {}
+                means = {name: sum(values) / len(values) for name, values in seen.items()}
+                log.write(json.dumps({name: round(value, 4) for name, value in (row | means).items()}) + "\n")
+            seen = {}
         if now - saved > 120:
             run.save(out / "state.pt")
             saved = now
