@@ -41,6 +41,7 @@ class NativeWhisper:
         self._model = addressof(self._weights.model)
         self._cross_floats = library.cross_floats(self._model)
         self._screen()
+        checkpoint.release_pages()  # of the table as it lies in the file some rows are read again, no more
 
     def _screen(self) -> None:
         """Fills in the token table in bytes, with a scale for each row."""
