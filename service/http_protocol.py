@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1, with a limit to what it waits for without one: a request's headers, and a body nobody reads.
+"""uvicorn's HTTP/1.1, with a limit to what it waits for without one: headers, a body nobody reads, a reader.
 
 A connection between two requests is kept longer than that, and longer than clients and proxies keep theirs: the side
 that closes first must be the one that sends next, else a request may meet the other's close on its way.
@@ -12,7 +12,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import RequestError
-from service.lingering_close import LINGER_S, SILENCE_S, LingeringTransport
+from service.lingering_close import LINGER_S, SILENCE_S, UNREAD_PACE, LingeringTransport, Throttle
+from service.slow_reader import READER_PATIENCE_S, WatchedTransport
 
 PATIENCE_S = 30.0
 KEEP_ALIVE_S = 75  # httpx keeps a connection for 5 s, nginx as a proxy and AWS's load balancer for 60
@@ -24,26 +25,34 @@ class ImpatientProtocol(H11Protocol):
 
     So are ended: one whose headers have not come whole, and one that goes on sending a body after the answer to it.
     A body that is read has a pace of its own to keep: service/upload_pace.py. Where the answer ends the connection, a
-    body that still comes has `linger_s`: service/lingering_close.py.
+    body that still comes has `linger_s`: service/lingering_close.py. An answer that is not read has
+    `reader_patience_s`: service/slow_reader.py.
     """
 
     _closing: asyncio.TimerHandle | None = None
+    _resting: asyncio.TimerHandle | None = None
     _lingering: LingeringTransport
+    _watched: WatchedTransport
     patience_s = PATIENCE_S
-    linger_s, silence_s = LINGER_S, SILENCE_S
+    linger_s, silence_s, reader_patience_s = LINGER_S, SILENCE_S, READER_PATIENCE_S
+    throttle = Throttle(UNREAD_PACE)
 
     def connection_made(self, transport: Any) -> None:
+        self._watched = WatchedTransport(transport, patience_s=self.reader_patience_s)
         self._lingering = LingeringTransport(
-            transport, self._is_sending, seconds=self.linger_s, silence_s=self.silence_s
+            self._watched, self._is_sending, seconds=self.linger_s, silence_s=self.silence_s
         )
         super().connection_made(cast(asyncio.Transport, self._lingering))
         self._watch()
 
     def data_received(self, data: bytes) -> None:
         if self._lingering.lingers:
-            self._lingering.drop()
+            self._rest(len(data))
             return
+        is_unread = self._is_unread()
         super().data_received(data)
+        if is_unread:
+            self._rest(len(data))
         self._watch()
 
     def on_response_complete(self) -> None:
@@ -68,16 +77,39 @@ class ImpatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._trust()
+        if self._resting is not None:
+            self._resting.cancel()
         self._lingering.lost()
+        self._watched.lost()
         super().connection_lost(exc)
 
     def _is_sending(self) -> bool:
         """In the middle of a body, or of what is no HTTP."""
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
+    def _is_unread(self) -> bool:
+        """Whether a body still comes that is answered already."""
+        return self.conn.their_state is h11.SEND_BODY and self.conn.our_state in (h11.DONE, h11.MUST_CLOSE)
+
+    def _rest(self, n_bytes: int) -> None:
+        """So many bytes have come that nobody reads: the next are taken when it is time."""
+        if self._resting is not None:
+            self._resting.cancel()
+        if self._lingering.lingers:
+            self._lingering.rest()
+        else:
+            self.transport.pause_reading()
+        self._resting = self.loop.call_later(self.throttle.pause_s(n_bytes, self.loop.time()), self._go_on)
+
+    def _go_on(self) -> None:
+        if self._lingering.lingers:
+            self._lingering.go_on()
+        elif not self.flow.read_paused:
+            self.transport.resume_reading()
+
     def _watch(self) -> None:
-        theirs, ours = self.conn.their_state, self.conn.our_state
-        is_idle = theirs is h11.IDLE or (theirs is h11.SEND_BODY and ours in (h11.DONE, h11.MUST_CLOSE))
+        theirs = self.conn.their_state
+        is_idle = theirs is h11.IDLE or self._is_unread()
         is_kept = theirs is h11.IDLE and self.timeout_keep_alive_task is not None  # which will end it
         if not is_idle or is_kept or self._lingering.lingers:
             self._trust()

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from service.http_protocol import ImpatientProtocol
+from service.lingering_close import Throttle
 from tests import synthetic
 from tests.processes import ServerProcess, server_process
 from tests.serving import PATH
 from tests.test_upload_pace import connection, everything, refusing
+from tests.waiting import until
 
 KEY = "a-key-of-some-length-0123456789"
 BODY_BYTES = 2 * 2**20
@@ -38,6 +40,25 @@ def address(server: ServerProcess) -> tuple[str, int]:
 def head(path: str, *lines: str, n_bytes: int = BODY_BYTES) -> bytes:
     more = "".join(f"{line}\r\n" for line in lines)
     return f"POST {path} HTTP/1.1\r\nHost: here\r\n{TYPE}Content-Length: {n_bytes}\r\n{more}\r\n".encode()
+
+
+def is_cut(client: socket.socket) -> bool:
+    """Whether the server has closed the connection, which sending a byte shows."""
+    try:
+        client.sendall(b"x")
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+    return False
+
+
+def send_until_cut(client: socket.socket) -> int:
+    """Send, a GiB at most, until the server resets the connection; how many bytes went before."""
+    for n_sent in range(0, 2**30, 65536):
+        try:
+            client.sendall(bytes(65536))
+        except (BrokenPipeError, ConnectionResetError):
+            return n_sent
+    pytest.fail("the client is not cut")
 
 
 @pytest.mark.parametrize(
@@ -89,9 +110,22 @@ def test_a_client_that_sends_for_ever_is_cut(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ImpatientProtocol, "silence_s", 3600.0)
     with connection(refusing) as client:
         client.sendall(head("/", "Connection: close", n_bytes=2**40))
-        with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            while True:
-                client.sendall(bytes(65536))
+        send_until_cut(client)
+
+
+@pytest.mark.parametrize("lines", [("Connection: close",), ()], ids=["last answer", "connection kept"])
+def test_what_nobody_reads_comes_slowly(lines: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImpatientProtocol, "linger_s", 1.0)
+    monkeypatch.setattr(ImpatientProtocol, "patience_s", 1.0)
+    monkeypatch.setattr(ImpatientProtocol, "throttle", Throttle(1.0))
+    with connection(refusing) as client:
+        client.sendall(head("/", *lines, n_bytes=2**40))
+        assert send_until_cut(client) < 32 * 2**20, "what the sockets hold"
+
+
+def test_a_pace_is_for_all_together() -> None:
+    throttle = Throttle(10.0)
+    assert [throttle.pause_s(20, now) for now in (5.0, 5.0, 6.0, 100.0)] == [2.0, 4.0, 5.0, 2.0]
 
 
 def test_a_client_that_stays_silent_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +134,7 @@ def test_a_client_that_stays_silent_is_cut(monkeypatch: pytest.MonkeyPatch) -> N
     with connection(refusing) as client:
         client.sendall(head("/", "Connection: close"))
         assert everything(client).startswith(b"HTTP/1.1 401 ")
-        with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            while True:
-                client.sendall(bytes(65536))
+        until(lambda: is_cut(client), "the connection is reset")
 
 
 def test_a_server_that_stops_waits_for_no_body(monkeypatch: pytest.MonkeyPatch) -> None:
