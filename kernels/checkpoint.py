@@ -160,7 +160,9 @@ def _alignment_heads(path: Path, listed: object, dims: Dimensions) -> tuple[tupl
 
 
 def _num_beams(path: Path, value: object) -> int:
-    """Transformers' `num_beams` of a generation_config.json."""
-    if type(value) is not int or not 1 <= value <= MAX_BEAMS:
-        raise CheckpointError(f"{path.name}: num_beams is {value!r:.40}, not a whole number from 1 to {MAX_BEAMS}")
-    return value
+    """Transformers' `num_beams` of a generation_config.json, but no more than `MAX_BEAMS`; 1 where it says null."""
+    if value is None:
+        return 1
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{path.name}: num_beams is {value!r:.40}, not a whole number above 0")
+    return min(value, MAX_BEAMS)

@@ -113,10 +113,12 @@ async def _answer(request: Request, table: tuple[Field, ...], task: str) -> Resp
     if service.loaded.done():
         transcriber = await service.transcriber()
         check, admission = transcriber.check, transcriber.admission
+    check(Options(task=task))
+    fields = Fields(service.is_served, service.names(), table=table, task=task, check=check)
+    # What its headers refuse takes no place, which may be another's upload's.
+    reader = _form_reader(request, fields, service.settings.max_upload_bytes)
     with service.uploads.reserve(admission) as place:
-        check(Options(task=task))
-        fields = Fields(service.is_served, service.names(), table=table, task=task, check=check)
-        file = await _read_form(request, fields, place, service.settings.max_upload_bytes)
+        file = await _read_form(request, reader, place)
         leaving = asyncio.create_task(_client_leaves(request))
         try:
             options = fields.finish()
@@ -135,11 +137,14 @@ async def _answer(request: Request, table: tuple[Field, ...], task: str) -> Resp
     return Response(body, media_type=formats.MEDIA_TYPES[fields.response_format])
 
 
-async def _read_form(request: Request, fields: Fields, place: UploadPlace, max_bytes: int) -> BinaryIO:
+def _form_reader(request: Request, fields: Fields, max_bytes: int) -> FormReader:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes + OVERHEAD_BYTES:
         raise UploadTooLarge(int(announced), max_bytes, announced=True)
-    reader = FormReader(request.headers.get("content-type", ""), max_file_bytes=max_bytes, on_field=fields)
+    return FormReader(request.headers.get("content-type", ""), max_file_bytes=max_bytes, on_field=fields)
+
+
+async def _read_form(request: Request, reader: FormReader, place: UploadPlace) -> BinaryIO:
     try:
         async with place.reading():
             file = await reader.read(place.counted(request.stream()))

@@ -136,7 +136,7 @@ def test_copies_of_a_library_are_stored_once(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def hollowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with PyAV as the image has it."""
-    if missing := [tool for tool in ("as", "ld", "nm") if not shutil.which(tool)]:
+    if missing := [tool for tool in ("as", "ld", "nm", "readelf") if not shutil.which(tool)]:
         pytest.skip(f"not installed: {', '.join(missing)} (binutils)")
     found = importlib.util.find_spec("av")
     if found is None or found.origin is None or not (libraries := Path(found.origin).parents[1] / "av.libs").is_dir():
@@ -151,6 +151,10 @@ def hollowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_libraries_that_nothing_calls_are_hollow(hollowed: Path) -> None:
     sizes = {path.name.split("-")[0]: path.stat().st_size for path in (hollowed / "av.libs").iterdir()}
     assert all(sizes[name] < 40_000 for name in NEVER_CALLED)
+    for path in (hollowed / "av.libs").iterdir():
+        headers = subprocess.run(["readelf", "-lW", path], capture_output=True, text=True, check=True).stdout
+        (stack,) = (line.split() for line in headers.splitlines() if "GNU_STACK" in line)
+        assert "E" not in stack[-2], f"{path.name} makes the stack executable"
     assert sizes["libavcodec"] > 1_000_000 and sizes["libopus"] > 100_000
 
 

@@ -41,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Client:
     """A client whose request the server reads as far as it is sent."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, scope: Message = SCOPE) -> None:
+        self.app, self.scope = app, scope
         self.sent: list[Message] = []
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         self._task: asyncio.Task[Any] | None = None
@@ -64,7 +64,7 @@ class Client:
         return self
 
     async def _run(self) -> None:
-        await self.app(SCOPE, self._receive, self._send)
+        await self.app(self.scope, self._receive, self._send)
 
     async def end(self, *messages: Message) -> int:
         """Send these; the status of the answer."""
@@ -110,6 +110,13 @@ def test_a_slow_upload_gives_its_place_to_the_next(folder: Path, monkeypatch: py
     async def scenario(app: ASGIApp) -> None:
         slower = await Client(app).begin()
         slow = await Client(app).begin()
+        for headers, status in (
+            ([(b"content-type", b"text/plain")], 400),
+            ([*SCOPE["headers"], (b"content-length", b"9" * 12)], 413),
+        ):
+            assert await Client(app, {**SCOPE, "headers": headers}).end() == status
+        await asyncio.sleep(0)  # an upload that has lost its place would answer now
+        assert not slower.sent and not slow.sent, "what is refused by its headers takes nobody's place"
         third, fourth = await Client(app).begin(), await Client(app).begin()
         assert await slower.end() == await slow.end() == 408
         assert slower.code() == slow.code() == "upload_too_slow"

@@ -92,7 +92,9 @@ def hollow(packages: Path, names: tuple[str, ...]) -> None:
             }
             script.write_text("".join(f"{of} {{ global: {'; '.join(found)}; }};\n" for of, found in lines.items()))
             with_versions = [f"--version-script={script}"] if lines else []
-            subprocess.run(["ld", "-shared", "-soname", path.name, *with_versions, "-o", path, code], check=True)
+            # Said expressly, or the loader makes the process's stack executable for a library without a word on it.
+            linked = ["-shared", "-z", "noexecstack", "-soname", path.name, *with_versions]
+            subprocess.run(["ld", *linked, "-o", path, code], check=True)
 
 
 def labels(names: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 // The next token of a sequence, of logits that are screened: computed of the token table in bytes, which are half of what f16
 // reads. They tell which tokens are near the best; the logits of these are computed again, of the table itself, so that the
-// choice is exact and its probability off by the rounding of those that are a thousandth of the best at most.
+// likeliest text and the likeliest timestamp are exact. Whether the timestamps together outweigh the text, and the
+// probability, are off by the rounding of what stays screened, a thousandth of the best and less.
 #pragma once
 #include "model.h"
 
