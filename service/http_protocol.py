@@ -53,6 +53,7 @@ class ImpatientProtocol(H11Protocol):
         super().data_received(data)
         if is_unread:
             self._rest(len(data))
+            self._keep_alive()
         self._watch()
 
     def on_response_complete(self) -> None:
@@ -60,11 +61,24 @@ class ImpatientProtocol(H11Protocol):
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is told so in OpenAI's envelope, as everything else is."""
-        body = json.dumps(RequestError(msg).envelope()).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+        """What is no HTTP is told so in OpenAI's envelope, as everything else is, unless an answer has begun.
+
+        The application that waits for the rest of such a request is told that its client is gone, and sends no more.
+        """
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(RequestError(msg).envelope()).encode()
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            if self.conn.our_state is h11.SEND_RESPONSE and self.cycle.scope["method"] == "HEAD":
+                body = b""  # h11 lets none be sent
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
 
     def shutdown(self) -> None:
@@ -90,6 +104,14 @@ class ImpatientProtocol(H11Protocol):
     def _is_unread(self) -> bool:
         """Whether a body still comes that is answered already."""
         return self.conn.their_state is h11.SEND_BODY and self.conn.our_state in (h11.DONE, h11.MUST_CLOSE)
+
+    def _keep_alive(self) -> None:
+        """Wait for the next request where a body has ended that was answered before; uvicorn then sets no timer."""
+        is_between = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        if is_between and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _rest(self, n_bytes: int) -> None:
         """So many bytes have come that nobody reads: the next are taken when it is time."""

@@ -15,6 +15,7 @@ from typing import Any
 LINGER_S = 30.0
 SILENCE_S = 5.0  # of a client that is not sending after all
 UNREAD_PACE = 64 * 2**20  # bytes a second: 2 GB in LINGER_S, for 6 % of a core, as measured
+MOST_PAUSE_S = 5.0  # however many have sent before: who sends little after an answer is not to wait for them all
 
 
 class Throttle:
@@ -25,8 +26,8 @@ class Throttle:
         self._free_at = 0.0
 
     def pause_s(self, n_bytes: int, now: float) -> float:
-        """How long to wait after so many bytes. `now`: seconds from some point on."""
-        self._free_at = max(now, self._free_at) + n_bytes / self.bytes_per_s
+        """How long to wait after so many bytes, `MOST_PAUSE_S` at most. `now`: seconds from some point on."""
+        self._free_at = min(max(now, self._free_at) + n_bytes / self.bytes_per_s, now + MOST_PAUSE_S)
         return self._free_at - now
 
 
@@ -53,7 +54,7 @@ class LingeringTransport:
 
     @property
     def lingers(self) -> bool:
-        """Whether what comes is to go to drop()."""
+        """Whether what comes is read only to be dropped."""
         return self._end is not None and not self._is_over
 
     def is_closing(self) -> bool:

@@ -1,14 +1,16 @@
 """A refusal arrives though its client is still sending, and a client that sends for ever is cut."""
 
 import json
+import logging
 import re
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from service.http_protocol import ImpatientProtocol
-from service.lingering_close import Throttle
+from service.lingering_close import MOST_PAUSE_S, Throttle
 from tests import synthetic
 from tests.processes import ServerProcess, server_process
 from tests.serving import PATH
@@ -17,6 +19,7 @@ from tests.waiting import until
 
 KEY = "a-key-of-some-length-0123456789"
 BODY_BYTES = 2 * 2**20
+CHUNKED = "Transfer-Encoding: chunked\r\n\r\n"
 TYPE = "Content-Type: multipart/form-data; boundary=b\r\n"
 REFUSED_FIELD = b'--b\r\nContent-Disposition: form-data; name="temperature"\r\n\r\nnan\r\n'
 FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
@@ -40,6 +43,10 @@ def address(server: ServerProcess) -> tuple[str, int]:
 def head(path: str, *lines: str, n_bytes: int = BODY_BYTES) -> bytes:
     more = "".join(f"{line}\r\n" for line in lines)
     return f"POST {path} HTTP/1.1\r\nHost: here\r\n{TYPE}Content-Length: {n_bytes}\r\n{more}\r\n".encode()
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def is_cut(client: socket.socket) -> bool:
@@ -96,6 +103,46 @@ def test_what_is_no_http_is_told_so(server: ServerProcess) -> None:
     }
 
 
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
+def test_a_request_that_turns_out_no_http_has_one_answer(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    with connection(refusing) as client:
+        client.sendall(f"{method} / HTTP/1.1\r\nHost: here\r\n{CHUNKED}ZZZ\r\n".encode())
+        told, _, body = everything(client).partition(b"\r\n\r\n")
+    assert told.startswith(b"HTTP/1.1 400 ") and b"HTTP/1.1" not in body
+    assert not body if method == "HEAD" else json.loads(body)["error"]["message"]
+    assert not errors(caplog)
+
+
+def test_a_body_that_turns_out_no_http_after_its_answer_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    with connection(refusing) as client:
+        client.sendall(f"POST / HTTP/1.1\r\nHost: here\r\n{CHUNKED}".encode())
+        assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
+        client.sendall(b"ZZZ\r\n")
+        assert everything(client) == b""
+    assert not errors(caplog)
+
+
+def test_a_body_that_turns_out_no_http_is_the_end_of_an_answer_under_way(caplog: pytest.LogCaptureFixture) -> None:
+    received: list[str] = []
+
+    async def answering(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+            received.append((await receive())["type"])
+            await send({"type": "http.response.body", "body": b"whole"})
+
+    with connection(answering) as client:
+        client.sendall(f"POST / HTTP/1.1\r\nHost: here\r\n{CHUNKED}".encode())
+        told = b""
+        while not told.endswith(b"half\r\n"):
+            told += client.recv(65536)
+        client.sendall(b"ZZZ\r\n")
+        assert everything(client) == b""
+    assert received == ["http.disconnect"]
+    assert not errors(caplog)
+
+
 def test_a_large_upload_is_no_exception(server: ServerProcess) -> None:
     n_bytes = 64 * 2**20
     with socket.create_connection(address(server), timeout=60) as client:
@@ -126,6 +173,12 @@ def test_what_nobody_reads_comes_slowly(lines: tuple[str, ...], monkeypatch: pyt
 def test_a_pace_is_for_all_together() -> None:
     throttle = Throttle(10.0)
     assert [throttle.pause_s(20, now) for now in (5.0, 5.0, 6.0, 100.0)] == [2.0, 4.0, 5.0, 2.0]
+
+
+def test_no_pause_is_longer_than_the_longest() -> None:
+    throttle = Throttle(10.0)
+    assert [throttle.pause_s(10**6, 7.0) for _ in range(3)] == [MOST_PAUSE_S] * 3
+    assert throttle.pause_s(10, 7.0 + MOST_PAUSE_S) == 1.0, "nothing is owed beyond it"
 
 
 def test_a_client_that_stays_silent_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,8 +140,21 @@ def test_a_connection_between_two_requests_outlives_patience(monkeypatch: pytest
     assert KEEP_ALIVE_S > 60, "as long as a load balancer keeps its connections"
 
 
-def test_a_connection_whose_body_came_after_the_answer_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_whose_body_came_after_the_answer_outlives_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImpatientProtocol, "patience_s", 1.0)
+    with connection(refusing) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\nx")
+        assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
+        client.sendall(b"yyy")
+        with socket.create_connection(client.getpeername(), timeout=60) as later:
+            assert everything(later) == b"", "patience with one that came later is at its end"
+        client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_connection_whose_body_came_after_the_answer_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.server.KEEP_ALIVE_S", 1)
+    monkeypatch.setattr(ImpatientProtocol, "patience_s", 3600.0)
     with connection(refusing) as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\nx")
         assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
