@@ -45,11 +45,11 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys 
     from starlette.applications import Starlette
 
     from service import routes
-    from service.admission import Uploads
     from service.api_keys import read_api_keys
     from service.forms import find_spool_folder
     from service.health import Health
     from service.metrics import Metrics
+    from service.uploads import Uploads
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

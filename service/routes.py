@@ -13,7 +13,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service import api_pages, formats, web_page
-from service.admission import UploadPlace, Uploads
 from service.errors import (
     ClientGone,
     MethodNotAllowed,
@@ -36,6 +35,7 @@ from service.reading import Upload
 from service.request_log import error_response
 from service.settings import Settings
 from service.transcriber import Options, Transcriber
+from service.uploads import UploadPlace, Uploads
 
 LOAD_WAIT_S = 60.0  # how long a transcription waits for the model that is still loading
 

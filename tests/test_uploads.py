@@ -13,10 +13,10 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Scope
 
-from service import admission
-from service.admission import LOADING_RETRY_S, SOUND_PACE, UploadPlace, Uploads
+from service import uploads as upload_places
 from service.app import create_app
 from service.errors import QueueFull, StartError, UploadTooSlow
+from service.uploads import LOADING_RETRY_S, SOUND_PACE, UploadPlace, Uploads
 from tests import serving, synthetic
 from tests.serving import PATH, assert_error, engine_for, post, ready, settings_for, wav
 
@@ -126,7 +126,7 @@ def test_a_slow_upload_gives_its_place_to_the_next(folder: Path, monkeypatch: py
     settings = settings_for(folder, workers=1, open_jobs=1, queue_length=1)
     object.__setattr__(settings, "upload_floor_s", 0.0)
     object.__setattr__(settings, "upload_bytes_per_s", 1)
-    monkeypatch.setattr(admission, "SOUND_PACE", 10**12)
+    monkeypatch.setattr(upload_places, "SOUND_PACE", 10**12)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
         asyncio.run(scenario(create_app(ready(engine))))
 
