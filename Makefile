@@ -30,12 +30,12 @@ test: $(VENV)/.test
 # Send the server 10,000 broken forms and audio files; the test suite sends some of them
 .PHONY: fuzz
 fuzz: $(VENV)/.test
-	WISP_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py
+	WISP_FUZZ=10000 $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/test_fuzz.py
 
 # Let schemathesis look for what /openapi.json does not say, with many more examples than make test
 .PHONY: api-fuzz
 api-fuzz: $(VENV)/.test
-	WISP_FUZZ_EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest -rP tests/test_schemathesis.py
+	WISP_FUZZ_EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest -rP -o faulthandler_timeout=0 tests/test_schemathesis.py
 
 # Say what a reader or a type checker would trip over
 .PHONY: lint
