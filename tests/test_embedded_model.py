@@ -72,15 +72,7 @@ def quiet_sounds() -> "dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]]":
     return {name: sound.astype(np.float32) for name, sound in sounds.items()}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="it takes this for speech, as its card says", strict=True))
-        if name == "hum and hiss"
-        else name
-        for name in quiet_sounds()
-    ],
-)
+@pytest.mark.parametrize("name", quiet_sounds())
 def test_where_nobody_speaks_the_text_is_empty(client: TestClient, name: str) -> None:
     assert text_of(client, wav_of(quiet_sounds()[name])) == ""
 

@@ -20,13 +20,25 @@ def curve(rng: Rng, size: float) -> Floats:
 
 
 def noise(rng: Rng, n_frames: int) -> Floats:
-    """(n_frames, 80) mel power of coloured noise around 1, that may swell and fade."""
+    """(n_frames, 80) mel power of noise around 1, that may swell and fade: of any colour, or a third of it white."""
+    if rng.random() < 0.33:
+        return hiss(rng, n_frames)
     grains = rng.gamma(rng.uniform(1.5, 8.0), size=(n_frames, N_MELS)).astype(np.float32)
     colour = 10.0 ** (curve(rng, 0.7) - rng.uniform(0.0, 2.0) * np.linspace(0.0, 1.0, N_MELS, dtype=np.float32))
     power = grains / grains.mean() * colour / colour.mean()
     if rng.random() < 0.4:
         power = power * 10.0 ** (0.5 * np.sin(np.arange(n_frames) / rng.uniform(5, 60) + rng.uniform(0, 6)))[:, None]
     return np.asarray(power, dtype=np.float32)
+
+
+def hiss(rng: Rng, n_frames: int) -> Floats:
+    """(n_frames, 80) mel power of white noise as a microphone gives it, around 1; half of it in waves."""
+    samples = rng.normal(size=n_frames * HOP_LENGTH)
+    if rng.random() < 0.5:
+        at = np.arange(len(samples)) / SAMPLE_RATE
+        samples = samples * (1 + np.sin(2 * np.pi * rng.uniform(0.05, 2) * at + rng.uniform(0, 2 * np.pi)))
+    power = 10.0 ** log10_mel(samples.astype(np.float32))
+    return np.asarray(power / power.mean(), dtype=np.float32)
 
 
 @functools.cache

@@ -65,11 +65,11 @@ STAGES = {
     "joint": (
         (
             0.8,
-            Stage(980, joined=0.12, full=0.08, human=0.25, silent=0.04, frames=7200, changed=0.55, prompts=0.03),
+            Stage(980, joined=0.12, full=0.08, human=0.25, silent=0.08, frames=7200, changed=0.55, prompts=0.03),
         ),
         (
             1.01,
-            Stage(980, joined=0.15, full=0.12, human=0.25, silent=0.1, frames=7200, changed=0.55, prompts=0.1),
+            Stage(980, joined=0.15, full=0.12, human=0.25, silent=0.2, frames=7200, changed=0.55, prompts=0.1),
         ),
     ),
 }
@@ -141,8 +141,17 @@ class WorkerGradients:
 class Run:
     """One training run: the student, its optimisers, its average, and where it stands."""
 
-    def __init__(self, student: Student, part: str, device: str, others: Sequence["WorkerGradients"] = ()) -> None:
+    def __init__(
+        self,
+        student: Student,
+        part: str,
+        device: str,
+        others: Sequence["WorkerGradients"] = (),
+        peak: float | None = None,
+    ) -> None:
+        """`peak` is the learning rate's factor after warm-up, if not the part's own."""
         self.part, self.device, self.others = part, device, others
+        self.peak = RATES[part][0] if peak is None else peak
         self.student = student.to(device)
         self.trained = trained(student, part)
         hidden: list[Tensor] = []
@@ -162,9 +171,9 @@ class Run:
 
     def rate(self, progress: float) -> float:
         """The learning rate's factor: warm-up, then constant, then a straight fall."""
-        peak, fall_from = RATES[self.part]
+        fall_from = RATES[self.part][1]
         warm = min(1.0, (self.steps + 1) / WARMUP_STEPS)
-        return peak * warm * max(0.01, min(1.0, (1.0 - progress) / (1.0 - fall_from)))
+        return self.peak * warm * max(0.01, min(1.0, (1.0 - progress) / (1.0 - fall_from)))
 
     def step(self, batch: Batch, progress: float) -> dict[str, float]:
         """One step down; returns the losses."""
@@ -230,6 +239,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, action="append", help="a run's folder to start from; once a part")
     parser.add_argument("--hours", type=float, default=80.0, help="hours of sound to hear in all")
     parser.add_argument("--minutes", type=float, help="end so long from now, whatever was heard till then")
+    parser.add_argument("--peak", type=float, help="the learning rate's factor; 0.2 to train a finished model further")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each, on a CPU")
     options = parser.parse_args()
@@ -256,7 +266,7 @@ def main() -> None:
         worker = context.Process(target=work, args=arguments, daemon=True)
         worker.start()
         threading.Thread(target=report_end, args=(worker, number), daemon=True).start()
-    train(Run(student, options.part, options.device, others), tokenizer, options, progress)
+    train(Run(student, options.part, options.device, others, options.peak), tokenizer, options, progress)
 
 
 def report_end(worker: SpawnProcess, number: int) -> None:

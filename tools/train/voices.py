@@ -1,4 +1,4 @@
-"""The speakers: espeak-ng, flite and festival voices, each changed a little for every passage.
+"""The speakers: espeak-ng, flite, festival and SVOX Pico voices, each changed a little for every passage.
 
 Half of espeak-ng's are nobody that comes with it: a variant file made at random, in the words of its own variants.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+from numpy.typing import NDArray
 
 from tools.train.features import SAMPLE_RATE, Floats
 
@@ -28,6 +29,7 @@ HELD_OUT_VARIANTS = ("Andrea", "Michael", "f3", "m5", "steph", "victor", "Hugo",
 MADE_VARIANT = "made"
 FLITE = ("slt", "rms", "awb")
 HELD_OUT_FLITE = ("kal16",)
+PICO = ("en-US", "en-GB")
 FESTIVAL = ("ked_diphone", "ked_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")
 
 
@@ -38,7 +40,7 @@ class Voice:
     engine: str
     name: str
     rate: float  # 1 is the engine's usual speed
-    pitch: int  # espeak's 0–99; of flite's usual pitch, percent; festival's diphones' mean, Hz
+    pitch: int  # espeak's 0–99; of flite's and pico's usual pitch, percent; festival's diphones' mean, Hz
     size: float
     variant: str = ""  # an espeak-ng variant file's text, for a voice that espeak-ng does not come with
 
@@ -48,7 +50,7 @@ class Voice:
 
 
 def choose(rng: random.Random, held_out: bool = False) -> Voice:
-    """A random speaker: 56 % espeak, 26 % flite, 18 % festival; or, held out, one that training never hears."""
+    """A random speaker, one that training never hears if `held_out`, as often as the limits in it say."""
     draw = rng.random()
     if held_out:
         if draw < 0.3:
@@ -56,13 +58,15 @@ def choose(rng: random.Random, held_out: bool = False) -> Voice:
         name = f"{rng.choice(ACCENTS)}+{rng.choice(HELD_OUT_VARIANTS)}"
         return Voice("espeak", name, rng.uniform(0.8, 1.15), rng.randrange(35, 65), 1.0)
     size = min(1.3, max(0.78, rng.gauss(1.0, 0.11)))
-    if draw < 0.28:
+    if draw < 0.24:
         name = f"{rng.choice(ACCENTS)}+{rng.choice(VARIANTS)}"
         return Voice("espeak", name, rng.uniform(0.7, 1.3) / size, rng.randrange(15, 90), size)
-    if draw < 0.56:
+    if draw < 0.48:
         name = f"{rng.choice(ACCENTS)}+{MADE_VARIANT}"
         return Voice("espeak", name, rng.uniform(0.7, 1.3), rng.randrange(15, 90), 1.0, made_variant(rng))
-    if draw < 0.82:
+    if draw < 0.65:
+        return Voice("pico", rng.choice(PICO), rng.uniform(0.75, 1.3) / size, rng.randrange(70, 150), size)
+    if draw < 0.84:
         return Voice("flite", rng.choice(FLITE), rng.uniform(0.75, 1.3) / size, rng.randrange(75, 145), size)
     return Voice("festival", rng.choice(FESTIVAL), rng.uniform(0.75, 1.3) / size, rng.randrange(80, 160), size)
 
@@ -108,6 +112,15 @@ def espeak_data(folder: Path, variant: str) -> list[str]:
     return [f"--path={folder}"]
 
 
+def pico_samples(text: str, voice: Voice) -> NDArray[np.int16]:
+    """(n_samples,) at 16 kHz, which is what Pico gives."""
+    import ttspico  # built with a C compiler when it is installed, and only needed here
+
+    engine = ttspico.TtsEngine(voice.name)
+    engine.rate, engine.pitch = int(100 * voice.rate), voice.pitch
+    return np.frombuffer(engine.speak(text), dtype=np.int16)
+
+
 def speak(texts: list[str], voice: Voice) -> list[Floats]:
     """Each text spoken by `voice`, (n_samples,) at 16 kHz, trimmed to 50 ms of silence at each end."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
@@ -145,6 +158,8 @@ def speak(texts: list[str], voice: Voice) -> list[Floats]:
                 changed = ["--setf", stretch, "--setf", f"f0_shift={voice.pitch / 100:.2f}"]
                 options = ["-voice", voice.name, *changed, "-t", text, "-o", str(file)]
                 subprocess.run(["flite", *options], check=True, capture_output=True)
+            elif voice.engine == "pico":
+                soundfile.write(file, pico_samples(text, voice), SAMPLE_RATE, subtype="PCM_16")
         return [_trimmed(file, voice.size) for file in files]
 
 
