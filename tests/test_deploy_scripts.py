@@ -21,7 +21,7 @@ from deploy.image.healthcheck import TIMEOUT_S, status
 from deploy.image.precompile import precompile
 from deploy.image.sbom import PACKAGES, sbom
 from deploy.image.size import report
-from deploy.image.slim import NEVER_CALLED, hollow, link_copies, move_apart, slim
+from deploy.image.slim import HOLLOW, NEVER_CALLED, hollow, link_copies, move_apart, slim
 from service.app import GUEST_WASM
 from service.audio import decode
 from service.guest import Guest
@@ -150,9 +150,10 @@ def hollowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_libraries_that_nothing_calls_are_hollow(hollowed: Path) -> None:
-    sizes = {path.name.split("-")[0]: path.stat().st_size for path in (hollowed / "av.libs").iterdir()}
+    sizes = {path.name.split("-")[0]: path.stat().st_size for path in (hollowed / "av.libs").glob("*.so*")}
+    assert set((hollowed / "av.libs" / HOLLOW).read_text().split()) >= set(NEVER_CALLED)
     assert all(sizes[name] < 40_000 for name in NEVER_CALLED)
-    for path in (hollowed / "av.libs").iterdir():
+    for path in (hollowed / "av.libs").glob("*.so*"):
         headers = subprocess.run(["readelf", "-lW", path], capture_output=True, text=True, check=True).stdout
         (stack,) = (line.split() for line in headers.splitlines() if "GNU_STACK" in line)
         assert "E" not in stack[-2], f"{path.name} makes the stack executable"
@@ -206,14 +207,22 @@ def test_the_bill_names_every_package_of_every_layer_once(tmp_path: Path) -> Non
     )
     installed(tmp_path / "a" / PACKAGES)
     write(tmp_path / "b" / PACKAGES, {"assets/guest.wasm": "code"})
+    bundled = {name: name for name in ("libavutil-5809ad29.so.60.26.102", "libx264-d6533a8d.so.165")}
+    write(tmp_path / "b" / PACKAGES / "av.libs", bundled | {"hollow.txt": "libx264\n"})
     bill = sbom("1.2.3", [tmp_path / "a", tmp_path / "b"])
     assert bill["bomFormat"] == "CycloneDX"
     assert [component["bom-ref"] for component in bill["components"]] == [
         f"/{PACKAGES}/assets/guest.wasm",
+        f"/{PACKAGES}/av.libs/libavutil-5809ad29.so.60.26.102",
+        f"/{PACKAGES}/av.libs/libx264-d6533a8d.so.165",
         "pkg:deb/debian/libc6@2.36-9%2Bdeb12u9?arch=amd64&distro=bookworm",
         "pkg:pypi/one@1.0",
         "pkg:pypi/two@2.0",
     ]
+    ffmpeg, x264 = (part for part in bill["components"] if "av.libs" in part["bom-ref"])
+    assert (ffmpeg["name"], ffmpeg["version"]) == ("libavutil", "60.26.102")
+    assert ffmpeg["licenses"] == [{"expression": "LGPL-3.0-or-later"}]
+    assert "licenses" not in x264 and x264["description"].startswith("hollow")
 
 
 def test_the_size_report_has_a_line_a_layer_and_the_sum() -> None:

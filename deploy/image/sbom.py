@@ -1,4 +1,6 @@
-"""Writes a root file system's bill of materials, in CycloneDX's JSON: its Debian and Python packages, and the guest.
+"""Writes a root file system's bill of materials, in CycloneDX's JSON.
+
+In it are its Debian and Python packages, the shared libraries that came in wheels, the guest and the models' weights.
 
 usage: sbom.py VERSION ROOT… > sbom.cdx.json    the roots are the layers of one image
 """
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+FFMPEG = ("libavcodec", "libavdevice", "libavfilter", "libavformat", "libavutil", "libswresample", "libswscale")
+HOLLOW = "hollow.txt"  # beside a wheel's shared libraries: which of them slim.py made hollow, a line each
 PACKAGES = "usr/local/lib/python3.11/dist-packages"
 
 
@@ -32,6 +36,24 @@ def python_components(root: Path) -> Iterator[dict[str, Any]]:
         yield {"type": "library", "name": found.name, "version": found.version, "purl": purl, "bom-ref": purl}
 
 
+def bundled_components(root: Path) -> Iterator[dict[str, Any]]:
+    """A component with its SHA-256 for each shared library that a wheel of `root` brought along.
+
+    auditwheel puts them into NAME.libs, and the beginning of their SHA-256 and their version into the file's name.
+    """
+    for path in (root / PACKAGES).glob("*.libs/*.so*"):
+        name, _, rest = path.name.partition("-")
+        found: dict[str, Any] = {"type": "library", "name": name, "version": rest.partition(".so.")[2]}
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found |= {"bom-ref": f"/{path.relative_to(root)}", "hashes": [{"alg": "SHA-256", "content": digest}]}
+        hollow = path.parent / HOLLOW
+        if hollow.exists() and name in hollow.read_text().split():
+            found["description"] = "hollow: made in its place, without anything of it"
+        elif name in FFMPEG:
+            found["licenses"] = [{"expression": "LGPL-3.0-or-later"}]
+        yield found
+
+
 def file_components(root: Path) -> Iterator[dict[str, Any]]:
     """A component with its SHA-256 for the guest, and for each model's weights."""
     for pattern in (f"{PACKAGES}/assets/guest.wasm", f"{PACKAGES}/assets/*/*.safetensors", "models/*/*.safetensors"):
@@ -47,7 +69,7 @@ def sbom(version: str, roots: list[Path]) -> dict[str, Any]:
     components = [
         component
         for root in roots
-        for part in (debian_components, python_components, file_components)
+        for part in (debian_components, python_components, bundled_components, file_components)
         for component in part(root)
     ]
     return {

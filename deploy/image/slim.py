@@ -42,6 +42,7 @@ NEVER_CALLED = (
     *("libswscale", "libavfilter", "libavdevice", "libasound", "libdrm", "libxcb", "libXau"),
     *("libgnutls", "libnettle", "libhogweed", "libgmp", "libunistring"),
 )
+HOLLOW = "hollow.txt"  # names those in av.libs, for the bill of materials
 RETURN = {  # processor → what returns 0, and what returns a text without letters
     "x86_64": ("xor %eax, %eax\nret\n", "lea nothing(%rip), %rax\nret\n"),
     "aarch64": ("mov x0, #0\nret\n", "adrp x0, nothing\nadd x0, x0, :lo12:nothing\nret\n"),
@@ -95,6 +96,8 @@ def hollow(packages: Path, names: tuple[str, ...]) -> None:
             # Said expressly, or the loader makes the process's stack executable for a library without a word on it.
             linked = ["-shared", "-z", "noexecstack", "-soname", path.name, *with_versions]
             subprocess.run(["ld", *linked, "-o", path, code], check=True)
+    if replaced:
+        (packages / "av.libs" / HOLLOW).write_text("".join(f"{path.name.split('-')[0]}\n" for path in sorted(replaced)))
 
 
 def labels(names: Iterable[str]) -> str:
