@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import synthetic
 from tests.guests import compile_guest, moody
 from tests.nn_probe import doubling, probe, probe_module
 
@@ -35,6 +36,12 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference data at {path} (set WISP_SHARED)")
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of random weights, in a folder of models."""
+    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
 
 
 @pytest.fixture(scope="module")

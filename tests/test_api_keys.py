@@ -24,11 +24,6 @@ ALICE, BOB, CAROL = "alice-7f3a9c", "bob/5+d1==", "carol~e8b2"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
-
-
-@pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[TestClient]:
     path = folder.parent / "keys"
     path.write_text(f"# who may ask\n{ALICE}\n\n  sha256:{hashlib.sha256(CAROL.encode()).hexdigest()}\n")

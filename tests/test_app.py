@@ -10,15 +10,9 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.audio import SAMPLE_RATE
-from tests import synthetic
 from tests.serving import assert_error, engine_for, events, post, ready, settings_for
 
 DEAD_GUEST = '(module (memory (export "memory") 1) (func $heart (export "_start") unreachable))'
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
 
 
 def test_health_is_told_at_once_and_readiness_after_an_inference(folder: Path) -> None:

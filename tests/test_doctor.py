@@ -22,11 +22,6 @@ def report(settings: Settings) -> tuple[bool, str]:
     return passed, "".join(lines)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
-
-
 def test_a_healthy_machine_passes_and_says_why_its_target_was_chosen(folder: Path) -> None:
     passed, text = report(settings_for(folder))
     assert passed

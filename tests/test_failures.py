@@ -19,7 +19,7 @@ from service.app import Engine, create_app
 from service.errors import QueueFull
 from service.request_log import RequestLog
 from service.transcriber import Options, Transcriber
-from tests import serving, synthetic
+from tests import serving
 from tests.serving import PATH, assert_error, engine_for, events, post, ready, settings_for, tone_audio, wav
 
 
@@ -38,11 +38,6 @@ def half_a_guest() -> str:
         (i32.store (i32.const 4) (i32.const {len(line)}))
         (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
         unreachable))"""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,6 @@ from tests.waiting import until
 TEN_MINUTES, LONG_S, SHORT_S = 600.0, 30.0, 3.0
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
-
-
 class Job:
     """A transcription that comes to a gate at the end of each window, holding its turn until it is let through."""
 

@@ -12,17 +12,11 @@ from service.app import Engine, create_app
 from service.errors import ClientGone
 from service.server import Server
 from service.transcriber import Options
-from tests import synthetic
 from tests.serving import HOSTILE_GUEST, LOOP, assert_error, engine_for, post, ready, settings_for, tone_audio
 from tests.waiting import until
 
 NEVER = float("-inf")
 DEAD_GUEST = '(module (memory (export "memory") 1) (func (export "_start") unreachable))'
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
 
 
 @pytest.fixture

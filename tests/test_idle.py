@@ -18,11 +18,6 @@ from tests.serving import engine_for, post, ready, settings_for, tone_audio
 from tests.waiting import until
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
-
-
 @pytest.fixture(scope="module", params=["cpu", "gpu"])
 def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Engine]:
     try:

@@ -20,11 +20,6 @@ FILES = {n: wav(n * synthetic.WINDOW_SECONDS, rate=8000) for n in set(LENGTHS)}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
-
-
-@pytest.fixture(scope="module")
 def roomy(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with server_process(folder, tmp_path_factory.mktemp("cache")) as server:
         yield server

@@ -34,11 +34,6 @@ from tests.serving import (
 from tests.waiting import until
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
-
-
 @pytest.fixture
 def engine(folder: Path) -> Iterator[Engine]:
     try:

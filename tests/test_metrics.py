@@ -12,7 +12,6 @@ from service.app import create_app
 from service.errors import QueueFull
 from service.transcriber import Options
 from service.work import STAGES
-from tests import synthetic
 from tests.serving import (
     HOSTILE_GUEST,
     LOOP,
@@ -28,11 +27,6 @@ from tests.serving import (
 from tests.waiting import until
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
 
 
 @pytest.fixture

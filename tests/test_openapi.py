@@ -12,15 +12,9 @@ from starlette.testclient import TestClient
 
 from service import form_table, openapi, routes
 from service.app import create_app
-from tests import synthetic
 from tests.serving import engine_for, ready, settings_for
 
 PAGES = {"/", "/web/{name}", "/docs", "/docs.css", "/openapi.json"}  # for browsers, or the description itself
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from tests import synthetic
 from tests.conftest import shared_path
 from tests.serving import PATH, assert_error, engine_for, post, settings_for, wav
 
 ODD = sorted((shared_path() / "audio-odd").glob("*.wav"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,6 @@ from tests.serving import PATH, assert_error, engine_for, events, post, ready, s
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
-
-
-@pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[TestClient]:
     settings = settings_for(folder, max_upload_bytes=300_000, max_audio_s=20.0)
     with engine_for(settings) as engine, TestClient(create_app(engine)) as client:

@@ -14,16 +14,10 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.routes import Service
-from tests import synthetic
 from tests.serving import PATH, assert_error, engine_for, post, settings_for, wav
 
 MIB = 1024 * 1024
 ELSEWHERE = "https://elsewhere.example"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,6 @@ LONG = wav(1800.0, rate=8000)
 STOPPING = "The server is stopping."
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
-
-
 @contextmanager
 def served(engine: Engine, grace_s: float) -> Iterator[tuple[Server, str]]:
     """A server on a port of its own, and its address; at the end it has stopped."""

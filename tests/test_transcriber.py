@@ -32,11 +32,6 @@ from tests.serving import engine_for, settings_for, tone, tone_audio
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
-
-
-@pytest.fixture(scope="module")
 def transcriber(folder: Path) -> Iterator[Transcriber]:
     with engine_for(settings_for(folder)) as engine:
         yield engine.load()

@@ -17,7 +17,7 @@ from service import uploads as upload_places
 from service.app import create_app
 from service.errors import QueueFull, StartError, UploadTooSlow
 from service.uploads import LOADING_RETRY_S, SOUND_PACE, UploadPlace, Uploads
-from tests import serving, synthetic
+from tests import serving
 from tests.serving import PATH, assert_error, engine_for, post, ready, settings_for, wav
 
 FULL = Path("/dev/full")
@@ -31,11 +31,6 @@ SCOPE: Scope = {
     "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
 }
 HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
 
 
 class Client:
