@@ -26,7 +26,9 @@ class Wisp:
             from kernels import native_library
 
             native_library.LIBRARY = Path("/nonexistent")
-        app = App(Settings(model=str(files.model), target=target, open_jobs=64), cache_folder=user_cache_folder())
+        app = App(
+            Settings(model=str(files.model), target=target, open_jobs=64, beam_size=1), cache_folder=user_cache_folder()
+        )
         self.transcriber = app.load()
         self.clip = clip
         tokens = self.transcriber.model.tokenizer.guest_tokens()

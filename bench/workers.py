@@ -1,7 +1,8 @@
 """`python -m bench.workers FILE`: how many transcriptions should compute at once on the CPU (WISP_WORKERS)?
 
-So many requests of one recording come at the same moment, over and over, to servers' engines that differ in their
-workers alone and take turns at it. Each number is a median over the rounds, divided by that of the first engine.
+So many requests of one recording come at the same moment, over and over, to servers' engines that take one beam,
+differ in their workers alone and take turns at it. Each number is a median over the rounds, divided by that of the
+first engine.
 """
 
 import argparse
@@ -25,16 +26,19 @@ Round = tuple[float, float, float]  # seconds until the first, the middle and th
 def measure(transcriber: Transcriber, audio: Audio, n_requests: int) -> Round:
     """One round: `n_requests` at the same moment."""
     ended: list[float] = []
+    noted = threading.Semaphore(0)
     started = time.perf_counter()
 
     def note(_: Future[Transcription]) -> None:
         ended.append(time.perf_counter() - started)
+        noted.release()
 
     futures = [transcriber.submit(audio, Options(), None, threading.Event()) for _ in range(n_requests)]
     for future in futures:
         future.add_done_callback(note)
     for future in futures:
         future.result()
+        noted.acquire()  # a result can be had before those who wait for its end are called
     return min(ended), statistics.median(ended), max(ended)
 
 
@@ -50,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         audio = decode(file)
         transcribers = {}
         for workers in options.workers:
-            engine = stack.enter_context(closing(Engine(Settings(model=options.model, target="cpu", workers=workers))))
+            settings = Settings(model=options.model, target="cpu", workers=workers, beam_size=1)
+            engine = stack.enter_context(closing(Engine(settings)))
             transcribers[workers] = engine.load()
             engine.prove(transcribers[workers])
         rounds: dict[int, list[Round]] = {workers: [] for workers in transcribers}

@@ -70,11 +70,16 @@ class ImpatientProtocol(H11Protocol):
             headers = [
                 ("content-type", "application/json"),
                 ("content-length", str(len(body))),
+                ("x-content-type-options", "nosniff"),
                 ("connection", "close"),
             ]
             if self.conn.our_state is h11.SEND_RESPONSE and self.cycle.scope["method"] == "HEAD":
                 body = b""  # h11 lets none be sent
-            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            for event in (
+                h11.Response(status_code=400, reason="Bad Request", headers=headers),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
                 self.transport.write(self.conn.send(event) or b"")
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True

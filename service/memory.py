@@ -28,7 +28,7 @@ def _trim() -> None:
 def keep_little() -> None:
     """Have glibc's free() keep `KEPT_BYTES` at most at the end of an arena, whatever it has freed before.
 
-    For the whole process, so at a server's start. What the user has said to glibc by variables stays.
+    For the whole process, so at the start of one that lasts. What the user has said to glibc by variables stays.
     """
     if _MALLOC_TRIM is None:
         return

@@ -94,7 +94,7 @@ def test_what_is_no_http_is_told_so(server: ServerProcess) -> None:
     with socket.create_connection(address(server), timeout=60) as client:
         client.sendall(b"\0" * 100_000 + b"\r\n\r\n" + bytes(BODY_BYTES))
         told, _, body = everything(client).partition(b"\r\n\r\n")
-    assert told.startswith(b"HTTP/1.1 400 ")
+    assert told.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert json.loads(body)["error"] == {
         "message": "Invalid HTTP request received.",
         "type": "invalid_request_error",

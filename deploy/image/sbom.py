@@ -7,6 +7,7 @@ usage: sbom.py VERSION ROOT… > sbom.cdx.json    the roots are the layers of on
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from email.parser import HeaderParser
@@ -16,6 +17,15 @@ from typing import Any
 from urllib.parse import quote
 
 FFMPEG = ("libavcodec", "libavdevice", "libavfilter", "libavformat", "libavutil", "libswresample", "libswscale")
+LICENCES = {
+    **dict.fromkeys(FFMPEG, "LGPL-3.0-or-later"),  # as PyAV's wheel builds it: what avcodec_license() says
+    "libmp3lame": "LGPL-2.0-or-later",
+    "libopencore-amrnb": "Apache-2.0",
+    "libopencore-amrwb": "Apache-2.0",
+    "libopus": "BSD-3-Clause",
+    "libsndfile_x86_64": "LGPL-2.1-or-later",
+    "libsndfile_arm64": "LGPL-2.1-or-later",
+}
 HOLLOW = "hollow.txt"  # beside a wheel's shared libraries: which of them slim.py made hollow, a line each
 PACKAGES = "usr/local/lib/python3.11/dist-packages"
 
@@ -37,20 +47,25 @@ def python_components(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def bundled_components(root: Path) -> Iterator[dict[str, Any]]:
-    """A component with its SHA-256 for each shared library that a wheel of `root` brought along.
+    """A component with its SHA-256 for each shared library, other than Python's modules, that a wheel brought along.
 
-    auditwheel puts them into NAME.libs, and the beginning of their SHA-256 and their version into the file's name.
+    auditwheel puts the beginning of their SHA-256 into the files' names.
     """
-    for path in (root / PACKAGES).glob("*.libs/*.so*"):
-        name, _, rest = path.name.partition("-")
-        found: dict[str, Any] = {"type": "library", "name": name, "version": rest.partition(".so.")[2]}
+    for path in (root / PACKAGES).rglob("*.so*"):
+        if path.is_symlink() or re.search(r"\.(cpython-|abi3)", path.name):
+            continue
+        name, _, version = path.name.partition(".so")
+        name = re.sub(r"(-[0-9a-f]{8})+$", "", name)
+        found: dict[str, Any] = {"type": "library", "name": name}
+        if version:
+            found["version"] = version.lstrip(".")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         found |= {"bom-ref": f"/{path.relative_to(root)}", "hashes": [{"alg": "SHA-256", "content": digest}]}
         hollow = path.parent / HOLLOW
         if hollow.exists() and name in hollow.read_text().split():
             found["description"] = "hollow: made in its place, without anything of it"
-        elif name in FFMPEG:
-            found["licenses"] = [{"expression": "LGPL-3.0-or-later"}]
+        elif name in LICENCES:
+            found["licenses"] = [{"expression": LICENCES[name]}]
         yield found
 
 

@@ -12,6 +12,7 @@ from ray import serve
 
 from service.app import Engine, create_app
 from service.guest_cache import user_cache_folder
+from service.memory import keep_little
 from service.settings import read_settings
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ MAX_REPLICAS = int(os.environ.get("WISP_RAY_MAX_REPLICAS", "4"))
 
 def build() -> "Starlette":
     """One replica's application; Ray runs its lifespan, which loads the model. Raises StartError."""
+    keep_little()
     return create_app(Engine(read_settings(os.environ), cache_folder=user_cache_folder()))
 
 

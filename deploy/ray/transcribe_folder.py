@@ -18,6 +18,7 @@ from service.app import Engine
 from service.audio import decode
 from service.errors import WispError
 from service.formats import segment_object
+from service.memory import keep_little
 from service.settings import read_settings
 from service.transcriber import Options
 
@@ -38,6 +39,7 @@ class Transcribe:
     """What an actor does with one file after the other: its own engine, loaded once."""
 
     def __init__(self) -> None:
+        keep_little()
         self._settings = read_settings(os.environ)
         self._transcriber = Engine(self._settings).load()
 

@@ -1,4 +1,4 @@
-// What kernels/native.py calls: Whisper's encoder and decoder on the CPU, once for each instruction set (build.sh).
+// What kernels/cpu_native.py calls: Whisper's encoder and decoder on the CPU, once for each instruction set (build.sh).
 #include "choice.h"
 #include "decoder.h"
 #include "encoder.h"
