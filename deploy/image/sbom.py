@@ -26,7 +26,7 @@ LICENCES = {
     "libsndfile_x86_64": "LGPL-2.1-or-later",
     "libsndfile_arm64": "LGPL-2.1-or-later",
 }
-HOLLOW = "hollow.txt"  # beside a wheel's shared libraries: which of them slim.py made hollow, a line each
+HOLLOW = "hollow.txt"  # beside a wheel's shared libraries: the files that slim.py made hollow, a line each
 PACKAGES = "usr/local/lib/python3.11/dist-packages"
 
 
@@ -62,7 +62,7 @@ def bundled_components(root: Path) -> Iterator[dict[str, Any]]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         found |= {"bom-ref": f"/{path.relative_to(root)}", "hashes": [{"alg": "SHA-256", "content": digest}]}
         hollow = path.parent / HOLLOW
-        if hollow.exists() and name in hollow.read_text().split():
+        if hollow.exists() and path.name in hollow.read_text().split():
             found["description"] = "hollow: made in its place, without anything of it"
         elif name in LICENCES:
             found["licenses"] = [{"expression": LICENCES[name]}]

@@ -97,7 +97,7 @@ def hollow(packages: Path, names: tuple[str, ...]) -> None:
             linked = ["-shared", "-z", "noexecstack", "-soname", path.name, *with_versions]
             subprocess.run(["ld", *linked, "-o", path, code], check=True)
     if replaced:
-        (packages / "av.libs" / HOLLOW).write_text("".join(f"{path.name.split('-')[0]}\n" for path in sorted(replaced)))
+        (packages / "av.libs" / HOLLOW).write_text("".join(f"{path.name}\n" for path in sorted(replaced)))
 
 
 def labels(names: Iterable[str]) -> str:
