@@ -15,7 +15,9 @@ from tests.nn_probe import doubling, probe, probe_module
 
 __all__ = ["compile_guest", "doubling", "moody", "probe", "probe_module"]
 
-if TYPE_CHECKING:  # it imports wgpu
+if TYPE_CHECKING:  # not every test wants these
+    from starlette.testclient import TestClient
+
     from kernels.device import Device
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +44,19 @@ def shared() -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model of random weights, in a folder of models."""
     return synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator["TestClient"]:
+    """A client of an application with that model that takes 300,000 bytes and 20 s."""
+    from starlette.testclient import TestClient
+
+    from service.app import create_app
+    from tests.serving import engine_for, settings_for
+
+    settings = settings_for(folder, max_upload_bytes=300_000, max_audio_s=20.0)
+    with engine_for(settings) as engine, TestClient(create_app(engine)) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import soundfile
 import uvicorn
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
+from starlette.types import Scope
 
 from service.app import Engine, audio_of, create_app
 from service.audio import SAMPLE_RATE, Audio
@@ -21,6 +22,15 @@ from service.errors import WispError
 from service.settings import Settings
 
 PATH = "/v1/audio/transcriptions"
+FORM_SCOPE: Scope = {  # of a form posted there, for an application without a server
+    "type": "http",
+    "method": "POST",
+    "path": PATH,
+    "raw_path": PATH.encode(),
+    "root_path": "",
+    "query_string": b"",
+    "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
+}
 
 # A prompt that holds one of these makes the guest below trap, run forever, eat memory or exit with an error. Any other
 # request is answered with "All is well." and no segments. It never touches the model.

@@ -20,7 +20,7 @@ from service.errors import QueueFull
 from service.request_log import RequestLog
 from service.transcriber import Options, Transcriber
 from tests import serving
-from tests.serving import PATH, assert_error, engine_for, events, post, ready, settings_for, tone_audio, wav
+from tests.serving import FORM_SCOPE, PATH, assert_error, engine_for, events, post, ready, settings_for, tone_audio, wav
 
 
 def half_a_guest() -> str:
@@ -38,13 +38,6 @@ def half_a_guest() -> str:
         (i32.store (i32.const 4) (i32.const {len(line)}))
         (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
         unreachable))"""
-
-
-@pytest.fixture(scope="module")
-def client(folder: Path) -> Iterator[TestClient]:
-    settings = settings_for(folder, max_upload_bytes=300_000, max_audio_s=20.0)
-    with engine_for(settings) as engine, TestClient(create_app(engine)) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -117,15 +110,6 @@ def test_a_full_queue_refuses_before_the_upload_is_read(hostile: TestClient, hos
     assert_error(response, 429, "queue_full")
 
 
-SCOPE: Scope = {
-    "type": "http",
-    "method": "POST",
-    "path": PATH,
-    "raw_path": PATH.encode(),
-    "root_path": "",
-    "query_string": b"",
-    "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
-}
 ENDLESS_FORM = (  # the hostile guest runs for a minute on it
     b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n' + serving.LOOP.encode() + b"\r\n"
     b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + wav(0.5) + b"\r\n--x--\r\n"
@@ -148,7 +132,7 @@ def test_a_client_that_leaves_takes_its_job_along(folder: Path) -> None:
             async def send(message: Message, sent: list[Message] = sent) -> None:
                 sent.append(message)
 
-            asyncio.run(app(SCOPE, receive, send))
+            asyncio.run(app(FORM_SCOPE, receive, send))
             assert sent[0]["status"] == 499
 
 
@@ -167,7 +151,7 @@ def test_a_file_is_decoded_no_further_once_its_client_has_left(folder: Path) -> 
         sent.append(message)
 
     with engine_for(settings_for(folder, max_audio_s=690.0)) as engine:
-        asyncio.run(create_app(ready(engine))(SCOPE, receive, send))
+        asyncio.run(create_app(ready(engine))(FORM_SCOPE, receive, send))
     assert sent[0]["status"] == 499
 
 
@@ -184,7 +168,7 @@ def test_a_request_that_a_stopping_server_gives_up_is_told_so_and_leaves_the_que
         sent.append(message)
 
     async def give_up(app: ASGIApp, transcriber: Transcriber) -> None:
-        task = asyncio.ensure_future(app(SCOPE, receive, send))
+        task = asyncio.ensure_future(app(FORM_SCOPE, receive, send))
         async with asyncio.timeout(60):
             with suppress(QueueFull):
                 while not task.done():

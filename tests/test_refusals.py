@@ -1,24 +1,15 @@
 """What is refused, and how: OpenAI's envelope, the field's name in it, as early as can be."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from service.app import create_app
 from tests.conftest import shared_path
-from tests.serving import PATH, assert_error, engine_for, post, settings_for, wav
+from tests.serving import PATH, assert_error, post, wav
 
 ODD = sorted((shared_path() / "audio-odd").glob("*.wav"))
-
-
-@pytest.fixture(scope="module")
-def client(folder: Path) -> Iterator[TestClient]:
-    settings = settings_for(folder, max_upload_bytes=300_000, max_audio_s=20.0)
-    with engine_for(settings) as engine, TestClient(create_app(engine)) as client:
-        yield client
 
 
 def test_a_form_without_a_file_is_refused(client: TestClient) -> None:

@@ -1,7 +1,6 @@
 """The API as clients meet it: words for sound in every format, models, request ids."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,6 @@ from service.app import create_app
 from service.settings import Settings
 from tests import synthetic
 from tests.serving import PATH, assert_error, engine_for, events, post, ready, settings_for, wav
-
-
-@pytest.fixture(scope="module")
-def client(folder: Path) -> Iterator[TestClient]:
-    settings = settings_for(folder, max_upload_bytes=300_000, max_audio_s=20.0)
-    with engine_for(settings) as engine, TestClient(create_app(engine)) as client:
-        yield client
 
 
 def test_a_file_alone_gives_its_words(client: TestClient) -> None:

@@ -11,32 +11,23 @@ from typing import IO, Any
 
 import pytest
 from starlette.testclient import TestClient
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp, Message
 
 from service import uploads as upload_places
 from service.app import create_app
 from service.errors import QueueFull, StartError, UploadTooSlow
 from service.uploads import LOADING_RETRY_S, SOUND_PACE, UploadPlace, Uploads
 from tests import serving
-from tests.serving import PATH, assert_error, engine_for, post, ready, settings_for, wav
+from tests.serving import FORM_SCOPE, assert_error, engine_for, post, ready, settings_for, wav
 
 FULL = Path("/dev/full")
-SCOPE: Scope = {
-    "type": "http",
-    "method": "POST",
-    "path": PATH,
-    "raw_path": PATH.encode(),
-    "root_path": "",
-    "query_string": b"",
-    "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
-}
 HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 
 
 class Client:
     """A client whose request the server reads as far as it is sent."""
 
-    def __init__(self, app: ASGIApp, scope: Message = SCOPE) -> None:
+    def __init__(self, app: ASGIApp, scope: Message = FORM_SCOPE) -> None:
         self.app, self.scope = app, scope
         self.sent: list[Message] = []
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
@@ -107,9 +98,9 @@ def test_a_slow_upload_gives_its_place_to_the_next(folder: Path, monkeypatch: py
         slow = await Client(app).begin()
         for headers, status in (
             ([(b"content-type", b"text/plain")], 400),
-            ([*SCOPE["headers"], (b"content-length", b"9" * 12)], 413),
+            ([*FORM_SCOPE["headers"], (b"content-length", b"9" * 12)], 413),
         ):
-            assert await Client(app, {**SCOPE, "headers": headers}).end() == status
+            assert await Client(app, {**FORM_SCOPE, "headers": headers}).end() == status
         await asyncio.sleep(0)  # an upload that has lost its place would answer now
         assert not slower.sent and not slow.sent, "what is refused by its headers takes nobody's place"
         third, fourth = await Client(app).begin(), await Client(app).begin()
