@@ -33,6 +33,7 @@ class Checkpoint:
     is_multilingual: bool
     maps: tuple[mmap.mmap, ...] = field(default=(), repr=False)
     num_beams: int = 1  # that the model is to be decoded with; 1 is greedy
+    condition_on_prev_tokens: bool = True  # whether a window is given the text of the one before
 
     def release_pages(self) -> None:
         """Gives back the memory of the mapped files; arrays stay valid and fault their pages in when read again."""
@@ -76,6 +77,7 @@ def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Pat
         multilingual if isinstance(multilingual, bool) else stored.dims.n_vocab >= FIRST_MULTILINGUAL_VOCAB,
         stored.maps,
         _num_beams(settings_path, settings.get("num_beams", 1)),
+        _condition_on_prev_tokens(settings_path, settings.get("condition_on_prev_tokens")),
     )
 
 
@@ -166,3 +168,10 @@ def _num_beams(path: Path, value: object) -> int:
     if type(value) is not int or value < 1:
         raise CheckpointError(f"{path.name}: num_beams is {value!r:.40}, not a whole number above 0")
     return min(value, MAX_BEAMS)
+
+
+def _condition_on_prev_tokens(path: Path, value: object) -> bool:
+    """Transformers' `condition_on_prev_tokens` of a generation_config.json; True, as in openai/whisper, without it."""
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(f"{path.name}: condition_on_prev_tokens is {value!r:.40}, not true or false")
+    return value is not False

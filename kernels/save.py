@@ -42,6 +42,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
         "alignment_heads": [list(pair) for pair in checkpoint.alignment_heads],
         "is_multilingual": checkpoint.is_multilingual,
         "num_beams": checkpoint.num_beams,
+        "condition_on_prev_tokens": checkpoint.condition_on_prev_tokens,
     }
     _write_json(folder / "generation_config.json", generation)
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json, encoding="utf-8")

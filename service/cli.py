@@ -1,6 +1,7 @@
 """The wisp command: runs what the command line asks for. Data goes to stdout, everything else to stderr."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -41,17 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from service.errors import StartError
 
     try:
-        match arguments.command:
-            case "serve":
-                return _serve(settings)
-            case "transcribe":
-                return _transcribe(settings, arguments)
-            case "models":
-                return _models(settings, arguments)
-            case "completion":
-                return _completion(arguments.shell)
-            case _:
-                return _doctor(settings)
+        code = _run(settings, arguments)
+        sys.stdout.flush()
+        return code
     except StartError as error:
         return _fail(str(error), FAILED)
     except KeyboardInterrupt:
@@ -60,6 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our stdout has left; closing it again at exit would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail("There is no space left to write the output to.", FAILED)
+
+
+def _run(settings: Settings, arguments: argparse.Namespace) -> int:
+    match arguments.command:
+        case "serve":
+            return _serve(settings)
+        case "transcribe":
+            return _transcribe(settings, arguments)
+        case "models":
+            return _models(settings, arguments)
+        case "completion":
+            return _completion(arguments.shell)
+        case _:
+            return _doctor(settings)
 
 
 def _fail(sentence: str, code: int) -> int:

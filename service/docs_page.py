@@ -20,6 +20,12 @@ th, td { text-align: left; vertical-align: top; padding: .4rem .75rem .4rem 0; b
 code, pre { font: .875em/1.5 ui-monospace, monospace; }
 pre { background: var(--ground); padding: .75rem; border-radius: .5rem; overflow-x: auto; }
 summary { cursor: pointer; padding: .3rem 0; }
+@media (max-width: 40rem) {
+  tr, td { display: block; }
+  tr { padding: .4rem 0; border-top: 1px solid var(--line); }
+  td { padding: .1rem 0; border: 0; overflow-wrap: anywhere; }
+  tr:has(th) { display: none; }
+}
 """
 
 MOST_LISTED = 8  # values of a field shown at once

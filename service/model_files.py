@@ -164,7 +164,7 @@ def _find(named: str, models_dir: Path) -> ModelSpec:
     have = f"it has {', '.join(sorted(installed))}" if installed else "nothing is installed there"
     raise ModelError(
         f"There is no model '{named}': it is no folder, no file, and not installed in {models_dir} ({have}). "
-        f"Fetch it with wisp models pull, put its Hugging Face folder there as {models_dir / canonical}, "
+        f"Fetch it with wisp models pull {canonical}, put its Hugging Face folder there as {models_dir / canonical}, "
         "or name its folder or weights file."
     )
 

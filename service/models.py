@@ -131,14 +131,16 @@ class Model:
         load_kernels: Callable[[], Kernels],
         *,
         num_beams: int = 1,
+        condition_on_prev_tokens: bool = True,
     ) -> None:
-        """`load_kernels` makes them again, after they have been unloaded. `num_beams`: as the checkpoint asks for."""
+        """`load_kernels` makes them again, after they have been unloaded; how to decode, as the checkpoint asks for."""
         self.name = spec.name
         self.language = spec.language  # Whisper's code, where the preload string says one
         self.dims = dims
         self.tokenizer = tokenizer
         self.target = target
         self.num_beams = num_beams
+        self.condition_on_prev_tokens = condition_on_prev_tokens
         self.device_failures = 0  # how often in a row the GPU was lost or could not be opened, no success in between
         self._reopen_at = -math.inf  # by time.monotonic()
         self._graphs: dict[str, Graph] = {f"{self.name}/tokenizer": TokenizerGraph(tokenizer)}
@@ -246,6 +248,7 @@ class ReadModel:
             kernels,
             load_kernels,
             num_beams=checkpoint.num_beams,
+            condition_on_prev_tokens=checkpoint.condition_on_prev_tokens,
         )
 
 

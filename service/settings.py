@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ PRELOAD_VARIABLE = "WASMEDGE_WASINN_PRELOAD"  # WasmEdge's own name, so that the
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Setting:
         except ValueError:
             raise ValueError(f"{source} is '{text}'; it must be {word}.") from None
         if not (math.isfinite(value) and self.minimum <= value <= self.maximum):
-            bounds = f"at least {self.minimum:g}" + (
-                f" and at most {self.maximum:g}" if self.maximum < math.inf else ""
+            bounds = f"at least {self.minimum:.15g}" + (
+                f" and at most {self.maximum:.15g}" if self.maximum < math.inf else ""
             )
             raise ValueError(f"{source} is {text}; it must be {word}, {bounds}.")
         return value
@@ -183,7 +185,7 @@ class Settings:
 
     def cors_origin_list(self) -> list[str]:
         """The origins whose pages may use this server; `*` is any."""
-        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+        return [origin.strip().removesuffix("/") for origin in self.cors_origins.split(",") if origin.strip()]
 
     def logging_level(self) -> int:
         """`log_level` as the logging module's number."""
@@ -214,7 +216,11 @@ def read_settings(environment: Mapping[str, str], flags: Mapping[str, str | None
             values[setting.name] = setting.parse(flag, setting.flag)
         elif text := environment.get(setting.variable):
             values[setting.name] = setting.parse(text, setting.variable)
-    return Settings(**values)
+    settings = Settings(**values)
+    for origin in settings.cors_origin_list():
+        if not ORIGIN.fullmatch(origin):
+            raise ValueError(f"'{origin}' is no origin; WISP_CORS_ORIGINS takes * or scheme://host[:port].")
+    return settings
 
 
 def markdown_table() -> str:

@@ -72,6 +72,8 @@ class Wanted:
             raise ValueError(f"--temperature is '{temperature}'; it must be a number from 0 to 1.")
         if word_timestamps and "verbose_json" not in formats:
             raise ValueError("--word-timestamps goes with --format verbose_json only.")
+        if "" in files:
+            raise ValueError("A file's name is empty.")
         if files.count(STDIN) > 1:
             raise ValueError("stdin (-) can be read once only.")
         files, formats = _found(files), tuple(dict.fromkeys(formats))
@@ -81,6 +83,8 @@ class Wanted:
             raise ValueError(
                 f"Several files do not make one {formats[0]} file: give --output-dir, a folder to write to."
             )
+        if output_dir == "":
+            raise ValueError("--output-dir is empty; it must be a folder to write to.")
         options = Options(
             language=code,
             prompt=_as_text(prompt) or None,

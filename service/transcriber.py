@@ -303,6 +303,7 @@ class Transcriber:
                 "beam_size": self.beam_size if self.beam_size > 1 else None,
                 "initial_prompt": ". ".join(text for text in prompts if text) or None,
                 "carry_initial_prompt": bool(options.keywords),
+                "condition_on_previous_text": model.condition_on_prev_tokens,
                 "word_timestamps": options.word_timestamps,
                 "run_ahead": RUN_AHEAD,
                 "emit_tokens": options.logprobs,

@@ -112,6 +112,12 @@ def test_generation_config_tells_how_many_beams(tmp_path: Path) -> None:
         (folder / "generation_config.json").write_text(f'{{"num_beams": {value}}}')
         with pytest.raises(CheckpointError, match=r"generation_config\.json: num_beams is .* above 0"):
             load_checkpoint(folder)
+    for text, conditions in (("{}", True), ('{"condition_on_prev_tokens": false}', False)):
+        (folder / "generation_config.json").write_text(text)
+        assert load_checkpoint(folder).condition_on_prev_tokens is conditions
+    (folder / "generation_config.json").write_text('{"condition_on_prev_tokens": 0}')
+    with pytest.raises(CheckpointError, match="condition_on_prev_tokens is 0, not true or false"):
+        load_checkpoint(folder)
 
 
 def test_config_and_tokenizer_may_lie_elsewhere(tmp_path: Path) -> None:

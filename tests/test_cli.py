@@ -86,6 +86,24 @@ def test_version_is_the_packages(wisp: Run) -> None:
     assert done.stdout.startswith("wisp 0.")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    "arguments", [("transcribe", "a.wav"), ("models", "list"), ("doctor",), ("completion", "bash")]
+)
+def test_a_full_disk_is_one_sentence(arguments: tuple[str, ...], models: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(1.0))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "import sys; from service.cli import main; sys.exit(main())", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "WISP_MODELS_DIR": str(models), "WISP_TARGET": "cpu"},
+        )
+    assert (done.returncode, one_sentence(done.stderr)) == (1, "wisp: There is no space left to write the output to.\n")
+
+
 def test_every_setting_with_a_flag_is_a_flag_of_serve(wisp: Run) -> None:
     text = wisp("serve", "--help").stdout
     assert all(setting.flag in text for setting in TABLE)

@@ -1,7 +1,9 @@
 """The model that comes with Wisp, through the product: what it hears, where it hears nothing, what it says it is."""
 
+import difflib
 import io
 import logging
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +21,20 @@ from service.settings import Settings
 from tests.serving import PATH
 
 SENTENCE = "The train leaves at nine o'clock."
+TALK = (
+    "We came home late last night, because the road was closed.",
+    "My brother made some tea, and we sat down in the kitchen.",
+    "The letter on the table was from an old friend of my father.",
+    "She said that the summer had been very warm.",
+    "There were more people in the town than ever before.",
+    "The children went to the river every morning to swim.",
+    "After dinner we walked along the street to the station.",
+    "Nobody knew when the next train would come.",
+    "A man with a black dog told us to wait for another hour.",
+    "So we looked at the stars, and talked about the old days.",
+    "In the end the train arrived, and everybody was happy.",
+    "Tomorrow we will write to her, and tell her the whole story.",
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +65,22 @@ def test_a_sentence_that_is_spoken_to_a_fresh_server_comes_back(client: TestClie
     spoken = tmp_path / "spoken.wav"
     subprocess.run(["espeak-ng", "-v", "en-us", "-s", "150", "-w", str(spoken), SENTENCE], check=True)
     assert text_of(client, spoken.read_bytes()).rstrip(".").lower() == SENTENCE.rstrip(".").lower()
+
+
+def test_a_minute_of_speech_is_heard_to_its_end(client: TestClient, tmp_path: Path) -> None:
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng is not installed: nobody speaks the sentences")
+    spoken = tmp_path / "spoken.wav"
+    subprocess.run(["espeak-ng", "-v", "en-us", "-s", "140", "-w", str(spoken), " ".join(TALK)], check=True)
+    assert soundfile.info(spoken).duration > 40
+    said, heard = (
+        re.findall("[a-z']+", text.lower()) for text in (" ".join(TALK), text_of(client, spoken.read_bytes()))
+    )
+    right = sum(
+        block.size for block in difflib.SequenceMatcher(None, said, heard, autojunk=False).get_matching_blocks()
+    )
+    assert right > 0.8 * len(said), f"{right} of {len(said)} words in {heard}"
+    assert len(heard) < 1.1 * len(said)
 
 
 def quiet_sounds() -> "dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]]":

@@ -1,6 +1,7 @@
 """Checkpoints saved in other dtypes: what a reader gets back, and what of quantised weights is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,12 @@ def test_floats_come_back_as_they_were(dtype: str, tmp_path: Path) -> None:
         source = tmp_path / write.__name__
         source.mkdir()
         checkpoint = load_checkpoint(write(source, arrays_of()))
+        checkpoint = replace(checkpoint, num_beams=5, condition_on_prev_tokens=False)
         save_checkpoint(checkpoint, source / "saved", dtype)
         saved = load_checkpoint(source / "saved")
         assert (saved.dims, saved.alignment_heads) == (checkpoint.dims, checkpoint.alignment_heads)
         assert saved.is_multilingual == checkpoint.is_multilingual
+        assert (saved.num_beams, saved.condition_on_prev_tokens) == (5, False)
         assert saved.tokenizer_json == checkpoint.tokenizer_json
         for name, array in checkpoint.arrays.items():
             assert saved.arrays[name].dtype == {"f16": np.float16, "f32": np.float32}[dtype]

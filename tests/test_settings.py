@@ -33,6 +33,23 @@ def test_a_value_that_cannot_be_read_is_named_in_one_sentence(variable: str, val
     assert variable in str(raised.value) and value in str(raised.value)
 
 
+@pytest.mark.parametrize("origins", ["*", "https://a.example", "http://localhost:3000/, app://obsidian.md"])
+def test_an_origin_is_as_browsers_send_it(origins: str) -> None:
+    settings = read_settings({"WISP_CORS_ORIGINS": origins})
+    assert settings.cors_origin_list() == [origin.strip(" /") for origin in origins.split(",")]
+
+
+@pytest.mark.parametrize("origin", ["foo", "https://a.example/page", "a.example:80"])
+def test_what_no_browser_sends_is_no_origin(origin: str) -> None:
+    with pytest.raises(ValueError, match=f"'{origin}' is no origin"):
+        read_settings({"WISP_CORS_ORIGINS": f"https://b.example,{origin}"})
+
+
+def test_a_bound_is_told_in_full() -> None:
+    with pytest.raises(ValueError, match="at least 1048576"):
+        read_settings({"WISP_GUEST_MEMORY_BYTES": "1000000"})
+
+
 def test_a_bad_flag_is_named_as_the_flag() -> None:
     with pytest.raises(ValueError, match="--port is 'x'"):
         read_settings({}, {"port": "x"})

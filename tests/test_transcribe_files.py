@@ -45,6 +45,14 @@ def test_a_pattern_stands_for_what_it_is_of_in_shells_that_hand_it_on() -> None:
     assert Wanted.of(["talks/none*", "-"]).files == ("talks/none*", "-")
 
 
+@pytest.mark.usefixtures("talks")
+def test_an_empty_name_is_no_folder() -> None:
+    with pytest.raises(ValueError, match="name is empty"):
+        Wanted.of(["talks/a.wav", ""])
+    with pytest.raises(ValueError, match="--output-dir is empty"):
+        Wanted.of(["talks/a.wav"], output_dir="")
+
+
 def test_a_file_with_a_patterns_name_is_that_file(talks: Path) -> None:
     (talks / "[a].wav").write_bytes(b"")
     (talks / "talk[s]").mkdir()

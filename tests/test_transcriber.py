@@ -58,6 +58,15 @@ def test_beams_are_the_setting_s_else_the_model_s(tmp_path: Path, says: int, set
     assert "".join(token.text for token in found.segments[0].logprobs).strip() == synthetic.SENTENCE
 
 
+@pytest.mark.parametrize("says", [True, False])
+def test_the_model_says_whether_a_window_is_told_of_the_one_before(tmp_path: Path, says: bool) -> None:
+    folder = synthetic.save_synthetic(tmp_path / "synthetic")
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"condition_on_prev_tokens": says}))
+    with engine_for(settings_for(folder)) as engine:
+        assert engine.load().argument(Options())["options"]["condition_on_previous_text"] is says
+
+
 def test_a_gpu_computes_for_more_at_once_than_few_cores_do() -> None:
     assert default_workers(Target("cpu", ""), n_cores=1) == default_workers(Target("cpu", ""), n_cores=8) == 2
     assert default_workers(Target("cpu", ""), n_cores=64) == 16

@@ -98,6 +98,8 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="where to write what was heard, a JSON line a clip")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if not arguments.manifest.is_file():
+        parser.error(f"{arguments.manifest}: no such manifest")
     clips = read_manifest(arguments.manifest)[: arguments.limit]
     options = Options(temperature=(0.0,) if arguments.greedy else TEMPERATURES)
     flags = {"model": arguments.model, "target": arguments.target}

@@ -63,6 +63,7 @@ def generation_config(dims: Dims, tokenizer: Tokenizer) -> dict[str, Any]:
         "is_multilingual": False,
         "max_initial_timestamp_index": MAX_INITIAL_TIMESTAMP,
         "num_beams": NUM_BEAMS,
+        "condition_on_prev_tokens": False,  # it writes on from its own errors instead of listening
     }
 
 
