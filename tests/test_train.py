@@ -166,6 +166,15 @@ def small_run(seed: int = 0) -> Any:
     return Run(Student(dims, torch.randn(384, 128)), "joint", "cpu")
 
 
+def test_two_runs_are_averaged() -> None:
+    import torch
+
+    from tools.train.export import mixed
+
+    ours, theirs = {"a": torch.tensor([0.0, 1.0])}, {"a": torch.tensor([1.0, 1.0])}
+    torch.testing.assert_close(mixed(ours, theirs, 0.25)["a"], torch.tensor([0.25, 1.0]))
+
+
 def test_exported_weights_compute_what_was_trained(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="training needs torch")
     from tools.train.export import export, load

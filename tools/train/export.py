@@ -104,6 +104,11 @@ def fewer_timestamps(weights: dict[str, Tensor], ids: dict[str, int], nats: floa
     weights[name] = (weights[name].double() + bias).to(weights[name].dtype)
 
 
+def mixed(weights: dict[str, Tensor], others: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """The average of two runs, the second begun from the first, with `share` of the others (Wortsman et al., 2022)."""
+    return {name: torch.lerp(value, others[name], share) for name, value in weights.items()}
+
+
 def export(weights: dict[str, Tensor], dims: Dims, tokenizer_file: Path, out: Path, nats: float = 0.0) -> None:
     """Write the folder. `weights` are a student's or its average's; its helpers are left out.
 
@@ -152,6 +157,8 @@ def main() -> None:
     """`python -m tools.train.export --state FILE --tokenizer FILE --out FOLDER`"""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", type=Path, required=True, help="state.pt of a training run")
+    parser.add_argument("--mix", type=Path, help="another run's state.pt, to be averaged with it")
+    parser.add_argument("--share", type=float, default=0.4, help="of the other run's weights in the average, 0 to 1")
     parser.add_argument("--tokenizer", type=Path, required=True, help="its tokenizer.json")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
@@ -159,7 +166,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     state = torch.load(options.state, map_location="cpu")
-    export(state["average"], Dims(**state["dims"]), options.tokenizer, options.out, options.fewer_timestamps)
+    weights = state["average"]
+    if options.mix:
+        weights = mixed(weights, torch.load(options.mix, map_location="cpu")["average"], options.share)
+    export(weights, Dims(**state["dims"]), options.tokenizer, options.out, options.fewer_timestamps)
 
 
 if __name__ == "__main__":
