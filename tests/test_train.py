@@ -167,8 +167,7 @@ def small_run(seed: int = 0) -> Any:
 
 
 def test_two_runs_are_averaged() -> None:
-    import torch
-
+    torch = pytest.importorskip("torch", reason="training needs torch")
     from tools.train.export import mixed
 
     ours, theirs = {"a": torch.tensor([0.0, 1.0])}, {"a": torch.tensor([1.0, 1.0])}
@@ -236,8 +235,6 @@ def test_a_resumed_run_takes_the_same_step(tmp_path: Path) -> None:
 
 
 def test_the_committed_model_is_small_and_laid_out_as_whisper_s() -> None:
-    if not (EMBEDDED / "model.safetensors").exists():
-        pytest.skip("no embedded model is committed yet")
     assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) <= MAX_BYTES
     config = json.loads((EMBEDDED / "config.json").read_text())
     generation = json.loads((EMBEDDED / "generation_config.json").read_text())
@@ -257,8 +254,6 @@ def test_the_committed_model_is_small_and_laid_out_as_whisper_s() -> None:
 
 
 def test_the_committed_model_loads_with_its_own_dims() -> None:
-    if not (EMBEDDED / "model.safetensors").exists():
-        pytest.skip("no embedded model is committed yet")
     config = json.loads((EMBEDDED / "config.json").read_text())
     dims = load_checkpoint(EMBEDDED).dims
     assert dims.n_audio_ctx == config["max_source_positions"]
