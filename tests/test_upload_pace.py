@@ -125,7 +125,8 @@ def test_a_body_that_nobody_reads_ends_the_connection(monkeypatch: pytest.Monkey
 
 async def refusing_without_patience(scope: Any, receive: Any, send: Any) -> None:
     """From the first request on nothing is waited for but a next one."""
-    ImpatientProtocol.patience_s = 0.0
+    if scope["type"] == "http":
+        ImpatientProtocol.patience_s = 0.0
     await refusing(scope, receive, send)
 
 
