@@ -28,4 +28,6 @@ wait $!
 run align --data "$data" --state "$cache/encoder/state.pt"
 run train --data "$data" --out "$cache/joint" --part joint --hours "$hours" --device "$device" --workers $workers \
     --start "$cache/encoder" --start "$cache/decoder"
-run export --state "$cache/joint/state.pt" --tokenizer "$data/tokenizer.json" --out "$out"
+run train --data "$data" --out "$cache/further" --part joint --hours "$hours" --device "$device" --workers $workers \
+    --start "$cache/joint" --peak 0.2
+run export --state "$cache/further/state.pt" --mix "$cache/joint/state.pt" --tokenizer "$data/tokenizer.json" --out "$out"
