@@ -62,6 +62,7 @@ function listenForRecording({ onFile, onError, announce }) {
     recorder = null;
     levels = [];
     show(false);
+    element("recorder-time").textContent = clock(0); // for the next one, whose first frame is still to come
     element("record").focus();
   };
   const stop = async (ending) => {
