@@ -80,7 +80,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m bench --peers $(VENV)-peers
 
-# Measure on WebGPU how much more is done when requests decode together than one after the other
+# Measure on WebGPU how much more is done when requests come together than one after the other
 .PHONY: bench-together
 bench-together: $(VENV)/.test
 	$(BIN)/python -m bench.together

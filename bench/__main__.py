@@ -16,11 +16,10 @@ from bench.clips import build_clips
 from bench.cold import WISP, measure_server, measure_starts
 from bench.engines import ENGINES, THREADS, Files, timed
 from bench.plot import write_plot
-from bench.report import OURS, write_report
+from bench.report import OURS_ON_GPU, write_report
 from bench.share import measure_guest_share
 
 ROOT = Path(__file__).resolve().parent.parent
-GPU = "wisp gpu"
 MAIN_CLIP = "11 s"
 LONG_CLIP = "5 min"
 TOGETHER = (1, 4, 16, 64)
@@ -44,6 +43,7 @@ class Worker:
             text=True,
         )
         ready = self._answer()
+        self.is_slow = bool(ready.get("is_slow"))
         self.missing = "" if ready.get("ready") else str(ready.get("reason", "it did not start"))
 
     def _answer(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def measure_rounds(
             if operation == LONG_CLIP and lap % 3 != 1:
                 continue
             for worker in _turned(workers, lap):
-                if worker.entry.is_slow and operation in clips and operation not in SLOW_CLIPS:
+                if worker.is_slow and operation in clips and operation not in SLOW_CLIPS:
                     continue
                 time.sleep(rest_s)
                 if operation in clips:
@@ -107,7 +107,7 @@ def measure_together(workers: Sequence[Worker], clip: Path, rounds: int, rest_s:
     for n in TOGETHER:
         for _ in range(rounds):
             for worker in workers:
-                if worker.entry.is_slow:
+                if worker.is_slow:
                     continue
                 time.sleep(rest_s)
                 answer = worker.ask("together", clip=str(clip), n=n)
@@ -134,7 +134,7 @@ def measure_instances(count: int = N_INSTANCES) -> dict[str, float]:
 
 def _kernels(workers: Sequence[Worker], files: Files, clip: Path) -> dict[str, Any]:
     """Times on the device, where WebGPU is among the engines."""
-    if not any(worker.name == GPU for worker in workers):
+    if not any(worker.name == OURS_ON_GPU for worker in workers):
         return {}
     from bench.device_time import measure_kernels
 
@@ -185,7 +185,7 @@ def main() -> None:
     command = [WISP, "transcribe", str(clips[MAIN_CLIP]), "--model", str(files.model), "--target", "cpu"]
     starts: dict[str, Sequence[str]] = {}
     for worker in workers:
-        if worker.name == OURS or worker.entry.is_peer:
+        if not worker.is_slow:
             python = peers_python if worker.entry.is_peer else Path(sys.executable)
             starts[worker.name] = [*worker_command(python, worker.name, files, clips[MAIN_CLIP]), "once"]
     starts["wisp transcribe, higher temperatures where its checks ask for them"] = command

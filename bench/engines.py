@@ -40,7 +40,10 @@ class Files:
 
 
 class Engine(Protocol):
-    """What the driver times. All times are seconds of wall clock; every decoding is greedy, without fallback."""
+    """What the driver times. All times are seconds of wall clock; every decoding is greedy, without fallback.
+
+    One that says `is_slow` is given only the short clips and no load.
+    """
 
     def encode(self) -> float:
         """One window of log-mel → audio states (and whatever the decoder needs of them)."""
@@ -86,7 +89,7 @@ class Entry:
     name: str
     options: dict[str, str]
     is_peer: bool  # runs in the peers' virtual environment
-    is_slow: bool = False  # is given only the short clips and no load
+    is_gpu: bool = False  # so that Wisp on WebGPU is what it is compared with
     unset: tuple[str, ...] = ()  # environment variables that it must not see
 
     def make(self, files: Files, clip: Path) -> Engine:
@@ -97,22 +100,26 @@ class Entry:
         return engine
 
 
-def _wisp(target: str, kernels: str = "", is_slow: bool = False, unset: tuple[str, ...] = ()) -> Entry:
-    return Entry("bench.wisp", "Wisp", {"target": target, "kernels": kernels}, False, is_slow, unset)
+def _wisp(target: str, kernels: str = "", unset: tuple[str, ...] = ()) -> Entry:
+    return Entry("bench.wisp", "Wisp", {"target": target, "kernels": kernels}, False, target == "gpu", unset)
 
 
 def _peer(name: str, **options: str) -> Entry:
-    return Entry("bench.peers", name, options, True)
+    return Entry("bench.peers", name, options, True, options.get("device", "cpu") != "cpu")
 
 
 ENGINES: dict[str, Entry] = {
     "wisp": _wisp("cpu"),
-    "wisp, NumPy": _wisp("cpu", "numpy", is_slow=True),
-    "wisp, NumPy, OPENBLAS_CORETYPE unset": _wisp("cpu", "numpy", is_slow=True, unset=("OPENBLAS_CORETYPE",)),
-    "wisp gpu": _wisp("gpu", is_slow=True),
+    "wisp, NumPy": _wisp("cpu", "numpy"),
+    "wisp, NumPy, OPENBLAS_CORETYPE unset": _wisp("cpu", "numpy", unset=("OPENBLAS_CORETYPE",)),
+    "wisp gpu": _wisp("gpu"),
     "openai-whisper": _peer("OpenAIWhisper"),
     "faster-whisper int8": _peer("FasterWhisper", compute_type="int8"),
     "faster-whisper f32": _peer("FasterWhisper", compute_type="float32"),
     "whisper.cpp": _peer("WhisperCpp"),
     "transformers": _peer("Transformers"),
+    "openai-whisper CUDA f16": _peer("OpenAIWhisper", device="cuda"),
+    "faster-whisper CUDA f16": _peer("FasterWhisper", device="cuda", compute_type="float16"),
+    "transformers CUDA f16": _peer("Transformers", device="cuda"),
+    "whisper.cpp GPU": _peer("WhisperCpp", device="gpu"),
 }

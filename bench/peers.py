@@ -7,6 +7,7 @@ that would decode a window again.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,30 @@ from bench.engines import STEPS, THREADS, Files, Unsupported, in_threads, read_c
 N_SAMPLES = 480_000  # a window
 
 
-class OpenAIWhisper:
-    """openai/whisper in torch f32 on the CPU."""
+def _need_cuda(n_devices: int) -> None:
+    if not n_devices:
+        raise ImportError("there is no CUDA device, or the package was installed without CUDA")
 
-    def __init__(self, files: Files, clip: Path) -> None:
+
+def _finish(torch: Any, device: str) -> None:
+    """Wait for what the GPU was given: torch returns before that is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+class OpenAIWhisper:
+    """openai/whisper in torch: f32 on the CPU, f16 on CUDA."""
+
+    def __init__(self, files: Files, clip: Path, device: str = "cpu") -> None:
         import torch
         import whisper
         from safetensors.torch import load_file
 
         from bench.convert import openai_name
 
+        if device == "cuda":
+            _need_cuda(torch.cuda.device_count())
+        self.device, self.is_half = device, device == "cuda"
         torch.set_num_threads(THREADS)
         config = json.loads((files.model / "config.json").read_text())
         dims = whisper.model.ModelDimensions(
@@ -47,16 +62,18 @@ class OpenAIWhisper:
         missing, unexpected = self.model.load_state_dict(state, strict=False)
         if unexpected or set(missing) - {"encoder.positional_embedding"}:
             raise ValueError(f"{files.model}: missing {missing}, unexpected {unexpected}")
-        self.model.eval()
+        self.model.eval().to(device)
         self.clip, self.torch, self.whisper = clip, torch, whisper
         self.states: Any = None
 
     def encode(self) -> float:
         samples = self.torch.from_numpy(read_clip(self.clip))
-        mel = self.whisper.log_mel_spectrogram(self.whisper.pad_or_trim(samples))[None]
+        mel = self.whisper.log_mel_spectrogram(self.whisper.pad_or_trim(samples))[None].to(self.device)
+        mel = mel.half() if self.is_half else mel
 
         def run() -> None:
             self.states = self.model.encoder(mel)
+            _finish(self.torch, self.device)
 
         with self.torch.no_grad():
             return timed(run)
@@ -64,10 +81,10 @@ class OpenAIWhisper:
     def token(self) -> float:
         from whisper.decoding import DecodingOptions, DecodingTask
 
-        options = DecodingOptions(language="en", fp16=False, sample_len=STEPS, suppress_tokens="-1")
+        options = DecodingOptions(language="en", fp16=self.is_half, sample_len=STEPS, suppress_tokens="-1")
         task = DecodingTask(self.model, options)
         task.logit_filters[1].suppress_tokens.append(task.tokenizer.eot)  # never ends early, as in Wisp's measurement
-        tokens = self.torch.tensor([task.initial_tokens])
+        tokens = self.torch.tensor([task.initial_tokens], device=self.device)
         with self.torch.no_grad():
             seconds = timed(lambda: task._main_loop(self.states, tokens))
         task.inference.cleanup_caching()
@@ -76,7 +93,8 @@ class OpenAIWhisper:
     def transcribe(self, clip: Path) -> str:
         unchecked = {"compression_ratio_threshold": None, "logprob_threshold": None, "no_speech_threshold": None}
         samples = read_clip(clip)
-        return str(self.model.transcribe(samples, language="en", fp16=False, temperature=0.0, **unchecked)["text"])
+        options = {"language": "en", "fp16": self.is_half, "temperature": 0.0, **unchecked}
+        return str(self.model.transcribe(samples, **options)["text"])
 
     def together(self, clip: Path, n: int) -> float:
         raise Unsupported("a model's key and value hooks serve one transcription at a time")
@@ -85,11 +103,15 @@ class OpenAIWhisper:
 class FasterWhisper:
     """faster-whisper on CTranslate2."""
 
-    def __init__(self, files: Files, clip: Path, compute_type: str) -> None:
+    def __init__(self, files: Files, clip: Path, compute_type: str, device: str = "cpu") -> None:
         from faster_whisper import WhisperModel
 
+        if device == "cuda":
+            import ctranslate2
+
+            _need_cuda(ctranslate2.get_cuda_device_count())
         folder = files.need("ctranslate2")
-        self.model = WhisperModel(str(folder), device="cpu", compute_type=compute_type, cpu_threads=THREADS)
+        self.model = WhisperModel(str(folder), device=device, compute_type=compute_type, cpu_threads=THREADS)
         self.clip = clip
         self.states: Any = None
 
@@ -133,14 +155,20 @@ class FasterWhisper:
 
 
 class WhisperCpp:
-    """whisper.cpp, weights in f16, through pywhispercpp."""
+    """whisper.cpp, weights in f16, through pywhispercpp; on a GPU where it was built for one (CUDA, Vulkan, Metal)."""
 
-    def __init__(self, files: Files, clip: Path) -> None:
+    def __init__(self, files: Files, clip: Path, device: str = "cpu") -> None:
+        import _pywhispercpp as cpp
         from pywhispercpp.model import Model
 
+        if device == "gpu" and not re.search("CUDA|VULKAN|METAL", cpp.whisper_print_system_info(), re.IGNORECASE):
+            raise ImportError("pywhispercpp was built without CUDA, Vulkan or Metal")
         path = files.need("ggml-model.bin")
         quiet = {"print_progress": False, "print_realtime": False, "print_timestamps": False}
-        self.model = Model(str(path), n_threads=THREADS, redirect_whispercpp_logs_to=None, **quiet)
+        context = {"use_gpu": device == "gpu"}
+        self.model = Model(
+            str(path), n_threads=THREADS, redirect_whispercpp_logs_to=None, context_params=context, **quiet
+        )
         self.clip = clip
 
     def encode(self) -> float:
@@ -173,31 +201,36 @@ class WhisperCpp:
 
 
 class Transformers:
-    """Hugging Face's transformers in torch f32."""
+    """Hugging Face's transformers in torch: f32 on the CPU, f16 on CUDA."""
 
-    def __init__(self, files: Files, clip: Path) -> None:
+    def __init__(self, files: Files, clip: Path, device: str = "cpu") -> None:
         import torch
         from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
 
+        if device == "cuda":
+            _need_cuda(torch.cuda.device_count())
+        self.device, self.dtype = device, torch.float16 if device == "cuda" else torch.float32
         folder = files.need("huggingface")
         torch.set_num_threads(THREADS)
         self.torch, self.clip = torch, clip
-        self.model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=self.dtype).eval().to(device)
         self.tokenizer = WhisperTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
         self.features = WhisperFeatureExtractor.from_pretrained(folder)
         self.states: Any = None
 
     def encode(self) -> float:
         mel = self.features(read_clip(self.clip), sampling_rate=16_000, return_tensors="pt").input_features
+        mel = mel.to(self.device, self.dtype)
 
         def run() -> None:
             self.states = self.model.model.encoder(mel)
+            _finish(self.torch, self.device)
 
         with self.torch.no_grad():
             return timed(run)
 
     def token(self) -> float:
-        start = self.torch.tensor([[self.model.config.decoder_start_token_id]])
+        start = self.torch.tensor([[self.model.config.decoder_start_token_id]], device=self.device)
 
         def run() -> None:
             past, token = None, start
@@ -206,6 +239,7 @@ class Transformers:
                     decoder_input_ids=token, encoder_outputs=self.states, past_key_values=past, use_cache=True
                 )
                 past, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            _finish(self.torch, self.device)
 
         with self.torch.no_grad():
             return timed(run) / STEPS
@@ -220,7 +254,7 @@ class Transformers:
             truncation=not is_long,
             padding="longest" if is_long else "max_length",
             return_attention_mask=True,
-        )
+        ).to(self.device, self.dtype)
         with self.torch.no_grad():
             ids = self.model.generate(**inputs, return_timestamps=True, do_sample=False, num_beams=1)
         return str(self.tokenizer.batch_decode(ids, skip_special_tokens=True)[0])

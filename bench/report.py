@@ -7,13 +7,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.engines import ENGINES
+
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
-OURS = "wisp"  # whose time is divided by each other engine's
+OURS, OURS_ON_GPU = "wisp", "wisp gpu"  # whose time is divided by each other engine's
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:
     """The median over the rounds of ours / theirs: noise that hits one round hits both sides of its ratio."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def compared(engine: str) -> str:
+    """Which of ours an engine is compared with: what runs on a GPU with Wisp there, all else with Wisp on the CPU."""
+    is_gpu = engine in ENGINES and ENGINES[engine].is_gpu and engine != OURS_ON_GPU
+    return OURS_ON_GPU if is_gpu else OURS
 
 
 def _rows(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -31,8 +39,8 @@ def _times(seconds: Mapping[str, Mapping[str, list[float]]], operations: Iterabl
         if not taken:
             return "–"
         shown = f"{statistics.median(taken) * 1000:.{digits}f}"
-        ours = seconds[operation].get(OURS)
-        return shown if engine == OURS or not ours else f"{shown} ({median_ratio(ours, taken):.2f})"
+        ours = seconds[operation].get(compared(engine))
+        return shown if engine == compared(engine) or not ours else f"{shown} ({median_ratio(ours, taken):.2f})"
 
     return _rows(
         ["engine", *operations], [[engine, *(cell(name, engine) for name in operations)] for engine in engines]
@@ -57,16 +65,15 @@ def table(results: dict[str, Any]) -> str:
         lines += _times(together, list(together), 0)
     lines += ["", "Process start to first transcript, and the largest resident set:", ""]
     starts = results["start"]
-    ours = starts.get(OURS, {}).get("seconds")
+
+    def ratio(name: str) -> str:
+        ours = starts.get(compared(name))
+        return f" ({ours['seconds'] / starts[name]['seconds']:.2f})" if ours and name != compared(name) else ""
+
     lines += _rows(
         ["engine", "s", "best s", "peak MB"],
         [
-            [
-                name,
-                f"{start['seconds']:.2f}" + (f" ({ours / start['seconds']:.2f})" if ours and name != OURS else ""),
-                f"{start['best']:.2f}",
-                f"{start['peak_mb']:.0f}",
-            ]
+            [name, f"{start['seconds']:.2f}{ratio(name)}", f"{start['best']:.2f}", f"{start['peak_mb']:.0f}"]
             for name, start in starts.items()
         ],
     )

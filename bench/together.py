@@ -1,7 +1,7 @@
-"""`make bench-together`: greedy requests that decode at the same time on WebGPU, against the same ones in turn.
+"""`make bench-together`: requests that encode or decode at the same time on WebGPU, against the same ones in turn.
 
 Each has its own encoder result and asks for chunks of run-ahead steps, as the guest does. A ratio above 1 is how much
-more work the device does when they come together; what they choose must be the same.
+more work the device does when they come together; what they give must be the same.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,18 +23,17 @@ from service.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CHUNK = 8  # steps of a compute: the guest's run-ahead
-N_AUDIO = 4  # encoder results, which the requests take in turn
 
 
 class Bench:
-    """A model on the device, with encoder results of noise: what is heard does not matter to how long it takes."""
+    """A model on the device, with n_audio windows of noise: what is heard does not matter to how long it takes."""
 
-    def __init__(self, model: Path, n_tokens: int) -> None:
+    def __init__(self, model: Path, n_tokens: int, n_audio: int, windows: int | None = None) -> None:
         checkpoint = load_checkpoint(model)
         dims = checkpoint.dims
         self.n_tokens, self.device = n_tokens, open_device()
-        self.model = GpuModel(checkpoint, self.device)
-        self.encoders = {i: self.model.encoder.init_execution_context({}) for i in range(N_AUDIO)}
+        self.model = GpuModel(checkpoint, self.device, windows)
+        self.encoders = {i: self.model.encoder.init_execution_context({}) for i in range(n_audio)}
         rng = np.random.default_rng(0)
         for encoder in self.encoders.values():
             encoder.set_input(0, rng.standard_normal((1, dims.n_mels, 2 * dims.n_audio_ctx)).astype(np.float32))
@@ -45,10 +45,16 @@ class Bench:
         self.rules = np.array([*rules, *suppress], np.int32)
         self.start: list[int] = [tokens["sot"]]
 
-    def request(self, number: int) -> list[int]:
+    def encode(self, number: int) -> list[float]:
+        """The first states of one window, computed again."""
+        context = self.encoders[number]
+        context.compute()
+        return [float(value) for value in context.get_output(0)[0, :, 0]]
+
+    def decode(self, number: int) -> list[int]:
         """The tokens that one request chooses."""
         context = self.model.decoder.init_execution_context(self.encoders)
-        context.set_input(0, np.array([number % N_AUDIO], np.int32))
+        context.set_input(0, np.array([number], np.int32))
         context.set_input(3, self.rules)
         new, chosen = self.start, list[int]()
         while len(chosen) < self.n_tokens:
@@ -60,16 +66,16 @@ class Bench:
         context.close()
         return chosen
 
-    def ratio(self, n_requests: int) -> float:
-        """Seconds in turn over seconds together. Raises RuntimeError where they do not choose the same."""
+    def ratio(self, work: Callable[[int], object], n_requests: int) -> float:
+        """Seconds in turn over seconds together. Raises RuntimeError where they do not give the same."""
         begin = time.perf_counter()
-        in_turn = [self.request(number) for number in range(n_requests)]
+        in_turn = [work(number) for number in range(n_requests)]
         middle = time.perf_counter()
         with ThreadPoolExecutor(n_requests) as threads:
-            together = list(threads.map(self.request, range(n_requests)))
+            together = list(threads.map(work, range(n_requests)))
         end = time.perf_counter()
         if together != in_turn:
-            raise RuntimeError("together they choose other tokens")
+            raise RuntimeError("together they give something else")
         return (middle - begin) / (end - middle)
 
 
@@ -80,14 +86,17 @@ def main() -> None:
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--tokens", type=int, default=32, help="of each request")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--windows", type=int, help="computed together at most, chosen by the adapter if not given")
     options = parser.parse_args()
-    bench = Bench(options.model, options.tokens)
-    bench.request(0)  # the first launch of a kernel may compile it
-    for n_requests in options.requests:
-        ratios = [bench.ratio(n_requests) for _ in range(options.rounds)]
-        sys.stdout.write(
-            f"{n_requests} requests: {statistics.median(ratios):.2f} × the tokens a second of one after the other\n"
-        )
+    bench = Bench(options.model, options.tokens, max(options.requests), options.windows)
+    bench.decode(0)  # the first launch of a kernel may compile it
+    works: dict[str, Callable[[int], object]] = {"windows": bench.encode, "tokens": bench.decode}
+    for what, work in works.items():
+        for n_requests in options.requests:
+            ratios = [bench.ratio(work, n_requests) for _ in range(options.rounds)]
+            sys.stdout.write(
+                f"{n_requests} requests: {statistics.median(ratios):.2f} × the {what} a second of one after the other\n"
+            )
     bench.device.close()
 
 

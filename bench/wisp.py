@@ -30,6 +30,7 @@ class Wisp:
             Settings(model=str(files.model), target=target, open_jobs=64, beam_size=1), cache_folder=user_cache_folder()
         )
         self.transcriber = app.load()
+        self.is_slow = kernels == "numpy" or self.transcriber.model.target.is_software
         self.clip = clip
         tokens = self.transcriber.model.tokenizer.guest_tokens()
         suppress = [*tokens["suppress"], tokens["eot"]]

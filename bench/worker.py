@@ -13,8 +13,8 @@ from bench.engines import ENGINES, Files, Unsupported
 def main() -> None:
     """argv: engine, model folder, converted weights, clip, and perhaps "once".
 
-    Answers {"ready": …}, then each request: {"operation": "encode" or "token"}, or "transcribe" with a "clip", or
-    "together" with a "clip" and "n". With "once" it transcribes the clip, says so and ends: a cold start.
+    Answers {"ready": …, "is_slow": …}, then each request: {"operation": "encode" or "token"}, or "transcribe" with a
+    "clip", or "together" with a "clip" and "n". With "once" it transcribes the clip, says so and ends: a cold start.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # an engine's own prints go to stderr, so that stdout holds answers alone
@@ -30,7 +30,7 @@ def main() -> None:
             return answer(text=engine.transcribe(Path(clip)))
     except ImportError as error:
         return answer(ready=False, reason=str(error))
-    answer(ready=True)
+    answer(ready=True, is_slow=getattr(engine, "is_slow", False))
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
         try:

@@ -5,10 +5,10 @@
 // 8 columns a load, and subgroupBroadcast hands each to all. Scores are taken relative to the largest seen before this block of keys; the
 // sums are rescaled between blocks only, since that costs as much as a key. A block ends after 64 keys, or before a key one of whose
 // scores leaps so far above the reference that its weight might overflow (the first key's always does).
-//   qkv  (rows, 3, heads, 64) f32: queries, keys, values    in
-//   out  (rows, heads, 64) f32                              out
+//   qkv  (windows, rows, 3, heads, 64) f32: queries, keys, values    in
+//   out  (windows, rows, heads, 64) f32                                out
 // params: rows; heads; scale, the scores' factor, times log2(e)
-// dispatch (ceil(rows / (4 · LANES)), heads, 1)
+// dispatch (ceil(rows / (4 · LANES)), heads, windows)
 
 struct Params {
   rows: u32,
@@ -24,6 +24,8 @@ const LEAP = 100.0;  // the most a score may exceed the reference, in powers of 
 @group(0) @binding(1) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(2) var<uniform> params: Params;
 
+var<private> window: u32;  // that this workgroup computes for
+
 struct Columns {
   low: vec4f,
   high: vec4f,
@@ -31,7 +33,7 @@ struct Columns {
 
 // 8 columns of a row: `part` 0 is its query, 1 its key, 2 its value.
 fn load(row: u32, part: u32, head: u32, eighth: u32) -> Columns {
-  let place = ((row * 3u + part) * params.heads + head) * 16u + 2u * eighth;
+  let place = (((window * params.rows + row) * 3u + part) * params.heads + head) * 16u + 2u * eighth;
   return Columns(qkv[place], qkv[place + 1u]);
 }
 
@@ -42,7 +44,7 @@ fn load_shared(key: u32, head: u32, index: u32) -> Columns {
 
 fn store(row: u32, head: u32, eighth: u32, low: vec4f, high: vec4f) {
   if (row < params.rows) {
-    let place = ((row * params.heads + head) * 8u + eighth) * 2u;
+    let place = (((window * params.rows + row) * params.heads + head) * 8u + eighth) * 2u;
     out[place] = low;
     out[place + 1u] = high;
   }
@@ -50,6 +52,7 @@ fn store(row: u32, head: u32, eighth: u32, low: vec4f, high: vec4f) {
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  window = group.z;
   let head = group.y;
   let row = (group.x * LANES + lane) * 4u;
   // <unroll.py attention_queries>

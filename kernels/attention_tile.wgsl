@@ -2,10 +2,10 @@
 //
 // A workgroup serves 32 queries of one head; 8 invocations share a query, each taking every 8th group of 4 keys, with its own running
 // maximum and sums. Keys and values go through shared memory, 32 at a time. At the end the 8 partial softmaxes are merged.
-//   qkv  (rows, 3, heads, 64) f32: queries, keys, values    in
-//   out  (rows, heads, 64) f32                              out
+//   qkv  (windows, rows, 3, heads, 64) f32: queries, keys, values    in
+//   out  (windows, rows, heads, 64) f32                                out
 // params: rows; heads; scale, the scores' factor, times log2(e)
-// dispatch (ceil(rows / 32), heads, 1)
+// dispatch (ceil(rows / 32), heads, windows)
 
 struct Params {
   rows: u32,
@@ -21,13 +21,15 @@ const KEYS = 32u;  // in shared memory at a time: SPLITS groups of 4
 @group(0) @binding(1) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(2) var<uniform> params: Params;
 
+var<private> window: u32;  // that this workgroup computes for
+
 // Keys [32][16 quads of columns], then values alike: all of WebGPU's default 16 KiB. At the end another split's sums [16 quads][32 queries],
 // then its (maximum, total) [32 queries].
 var<workgroup> tile: array<vec4f, 1024>;
 
 // 4 columns of a row: `part` 0 is its query, 1 its key, 2 its value.
 fn load(row: u32, part: u32, head: u32, quad: u32) -> vec4f {
-  return qkv[((min(row, params.rows - 1u) * 3u + part) * params.heads + head) * 16u + quad];
+  return qkv[(((window * params.rows + min(row, params.rows - 1u)) * 3u + part) * params.heads + head) * 16u + quad];
 }
 
 @compute @workgroup_size(QUERIES, SPLITS)
@@ -36,6 +38,7 @@ fn main(
   @builtin(local_invocation_id) local: vec3<u32>,
   @builtin(local_invocation_index) invocation: u32,
 ) {
+  window = group.z;
   let head = group.y;
   let query = local.x;
   let split = local.y;
@@ -101,7 +104,7 @@ fn main(
   }
   if (split == 0u && row < params.rows) {
     for (var quad = 0u; quad < 16u; quad++) {
-      out[(row * params.heads + head) * 16u + quad] = sums[quad] / total;
+      out[((window * params.rows + row) * params.heads + head) * 16u + quad] = sums[quad] / total;
     }
   }
 }

@@ -74,7 +74,7 @@ class DecoderProgram:
             launch(r, "self_attention", n_rows, [b.query, keys, values, cache.slots, b.state, b.attended, rows])
             query = [self._cross_query(b, i), *cross.layers[i]]
             launch(passing, "cross_attention", n_rows, [*query, b.state, b.parts, b.stats, rows])
-        own, attending = _dispatches(r), _dispatches(passing)
+        own, attending = r.dispatches, passing.dispatches
         return [[*own[2 * i : 2 * i + 2], attending[i]] for i in range(len(attending))]
 
     def common_launches(self, b: Activations, n_rows: int) -> list[list[Dispatch]]:
@@ -87,7 +87,7 @@ class DecoderProgram:
             launch(r, "cross_out", n_rows, [b.parts, b.stats, *w["cross_out"], b.state, b.x])
             launch(r, "fc1", n_rows, [b.x, *w["mlp_ln"], *w["fc1"], b.state, b.hidden])
             launch(r, "fc2", n_rows, [b.hidden, *w["fc2"], b.state, b.x])
-        made = _dispatches(r)
+        made = r.dispatches
         return [made[start : start + 5] for start in range(0, len(made), 5)]
 
     def _cross_query(self, b: Activations, layer: int) -> View:
@@ -108,7 +108,7 @@ class DecoderProgram:
         for part in self.kernels.parts:
             bindings: list[Binding] = [b.x, self.weights.norm, self._table(part), b.state, b.mask, *outputs]
             self.kernels.launch(r, f"logits {part.start}", n_rows, bindings)
-        return _dispatches(r)
+        return r.dispatches
 
     def choose(self, b: Activations, n_rows: int) -> list[Dispatch]:
         """The next token of each sequence, and x for it. One launch, and one more a further part of the table."""
@@ -116,7 +116,7 @@ class DecoderProgram:
         first, *others = self.kernels.parts
         bindings: list[Binding] = [b.partials, self._table(first), self.weights.positions, b.state, b.x, b.chosen]
         self.kernels.launch(r, "choose", 1, bindings)  # one workgroup, whatever the number of sequences
-        return [*_dispatches(r), *self.embed(b, n_rows, others)]
+        return [*r.dispatches, *self.embed(b, n_rows, others)]
 
     def embed(self, b: Activations, n_rows: int, parts: Sequence[Part] | None = None) -> list[Dispatch]:
         """x of the rows in state. One launch a part of the table."""
@@ -124,7 +124,7 @@ class DecoderProgram:
         for part in self.kernels.parts if parts is None else parts:
             bindings: list[Binding] = [self._table(part), self.weights.positions, b.state, b.x]
             self.kernels.launch(r, f"embed {part.start}", n_rows, bindings)
-        return _dispatches(r)
+        return r.dispatches
 
     def _table(self, part: Part) -> View:
         row = 2 * self.dims.n_text_state
@@ -138,7 +138,3 @@ def woven(owns: Sequence[Sequence[Sequence[Dispatch]]], common: Sequence[Sequenc
         qkv, self_attention, cross_attention = zip(*(own[i] for own in owns), strict=True)
         steps += [*qkv, *self_attention, out, cross_query, *cross_attention, cross_out, fc1, fc2]
     return steps
-
-
-def _dispatches(recording: Recording) -> list[Dispatch]:
-    return [step for step in recording.steps if isinstance(step, Dispatch)]

@@ -1,7 +1,14 @@
-"""Whisper's encoder as a graph on a WebGPU device: log-mel in; audio states and cross-attention memory stay there."""
+"""Whisper's encoder as a graph on a WebGPU device: log-mel in; audio states and cross-attention memory stay there.
+
+Windows that wait for the device at the same moment, whichever requests they are of, are computed together.
+"""
 
 import threading
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,18 +16,32 @@ from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint
 from kernels.cross_memory import CrossMemory
-from kernels.device import Device
-from kernels.encoder_program import EncoderProgram, Result, Tiling
+from kernels.device import Device, DeviceError
+from kernels.encoder_memory import Result
+from kernels.encoder_program import EncoderProgram, Tiling
 
 IDLE_RESULTS = 4  # kept for the next windows, so that a request allocates nothing
+Frames = NDArray[np.float32]
+
+
+@dataclass(eq=False)
+class Window:
+    """One that waits to be computed: its frames as the program takes them, and who is told of its result."""
+
+    frames: Frames
+    told: Future[Result] = field(default_factory=Future)
 
 
 class EncoderGraph:
     """A model's encoder: weights and compiled kernels, shared by its contexts."""
 
-    def __init__(self, device: Device, checkpoint: Checkpoint, tiling: Tiling | None = None) -> None:
+    def __init__(
+        self, device: Device, checkpoint: Checkpoint, tiling: Tiling | None = None, windows: int | None = None
+    ) -> None:
+        """`tiling` and `windows`, how many are computed together at most, are chosen by the adapter if None."""
         self.device, self.dims = device, checkpoint.dims
-        self.program = device.run(lambda: EncoderProgram(device, checkpoint, tiling))
+        self.program = device.run(lambda: EncoderProgram(device, checkpoint, tiling, windows))
+        self._waiting: deque[Window] = deque()
         self._idle: list[Result] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -37,17 +58,44 @@ class EncoderGraph:
             raise ValueError("the encoder context has not computed yet")
         return context.cross
 
-    def encode(self, mel: NDArray[np.float32]) -> Result:
-        """(n_mels, 2 · n_audio_ctx) → its result, in memory given back if there is any. On the device's thread."""
-        with self._lock:
-            result = self._idle.pop() if self._idle else None
-        result = result or self.program.result()
+    def encode(self, mel: Frames) -> Result:
+        """(n_mels, 2 · n_audio_ctx) → its result, in memory given back if there is any. Not on the device's thread."""
+        window = Window(self.program.frames(mel))
+        self._waiting.append(window)
         try:
-            self.program.compute(mel, result)
-        except BaseException:
-            self.give_result(result)
+            self.device.enqueue(self._compute_waiting)
+        except DeviceError:
+            with suppress(ValueError):  # where a job that was still running took it
+                self._waiting.remove(window)
             raise
-        return result
+        return window.told.result()
+
+    def _compute_waiting(self) -> None:
+        """As many windows as go together, of those that wait: perhaps none, where earlier jobs have taken them."""
+        taken: list[tuple[Window, Result]] = []
+        while self._waiting and len(taken) < self.program.most_windows:
+            window = self._waiting.popleft()
+            try:
+                taken.append((window, self._take_result()))
+            except Exception as error:  # whatever it is, the one it belongs to must be told
+                window.told.set_exception(error)
+        if not taken:
+            return
+        try:
+            self.program.compute([(window.frames, result) for window, result in taken])
+        except Exception as error:
+            for window, result in taken:
+                self.give_result(result)
+                window.told.set_exception(error)
+        else:
+            for window, result in taken:
+                window.told.set_result(result)
+
+    def _take_result(self) -> Result:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return self.program.result()
 
     def give_result(self, result: Result) -> None:
         """Keep it for the next window, or free it."""
@@ -102,7 +150,7 @@ class EncoderContext:
             raise ValueError("mel is not set")
         mel, graph = self._mel[0], self.graph
         self._drop()
-        result = self._result = graph.device.run(lambda: graph.encode(mel))
+        result = self._result = graph.encode(mel)
         self.cross = CrossMemory(result.layers, lambda: graph.give_result(result))
 
     def get_output(self, index: int) -> NDArray[np.float32]:

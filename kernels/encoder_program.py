@@ -1,9 +1,10 @@
-"""Whisper's encoder as WGSL dispatches: working memory, and the recording from mel to result.
+"""Whisper's encoder as WGSL dispatches: the recording from log-mel to result, for one window or several together.
 
     mel → conv1+GELU → conv2+GELU+positions → each layer: LN+QKV → attention → out+residual → LN+fc1+GELU → fc2+residual
         → final LN → every decoder layer's cross-attention keys and values
 
-Weights are f16, activations and sums f32.
+Windows of several requests go through all but the last line in the same launches, the rows of one after those of the
+other: a window alone does not fill a large GPU. Weights are f16, activations and sums f32.
 """
 
 import math
@@ -16,12 +17,15 @@ from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint
 from kernels.device import Device, DeviceError
+from kernels.encoder_memory import F32_BYTES, Result, WorkingMemory, most_windows
 from kernels.encoder_weights import HEAD_COLUMNS, EncoderWeights, Layer, Norm, Product, padded
-from kernels.recording import Binding, Buffer, Pipeline, Recording, View
+from kernels.recording import Binding, Buffer, Dispatch, Pipeline, Recording
 
 Tiling = Literal["subgroup", "tile"]
 SUBGROUP_SIZES = (4, 8, 16)  # that the subgroup kernels are written for
 SUBGROUP_ROWS, NORM_ROWS, TILE_ROWS, TILE_COLUMNS = 16, 64, 64, 8  # of a product's workgroup; columns in groups of 8
+MAX_WINDOWS = 16  # computed together
+TOGETHER_BYTES = 512 << 20  # of working memory for several windows, at most
 Array = NDArray[Any]
 
 
@@ -30,42 +34,36 @@ def choose_tiling(device: Device) -> Tiling:
     return "subgroup" if device.info.is_software and device.subgroup_size in SUBGROUP_SIZES else "tile"
 
 
-class Result:
-    """One window's result on the device: `audio_states` f32 (n_audio_ctx, padded n_audio_state), the first of the
-    buffers it owns, and `layers`, each decoder layer's (keys, values, scales) as kernels/cross_memory.py lays them out.
-    `recording` computes it all."""
-
-    def __init__(self, buffers: Sequence[Buffer], layers: Sequence[tuple[View, View, View]], recording: Recording):
-        self.audio_states, self.layers, self.recording = buffers[0], layers, recording
-        self._buffers = buffers
-
-    def close(self) -> None:
-        """Free its memory. Idempotent."""
-        for buffer in self._buffers:
-            buffer.close()
+def choose_windows(device: Device, checkpoint: Checkpoint) -> int:
+    """How many windows to compute together: one on software adapters, which one window keeps busy."""
+    if device.info.is_software:
+        return 1
+    return min(MAX_WINDOWS, most_windows(device, checkpoint.dims, TOGETHER_BYTES))
 
 
 class EncoderProgram:
     """An encoder's weights and working memory on a device. One recording runs at a time, on the device's thread."""
 
-    def __init__(self, device: Device, checkpoint: Checkpoint, tiling: Tiling | None = None) -> None:
+    def __init__(
+        self, device: Device, checkpoint: Checkpoint, tiling: Tiling | None = None, windows: int | None = None
+    ) -> None:
+        """`windows`: how many at most are computed together, chosen by the adapter if None."""
         dims = checkpoint.dims
         if dims.n_audio_state // dims.n_audio_head > HEAD_COLUMNS:
             wide = dims.n_audio_state // dims.n_audio_head
             raise DeviceError(f"encoder heads of {wide} columns: the kernels are for at most {HEAD_COLUMNS}")
         self.device, self.dims = device, dims
         self.tiling: Tiling = tiling or choose_tiling(device)
+        self.most_windows = windows or choose_windows(device, checkpoint)
         self._lanes = device.subgroup_size if self.tiling == "subgroup" else None
         self._owned: list[Buffer] = []
         self._all_params: dict[tuple[int, ...], Buffer] = {}
         self.n_channels, self._state = padded(dims.n_mels), padded(dims.n_audio_state)
         self._compile()
         self._weights = EncoderWeights(device, checkpoint)
-        self._allocate()
-        self._body = Recording(device)
-        self._record_convolutions(self._body)
-        for layer in self._weights.layers:
-            self._record_layer(self._body, layer)
+        self._memory = WorkingMemory(device, dims, 1)
+        columns = max(product.columns for _, _, product in self._weights.cross)
+        self._keys_values = self._buffer(dims.n_audio_ctx * columns * F32_BYTES)  # of one window, before packing
 
     def _compile(self) -> None:
         """Every pipeline once, on several threads: compiling is most of a first start."""
@@ -90,72 +88,48 @@ class EncoderProgram:
             self._all_params[values] = self._buffer(np.array(values, np.uint32), uniform=True)
         return self._all_params[values]
 
-    def _aligned(self, n_bytes: int) -> int:
-        """Rounded up to where a binding may start."""
-        step = math.lcm(16, self.device.offset_alignment)
-        return -(-n_bytes // step) * step
-
-    def _allocate(self) -> None:
-        """Working memory, shared by all windows since they are computed one after the other."""
-        n_ctx, state, wide = self.dims.n_audio_ctx, self._state, self.dims.n_audio_head * HEAD_COLUMNS
-        # A zero frame on either side of the window is the convolutions' padding.
-        self.mel = self._buffer((2 * n_ctx + 2) * self.n_channels * 4)
-        self._features = self._buffer((2 * n_ctx + 2) * state * 4)
-        self._x = [self._buffer(n_ctx * state * 4) for _ in range(2)]  # the residual stream, before and after a step
-        self._normed = self._buffer(n_ctx * state * 4)
-        self._qkv = self._buffer(n_ctx * 3 * wide * 4)
-        self._attended = self._buffer(n_ctx * wide * 4)
-        layers = self._weights.layers
-        self._hidden = self._buffer(n_ctx * layers[0].up.columns * 4) if layers else self._normed
-        self._keys_values = self._buffer(n_ctx * 4 * max(product.columns for _, _, product in self._weights.cross))
-        # One decoder layer's keys or values, (n_audio_ctx, n_text_state) i16, and its scales, as bindings.
-        self._part_bytes = self._aligned(n_ctx * self.dims.n_text_state * 2)
-        self._scales_bytes = self._aligned(2 * self.dims.n_text_head * n_ctx * 4)
-
     def result(self) -> Result:
-        """Memory for one window's result, and the recording that computes it."""
-        dims, recording = self.dims, Recording(self.device)
-        states = self.device.buffer(dims.n_audio_ctx * self._state * 4)
-        cross = self.device.buffer(2 * dims.n_text_layer * self._part_bytes)
-        scales = self.device.buffer(dims.n_text_layer * self._scales_bytes)
-        recording.steps.extend(self._body.steps)
-        params = self._params(self._state // 4, dims.n_audio_state)
-        norm = [self._x[0], self._weights.ln_post.gain, self._weights.ln_post.shift, states, params]
-        recording.dispatch(self._layer_norm, norm, dims.n_audio_ctx)
-        head8 = dims.n_text_state // dims.n_text_head // 8
-        for start, stop, product in self._weights.cross:
-            self._record_gemm(recording, states, product, self._keys_values)
-            n_parts = 2 * (stop - start)
-            steps = self._part_bytes // 16, self._scales_bytes // 4
-            bindings: list[Binding] = [
-                self._keys_values,
-                cross.view(2 * start * self._part_bytes, n_parts * self._part_bytes),
-                scales.view(start * self._scales_bytes, (stop - start) * self._scales_bytes),
-                self._params(dims.n_audio_ctx, n_parts, dims.n_text_head, head8, *steps),
-            ]
-            recording.dispatch(self._cross_pack, bindings, -(-dims.n_audio_ctx // 64), dims.n_text_head, n_parts)
-        n_bytes, n_scales = dims.n_audio_ctx * dims.n_text_state * 2, 2 * dims.n_text_head * dims.n_audio_ctx * 4
-        layers = [
-            (
-                cross.view(2 * i * self._part_bytes, n_bytes),
-                cross.view((2 * i + 1) * self._part_bytes, n_bytes),
-                scales.view(i * self._scales_bytes, n_scales),
-            )
-            for i in range(dims.n_text_layer)
-        ]
-        return Result([states, cross, scales], layers, recording)
+        """Memory for one window's result."""
+        return Result(self.device, self.dims)
 
     @property
     def n_dispatches(self) -> int:
-        """Launches a window takes."""
-        return self._body.n_dispatches + 1 + 2 * len(self._weights.cross)
+        """Launches that a window by itself takes."""
+        return len(self._body(1)) + 1 + 2 * len(self._weights.cross)
 
-    def compute(self, mel: NDArray[np.float32], result: Result) -> None:
-        """(n_mels, 2 · n_audio_ctx) log-mel → `result`, done when this returns. On the device's thread."""
+    def frames(self, mel: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n_mels, 2 · n_audio_ctx) log-mel → as the device reads it, (2 · n_audio_ctx + 2, padded n_mels)."""
         frames = np.zeros((mel.shape[1] + 2, self.n_channels), np.float32)
         frames[1:-1, : mel.shape[0]] = mel.T
-        self.device.write(self.mel, frames)
-        reading = self.device.submit(result.recording, reads=[result.audio_states.view(0, 4)])
+        return frames
+
+    def compute(self, windows: Sequence[tuple[NDArray[np.float32], Result]]) -> None:
+        """Each window's frames → its result, done when this returns; at most `most_windows`. On the device's thread."""
+        self._make_room(len(windows))
+        for start in range(0, len(windows), self._memory.capacity):
+            self._compute(windows[start : start + self._memory.capacity])
+
+    def _make_room(self, n: int) -> None:
+        """Working memory for n windows, twice as much at a time, unless the device has no more."""
+        if n <= self._memory.capacity:
+            return
+        try:
+            larger = WorkingMemory(self.device, self.dims, min(self.most_windows, 1 << (n - 1).bit_length()))
+        except DeviceError:
+            self.most_windows = self._memory.capacity
+            return
+        self._memory.close()
+        self._memory = larger
+
+    def _compute(self, windows: Sequence[tuple[NDArray[np.float32], Result]]) -> None:
+        memory, recording = self._memory, Recording(self.device)
+        nbytes = memory.floats["mel"] * F32_BYTES
+        for i, (frames, _) in enumerate(windows):
+            self.device.write(memory.buffers["mel"].view(i * nbytes, nbytes), frames)
+        recording.steps.extend(self._body(len(windows)))
+        for i, (_, result) in enumerate(windows):
+            recording.steps.extend(self._tail(result, i))
+        reading = self.device.submit(recording, reads=[windows[-1][1].audio_states.view(0, 4)])
         assert reading is not None
         reading.wait()
 
@@ -164,31 +138,82 @@ class EncoderProgram:
         states = self.device.read(result.audio_states).reshape(1, self.dims.n_audio_ctx, self._state)
         return np.ascontiguousarray(states[:, :, : self.dims.n_audio_state])
 
-    def _record_convolutions(self, recording: Recording) -> None:
-        n_frames, step, skip = 2 * self.dims.n_audio_ctx, self.n_channels // 4, self._state // 8
+    def _body(self, n: int) -> list[Dispatch]:
+        """From the mel of n windows to x, the last layer's output. Recorded once."""
+        if n not in self._memory.bodies:
+            recording = Recording(self.device)
+            self._record_convolutions(recording, n)
+            for layer in self._weights.layers:
+                self._record_layer(recording, layer, n)
+            self._memory.bodies[n] = recording.dispatches
+        return self._memory.bodies[n]
+
+    def _tail(self, result: Result, i: int) -> list[Dispatch]:
+        """From x of window i to its result. Recorded once."""
+        made = self._memory.tails.setdefault(result, {})
+        if i not in made:
+            recording = Recording(self.device)
+            self._record_result(recording, result, i)
+            made[i] = recording.dispatches
+        return made[i]
+
+    def _record_result(self, recording: Recording, result: Result, i: int) -> None:
+        dims, n_ctx, norm = self.dims, self.dims.n_audio_ctx, self._weights.ln_post
+        params = self._params(self._state // 4, dims.n_audio_state, i * n_ctx)
+        bindings: list[Binding] = [self._memory.buffers["x"], norm.gain, norm.shift, result.audio_states, params]
+        recording.dispatch(self._layer_norm, bindings, n_ctx)
+        head8 = dims.n_text_state // dims.n_text_head // 8
+        for start, stop, product in self._weights.cross:
+            self._record_gemm(recording, result.audio_states, product, self._keys_values, rows=n_ctx)
+            n_parts = 2 * (stop - start)
+            bindings = [
+                self._keys_values,
+                result.cross.view(2 * start * result.part_bytes, n_parts * result.part_bytes),
+                result.scales.view(start * result.scales_bytes, (stop - start) * result.scales_bytes),
+                self._params(
+                    n_ctx, n_parts, dims.n_text_head, head8, result.part_bytes // 16, result.scales_bytes // F32_BYTES
+                ),
+            ]
+            recording.dispatch(self._cross_pack, bindings, -(-n_ctx // 64), dims.n_text_head, n_parts)
+
+    def _record_convolutions(self, recording: Recording, n: int) -> None:
+        b, floats, state = self._memory.buffers, self._memory.floats, self._state
         self._record_gemm(
-            recording, self.mel, self._weights.conv1, self._features, rows=n_frames, row_step=step, skip=skip, gelu=True
+            recording,
+            b["mel"],
+            self._weights.conv1,
+            b["features"],
+            rows=2 * self.dims.n_audio_ctx,
+            row_step=self.n_channels // 4,
+            skip=state // 8,
+            gelu=True,
+            steps=(floats["mel"] // 4, floats["features"] // 8),
+            windows=n,
         )
         self._record_residual(
             recording,
-            self._features,
+            b["features"],
             self._weights.conv2,
             self._weights.positions,
-            self._x[0],
-            row_step=2 * self._state // 4,
+            b["x"],
+            rows=self.dims.n_audio_ctx,
+            row_step=2 * state // 4,
             gelu=True,
+            steps=(floats["features"] // 4, floats["x"] // 8),
+            windows=n,
         )
 
-    def _record_layer(self, recording: Recording, layer: Layer) -> None:
-        x, between, n_ctx, n_head = self._x[0], self._x[1], self.dims.n_audio_ctx, self.dims.n_audio_head
-        self._record_norm(recording, x, layer.attn_norm, layer.qkv, self._qkv)
+    def _record_layer(self, recording: Recording, layer: Layer, n: int) -> None:
+        b, n_ctx, n_head = self._memory.buffers, self.dims.n_audio_ctx, self.dims.n_audio_head
+        x, between, rows = b["x"], b["between"], n * n_ctx
+        self._record_norm(recording, x, layer.attn_norm, layer.qkv, b["qkv"], rows=rows)
         scale = math.log2(math.e) * (self.dims.n_audio_state // n_head) ** -0.5
         params = self._params(n_ctx, n_head, int(np.float32(scale).view(np.uint32)))
         queries = 32 if self._lanes is None else 4 * self._lanes
-        recording.dispatch(self._attention, [self._qkv, self._attended, params], -(-n_ctx // queries), n_head)
-        self._record_residual(recording, self._attended, layer.out, x, between)
-        self._record_norm(recording, between, layer.mlp_norm, layer.up, self._hidden, gelu=True)
-        self._record_residual(recording, self._hidden, layer.down, between, x)
+        recording.dispatch(self._attention, [b["qkv"], b["attended"], params], -(-n_ctx // queries), n_head, n)
+        self._record_residual(recording, b["attended"], layer.out, x, between, rows=rows)
+        self._record_norm(recording, between, layer.mlp_norm, layer.up, b["hidden"], rows=rows, gelu=True)
+        self._record_residual(recording, b["hidden"], layer.down, between, x, rows=rows)
 
     def _grid(self, rows: int, columns: int) -> tuple[int, int]:
         """Workgroups of a product of that many rows and groups of 8 columns."""
@@ -203,15 +228,17 @@ class EncoderProgram:
         product: Product,
         out: Binding,
         *,
-        rows: int | None = None,
+        rows: int,
         row_step: int | None = None,
         skip: int = 0,
         gelu: bool = False,
+        steps: tuple[int, int] = (0, 0),
+        windows: int = 1,
     ) -> None:
-        rows = self.dims.n_audio_ctx if rows is None else rows
         inner, columns = product.inner // 4, product.columns // 8
-        params = self._params(rows, inner, columns, row_step or inner, skip, int(gelu))
-        recording.dispatch(self._gemm, [a, product.weight, product.bias, out, params], *self._grid(rows, columns))
+        params = self._params(rows, inner, columns, row_step or inner, skip, int(gelu), *steps)
+        bindings = [a, product.weight, product.bias, out, params]
+        recording.dispatch(self._gemm, bindings, *self._grid(rows, columns), windows)
 
     def _record_residual(
         self,
@@ -221,27 +248,40 @@ class EncoderProgram:
         add: Buffer,
         out: Buffer,
         *,
+        rows: int,
         row_step: int | None = None,
         gelu: bool = False,
+        steps: tuple[int, int] = (0, 0),
+        windows: int = 1,
     ) -> None:
-        rows, inner, columns = self.dims.n_audio_ctx, product.inner // 4, product.columns // 8
-        params = self._params(rows, inner, columns, row_step or inner, int(gelu))
+        inner, columns = product.inner // 4, product.columns // 8
+        params = self._params(rows, inner, columns, row_step or inner, int(gelu), *steps)
         bindings = [a, product.weight, product.bias, add, out, params]
-        recording.dispatch(self._gemm_residual, bindings, *self._grid(rows, columns))
+        recording.dispatch(self._gemm_residual, bindings, *self._grid(rows, columns), windows)
 
     def _record_norm(
-        self, recording: Recording, x: Buffer, norm: Norm, product: Product, out: Buffer, *, gelu: bool = False
+        self,
+        recording: Recording,
+        x: Buffer,
+        norm: Norm,
+        product: Product,
+        out: Buffer,
+        *,
+        rows: int,
+        gelu: bool = False,
     ) -> None:
-        rows, inner, columns = self.dims.n_audio_ctx, product.inner // 4, product.columns // 8
+        inner, columns = product.inner // 4, product.columns // 8
         params = self._params(rows, inner, columns, self.dims.n_audio_state, int(gelu))
         bindings = [x, norm.gain, norm.shift, product.weight, product.bias]
         if self._lanes is None:
             recording.dispatch(self._gemm_norm, [*bindings, out, params], *self._grid(rows, columns))
         else:  # a workgroup normalises its rows once, for all columns
-            recording.dispatch(self._gemm_norm, [*bindings, self._normed, out, params], -(-rows // NORM_ROWS))
+            normed = self._memory.buffers["normed"]
+            recording.dispatch(self._gemm_norm, [*bindings, normed, out, params], -(-rows // NORM_ROWS))
 
     def close(self) -> None:
         """Free weights and working memory. Idempotent."""
         self._weights.close()
+        self._memory.close()
         for buffer in self._owned:
             buffer.close()

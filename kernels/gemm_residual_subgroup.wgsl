@@ -2,12 +2,13 @@
 // act is GELU if `gelu` is not 0.
 //
 // The tile is that of gemm_subgroup.wgsl: a workgroup is one subgroup of LANES lanes, 16 rows by 8 · LANES columns; a lane owns 8 columns.
+// Of several windows each has its own `a`, a_step · 4 elements after the last one's, and its own `out`, out_step · 8 after; `add` serves all.
 //   a       (rows, 4 · inner) f32, row_step · 4 from row to row    in
 //   weight  (4 · inner, 8 · columns) f16                           in
 //   bias    (8 · columns,) f32                                     in
 //   add     (rows, 8 · columns) f32                                in
 //   out     (rows, 8 · columns) f32                                out
-// dispatch (ceil(rows / 16), ceil(columns / LANES), 1): rows first, so that a core keeps its columns of `weight` in its cache
+// dispatch (ceil(rows / 16), ceil(columns / LANES), windows): rows first, so that a core keeps its columns of `weight` in its cache
 
 struct Params {
   rows: u32,
@@ -15,6 +16,8 @@ struct Params {
   columns: u32,
   row_step: u32,
   gelu: u32,
+  a_step: u32,
+  out_step: u32,
 }
 
 const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text, since a broadcast's lane must be a constant
@@ -25,6 +28,8 @@ const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text,
 @group(0) @binding(3) var<storage, read> add: array<vec4f>;
 @group(0) @binding(4) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(5) var<uniform> params: Params;
+
+var<private> window: u32;  // that this workgroup computes for
 
 // <unroll.py gelu>
 // GELU(x) = x · Φ(x), exact up to erf's approximation (Abramowitz & Stegun 7.1.26: 1.5e-7).
@@ -38,7 +43,7 @@ fn gelu(x: vec4f) -> vec4f {
 // </unroll.py>
 
 fn load_rows(index: u32, row: u32, k: u32) -> vec4f {
-  return a[min(row + index * LANES, params.rows - 1u) * params.row_step + k];
+  return a[window * params.a_step + min(row + index * LANES, params.rows - 1u) * params.row_step + k];
 }
 
 fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
@@ -51,13 +56,15 @@ fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
     low = gelu(low);
     high = gelu(high);
   }
-  let place = 2u * (row * params.columns + column);
-  out[place] = low + add[place];
-  out[place + 1u] = high + add[place + 1u];
+  let addend = 2u * (row * params.columns + column);
+  let place = 2u * window * params.out_step + addend;
+  out[place] = low + add[addend];
+  out[place + 1u] = high + add[addend + 1u];
 }
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  window = group.z;
   let row = group.x * 16u;
   let column = group.y * LANES + lane;
   let loaded_column = min(column, params.columns - 1u);

@@ -3,11 +3,12 @@
 // A workgroup is one subgroup of LANES lanes and computes 16 rows by 8 · LANES columns. A lane owns 8 neighbouring columns, whose sums
 // are named variables (an indexed private array is slow memory in lavapipe). A load is dear there, so none is repeated: each lane loads
 // other rows of `a`, and subgroupBroadcast hands them to all. Convolutions too: `row_step` lets rows of `a` overlap.
+// Of several windows each has its own `a`, a_step · 4 elements after the last one's, and its own `out`, out_step · 8 after.
 //   a       (rows, 4 · inner) f32, row_step · 4 from row to row    in
 //   weight  (4 · inner, 8 · columns) f16                           in
 //   bias    (8 · columns,) f32                                     in
 //   out     (rows, 8 · columns) f32 after `skip` · 8 elements       out
-// dispatch (ceil(rows / 16), ceil(columns / LANES), 1): rows first, so that a core keeps its columns of `weight` in its cache
+// dispatch (ceil(rows / 16), ceil(columns / LANES), windows): rows first, so that a core keeps its columns of `weight` in its cache
 
 struct Params {
   rows: u32,
@@ -16,6 +17,8 @@ struct Params {
   row_step: u32,
   skip: u32,
   gelu: u32,
+  a_step: u32,
+  out_step: u32,
 }
 
 const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text, since a broadcast's lane must be a constant
@@ -25,6 +28,8 @@ const LANES = 16u;  // the adapter's subgroup size, 4, 8 or 16: set in the text,
 @group(0) @binding(2) var<storage, read> bias: array<vec4f>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(4) var<uniform> params: Params;
+
+var<private> window: u32;  // that this workgroup computes for
 
 // <unroll.py gelu>
 // GELU(x) = x · Φ(x), exact up to erf's approximation (Abramowitz & Stegun 7.1.26: 1.5e-7).
@@ -38,7 +43,7 @@ fn gelu(x: vec4f) -> vec4f {
 // </unroll.py>
 
 fn load_rows(index: u32, row: u32, k: u32) -> vec4f {
-  return a[min(row + index * LANES, params.rows - 1u) * params.row_step + k];
+  return a[window * params.a_step + min(row + index * LANES, params.rows - 1u) * params.row_step + k];
 }
 
 fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
@@ -51,13 +56,14 @@ fn store(row: u32, column: u32, low_sum: vec4f, high_sum: vec4f) {
     low = gelu(low);
     high = gelu(high);
   }
-  let place = 2u * (params.skip + row * params.columns + column);
+  let place = 2u * (window * params.out_step + params.skip + row * params.columns + column);
   out[place] = low;
   out[place + 1u] = high;
 }
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  window = group.z;
   let row = group.x * 16u;
   let column = group.y * LANES + lane;
   let loaded_column = min(column, params.columns - 1u);

@@ -2,11 +2,12 @@
 //
 // A workgroup of 256 computes 64 rows by 64 columns, going along the inner dimension 16 at a time through shared memory; an invocation
 // owns 4 rows by 4 columns. Convolutions too: `row_step` lets rows of `a` overlap.
+// Of several windows each has its own `a`, a_step · 4 elements after the last one's, and its own `out`, out_step · 8 after.
 //   a       (rows, 4 · inner) f32, row_step · 4 from row to row    in
 //   weight  (4 · inner, 8 · columns) f16                           in
 //   bias    (8 · columns,) f32                                     in
 //   out     (rows, 8 · columns) f32 after `skip` · 8 elements       out
-// dispatch (ceil(columns / 8), ceil(rows / 64), 1)
+// dispatch (ceil(columns / 8), ceil(rows / 64), windows)
 
 struct Params {
   rows: u32,
@@ -15,6 +16,8 @@ struct Params {
   row_step: u32,
   skip: u32,
   gelu: u32,
+  a_step: u32,
+  out_step: u32,
 }
 
 @group(0) @binding(0) var<storage, read> a: array<vec4f>;
@@ -22,6 +25,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> bias: array<vec4f>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(4) var<uniform> params: Params;
+
+var<private> window: u32;  // that this workgroup computes for
 
 var<workgroup> a_tile: array<vec4f, 256>;  // [64 rows][4 quads of the inner dimension]
 var<workgroup> weight_tile: array<vec4f, 256>;  // [16 of the inner dimension][16 quads of columns]
@@ -46,7 +51,7 @@ fn load_a(row: u32, quad: u32) -> vec4f {
   if (row >= params.rows || quad >= params.inner) {
     return vec4f();
   }
-  return a[row * params.row_step + quad];
+  return a[window * params.a_step + row * params.row_step + quad];
 }
 
 // 4 columns of a row of the result.
@@ -58,11 +63,12 @@ fn store(row: u32, quad: u32, sum: vec4f) {
   if (params.gelu != 0u) {
     value = gelu(value);
   }
-  out[2u * (params.skip + row * params.columns) + quad] = value;
+  out[2u * (window * params.out_step + params.skip + row * params.columns) + quad] = value;
 }
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+  window = group.z;
   let first_row = group.y * 64u;
   let first_quad = group.x * 16u;
   // <unroll.py product>

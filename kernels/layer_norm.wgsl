@@ -1,5 +1,5 @@
 // out = (x - mean) / sqrt(variance + 1e-5) · gain + shift over each row: the encoder's last step.
-// Workgroup r of 64 invocations normalises row r; an invocation takes every 64th group of 4 columns.
+// Workgroup r of 64 invocations normalises row `first` + r into row r; an invocation takes every 64th group of 4 columns.
 //   x      (rows, 4 · inner) f32, of which `width` columns count and the rest are 0    in
 //   gain   (4 · inner,) f32           in
 //   shift  (4 · inner,) f32           in
@@ -9,6 +9,7 @@
 struct Params {
   inner: u32,
   width: u32,
+  first: u32,
 }
 
 @group(0) @binding(0) var<storage, read> x: array<vec4f>;
@@ -36,7 +37,8 @@ fn row_total(invocation: u32, value: f32) -> f32 {
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
-  let start = group.x * params.inner;
+  let start = (params.first + group.x) * params.inner;
+  let target_start = group.x * params.inner;
   let width = f32(params.width);
   var sum = 0.0;
   for (var k = invocation; k < params.inner; k += 64u) {
@@ -52,6 +54,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let padding = (f32(4u * params.inner) - width) * mean * mean;
   let scale = inverseSqrt(max(0.0, row_total(invocation, squares) - padding) / width + 1e-5);
   for (var k = invocation; k < params.inner; k += 64u) {
-    out[start + k] = (x[start + k] - mean) * scale * gain[k] + shift[k];
+    out[target_start + k] = (x[start + k] - mean) * scale * gain[k] + shift[k];
   }
 }

@@ -105,8 +105,9 @@ class Recording:
         self.steps: list[Dispatch | Copy] = []
 
     @property
-    def n_dispatches(self) -> int:
-        return sum(isinstance(step, Dispatch) for step in self.steps)
+    def dispatches(self) -> list[Dispatch]:
+        """Its launches without the copies, to be counted or put into other recordings."""
+        return [step for step in self.steps if isinstance(step, Dispatch)]
 
     def dispatch(self, pipeline: Pipeline, bindings: Sequence[Binding], x: int, y: int = 1, z: int = 1) -> None:
         """Add a launch of x·y·z workgroups over `bindings`, given in the kernel's own order."""

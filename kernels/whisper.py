@@ -9,9 +9,10 @@ from kernels.encoder import EncoderGraph
 class GpuModel:
     """A model on a device. Contexts share the weights; each may run in its own thread, one at a time runs."""
 
-    def __init__(self, checkpoint: Checkpoint, device: Device) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: Device, windows: int | None = None) -> None:
+        """`windows`: how many the encoder computes together at most, chosen by the adapter if None."""
         self.dims = checkpoint.dims
-        self.encoder = EncoderGraph(device, checkpoint)
+        self.encoder = EncoderGraph(device, checkpoint, windows=windows)
         self.decoder = DecoderGraph(device, checkpoint, self.encoder.cross_of)
 
     def close(self) -> None:

@@ -112,8 +112,8 @@ class Settings:
     )
     workers: int = _field(
         0,
-        "Transcriptions that compute at once, a window of audio in each turn; 0 takes 8 on a GPU, 2 on the CPU, or one "
-        "for each 4 of its cores where those are more, but no more than WISP_OPEN_JOBS",
+        "Transcriptions that compute at once, a window of audio in each turn; 0 takes 16 on a GPU, 2 on the CPU, or "
+        "one for each 4 of its cores where those are more, but no more than WISP_OPEN_JOBS",
         unit="transcriptions",
     )
     open_jobs: int = _field(

@@ -31,7 +31,7 @@ log = logging.getLogger("wisp")
 
 RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
 SECONDS_PER_STATE = 0.02  # of audio, for each of n_audio_ctx
-GPU_WORKERS, CORES_A_WORKER = 8, 4
+GPU_WORKERS, CORES_A_WORKER = 16, 4
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -74,8 +74,8 @@ class _Events:
 def default_workers(target: Target, n_cores: int = N_CORES) -> int:
     """How many transcriptions compute at once where nobody has said.
 
-    A GPU idles while a guest thinks between two computes, which others fill. On the CPU one transcription has all the
-    cores where there is work to share out, and a few of them where a token is decoded.
+    A GPU takes so many windows, and so many rows of a token, in the same launches. On the CPU one transcription has
+    all the cores where there is work to share out, and a few of them where a token is decoded.
     """
     if target.name == "gpu" and not target.is_software:
         return GPU_WORKERS

@@ -25,10 +25,11 @@ RESULTS = {
         "encode": {"wisp": [1.0, 4.0, 2.0], "openai-whisper": [2.0, 4.0, 8.0]},
         "token": {"wisp": [0.001, 0.001, 0.001]},
         "11 s": {"wisp": [1.0, 1.0, 1.0], "openai-whisper": [4.0, 4.0, 4.0]},
+        "2 s": {"wisp": [4.0], "wisp gpu": [1.0], "openai-whisper CUDA f16": [2.0]},
     },
     "together": {"4 at once": {"wisp": [2.0]}},
     "texts": {},
-    "missing": {"wisp gpu": "no adapter"},
+    "missing": {"whisper.cpp": "not installed"},
     "start": {
         "wisp": {"seconds": 0.5, "best": 0.4, "peak_mb": 200.0},
         "openai-whisper": {"seconds": 5.0, "best": 4.0, "peak_mb": 900.0},
@@ -64,14 +65,16 @@ def test_the_page_keeps_its_words_and_gets_new_figures(tmp_path: Path, capsys: p
     assert "old" not in text
     assert text.startswith("# Performance\n\nBefore.") and text.endswith("After.\n")
     assert "| openai-whisper | 4000.0 (0.50) | – |" in text
-    assert "| openai-whisper | 4000 (0.25) |" in text
+    assert "| openai-whisper | 4000 (0.25) | – |" in text
+    assert "| wisp gpu | – | 1000 (4.00) |" in text
+    assert "| openai-whisper CUDA f16 | – | 2000 (0.50) |" in text  # on a GPU, as Wisp there
     assert "| wisp | 2000 |" in text
     assert "| openai-whisper | 5.00 (0.10) | 4.00 | 900 |" in text
     assert "| encode: `gemm` | 2 | 1500 | 3.2 | 0.5 | 0.40 |" in text
     assert "| token: `choose` | 1 | 80 | 0.5 | – | 1.00 |" in text
     assert "20000 in a row on one core: 15000 a second." in text
     assert "CPU target: 3.1 %." in text
-    assert "Skipped: wisp gpu: no adapter." in text
+    assert "Skipped: whisper.cpp: not installed." in text
     assert json.loads((tmp_path / "performance.json").read_text()) == RESULTS
     assert "| wisp | 2000.0 | 1.0 |" in capsys.readouterr().out
 

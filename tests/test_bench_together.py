@@ -7,18 +7,18 @@ from kernels.device import list_adapters
 from tests.conftest import ROOT
 
 
-def test_requests_choose_the_same_together_and_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["encode", "decode"])
+def test_requests_give_the_same_together_and_in_turn(what: str) -> None:
     if not list_adapters():
         pytest.skip("no WebGPU adapter on this machine")
-    bench = Bench(ROOT / "assets" / "embedded", n_tokens=3)
-    assert bench.ratio(2) > 0
-    request, calls = bench.request, list[int]()
+    bench = Bench(ROOT / "assets" / "embedded", n_tokens=3, n_audio=2)
+    work, calls = getattr(bench, what), list[int]()
+    assert bench.ratio(work, 2) > 0
 
     def another_each_time(number: int) -> list[int]:
         calls.append(number)
-        return [*request(number), len(calls)]
+        return [*work(number), len(calls)]
 
-    monkeypatch.setattr(bench, "request", another_each_time)
-    with pytest.raises(RuntimeError, match="other tokens"):
-        bench.ratio(1)
+    with pytest.raises(RuntimeError, match="something else"):
+        bench.ratio(another_each_time, 1)
     bench.device.close()

@@ -2,7 +2,11 @@
 
 import math
 import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +15,12 @@ from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint, Dimensions, load_checkpoint
 from kernels.cpu import CpuModel
-from kernels.device import Device
+from kernels.device import Device, DeviceError
 from kernels.encoder import EncoderContext, EncoderGraph
+from kernels.encoder_memory import floats_a_window, most_windows
 from kernels.encoder_program import Tiling, choose_tiling
 from kernels.formats_common import expected_shapes
+from tests.waiting import until
 
 Array = NDArray[Any]
 NEAR = 1e-4  # how far from NumPy's a result may be, relative to the largest value
@@ -143,6 +149,109 @@ def test_a_held_result_outlives_its_context_and_the_next_window(device: Device) 
     assert np.array_equal(cross_of(graph, again), first)
     again.close()
     graph.close()
+
+
+def computed_together(
+    graph: EncoderGraph, mels: Sequence[NDArray[np.float32]]
+) -> list[tuple[EncoderContext, Future[None]]]:
+    """A context for each window and what came of its compute; all began while the device was busy."""
+    contexts = [graph.init_execution_context({}) for _ in mels]
+    for context, mel in zip(contexts, mels, strict=True):
+        context.set_input(0, mel)
+    is_over = threading.Event()
+    graph.device.enqueue(is_over.wait)
+    with ThreadPoolExecutor(len(mels)) as threads:
+        computed = [threads.submit(context.compute) for context in contexts]
+        until(lambda: len(graph._waiting) == len(mels), "all windows wait")
+        is_over.set()
+    return list(zip(contexts, computed, strict=True))
+
+
+def outputs(graph: EncoderGraph, context: EncoderContext) -> tuple[Array, Array]:
+    return context.get_output(0), cross_of(graph, context)
+
+
+@pytest.mark.parametrize("n_audio_ctx", [50, 37])  # windows end in the middle of a tile
+def test_windows_together_give_what_each_gives_alone(
+    device: Device, tiling: Tiling, n_audio_ctx: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = checkpoint(n_audio_ctx=n_audio_ctx)
+    mels = [mel_for(model.dims, seed) for seed in range(7)]
+    graph = EncoderGraph(device, model, tiling, windows=3)
+    alone = [outputs(graph, context) for mel in mels for context, _ in computed_together(graph, [mel])]
+    compute, sizes = graph.program.compute, list[int]()
+
+    def noted(windows: Sequence[Any]) -> None:
+        sizes.append(len(windows))
+        compute(windows)
+
+    monkeypatch.setattr(graph.program, "compute", noted)
+    for (context, computed), (states, cross) in zip(computed_together(graph, mels), alone, strict=True):
+        computed.result()
+        assert np.array_equal(context.get_output(0), states)
+        assert np.array_equal(cross_of(graph, context), cross)
+    assert sizes == [3, 3, 1]
+    graph.close()
+
+
+def test_without_memory_for_several_windows_one_is_computed_after_the_other(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = checkpoint()
+    mels = [mel_for(model.dims, seed) for seed in range(3)]
+    graph = EncoderGraph(device, model, windows=3)
+    alone = [context.get_output(0) for mel in mels for context, _ in computed_together(graph, [mel])]
+    [largest] = sorted(floats_a_window(model.dims).values())[-1:]
+    limits = {**device.info.limits, "max-buffer-size": 4 * largest}
+    monkeypatch.setattr(device, "info", replace(device.info, limits=limits))
+    together = computed_together(graph, mels)
+    assert graph.program.most_windows == 1
+    for (context, computed), states in zip(together, alone, strict=True):
+        computed.result()
+        assert np.array_equal(context.get_output(0), states)
+    graph.close()
+
+
+def test_what_fails_is_told_to_the_window_it_belongs_to(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = checkpoint()
+    mels = [mel_for(model.dims, seed) for seed in range(3)]
+    graph = EncoderGraph(device, model, windows=3)
+    made, made_so_far = graph.program.result, list[int]()
+
+    def second_fails() -> Any:
+        made_so_far.append(1)
+        if len(made_so_far) == 2:
+            raise DeviceError("no memory for a result")
+        return made()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graph.program, "result", second_fails)
+        errors = [computed.exception() for _, computed in computed_together(graph, mels)]
+    assert sorted(str(error) for error in errors) == ["None", "None", "no memory for a result"]
+
+    def all_fail(windows: Sequence[Any]) -> None:
+        raise DeviceError(f"lost with {len(windows)}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graph.program, "compute", all_fail)
+        errors = [computed.exception() for _, computed in computed_together(graph, mels)]
+    assert [str(error) for error in errors] == ["lost with 3"] * 3
+    assert [computed.exception() for _, computed in computed_together(graph, mels)] == [None] * 3
+    graph.close()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "nbytes", "windows"),
+    [((384, 6), 512 << 20, 17), ((1280, 20), 512 << 20, 5), ((1280, 20), 1, 1)],
+    ids=["tiny", "large", "no room"],
+)
+def test_how_many_windows_fit_working_memory(device: Device, sizes: tuple[int, int], nbytes: int, windows: int) -> None:
+    state, n_head = sizes
+    dims = replace(checkpoint().dims, n_audio_ctx=1500, n_audio_state=state, n_audio_head=n_head)
+    limited = SimpleNamespace(max_binding=1 << 31)
+    assert most_windows(limited, dims, nbytes) == windows  # type: ignore[arg-type]
+    limited.max_binding = 4 * max(floats_a_window(dims).values())
+    assert most_windows(limited, dims, nbytes) == 1  # type: ignore[arg-type]
 
 
 def test_only_the_devices_thread_uses_the_device(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

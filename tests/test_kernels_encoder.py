@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 
 Array = NDArray[Any]
 F32 = 2e-5  # how far a kernel's output may be from float64, relative to the largest value
+WINDOWS = 2  # of a launch: each has its own rows, and one more that nothing is written to
 SIZES = [(1, 1, 1), (3, 129, 129), (17, 240, 72), (150, 384, 1152)]  # rows, inner, columns
 TILINGS: list[Tiling] = ["subgroup", "tile"]
 
@@ -40,8 +41,8 @@ def f16(array: Array) -> Array:
 
 
 def pack_rows(array: Array) -> NDArray[np.float32]:
-    """(rows, n) f32, n padded with zeros to a multiple of 8."""
-    return np.pad(array, [(0, 0), (0, -array.shape[1] % 8)])
+    """(…, rows, n) f32, n padded with zeros to a multiple of 8."""
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % 8)])
 
 
 def assert_close(got: Array, wanted: Array, tolerance: float) -> None:
@@ -59,7 +60,7 @@ def layer_norm(x: Array, gain: Array, shift: Array) -> Array:
 
 
 def run_product(
-    device: Device, tiling: Tiling, kernel: str, bindings: list[Any], params: list[int], **constants: float
+    device: Device, tiling: Tiling, kernel: str, bindings: list[Any], params: list[int], windows: int = 1
 ) -> None:
     """Launch a product kernel over arrays and the buffer it writes, `params` starting with rows, inner, columns."""
     rows, _, columns = params[:3]
@@ -70,37 +71,40 @@ def run_product(
         grid = -(-rows // 64), 1
     buffers = [b if isinstance(b, Buffer) else device.buffer(b) for b in bindings]
     recording = Recording(device)
-    pipeline = device.pipeline(f"{kernel}_{tiling}", constants, lanes=lanes)
-    recording.dispatch(pipeline, [*buffers, device.buffer(np.array(params, np.uint32), uniform=True)], *grid)
+    pipeline = device.pipeline(f"{kernel}_{tiling}", lanes=lanes)
+    recording.dispatch(pipeline, [*buffers, device.buffer(np.array(params, np.uint32), uniform=True)], *grid, windows)
     device.submit(recording)
 
 
 @pytest.mark.parametrize(("rows", "inner", "columns"), SIZES)
 @pytest.mark.parametrize("act", [False, True])
 def test_product(device: Device, tiling: Tiling, rows: int, inner: int, columns: int, act: bool) -> None:
-    a, weight = random(0, rows, inner).astype(np.float32), f16(random(1, inner, columns) / math.sqrt(inner))
+    a, weight = random(0, WINDOWS, rows + 1, inner).astype(np.float32), f16(random(1, inner, columns) / inner**0.5)
     bias = random(2, columns).astype(np.float32)
-    wanted = a.astype(np.float64) @ weight + bias
-    out = device.buffer(rows * padded(columns) * 4)
-    params = [rows, padded(inner) // 4, padded(columns) // 8, padded(inner) // 4, 0, int(act)]
-    run_product(device, tiling, "gemm", [pack_rows(a), pack(weight), pack_vector(bias), out], params)
-    got = device.read(out).reshape(rows, -1)
-    assert_close(got[:, :columns], gelu(wanted) if act else wanted, F32)
+    wanted = a[:, :rows].astype(np.float64) @ weight + bias
+    k, n = padded(inner), padded(columns)
+    out = device.buffer(WINDOWS * (rows + 1) * n * 4)
+    params = [rows, k // 4, n // 8, k // 4, n // 8, int(act), (rows + 1) * k // 4, (rows + 1) * n // 8]
+    run_product(device, tiling, "gemm", [pack_rows(a), pack(weight), pack_vector(bias), out], params, WINDOWS)
+    got = device.read(out).reshape(WINDOWS, rows + 1, -1)  # the first row is skipped
+    assert_close(got[:, 1:, :columns], gelu(wanted) if act else wanted, F32)
+    assert not got[:, 0].any()
 
 
 @pytest.mark.parametrize(("rows", "inner", "columns"), SIZES)
 @pytest.mark.parametrize("act", [False, True])
 def test_product_with_residual(device: Device, tiling: Tiling, rows: int, inner: int, columns: int, act: bool) -> None:
-    a, weight = random(0, rows, inner).astype(np.float32), f16(random(1, inner, columns) / math.sqrt(inner))
+    a, weight = random(0, WINDOWS, rows + 1, inner).astype(np.float32), f16(random(1, inner, columns) / inner**0.5)
     bias, add = random(2, columns).astype(np.float32), random(3, rows, columns).astype(np.float32)
-    wanted = a.astype(np.float64) @ weight + bias
-    out = device.buffer(rows * padded(columns) * 4)
-    padded_add = np.pad(add, [(0, 0), (0, -columns % 8)])
-    params = [rows, padded(inner) // 4, padded(columns) // 8, padded(inner) // 4, int(act)]
-    bindings = [pack_rows(a), pack(weight), pack_vector(bias), padded_add, out]
-    run_product(device, tiling, "gemm_residual", bindings, params)
-    got = device.read(out).reshape(rows, -1)[:, :columns]
-    assert_close(got, (gelu(wanted) if act else wanted) + add, F32)
+    wanted = a[:, :rows].astype(np.float64) @ weight + bias
+    k, n = padded(inner), padded(columns)
+    out = device.buffer(WINDOWS * (rows + 1) * n * 4)
+    params = [rows, k // 4, n // 8, k // 4, int(act), (rows + 1) * k // 4, (rows + 1) * n // 8]
+    bindings = [pack_rows(a), pack(weight), pack_vector(bias), pack_rows(add), out]
+    run_product(device, tiling, "gemm_residual", bindings, params, WINDOWS)
+    got = device.read(out).reshape(WINDOWS, rows + 1, -1)
+    assert_close(got[:, :rows, :columns], (gelu(wanted) if act else wanted) + add, F32)
+    assert not got[:, rows].any()
 
 
 @pytest.mark.parametrize(("rows", "inner", "columns"), SIZES)
@@ -111,9 +115,8 @@ def test_product_of_layer_norm(device: Device, tiling: Tiling, rows: int, inner:
     bias, gain, shift = (random(seed, n).astype(np.float32) for seed, n in ((2, columns), (3, inner), (4, inner)))
     wanted = layer_norm(x.astype(np.float64), gain, shift) @ weight + bias
     out = device.buffer(rows * padded(columns) * 4)
-    padded_x = np.pad(x, [(0, 0), (0, -inner % 8)])
     params = [rows, padded(inner) // 4, padded(columns) // 8, inner, int(act)]
-    bindings = [padded_x, pack_vector(gain), pack_vector(shift), pack(weight), pack_vector(bias), out]
+    bindings = [pack_rows(x), pack_vector(gain), pack_vector(shift), pack(weight), pack_vector(bias), out]
     run_product(device, tiling, "gemm_norm", bindings, params)
     got = device.read(out).reshape(rows, -1)[:, :columns]
     assert_close(got, gelu(wanted) if act else wanted, F32)
@@ -121,37 +124,36 @@ def test_product_of_layer_norm(device: Device, tiling: Tiling, rows: int, inner:
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 129), (50, 384)])
 def test_layer_norm(device: Device, rows: int, width: int) -> None:
-    x = (random(0, rows, width) * 3 + 5).astype(np.float32)
+    first = 2  # of the rows to normalise
+    x = (random(0, first + rows, width) * 3 + 5).astype(np.float32)
     gain, shift = random(1, width).astype(np.float32), random(2, width).astype(np.float32)
     out = device.buffer(rows * padded(width) * 4)
-    params = device.buffer(np.array([padded(width) // 4, width], np.uint32), uniform=True)
-    inputs = [np.pad(x, [(0, 0), (0, -width % 8)]), pack_vector(gain), pack_vector(shift)]
+    params = device.buffer(np.array([padded(width) // 4, width, first], np.uint32), uniform=True)
     recording = Recording(device)
+    inputs = [pack_rows(x), pack_vector(gain), pack_vector(shift)]
     bindings = [*(device.buffer(array) for array in inputs), out, params]
     recording.dispatch(device.pipeline("layer_norm"), bindings, rows)
     device.submit(recording)
-    wanted = layer_norm(x.astype(np.float64), gain, shift)
+    wanted = layer_norm(x[first:].astype(np.float64), gain, shift)
     assert_close(device.read(out).reshape(rows, -1)[:, :width], wanted, F32)
 
 
 @pytest.mark.parametrize(("rows", "heads", "spread"), [(1, 1, 1.0), (3, 2, 1.0), (129, 2, 1.0), (200, 1, 6.0)])
 def test_attention(device: Device, tiling: Tiling, rows: int, heads: int, spread: float) -> None:
-    qkv = random(0, rows, 3, heads, 64)
-    qkv[:, :2] *= spread
-    q, k, v = np.moveaxis(qkv.astype(np.float32).astype(np.float64), 1, 0)
-    scores = np.einsum("qhd,khd->hqk", q, k) / 8
-    weights = np.exp(scores - scores.max(2, keepdims=True))
-    wanted = np.einsum("hqk,khd->qhd", weights / weights.sum(2, keepdims=True), v)
+    qkv = random(0, WINDOWS, rows, 3, heads, 64)
+    qkv[:, :, :2] *= spread
+    q, k, v = np.moveaxis(qkv.astype(np.float32).astype(np.float64), 2, 0)
+    scores = np.einsum("wqhd,wkhd->whqk", q, k) / 8
+    weights = np.exp(scores - scores.max(3, keepdims=True))
+    wanted = np.einsum("whqk,wkhd->wqhd", weights / weights.sum(3, keepdims=True), v)
     scale = int(np.float32(math.log2(math.e) / 8).view(np.uint32))
-    params, out = (
-        device.buffer(np.array([rows, heads, scale], np.uint32), uniform=True),
-        device.buffer(rows * heads * 256),
-    )
+    params = device.buffer(np.array([rows, heads, scale], np.uint32), uniform=True)
+    out = device.buffer(wanted.size * 4)
     lanes = device.subgroup_size if tiling == "subgroup" else None
     recording = Recording(device)
     pipeline = device.pipeline(f"attention_{tiling}", lanes=lanes)
     bindings = [device.buffer(qkv.astype(np.float32)), out, params]
-    recording.dispatch(pipeline, bindings, -(-rows // (32 if lanes is None else 4 * lanes)), heads)
+    recording.dispatch(pipeline, bindings, -(-rows // (32 if lanes is None else 4 * lanes)), heads, WINDOWS)
     device.submit(recording)
     assert_close(device.read(out).reshape(wanted.shape), wanted, F32)
 

@@ -70,7 +70,7 @@ def test_the_model_says_whether_a_window_is_told_of_the_one_before(tmp_path: Pat
 def test_a_gpu_computes_for_more_at_once_than_few_cores_do() -> None:
     assert default_workers(Target("cpu", ""), n_cores=1) == default_workers(Target("cpu", ""), n_cores=8) == 2
     assert default_workers(Target("cpu", ""), n_cores=64) == 16
-    assert default_workers(Target("gpu", ""), n_cores=2) == 8
+    assert default_workers(Target("gpu", ""), n_cores=2) == 16
     assert default_workers(Target("gpu", "", is_software=True), n_cores=2) == 2
 
 
