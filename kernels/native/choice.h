@@ -18,10 +18,6 @@ INLINE vec weights_at(const struct matrix *m, int64_t at) {
   return m->is_half ? load_half((const half *)m->values + at) : load((const float *)m->values + at);
 }
 
-INLINE float weight_at(const struct matrix *m, int64_t at) {
-  return m->is_half ? one_half((const half *)m->values + at) : ((const float *)m->values)[at];
-}
-
 // A row's largest weight is 127.
 static void screen_piece(const void *arguments, int64_t piece, int thread) {
   typedef int8_t bytes __attribute__((vector_size(LANES)));
@@ -71,11 +67,9 @@ struct choice {
 
 // As few_rows() computes it of one row.
 INLINE float exact_logit(const struct matrix *m, const float *x, int64_t token) {
-  vec dot = {0};
-  float rest = 0;
-  int64_t k = 0;
-  for (; k + LANES <= m->n_in; k += LANES) dot += load(x + k) * weights_at(m, token * m->n_in + k);
-  for (; k < m->n_in; k++) rest += x[k] * weight_at(m, token * m->n_in + k);
+  vec dot;
+  float rest;
+  dots_of(1, m, x, 0, token, &dot, &rest);
   return sum_of(dot) + rest;
 }
 

@@ -34,6 +34,8 @@ struct product {
 #define FEW 24          // rows up to which reading W once for eight of them beats packing it
 #define ROWS 96         // rows a piece of work; its x stays in a core's second-level cache
 #define FEW_COLUMNS 64  // outputs a piece of work when rows are few
+#define EVEN_PIECES 8   // a thread, where that makes larger pieces
+#define CHAINS (64 / LANES)  // sums under way at once then: what the processor begins before the first is done
 
 // Panels of TILE_COLUMNS outputs: panel[k][column], f32, zeros after the last output.
 INLINE int64_t n_panels(int64_t n_out) { return (n_out + TILE_COLUMNS - 1) / TILE_COLUMNS; }
@@ -165,51 +167,57 @@ static void many_piece(const void *arguments, int64_t piece, int thread) {
     }
 }
 
-// sums[row][LANES] of the rows of W from `column` on; rows is a constant where this is inlined.
-INLINE void few_rows(const int rows, const int at_once, const struct matrix *m, const float *x, int64_t x_stride,
-                     int64_t column, float *sums) {
-  const int64_t n_in = m->n_in;
-  vec whole[8][LANES];
-  float rests[8][LANES] = {0};
-  for (int64_t c = 0; c < LANES; c += at_once) {
-    vec dots[8][8];
-    for (int r = 0; r < rows; r++)
-      for (int i = 0; i < at_once; i++) dots[r][i] = (vec){0};
-    const int64_t last = m->n_out - 1;
-    const half *h[8];
-    const float *f[8];
-    const int8_t *b[8];
-    for (int i = 0; i < at_once; i++) {
-      int64_t at = least(column + c + i, last) * n_in;  // past the end the last row again, whose result is not kept
-      h[i] = (const half *)m->values + at;
-      f[i] = (const float *)m->values + at;
-      b[i] = (const int8_t *)m->values + at;
+INLINE float weight_at(const struct matrix *m, int64_t at) {
+  if (m->scales) return ((const int8_t *)m->values)[at];
+  return m->is_half ? one_half((const half *)m->values + at) : ((const float *)m->values)[at];
+}
+
+// Row `column` of W times each row of x: dots[row], whose elements and rests[row] are still to be added up. rows is a constant
+// where this is inlined. W is read from end to end: several of its rows at once would be streams that the processor does
+// not fetch ahead of.
+INLINE void dots_of(const int rows, const struct matrix *m, const float *x, int64_t x_stride, int64_t column, vec *dots,
+                    float *rests) {
+  const int chains = rows >= CHAINS ? 1 : CHAINS / rows;  // of a row of x: a power of 2
+  const int64_t n_in = m->n_in, at = column * n_in;
+  vec sums[8][CHAINS];
+  for (int r = 0; r < rows; r++)
+    for (int i = 0; i < chains; i++) sums[r][i] = (vec){0};
+  int64_t k = 0;
+#define DOTS(load_weights, type, n)                                                                    \
+  for (; k + n * LANES <= n_in; k += n * LANES)                                                        \
+    for (int i = 0; i < n; i++) {                                                                      \
+      vec weights = load_weights((const type *)m->values + at + k + i * LANES);                        \
+      for (int r = 0; r < rows; r++) sums[r][i] += load(x + r * x_stride + k + i * LANES) * weights;   \
     }
-    int64_t k = 0;
-#define DOTS(load_weights, from)                                                    \
-  for (; k + LANES <= n_in; k += LANES) {                                           \
-    vec weights[8];                                                                 \
-    for (int i = 0; i < at_once; i++) weights[i] = load_weights(from[i] + k);       \
-    for (int r = 0; r < rows; r++) {                                                \
-      vec value = load(x + r * x_stride + k);                                       \
-      for (int i = 0; i < at_once; i++) dots[r][i] += value * weights[i];           \
-    }                                                                               \
+  if (m->scales) {
+    DOTS(load_byte, int8_t, chains)
+    DOTS(load_byte, int8_t, 1)
+  } else if (m->is_half) {
+    DOTS(load_half, half, chains)
+    DOTS(load_half, half, 1)
+  } else {
+    DOTS(load, float, chains)
+    DOTS(load, float, 1)
   }
-    if (m->scales) {
-      DOTS(load_byte, b)
-    } else if (m->is_half) {
-      DOTS(load_half, h)
-    } else {
-      DOTS(load, f)
-    }
 #undef DOTS
-    for (; k < n_in; k++)
-      for (int i = 0; i < at_once; i++) {
-        float weight = m->scales ? b[i][k] : m->is_half ? one_half(h[i] + k) : f[i][k];
-        for (int r = 0; r < rows; r++) rests[r][c + i] += x[r * x_stride + k] * weight;
-      }
-    for (int r = 0; r < rows; r++)
-      for (int i = 0; i < at_once; i++) whole[r][c + i] = dots[r][i];
+  for (int r = 0; r < rows; r++) {
+    for (int n = chains / 2; n > 0; n /= 2)
+      for (int i = 0; i < n; i++) sums[r][i] += sums[r][i + n];
+    dots[r] = sums[r][0];
+    rests[r] = 0;
+  }
+  for (; k < n_in; k++)
+    for (int r = 0; r < rows; r++) rests[r] += x[r * x_stride + k] * weight_at(m, at + k);
+}
+
+// sums[row][LANES] of the rows of W from `column` on; rows is a constant where this is inlined.
+INLINE void few_rows(const int rows, const struct matrix *m, const float *x, int64_t x_stride, int64_t column, float *sums) {
+  vec whole[8][LANES], dots[8];
+  float rests[8][LANES], rest[8];
+  const int64_t last = m->n_out - 1;  // past the end the last row again, whose result is not kept
+  for (int64_t c = 0; c < LANES; c++) {
+    dots_of(rows, m, x, x_stride, least(column + c, last), dots, rest);
+    for (int r = 0; r < rows; r++) whole[r][c] = dots[r], rests[r][c] = rest[r];
   }
   for (int r = 0; r < rows; r++) {
     vec sum = sums_of(whole[r]) + load(rests[r]);
@@ -217,25 +225,25 @@ INLINE void few_rows(const int rows, const int at_once, const struct matrix *m, 
   }
 }
 
+struct few {
+  const struct product *product;
+  int64_t columns;  // of a piece of work
+};
+
 static void few_piece(const void *arguments, int64_t piece, int thread) {
-  const struct product *p = arguments;
+  const struct few *few = arguments;
+  const struct product *p = few->product;
   const struct matrix *m = p->matrix;
-  const int64_t end = least((piece + 1) * FEW_COLUMNS, m->n_out);
+  const int64_t end = least((piece + 1) * few->columns, m->n_out);
   float sums[8 * LANES];
-  for (int64_t column = piece * FEW_COLUMNS; column < end; column += LANES) {
+  for (int64_t column = piece * few->columns; column < end; column += LANES) {
     int64_t columns = least(LANES, end - column);
     for (int64_t row = 0; row < p->rows; row += 8) {
       const float *x = p->x + row * p->row_stride;
       int rows = least(8, p->rows - row);
-#define CASE(n, at_once) \
-  case n: few_rows(n, at_once, m, x, p->row_stride, column, sums); break;
-      switch (rows) {
-#if LANES == 16
-        CASE(1, 8) CASE(2, 8) CASE(3, 4) CASE(4, 4) CASE(5, 4) CASE(6, 4) CASE(7, 2) CASE(8, 2)
-#else
-        CASE(1, 8) CASE(2, 4) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2) CASE(7, 1) CASE(8, 1)
-#endif
-      }
+#define CASE(n) \
+  case n: few_rows(n, m, x, p->row_stride, column, sums); break;
+      switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
 #undef CASE
       for (int r = 0; r < rows; r++) place(p, row + r, column, load(sums + r * LANES), columns);
     }
@@ -249,7 +257,9 @@ static void multiply(struct team *team, struct product p) {
       layer_norm(p.norm, p.x, p.row_stride, p.rows, p.matrix->n_in, p.threads);
       p.x = p.threads, p.row_stride = p.matrix->n_in;
     }
-    run(team, few_piece, &p, (p.matrix->n_out + FEW_COLUMNS - 1) / FEW_COLUMNS);
+    const int64_t n_out = p.matrix->n_out, even = n_out / (EVEN_PIECES * team->n_threads) / LANES * LANES;
+    struct few few = {&p, even > FEW_COLUMNS ? even : FEW_COLUMNS};
+    run(team, few_piece, &few, (n_out + few.columns - 1) / few.columns);
     return;
   }
   run(team, pack_piece, &p, n_panels(p.matrix->n_out));
