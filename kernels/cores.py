@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -52,8 +52,12 @@ class Cores:
             if failure is not None:
                 raise failure
 
+    def aside(self, function: Callable[[], Item]) -> Future[Item]:
+        """Calls `function` in one of the threads, when one is free."""
+        return self._pool.submit(function)
+
     def close(self) -> None:
-        """Ends the threads. Idempotent."""
+        """Ends the threads once they have done what they were given. Idempotent."""
         self._pool.shutdown()
 
 

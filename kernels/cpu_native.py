@@ -40,16 +40,16 @@ class NativeWhisper:
         self._weights = NativeWeights(checkpoint)
         self._model = addressof(self._weights.model)
         self._cross_floats = library.cross_floats(self._model)
-        self._screen()
-        checkpoint.release_pages()  # of the table as it lies in the file some rows are read again, no more
+        self._screened = cores.aside(lambda: self._screen(checkpoint))  # until the first token is chosen there is time
 
-    def _screen(self) -> None:
+    def _screen(self, checkpoint: Checkpoint) -> None:
         """Fills in the token table in bytes, with a scale for each row."""
         table = self._weights.model.token_embedding
         self._bytes = np.empty((table.n_out, table.n_in), np.int8)
         self._scales = np.zeros(table.n_out + MOST_LANES, np.float32)
         values, scales = self._bytes.ctypes.data, self._scales.ctypes.data
-        self._run(self._library.screen, Screening(addressof(table), values, scales), self._cores.count)
+        self._run(self._library.screen, Screening(addressof(table), values, scales), 1)
+        checkpoint.release_pages()  # of the table as it lies in the file some rows are read again, no more
         self._weights.model.screen = Matrix(values, None, table.n_out, table.n_in, 0, 0, scales)
         self._widest = float(self._scales.max())
 
@@ -76,6 +76,8 @@ class NativeWhisper:
         hidden = np.empty((n_sequences, n_new, n_state), np.float32)
         queries = np.empty((dims.n_text_layer, dims.n_text_head, rows, n_state // dims.n_text_head), np.float32)
         is_screened = is_choosing and n_sequences <= FEW_ROWS
+        if is_screened:
+            self._screened.result()
         screened = np.empty((n_sequences, dims.n_vocab), np.float32) if is_screened else None
         n_threads = min(self._cores.count, DECODING_THREADS)
         scratch = np.empty(self._library.decoder_floats(self._model, rows, n_threads), np.float32)

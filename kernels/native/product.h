@@ -32,7 +32,7 @@ struct product {
 };
 
 #define FEW 24          // rows up to which reading W once for eight of them beats packing it
-#define ROWS 96         // rows a piece of work; its x stays in a core's second-level cache
+#define ROWS 96         // rows a piece of work at most; its x stays in a core's second-level cache
 #define FEW_COLUMNS 64  // outputs a piece of work when rows are few
 #define EVEN_PIECES 8   // a thread, where that makes larger pieces
 #define CHAINS (64 / LANES)  // sums under way at once then: what the processor begins before the first is done
@@ -43,22 +43,25 @@ INLINE int64_t packed_floats(int64_t n_out, int64_t n_in) { return n_panels(n_ou
 
 // One panel of W rows that lie `stride` values apart.
 INLINE void pack_panel(const void *values, int is_half, int64_t stride, int64_t n_rows, int64_t n_in, float *panel) {
-  for (int64_t column = 0; column < TILE_COLUMNS; column++) {
-    float *to = panel + column;
-    if (column >= n_rows) {
-      for (int64_t k = 0; k < n_in; k++) to[k * TILE_COLUMNS] = 0;
-    } else if (is_half) {
-      const half *from = (const half *)values + column * stride;
-      int64_t k = 0;
-      for (; k + LANES <= n_in; k += LANES) {
-        vec v = load_half(from + k);
-        for (int i = 0; i < LANES; i++) to[(k + i) * TILE_COLUMNS] = v[i];
+  const half *h = values;
+  const float *f = values;
+  for (int64_t first = 0; first < TILE_COLUMNS; first += LANES) {
+    const int64_t rows = n_rows - first;
+    int64_t k = 0;
+    for (; rows >= LANES && k + LANES <= n_in; k += LANES) {
+      vec square[LANES];
+      for (int i = 0; i < LANES; i++) {
+        const int64_t at = (first + i) * stride + k;
+        square[i] = is_half ? load_half(h + at) : load(f + at);
       }
-      for (; k < n_in; k++) to[k * TILE_COLUMNS] = one_half(from + k);
-    } else {
-      const float *from = (const float *)values + column * stride;
-      for (int64_t k = 0; k < n_in; k++) to[k * TILE_COLUMNS] = from[k];
+      transpose(square);
+      for (int i = 0; i < LANES; i++) store(panel + (k + i) * TILE_COLUMNS + first, square[i]);
     }
+    for (; k < n_in; k++)
+      for (int64_t i = 0; i < LANES; i++) {
+        const int64_t at = (first + i) * stride + k;
+        panel[k * TILE_COLUMNS + first + i] = i >= rows ? 0 : is_half ? one_half(h + at) : f[at];
+      }
   }
 }
 
@@ -116,23 +119,29 @@ static void layer_norm(const struct norm *norm, const float *x, int64_t x_stride
   }
 }
 
-// Bias, scale, GELU or addition, and the place of n (at most LANES) columns of one row from `column` on.
-INLINE void place(const struct product *p, int64_t row, int64_t column, vec value, int64_t n) {
+// Bias, scale, GELU or addition, and the place, of n columns (at most LANES) from `column` on, in rows from `first` on.
+INLINE void place(const struct product *p, int64_t first, int64_t rows, int64_t column, const float *values,
+                  int64_t values_stride, int64_t n) {
   const float *bias = p->matrix->bias;
-  float *y = p->y + column / p->head * p->head_stride + row * p->y_stride + column % p->head;
-  if (n == LANES && column % p->head + LANES <= p->head) {
-    if (bias) value += load(bias + column);
-    value *= p->scale;
-    if (p->then == THEN_GELU) value = gelu_of(value);
-    if (p->then == THEN_ADD) value += load(y);
-    store(y, value);
+  const int64_t within = column % p->head;
+  float *y = p->y + column / p->head * p->head_stride + first * p->y_stride + within;
+  if (n == LANES && within + LANES <= p->head) {
+    const vec biases = bias ? load(bias + column) : (vec){0};
+    for (int64_t r = 0; r < rows; r++, y += p->y_stride) {
+      vec value = (load(values + r * values_stride) + biases) * p->scale;
+      if (p->then == THEN_GELU) value = gelu_of(value);
+      if (p->then == THEN_ADD) value += load(y);
+      store(y, value);
+    }
     return;
   }
-  for (int64_t i = 0; i < n; i++) {
-    float one = (value[i] + (bias ? bias[column + i] : 0)) * p->scale;
-    if (p->then == THEN_GELU) one = gelu_of(all(one))[0];
-    y = p->y + (column + i) / p->head * p->head_stride + row * p->y_stride + (column + i) % p->head;
-    *y = p->then == THEN_ADD ? *y + one : one;
+  for (int64_t i = 0; i < n; i++) {  // past the end of a head the next one begins
+    y = p->y + (column + i) / p->head * p->head_stride + first * p->y_stride + (column + i) % p->head;
+    for (int64_t r = 0; r < rows; r++, y += p->y_stride) {
+      float one = (values[r * values_stride + i] + (bias ? bias[column + i] : 0)) * p->scale;
+      if (p->then == THEN_GELU) one = gelu_of(all(one))[0];
+      *y = p->then == THEN_ADD ? *y + one : one;
+    }
   }
 }
 
@@ -146,10 +155,17 @@ static void pack_piece(const void *arguments, int64_t piece, int thread) {
   pack_panel(values, m->is_half, m->n_in, least(TILE_COLUMNS, m->n_out - first), m->n_in, p->packed + first * m->n_in);
 }
 
+// What the pieces of a product have in common.
+struct part {
+  const struct product *product;
+  int64_t size;  // rows of a piece, or outputs where rows are few
+};
+
 static void many_piece(const void *arguments, int64_t piece, int thread) {
-  const struct product *p = arguments;
+  const struct part *part = arguments;
+  const struct product *p = part->product;
   const int64_t n_in = p->matrix->n_in, n_out = p->matrix->n_out;
-  int64_t first = piece * ROWS, rows = least(ROWS, p->rows - first), x_stride = p->row_stride;
+  int64_t first = piece * part->size, rows = least(part->size, p->rows - first), x_stride = p->row_stride;
   const float *x = p->x + first * x_stride;
   if (p->norm) {
     float *normal = p->threads + thread * p->thread_floats;
@@ -161,9 +177,8 @@ static void many_piece(const void *arguments, int64_t piece, int thread) {
     for (int64_t row = 0; row < rows; row += TILE_ROWS) {
       int n = least(TILE_ROWS, rows - row);
       any_tile(n, x + row * x_stride, x_stride, p->packed + column * n_in, TILE_COLUMNS, n_in, sums, TILE_COLUMNS);
-      for (int r = 0; r < n; r++)
-        for (int64_t c = 0; c < TILE_COLUMNS && column + c < n_out; c += LANES)
-          place(p, first + row + r, column + c, load(sums + r * TILE_COLUMNS + c), least(LANES, n_out - column - c));
+      for (int64_t c = 0; c < TILE_COLUMNS && column + c < n_out; c += LANES)
+        place(p, first + row, n, column + c, sums + c, TILE_COLUMNS, least(LANES, n_out - column - c));
     }
 }
 
@@ -225,18 +240,13 @@ INLINE void few_rows(const int rows, const struct matrix *m, const float *x, int
   }
 }
 
-struct few {
-  const struct product *product;
-  int64_t columns;  // of a piece of work
-};
-
 static void few_piece(const void *arguments, int64_t piece, int thread) {
-  const struct few *few = arguments;
-  const struct product *p = few->product;
+  const struct part *part = arguments;
+  const struct product *p = part->product;
   const struct matrix *m = p->matrix;
-  const int64_t end = least((piece + 1) * few->columns, m->n_out);
+  const int64_t end = least((piece + 1) * part->size, m->n_out);
   float sums[8 * LANES];
-  for (int64_t column = piece * few->columns; column < end; column += LANES) {
+  for (int64_t column = piece * part->size; column < end; column += LANES) {
     int64_t columns = least(LANES, end - column);
     for (int64_t row = 0; row < p->rows; row += 8) {
       const float *x = p->x + row * p->row_stride;
@@ -245,9 +255,19 @@ static void few_piece(const void *arguments, int64_t piece, int thread) {
   case n: few_rows(n, m, x, p->row_stride, column, sums); break;
       switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
 #undef CASE
-      for (int r = 0; r < rows; r++) place(p, row + r, column, load(sums + r * LANES), columns);
+      place(p, row, rows, column, sums, LANES, columns);
     }
   }
+}
+
+// Rows of a piece, whole tiles and at most ROWS, with which threads of one speed are done soonest.
+INLINE int64_t even_rows(int64_t rows, int64_t n_threads) {
+  int64_t best = ROWS, soonest = INT64_MAX;
+  for (int64_t size = ROWS; size >= ROWS / 2; size -= TILE_ROWS) {
+    const int64_t pieces = (rows + size - 1) / size, longest = (pieces + n_threads - 1) / n_threads * size;
+    if (longest < soonest) best = size, soonest = longest;
+  }
+  return best;
 }
 
 // The product by all of the team. `p->norm` of a few rows is applied here, into the leader's scratch.
@@ -258,10 +278,11 @@ static void multiply(struct team *team, struct product p) {
       p.x = p.threads, p.row_stride = p.matrix->n_in;
     }
     const int64_t n_out = p.matrix->n_out, even = n_out / (EVEN_PIECES * team->n_threads) / LANES * LANES;
-    struct few few = {&p, even > FEW_COLUMNS ? even : FEW_COLUMNS};
-    run(team, few_piece, &few, (n_out + few.columns - 1) / few.columns);
+    struct part part = {&p, even > FEW_COLUMNS ? even : FEW_COLUMNS};
+    run(team, few_piece, &part, (n_out + part.size - 1) / part.size);
     return;
   }
   run(team, pack_piece, &p, n_panels(p.matrix->n_out));
-  run(team, many_piece, &p, (p.rows + ROWS - 1) / ROWS);
+  struct part part = {&p, even_rows(p.rows, team->n_threads)};
+  run(team, many_piece, &part, (p.rows + part.size - 1) / part.size);
 }

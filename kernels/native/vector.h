@@ -91,6 +91,27 @@ INLINE float sum_of(vec v) {
   return v[0];
 }
 
+// LANES vectors as the rows of a square become its columns: each step exchanges elements n apart between vectors n apart.
+INLINE void transpose(vec *v) {
+#if LANES == 16
+  const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+  const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
+#pragma GCC unroll 4
+  for (int n = LANES / 2; n > 0; n /= 2) {
+    // Where of the pair's elements, numbered through, each of the lower vector's comes from, and each of the upper one's.
+    const ivec has = (lane & n) != 0, low = (lane & ~n) + (has & LANES), high = (lane | n) + (has & LANES);
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+      if (!(i & n)) {
+        vec a = v[i], b = v[i + n];
+        v[i] = __builtin_shuffle(a, b, low);
+        v[i + n] = __builtin_shuffle(a, b, high);
+      }
+  }
+}
+
 INLINE float highest_of(vec v) {
   float highest = v[0];
   for (int i = 1; i < LANES; i++) highest = v[i] > highest ? v[i] : highest;
