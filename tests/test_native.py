@@ -216,6 +216,16 @@ def test_models_are_a_plain_whisper(library: Library, n_new: int) -> None:
         model.close()
 
 
+def test_silence_after_the_end_is_computed_once(library: Library) -> None:
+    """Windows whose last frames are all alike, however many, are encoded as any other."""
+    native, numpy = NativeWhisper(CHECKPOINT, Cores(), library), NumpyWhisper(CHECKPOINT, Cores())
+    n_frames = 2 * DIMS.n_audio_ctx
+    for first in (0, 1, 2, 3, n_frames // 2, n_frames // 2 + 1, *range(n_frames - 7, n_frames)):
+        mel = normal(DIMS.n_mels, n_frames)
+        mel[:, first:] = mel[:, first:][:, :1]
+        close_to(native.encode(mel).audio_states, numpy.encode(mel).audio_states)
+
+
 def test_without_the_library_numpy_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     native_library.load_library.cache_clear()

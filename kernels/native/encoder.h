@@ -34,6 +34,29 @@ static void norm_piece(const void *arguments, int64_t piece, int thread) {
   layer_norm(e->norm, x, e->n_state, least(ROWS, e->rows - piece * ROWS), e->n_state, x);
 }
 
+// The first frame that all later ones equal, as the silence does that fills a window after a recording's end.
+static int64_t first_alike(const float *frames, int64_t n_frames, int64_t width) {
+  int64_t first = n_frames - 1;
+  const float *last = frames + first * width;
+  for (; first > 0; first--)
+    for (int64_t i = 0; i < width; i++)
+      if (frames[(first - 1) * width + i] != last[i]) return first;
+  return first;
+}
+
+// A convolution of width 3 is a linear map of three frames, which lie after each other. Rows from `alike` on are all the same, but
+// for the last, which reaches beyond the window: one of them is computed.
+static void convolve(struct team *team, const struct workspace *w, const struct matrix *m, struct linear l, int64_t alike) {
+  const int64_t rows = l.rows, n_out = m->n_out;
+  if (alike + 2 < rows) l.rows = alike + 1;
+  linear(team, w, m, l);
+  if (l.rows == rows) return;
+  float *y = l.y;
+  l.x += (rows - 1) * l.row_stride, l.y += (rows - 1) * n_out, l.rows = 1;
+  linear(team, w, m, l);
+  for (int64_t row = alike + 1; row < rows - 1; row++) __builtin_memcpy(y + row * n_out, y + alike * n_out, n_out * sizeof *y);
+}
+
 static void encode(struct team *team, const struct encoding *e) {
   const struct model *m = e->model;
   const int64_t n_ctx = m->n_audio_ctx, n_state = m->n_state, n_head = m->n_audio_head, d = n_state / n_head;
@@ -47,10 +70,10 @@ static void encode(struct team *team, const struct encoding *e) {
   w.packed = take(&scratch, packed_floats(n_state, 4 * n_state) + packed_floats(4 * n_state, n_state));
   w.threads = take(&scratch, team->n_threads * w.thread_floats);
 
-  // A convolution of width 3 is a linear map of three frames, which lie after each other.
+  const int64_t alike = 1 + first_alike(e->mel + m->n_mels, 2 * n_ctx, m->n_mels);  // after the frame of zeros
   for (int64_t i = 0; i < n_state; i++) features[i] = features[(2 * n_ctx + 1) * n_state + i] = 0;
-  linear(team, &w, &m->conv1, (struct linear){e->mel, 2 * n_ctx, m->n_mels, NULL, THEN_GELU, features + n_state});
-  linear(team, &w, &m->conv2, (struct linear){features, n_ctx, 2 * n_state, NULL, THEN_GELU, x});
+  convolve(team, &w, &m->conv1, (struct linear){e->mel, 2 * n_ctx, m->n_mels, NULL, THEN_GELU, features + n_state}, alike);
+  convolve(team, &w, &m->conv2, (struct linear){features, n_ctx, 2 * n_state, NULL, THEN_GELU, x}, (alike + 2) / 2);
   for (int64_t i = 0; i < state; i++) x[i] += m->audio_positions[i];
 
   for (int layer = 0; layer < m->n_audio_layer; layer++) {
