@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.clips import build_clips
-from bench.cold import WISP, measure_server, measure_starts
+from bench.cold import WISP, Start, measure_server, measure_starts
 from bench.engines import ENGINES, THREADS, Files, timed
 from bench.plot import write_plot
 from bench.report import OURS_ON_GPU, write_report
@@ -37,7 +37,7 @@ class Worker:
         self.process = subprocess.Popen(
             worker_command(python, name, files, clip),
             cwd=ROOT,
-            env={key: value for key, value in os.environ.items() if key not in self.entry.unset},
+            env=self.entry.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -183,12 +183,13 @@ def main() -> None:
 
     n_starts = max(3, options.rounds // 2)
     command = [WISP, "transcribe", str(clips[MAIN_CLIP]), "--model", str(files.model), "--target", "cpu"]
-    starts: dict[str, Sequence[str]] = {}
+    starts: dict[str, Start] = {}
     for worker in workers:
         if not worker.is_slow:
             python = peers_python if worker.entry.is_peer else Path(sys.executable)
-            starts[worker.name] = [*worker_command(python, worker.name, files, clips[MAIN_CLIP]), "once"]
-    starts["wisp transcribe, higher temperatures where its checks ask for them"] = command
+            once = [*worker_command(python, worker.name, files, clips[MAIN_CLIP]), "once"]
+            starts[worker.name] = Start(once, worker.entry.environment())
+    starts["wisp transcribe, higher temperatures where its checks ask for them"] = Start(command, dict(os.environ))
     start = measure_starts(starts, n_starts)
     start["wisp serve, first answer over HTTP"] = measure_server(files.model, clips[MAIN_CLIP], n_starts)
     results = {

@@ -14,24 +14,32 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 WISP = str(Path(sys.executable).parent / "wisp")
 BOUNDARY = "wisp-benchmark"
 
 
-def measure_starts(commands: dict[str, Sequence[str]], rounds: int) -> dict[str, dict[str, float]]:
+class Start(NamedTuple):
+    """How a process is started."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+
+
+def measure_starts(starts: Mapping[str, Start], rounds: int) -> dict[str, dict[str, float]]:
     """{name: {"seconds": median to the first line on stdout, "best", "peak_mb": largest resident set}}, interleaved.
 
     A first, unmeasured round fills the caches of the disk and of compiled code.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    peaks: dict[str, list[float]] = {name: [] for name in commands}
+    seconds: dict[str, list[float]] = {name: [] for name in starts}
+    peaks: dict[str, list[float]] = {name: [] for name in starts}
     for lap in range(rounds + 1):
-        for name, command in commands.items():
-            taken, peak = _start(command)
+        for name, start in starts.items():
+            taken, peak = _start(start)
             if lap:
                 seconds[name].append(taken)
                 peaks[name].append(peak)
@@ -41,16 +49,17 @@ def measure_starts(commands: dict[str, Sequence[str]], rounds: int) -> dict[str,
     }
 
 
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+def _with_bytecode(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def _start(command: Sequence[str]) -> tuple[float, float]:
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def _start(start: Start) -> tuple[float, float]:
+    command, environment = start.command, _with_bytecode(start.environment)
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout
     first = process.stdout.readline()
-    taken = time.perf_counter() - start
+    taken = time.perf_counter() - begin
     process.stdout.read()
     process.stdout.close()
     _, status, usage = os.wait4(process.pid, 0)
@@ -75,7 +84,7 @@ def _serve(model: Path, clip: Path) -> tuple[float, float]:
     start = time.perf_counter()
     command = [WISP, "serve", "--port", "0", "--host", "127.0.0.1", "--model", str(model), "--target", "cpu"]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=_with_bytecode(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -90,7 +90,12 @@ class Entry:
     options: dict[str, str]
     is_peer: bool  # runs in the peers' virtual environment
     is_gpu: bool = False  # so that Wisp on WebGPU is what it is compared with
-    unset: tuple[str, ...] = ()  # environment variables that it must not see
+    variables: Mapping[str, str | None] = field(default_factory=dict)  # of its environment; None: it must not see that
+
+    def environment(self) -> dict[str, str]:
+        """Of its process."""
+        merged = {**os.environ, **self.variables}
+        return {name: value for name, value in merged.items() if value is not None}
 
     def make(self, files: Files, clip: Path) -> Engine:
         """The engine, loaded. Raises ImportError where what it needs is not installed."""
@@ -100,8 +105,10 @@ class Entry:
         return engine
 
 
-def _wisp(target: str, kernels: str = "", unset: tuple[str, ...] = ()) -> Entry:
-    return Entry("bench.wisp", "Wisp", {"target": target, "kernels": kernels}, False, target == "gpu", unset)
+def _wisp(target: str, kernels: str = "", **variables: str | None) -> Entry:
+    as_its_command: dict[str, str | None] = {"OPENBLAS_NUM_THREADS": "1"}  # sets it: see service/cli.py
+    options = {"target": target, "kernels": kernels}
+    return Entry("bench.wisp", "Wisp", options, False, target == "gpu", as_its_command | variables)
 
 
 def _peer(name: str, **options: str) -> Entry:
@@ -111,7 +118,7 @@ def _peer(name: str, **options: str) -> Entry:
 ENGINES: dict[str, Entry] = {
     "wisp": _wisp("cpu"),
     "wisp, NumPy": _wisp("cpu", "numpy"),
-    "wisp, NumPy, OPENBLAS_CORETYPE unset": _wisp("cpu", "numpy", unset=("OPENBLAS_CORETYPE",)),
+    "wisp, NumPy, OPENBLAS_CORETYPE unset": _wisp("cpu", "numpy", OPENBLAS_CORETYPE=None),
     "wisp gpu": _wisp("gpu"),
     "openai-whisper": _peer("OpenAIWhisper"),
     "faster-whisper int8": _peer("FasterWhisper", compute_type="int8"),

@@ -33,6 +33,8 @@ def _configure_logging(settings: Settings, quiet: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for a failure told on stderr, 2 for a usage error."""
+    # Wisp shares its work out itself: NumPy's OpenBLAS, not loaded yet, need start no threads, which spin at first.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = parse(argv)
     try:
         settings = _settings(arguments)

@@ -1,6 +1,7 @@
 """The benchmark's own arithmetic and page."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.clips import build_clips
-from bench.cold import measure_starts
+from bench.cold import Start, measure_starts
 from bench.convert import gpt2_bytes, openai_name, write_ggml
 from bench.engines import ENGINES, Files, Unsupported, in_threads, read_clip
 from bench.plot import write_plot
@@ -49,7 +50,7 @@ RESULTS = {
 def test_cold_starts_keep_bytecode_as_installations_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     program = "import sys; print('words' if not sys.dont_write_bytecode else '', end='')"
-    start = measure_starts({"python": [sys.executable, "-c", program]}, rounds=1)["python"]
+    start = measure_starts({"python": Start([sys.executable, "-c", program], os.environ)}, rounds=1)["python"]
     assert start["seconds"] > 0 and start["peak_mb"] > 0
 
 

@@ -340,3 +340,18 @@ def test_the_cpu_path_loads_nothing_heavy_that_it_does_not_need(models: Path, tm
     )
     arguments = ["transcribe", "--target", "cpu", "--model", str(models / "tiny_en"), str(tmp_path / "a.wav")]
     subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("said", [None, "3"])
+def test_numpy_starts_no_threads_of_its_own(said: str | None) -> None:
+    """Unless the user says otherwise: they would spin for a while, and Wisp shares its work out itself."""
+    code = (
+        "import sys; from service.cli import main; main(['completion', 'bash']); assert 'numpy' not in sys.modules;"
+        "import numpy, os; print('\\n', os.environ['OPENBLAS_NUM_THREADS'], len(os.listdir('/proc/self/task')))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    environment |= {"PYTHONPATH": str(ROOT)} | ({} if said is None else {"OPENBLAS_NUM_THREADS": said})
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    variable, n_threads = done.stdout.splitlines()[-1].split()
+    assert variable == (said or "1")
+    assert (n_threads == "1") == (said is None)
