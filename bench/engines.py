@@ -42,8 +42,10 @@ class Files:
 class Engine(Protocol):
     """What the driver times. All times are seconds of wall clock; every decoding is greedy, without fallback.
 
-    One that says `is_slow` is given only the short clips and no load.
+    One that `is_slow` is given only the short clips and no load.
     """
+
+    is_slow: bool
 
     def encode(self) -> float:
         """One window of log-mel → audio states (and whatever the decoder needs of them)."""
@@ -106,7 +108,9 @@ class Entry:
 
 
 def _wisp(target: str, kernels: str = "", **variables: str | None) -> Entry:
-    as_its_command: dict[str, str | None] = {"OPENBLAS_NUM_THREADS": "1"}  # sets it: see service/cli.py
+    as_its_command: dict[str, str | None] = {  # sets it: see service/cli.py
+        "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")
+    }
     options = {"target": target, "kernels": kernels}
     return Entry("bench.wisp", "Wisp", options, False, target == "gpu", as_its_command | variables)
 

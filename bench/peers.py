@@ -32,6 +32,8 @@ def _finish(torch: Any, device: str) -> None:
 class OpenAIWhisper:
     """openai/whisper in torch: f32 on the CPU, f16 on CUDA."""
 
+    is_slow = False
+
     def __init__(self, files: Files, clip: Path, device: str = "cpu") -> None:
         import torch
         import whisper
@@ -103,6 +105,8 @@ class OpenAIWhisper:
 class FasterWhisper:
     """faster-whisper on CTranslate2."""
 
+    is_slow = False
+
     def __init__(self, files: Files, clip: Path, compute_type: str, device: str = "cpu") -> None:
         from faster_whisper import WhisperModel
 
@@ -157,11 +161,14 @@ class FasterWhisper:
 class WhisperCpp:
     """whisper.cpp, weights in f16, through pywhispercpp; on a GPU where it was built for one (CUDA, Vulkan, Metal)."""
 
+    is_slow = False
+
     def __init__(self, files: Files, clip: Path, device: str = "cpu") -> None:
-        import _pywhispercpp as cpp
+        import _pywhispercpp
         from pywhispercpp.model import Model
 
-        if device == "gpu" and not re.search("CUDA|VULKAN|METAL", cpp.whisper_print_system_info(), re.IGNORECASE):
+        libraries = {path.name for path in Path(_pywhispercpp.__file__).parent.rglob("libggml-*")}
+        if device == "gpu" and not any(re.match("libggml-(cuda|vulkan|metal)", name) for name in libraries):
             raise ImportError("pywhispercpp was built without CUDA, Vulkan or Metal")
         path = files.need("ggml-model.bin")
         quiet = {"print_progress": False, "print_realtime": False, "print_timestamps": False}
@@ -202,6 +209,8 @@ class WhisperCpp:
 
 class Transformers:
     """Hugging Face's transformers in torch: f32 on the CPU, f16 on CUDA."""
+
+    is_slow = False
 
     def __init__(self, files: Files, clip: Path, device: str = "cpu") -> None:
         import torch

@@ -30,7 +30,7 @@ def main() -> None:
             return answer(text=engine.transcribe(Path(clip)))
     except ImportError as error:
         return answer(ready=False, reason=str(error))
-    answer(ready=True, is_slow=getattr(engine, "is_slow", False))
+    answer(ready=True, is_slow=engine.is_slow)
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
         try:

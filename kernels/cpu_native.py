@@ -40,13 +40,14 @@ class NativeWhisper:
         self._weights = NativeWeights(checkpoint)
         self._model = addressof(self._weights.model)
         self._cross_floats = library.cross_floats(self._model)
+        table = self._weights.model.token_embedding
+        self._bytes = np.empty((table.n_out, table.n_in), np.int8)
+        self._scales = np.zeros(table.n_out + MOST_LANES, np.float32)
         self._screened = cores.aside(lambda: self._screen(checkpoint))  # until the first token is chosen there is time
 
     def _screen(self, checkpoint: Checkpoint) -> None:
         """Fills in the token table in bytes, with a scale for each row."""
         table = self._weights.model.token_embedding
-        self._bytes = np.empty((table.n_out, table.n_in), np.int8)
-        self._scales = np.zeros(table.n_out + MOST_LANES, np.float32)
         values, scales = self._bytes.ctypes.data, self._scales.ctypes.data
         self._run(self._library.screen, Screening(addressof(table), values, scales), 1)
         checkpoint.release_pages()  # of the table as it lies in the file some rows are read again, no more

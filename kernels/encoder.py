@@ -20,7 +20,7 @@ from kernels.device import Device, DeviceError
 from kernels.encoder_memory import Result
 from kernels.encoder_program import EncoderProgram, Tiling
 
-IDLE_RESULTS = 4  # kept for the next windows, so that a request allocates nothing
+IDLE_RESULTS = 4  # or as many as go together: kept for the next windows, so that a request allocates nothing
 Frames = NDArray[np.float32]
 
 
@@ -73,8 +73,11 @@ class EncoderGraph:
     def _compute_waiting(self) -> None:
         """As many windows as go together, of those that wait: perhaps none, where earlier jobs have taken them."""
         taken: list[tuple[Window, Result]] = []
-        while self._waiting and len(taken) < self.program.most_windows:
-            window = self._waiting.popleft()
+        while len(taken) < self.program.most_windows:
+            try:
+                window = self._waiting.popleft()
+            except IndexError:
+                break
             try:
                 taken.append((window, self._take_result()))
             except Exception as error:  # whatever it is, the one it belongs to must be told
@@ -100,7 +103,7 @@ class EncoderGraph:
     def give_result(self, result: Result) -> None:
         """Keep it for the next window, or free it."""
         with self._lock:
-            if not self._closed and len(self._idle) < IDLE_RESULTS:
+            if not self._closed and len(self._idle) < max(IDLE_RESULTS, self.program.most_windows):
                 self._idle.append(result)
                 return
         result.close()

@@ -8,7 +8,7 @@ other: a window alone does not fill a large GPU. Weights are f16, activations an
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint
 from kernels.device import Device, DeviceError
-from kernels.encoder_memory import F32_BYTES, Result, WorkingMemory, most_windows
+from kernels.encoder_memory import F32_BYTES, Result, WorkingMemory, floats_a_window, windows_that_fit
 from kernels.encoder_weights import HEAD_COLUMNS, EncoderWeights, Layer, Norm, Product, padded
 from kernels.recording import Binding, Buffer, Dispatch, Pipeline, Recording
 
 Tiling = Literal["subgroup", "tile"]
 SUBGROUP_SIZES = (4, 8, 16)  # that the subgroup kernels are written for
 SUBGROUP_ROWS, NORM_ROWS, TILE_ROWS, TILE_COLUMNS = 16, 64, 64, 8  # of a product's workgroup; columns in groups of 8
-MAX_WINDOWS = 16  # computed together
+MOST_WINDOWS = {"discrete": 16, "integrated": 4, "other": 4, "software": 1}  # computed together, by kind of adapter
 TOGETHER_BYTES = 512 << 20  # of working memory for several windows, at most
 Array = NDArray[Any]
 
@@ -34,11 +34,9 @@ def choose_tiling(device: Device) -> Tiling:
     return "subgroup" if device.info.is_software and device.subgroup_size in SUBGROUP_SIZES else "tile"
 
 
-def choose_windows(device: Device, checkpoint: Checkpoint) -> int:
-    """How many windows to compute together: one on software adapters, which one window keeps busy."""
-    if device.info.is_software:
-        return 1
-    return min(MAX_WINDOWS, most_windows(device, checkpoint.dims, TOGETHER_BYTES))
+def choose_windows(device: Device, floats: Mapping[str, int]) -> int:
+    """How many windows, of so many values in each buffer, to compute together: what keeps the adapter busy, no more."""
+    return min(MOST_WINDOWS[device.info.kind], windows_that_fit(floats, device.max_binding, TOGETHER_BYTES))
 
 
 class EncoderProgram:
@@ -54,14 +52,15 @@ class EncoderProgram:
             raise DeviceError(f"encoder heads of {wide} columns: the kernels are for at most {HEAD_COLUMNS}")
         self.device, self.dims = device, dims
         self.tiling: Tiling = tiling or choose_tiling(device)
-        self.most_windows = windows or choose_windows(device, checkpoint)
+        self._floats = floats_a_window(dims, is_normed_apart=self.tiling == "subgroup")
+        self.most_windows = windows or choose_windows(device, self._floats)
         self._lanes = device.subgroup_size if self.tiling == "subgroup" else None
         self._owned: list[Buffer] = []
         self._all_params: dict[tuple[int, ...], Buffer] = {}
         self.n_channels, self._state = padded(dims.n_mels), padded(dims.n_audio_state)
         self._compile()
         self._weights = EncoderWeights(device, checkpoint)
-        self._memory = WorkingMemory(device, dims, 1)
+        self._memory = WorkingMemory(device, self._floats, 1)
         columns = max(product.columns for _, _, product in self._weights.cross)
         self._keys_values = self._buffer(dims.n_audio_ctx * columns * F32_BYTES)  # of one window, before packing
 
@@ -110,20 +109,23 @@ class EncoderProgram:
             self._compute(windows[start : start + self._memory.capacity])
 
     def _make_room(self, n: int) -> None:
-        """Working memory for n windows, twice as much at a time, unless the device has no more."""
+        """Working memory for n windows, or for as many as the device has room for. DeviceError if not for one."""
         if n <= self._memory.capacity:
             return
-        try:
-            larger = WorkingMemory(self.device, self.dims, min(self.most_windows, 1 << (n - 1).bit_length()))
-        except DeviceError:
-            self.most_windows = self._memory.capacity
-            return
         self._memory.close()
-        self._memory = larger
+        capacity = min(self.most_windows, 1 << (n - 1).bit_length())  # so that it seldom grows
+        while True:
+            try:
+                self._memory = WorkingMemory(self.device, self._floats, capacity)
+                return
+            except DeviceError:
+                if capacity == 1:
+                    raise
+                capacity = self.most_windows = capacity // 2
 
     def _compute(self, windows: Sequence[tuple[NDArray[np.float32], Result]]) -> None:
         memory, recording = self._memory, Recording(self.device)
-        nbytes = memory.floats["mel"] * F32_BYTES
+        nbytes = self._floats["mel"] * F32_BYTES
         for i, (frames, _) in enumerate(windows):
             self.device.write(memory.buffers["mel"].view(i * nbytes, nbytes), frames)
         recording.steps.extend(self._body(len(windows)))
@@ -177,7 +179,7 @@ class EncoderProgram:
             recording.dispatch(self._cross_pack, bindings, -(-n_ctx // 64), dims.n_text_head, n_parts)
 
     def _record_convolutions(self, recording: Recording, n: int) -> None:
-        b, floats, state = self._memory.buffers, self._memory.floats, self._state
+        b, floats, state = self._memory.buffers, self._floats, self._state
         self._record_gemm(
             recording,
             b["mel"],

@@ -1,5 +1,6 @@
 """The measurement of requests that decode together: it holds them to the same tokens."""
 
+import numpy as np
 import pytest
 
 from bench.together import Bench
@@ -7,18 +8,23 @@ from kernels.device import list_adapters
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("what", ["encode", "decode"])
-def test_requests_give_the_same_together_and_in_turn(what: str) -> None:
+def test_requests_give_the_same_together_and_in_turn() -> None:
     if not list_adapters():
         pytest.skip("no WebGPU adapter on this machine")
-    bench = Bench(ROOT / "assets" / "embedded", n_tokens=3, n_audio=2)
-    work, calls = getattr(bench, what), list[int]()
-    assert bench.ratio(work, 2) > 0
+    bench, calls = Bench(ROOT / "assets" / "embedded", n_tokens=3, n_audio=2, windows=2), list[int]()
+    assert bench.ratio(bench.encode, 2) > 0 and bench.ratio(bench.decode, 2) > 0
 
-    def another_each_time(number: int) -> list[int]:
+    def another_token_each_time(number: int) -> list[int]:
         calls.append(number)
-        return [*work(number), len(calls)]
+        return [*bench.decode(number), len(calls)]
 
-    with pytest.raises(RuntimeError, match="something else"):
-        bench.ratio(another_each_time, 1)
+    def another_window_each_time(number: int) -> None:
+        calls.append(number)
+        mel = np.full((1, bench.model.dims.n_mels, 2 * bench.model.dims.n_audio_ctx), len(calls), np.float32)
+        bench.encoders[number].set_input(0, mel)
+        bench.encode(number)
+
+    for work in (another_token_each_time, another_window_each_time):
+        with pytest.raises(RuntimeError, match="something else"):
+            bench.ratio(work, 1)
     bench.device.close()

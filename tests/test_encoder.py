@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from kernels.checkpoint import Checkpoint, Dimensions, load_checkpoint
 from kernels.cpu import CpuModel
 from kernels.device import Device, DeviceError
 from kernels.encoder import EncoderContext, EncoderGraph
-from kernels.encoder_memory import floats_a_window, most_windows
-from kernels.encoder_program import Tiling, choose_tiling
+from kernels.encoder_memory import floats_a_window, windows_that_fit
+from kernels.encoder_program import Tiling, choose_tiling, choose_windows
 from kernels.formats_common import expected_shapes
+from kernels.recording import Recording
 from tests.waiting import until
 
 Array = NDArray[Any]
@@ -158,12 +158,20 @@ def computed_together(
     contexts = [graph.init_execution_context({}) for _ in mels]
     for context, mel in zip(contexts, mels, strict=True):
         context.set_input(0, mel)
-    is_over = threading.Event()
-    graph.device.enqueue(is_over.wait)
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        is_held.set()
+        is_over.wait()
+
+    graph.device.enqueue(hold)
     with ThreadPoolExecutor(len(mels)) as threads:
-        computed = [threads.submit(context.compute) for context in contexts]
-        until(lambda: len(graph._waiting) == len(mels), "all windows wait")
-        is_over.set()
+        try:
+            assert is_held.wait(60)  # jobs that earlier windows have left would take some of these
+            computed = [threads.submit(context.compute) for context in contexts]
+            until(lambda: len(graph._waiting) == len(mels), "all windows wait")
+        finally:
+            is_over.set()
     return list(zip(contexts, computed, strict=True))
 
 
@@ -179,33 +187,39 @@ def test_windows_together_give_what_each_gives_alone(
     mels = [mel_for(model.dims, seed) for seed in range(7)]
     graph = EncoderGraph(device, model, tiling, windows=3)
     alone = [outputs(graph, context) for mel in mels for context, _ in computed_together(graph, [mel])]
-    compute, sizes = graph.program.compute, list[int]()
+    submit, n_launches = device.submit, list[int]()
 
-    def noted(windows: Sequence[Any]) -> None:
-        sizes.append(len(windows))
-        compute(windows)
+    def noted(recording: Recording, **options: Any) -> Any:
+        n_launches.append(len(recording.dispatches))
+        return submit(recording, **options)
 
-    monkeypatch.setattr(graph.program, "compute", noted)
+    monkeypatch.setattr(device, "submit", noted)
     for (context, computed), (states, cross) in zip(computed_together(graph, mels), alone, strict=True):
         computed.result()
         assert np.array_equal(context.get_output(0), states)
         assert np.array_equal(cross_of(graph, context), cross)
-    assert sizes == [3, 3, 1]
+    by_itself = graph.program.n_dispatches
+    assert [n for n in n_launches if n] == [by_itself + 2 * 3, by_itself + 2 * 3, by_itself]
     graph.close()
 
 
-def test_without_memory_for_several_windows_one_is_computed_after_the_other(
-    device: Device, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fits", [0, 1, 2])
+def test_without_memory_for_all_windows_as_many_as_fit_go_together(
+    device: Device, monkeypatch: pytest.MonkeyPatch, fits: int
 ) -> None:
     model = checkpoint()
     mels = [mel_for(model.dims, seed) for seed in range(3)]
-    graph = EncoderGraph(device, model, windows=3)
+    graph = EncoderGraph(device, model, windows=4)
     alone = [context.get_output(0) for mel in mels for context, _ in computed_together(graph, [mel])]
-    [largest] = sorted(floats_a_window(model.dims).values())[-1:]
-    limits = {**device.info.limits, "max-buffer-size": 4 * largest}
+    largest = max(floats_a_window(model.dims, is_normed_apart=True).values())
+    limits = {**device.info.limits, "max-buffer-size": 4 * largest * fits or 4 * largest - 16}
     monkeypatch.setattr(device, "info", replace(device.info, limits=limits))
     together = computed_together(graph, mels)
-    assert graph.program.most_windows == 1
+    assert graph.program.most_windows == max(1, fits)
+    if fits == 0:  # until there is room again
+        assert all(isinstance(computed.exception(), DeviceError) for _, computed in together)
+        monkeypatch.undo()
+        together = computed_together(graph, mels)
     for (context, computed), states in zip(together, alone, strict=True):
         computed.result()
         assert np.array_equal(context.get_output(0), states)
@@ -242,16 +256,23 @@ def test_what_fails_is_told_to_the_window_it_belongs_to(device: Device, monkeypa
 
 @pytest.mark.parametrize(
     ("sizes", "nbytes", "windows"),
-    [((384, 6), 512 << 20, 17), ((1280, 20), 512 << 20, 5), ((1280, 20), 1, 1)],
+    [((384, 6), 512 << 20, 18), ((1280, 20), 512 << 20, 5), ((1280, 20), 1, 1)],
     ids=["tiny", "large", "no room"],
 )
-def test_how_many_windows_fit_working_memory(device: Device, sizes: tuple[int, int], nbytes: int, windows: int) -> None:
+def test_how_many_windows_fit_working_memory(sizes: tuple[int, int], nbytes: int, windows: int) -> None:
     state, n_head = sizes
     dims = replace(checkpoint().dims, n_audio_ctx=1500, n_audio_state=state, n_audio_head=n_head)
-    limited = SimpleNamespace(max_binding=1 << 31)
-    assert most_windows(limited, dims, nbytes) == windows  # type: ignore[arg-type]
-    limited.max_binding = 4 * max(floats_a_window(dims).values())
-    assert most_windows(limited, dims, nbytes) == 1  # type: ignore[arg-type]
+    floats = floats_a_window(dims, is_normed_apart=False)
+    assert windows_that_fit(floats, 1 << 31, nbytes) == windows
+    assert windows_that_fit(floats, 4 * max(floats.values()), nbytes) == 1
+
+
+@pytest.mark.parametrize(("kind", "windows"), [("discrete", 16), ("integrated", 4), ("other", 4), ("software", 1)])
+def test_how_many_windows_suit_an_adapter(
+    device: Device, monkeypatch: pytest.MonkeyPatch, kind: str, windows: int
+) -> None:
+    monkeypatch.setattr(device, "info", replace(device.info, kind=kind))
+    assert choose_windows(device, floats_a_window(checkpoint().dims, is_normed_apart=False)) == windows
 
 
 def test_only_the_devices_thread_uses_the_device(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

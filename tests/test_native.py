@@ -216,8 +216,18 @@ def test_models_are_a_plain_whisper(library: Library, n_new: int) -> None:
         model.close()
 
 
-def test_silence_after_the_end_is_computed_once(library: Library) -> None:
-    """Windows whose last frames are all alike, however many, are encoded as any other."""
+def test_more_mel_bands_than_the_rest_of_the_model_is_wide(library: Library) -> None:
+    dims = replace(DIMS, n_mels=600)
+    arrays = dict(CHECKPOINT.arrays)
+    arrays["encoder.conv1.weight"] = normal(DIMS.n_audio_state, dims.n_mels, 3) / 40
+    checkpoint = Checkpoint(dims, arrays, "{}", CHECKPOINT.alignment_heads, False)
+    native, numpy = NativeWhisper(checkpoint, Cores(), library), NumpyWhisper(checkpoint, Cores())
+    mel = normal(dims.n_mels, 2 * dims.n_audio_ctx)
+    close_to(native.encode(mel).audio_states, numpy.encode(mel).audio_states)
+
+
+def test_windows_that_end_in_silence_are_encoded_as_any_other(library: Library) -> None:
+    """However many of the last frames are all alike, of which the convolutions compute one."""
     native, numpy = NativeWhisper(CHECKPOINT, Cores(), library), NumpyWhisper(CHECKPOINT, Cores())
     n_frames = 2 * DIMS.n_audio_ctx
     for first in (0, 1, 2, 3, n_frames // 2, n_frames // 2 + 1, *range(n_frames - 7, n_frames)):

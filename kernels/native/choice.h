@@ -1,6 +1,6 @@
 // The next token of a sequence, of logits that are screened: computed of the token table in bytes, which are half of what f16
 // reads. They tell which tokens are near the best; the logits of these are computed again, of the table itself, so that the
-// likeliest text and the likeliest timestamp are exact. Whether the timestamps together outweigh the text, and the
+// likeliest text and the likeliest timestamp are exact (of several sequences at once, as exact as f32 sums in another order). Whether the timestamps together outweigh the text, and the
 // probability, are off by the rounding of what stays screened, a thousandth of the best and less.
 #pragma once
 #include "model.h"
@@ -14,6 +14,7 @@ struct screening {
   float *scales;              // [n_out]
 };
 
+// Of a matrix that is not in bytes.
 INLINE vec weights_at(const struct matrix *m, int64_t at) {
   return m->is_half ? load_half((const half *)m->values + at) : load((const float *)m->values + at);
 }

@@ -15,9 +15,16 @@ INLINE int64_t encoder_thread_floats(const struct model *m) {
   return (scores > normal ? scores : normal) + 64;
 }
 
+// Of the largest matrix: the MLP's, or the first convolution's where there are more mel bands than a Whisper has.
+INLINE int64_t encoder_packed_floats(const struct model *m) {
+  const int64_t mlp = packed_floats(m->n_state, 4 * m->n_state) + packed_floats(4 * m->n_state, m->n_state);
+  const int64_t conv1 = packed_floats(m->n_state, 3 * m->n_mels);
+  return mlp > conv1 ? mlp : conv1;
+}
+
 INLINE int64_t encoder_floats(const struct model *m, int64_t n_threads) {
   const int64_t state = (int64_t)m->n_audio_ctx * m->n_state;
-  const int64_t packed = packed_floats(m->n_state, 4 * m->n_state) + packed_floats(4 * m->n_state, m->n_state);
+  const int64_t packed = encoder_packed_floats(m);
   return 8 * state + (padded(m->n_audio_ctx) + 2) * m->n_state + packed + n_threads * encoder_thread_floats(m) + 256;
 }
 
@@ -67,7 +74,7 @@ static void encode(struct team *team, const struct encoding *e) {
   float *features = take(&scratch, 2 * state + 2 * n_state);
   float *keys = take(&scratch, padded(n_ctx) * n_state);
   struct workspace w = {.thread_floats = encoder_thread_floats(m)};
-  w.packed = take(&scratch, packed_floats(n_state, 4 * n_state) + packed_floats(4 * n_state, n_state));
+  w.packed = take(&scratch, encoder_packed_floats(m));
   w.threads = take(&scratch, team->n_threads * w.thread_floats);
 
   const int64_t alike = 1 + first_alike(e->mel + m->n_mels, 2 * n_ctx, m->n_mels);  // after the frame of zeros

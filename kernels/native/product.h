@@ -35,7 +35,7 @@ struct product {
 #define ROWS 96         // rows a piece of work at most; its x stays in a core's second-level cache
 #define FEW_COLUMNS 64  // outputs a piece of work when rows are few
 #define EVEN_PIECES 8   // a thread, where that makes larger pieces
-#define CHAINS (64 / LANES)  // sums under way at once then: what the processor begins before the first is done
+#define CHAINS (64 / LANES)  // sums under way at once when rows are few: what the processor begins before the first is done
 
 // Panels of TILE_COLUMNS outputs: panel[k][column], f32, zeros after the last output.
 INLINE int64_t n_panels(int64_t n_out) { return (n_out + TILE_COLUMNS - 1) / TILE_COLUMNS; }
