@@ -74,8 +74,8 @@ class _Events:
 def default_workers(target: Target, n_cores: int = N_CORES) -> int:
     """How many transcriptions compute at once where nobody has said.
 
-    A GPU takes so many windows, and so many rows of a token, in the same launches. On the CPU one transcription has
-    all the cores where there is work to share out, and a few of them where a token is decoded.
+    A GPU decodes that many together in the same launches, and a large one encodes as many. On the CPU one transcription
+    has all the cores where there is work to share out, and a few of them where a token is decoded.
     """
     if target.name == "gpu" and not target.is_software:
         return GPU_WORKERS
