@@ -43,16 +43,16 @@ class NativeWhisper:
         table = self._weights.model.token_embedding
         self._bytes = np.empty((table.n_out, table.n_in), np.int8)
         self._scales = np.zeros(table.n_out + MOST_LANES, np.float32)
-        self._screened = cores.aside(lambda: self._screen(checkpoint))  # until the first token is chosen there is time
+        self._widest = cores.aside(lambda: self._screen(checkpoint))  # until the first token is chosen there is time
 
-    def _screen(self, checkpoint: Checkpoint) -> None:
-        """Fills in the token table in bytes, with a scale for each row."""
+    def _screen(self, checkpoint: Checkpoint) -> float:
+        """Fills in the token table in bytes, with a scale for each row; the largest of these."""
         table = self._weights.model.token_embedding
         values, scales = self._bytes.ctypes.data, self._scales.ctypes.data
         self._run(self._library.screen, Screening(addressof(table), values, scales), 1)
         checkpoint.release_pages()  # of the table as it lies in the file some rows are read again, no more
         self._weights.model.screen = Matrix(values, None, table.n_out, table.n_in, 0, 0, scales)
-        self._widest = float(self._scales.max())
+        return float(self._scales.max())
 
     def encode(self, mel: Float) -> Encoded:
         dims = self._dims
@@ -78,7 +78,7 @@ class NativeWhisper:
         queries = np.empty((dims.n_text_layer, dims.n_text_head, rows, n_state // dims.n_text_head), np.float32)
         is_screened = is_choosing and n_sequences <= FEW_ROWS
         if is_screened:
-            self._screened.result()
+            self._widest.result()  # the table in bytes is there
         screened = np.empty((n_sequences, dims.n_vocab), np.float32) if is_screened else None
         n_threads = min(self._cores.count, DECODING_THREADS)
         scratch = np.empty(self._library.decoder_floats(self._model, rows, n_threads), np.float32)
@@ -96,7 +96,7 @@ class NativeWhisper:
         n_vocab = self._dims.n_vocab
         last = np.ascontiguousarray(last)
         logits = self.logits(last, n_vocab) if screened is None else screened
-        widest = 0.0 if screened is None else self._widest
+        widest = 0.0 if screened is None else self._widest.result()
         begin = rules.timestamp_begin if rules.timestamp_begin >= 0 else n_vocab
         chosen: list[int] = []
         log_probabilities: list[float] = []
