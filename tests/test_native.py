@@ -2,7 +2,9 @@
 
 import ctypes
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -193,6 +195,24 @@ def test_nothing_left_to_choose_is_an_error(library: Library) -> None:
         hidden = np.full((1, DIMS.n_text_state), value, np.float32)
         with pytest.raises(ValueError, match="no token"):
             native.choose(hidden, hidden @ np.ones((DIMS.n_text_state, DIMS.n_vocab), np.float32), rules, [[9]])
+
+
+def test_a_choice_waits_for_the_table_in_bytes(library: Library) -> None:
+    cores, may_go_on = Cores(), Event()
+    for _ in range(max(1, cores.count - 1)):
+        cores.aside(may_go_on.wait)
+    native, nothing = NativeWhisper(CHECKPOINT, cores, library), np.zeros(0, np.int32)
+    rules = Rules(1, 1, 40, -1, -1, -1, nothing, nothing)
+    hidden, logits = normal(1, DIMS.n_text_state), normal(1, DIMS.n_vocab)
+    with ThreadPoolExecutor(1) as thread:
+        chosen = thread.submit(native.choose, hidden, logits, rules, [[9]])
+        try:
+            with pytest.raises(TimeoutError):
+                chosen.result(timeout=0.2)
+        finally:
+            may_go_on.set()
+        assert len(chosen.result()[0]) == 1
+    cores.close()
 
 
 @pytest.mark.parametrize("n_new", [1, 4, 29])
