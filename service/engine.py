@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.audio import Audio
-from service.errors import StartError, WispError
+from service.better_model import embedded_notice
+from service.errors import ModelError, StartError, WispError
 from service.features import SAMPLE_RATE
 from service.guest import Guest, GuestError
-from service.model_files import EMBEDDED_NAME, EMBEDDED_NOTICE, choose_model
+from service.model_files import model_candidates
+from service.model_places import EMBEDDED_NAME
 from service.models import ReadModel, read_model
 from service.settings import Settings
 from service.transcriber import Options, Transcriber, Transcription, default_workers
@@ -48,7 +50,8 @@ class Engine:
         """
         limit_threads()
         self.settings, self.guest_wasm, self.cache_folder = settings, guest_wasm, cache_folder
-        self.spec = choose_model(settings)
+        self._candidates = model_candidates(settings)
+        self.spec = self._candidates[0]
         self.created = int(time.time())
         self.loaded: Future[Transcriber] = Future()
         self.proven: Future[None] = Future()
@@ -68,9 +71,16 @@ class Engine:
                 self._thread.start()
 
     def read(self) -> ReadModel:
-        """Read and check the model's files, once. Raises StartError."""
-        if self._read is None:
-            self._read = read_model(self.spec, self.settings.target)
+        """Read and check the model's files, once; where a default is damaged, those of the next. Raises StartError."""
+        while self._read is None:
+            try:
+                self._read = read_model(self.spec, self.settings.target)
+            except ModelError as error:
+                if self.spec is self._candidates[-1]:
+                    raise
+                following = self._candidates[self._candidates.index(self.spec) + 1]
+                log.error("%s The next model is taken: %s, from %s.", error, following.name, following.weights)
+                self.spec = following
         return self._read
 
     def load(self) -> Transcriber:
@@ -101,7 +111,7 @@ class Engine:
         self._opened.append(transcriber)
         model.add_speech_graph(lambda samples: transcriber.transcribe(audio_of(samples), Options()).text)
         if model.name == EMBEDDED_NAME:
-            log.warning("%s", EMBEDDED_NOTICE)
+            log.warning("%s", embedded_notice(settings))
         log.info("loaded in %.2f s", time.monotonic() - started)
         return transcriber
 

@@ -1,26 +1,35 @@
-"""Which files a model's name means: a preload string, a path, an installed name, or the embedded default."""
+"""Which files a model's name means: a preload string, a path, a model that is found here, or the default."""
 
 import logging
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from service.errors import ModelError
 from service.languages import language_code
+from service.model_places import (
+    DEFAULT_NAME,
+    EMBEDDED_NAME,
+    WEIGHTS_SUFFIXES,
+    Place,
+    canonical_name,
+    embedded,
+    every_place,
+    find_place,
+    installed_models,
+    packaged,
+    stem_of,
+    weights_in,
+)
+from service.packaged_model import compare_sums, packaged_sums
 from service.settings import PRELOAD_VARIABLE, Settings
 
 log = logging.getLogger("wisp")
 
-DEFAULT_NAME = "tiny_en"  # taken when no model is named and it is installed
-EMBEDDED_NAME = "embedded"
-EMBEDDED = Path(__file__).parent.parent / "assets" / EMBEDDED_NAME
-EMBEDDED_NOTICE = (
-    "the small model that comes with Wisp, made mostly of synthetic voices, errs often on real speech; "
-    "wisp models pull tiny.en fetches a better one, which the next start takes"
-)
-WEIGHTS_SUFFIXES = (".safetensors", ".mpk", ".mpk.gz", ".pt", ".bin")
 ENCODINGS = ("burn", "whisper", "ggml", "pytorch", "autodetect")  # of WasmEdge's; the file's name tells the format
 KNOWN_NAMES = (  # of openai/whisper's models, in Hugging Face's spelling; the repository is openai/whisper-NAME
     "tiny.en",
@@ -35,7 +44,6 @@ KNOWN_NAMES = (  # of openai/whisper's models, in Hugging Face's spelling; the r
     "large-v3",
     "large-v3-turbo",
 )
-SYNONYMS = {"large": "large_v3", "turbo": "large_v3_turbo"}  # openai/whisper's own
 PRELOAD_FORM = "NAME:ENCODING:TARGET:WEIGHTS[:CONFIG[:TOKENIZER[:LANGUAGE]]]"
 
 TargetName = Literal["auto", "gpu", "cpu"]
@@ -51,6 +59,9 @@ class ModelSpec:
     tokenizer: Path | None = None
     language: str | None = None  # Whisper's code: what requests that name none are taken to speak
     target: TargetName | None = None
+    # SHA-256 by name of files in the folder; where a vocabulary is looked for if the weights come without one.
+    sums: Mapping[str, str] = field(default_factory=dict, compare=False)
+    models_dir: Path | None = field(default=None, compare=False)
 
 
 def parse_preload(text: str) -> list[ModelSpec]:
@@ -83,43 +94,54 @@ def parse_preload(text: str) -> list[ModelSpec]:
     return list(specs.values())
 
 
-def canonical_name(name: str) -> str:
-    """One spelling for a model's: `openai/whisper-tiny.en`, `whisper-tiny.en`, `tiny.en` → `tiny_en`."""
-    canonical = re.sub(r"[-.]", "_", re.sub(r"^(openai/)?(whisper[-_])?", "", name.strip().lower()))
-    return SYNONYMS.get(canonical, canonical)
+def model_candidates(settings: Settings) -> list[ModelSpec]:
+    """The model to serve, then those that may stand in for it where its files turn out to be damaged.
 
-
-def installed_models(models_dir: Path) -> dict[str, Path]:
-    """Canonical name → folder of every model folder in `models_dir`; none where it does not exist.
-
-    A name with a dot before it is no model's: what is being fetched lies in one.
+    One that --model, WISP_MODEL or the preload string names stands alone. Else tiny_en of the models folder, the
+    packaged tiny.en, the embedded model: each that there is. Raises ModelError where there is none.
     """
-    if not models_dir.is_dir():
-        return {}
-    folders = (path for path in sorted(models_dir.iterdir()) if path.is_dir() and not path.name.startswith("."))
-    return {canonical_name(folder.name): folder for folder in folders}
-
-
-def choose_model(settings: Settings) -> ModelSpec:
-    """--model or WISP_MODEL, else the preload string's first model, else what find_model takes. Raises ModelError."""
     if not settings.model and settings.preload:
         preloaded = parse_preload(settings.preload)
         if len(preloaded) > 1:
             log.warning("%s names %d models; only the first one is served", PRELOAD_VARIABLE, len(preloaded))
         if preloaded:
-            return preloaded[0]
-    return find_model(settings.model, settings.models_path())
+            return preloaded[:1]
+    models_dir = settings.models_path()
+    if settings.model:
+        return [find_model(settings.model, models_dir)]
+    found = []
+    with _looking("", models_dir):
+        installed = installed_models(models_dir).get(DEFAULT_NAME)
+        if installed is not None:
+            try:
+                found.append(_spec(Place(DEFAULT_NAME, installed, "models folder"), models_dir))
+            except ModelError as error:
+                log.error("%s", error)
+    found += [_spec(place, models_dir) for place in (packaged(), embedded()) if place is not None]
+    if not found:
+        raise ModelError("There is no model: name one with --model, or fetch one with wisp models pull tiny.en.")
+    return found
+
+
+def choose_model(settings: Settings) -> ModelSpec:
+    """The first of model_candidates()."""
+    return model_candidates(settings)[0]
 
 
 def find_model(named: str, models_dir: Path) -> ModelSpec:
-    """The model to serve: the one named (installed, or a path), else installed tiny_en, else the embedded one.
+    """The model called `named`: installed, at that path, packaged, or in another program's cache.
 
-    Raises ModelError if the one named, or the embedded one, is not there, or where a folder cannot be looked into.
+    Raises ModelError if there is none, or where a folder cannot be looked into.
     """
-    try:
+    with _looking(f" '{named}'", models_dir):
         return _find(named, models_dir)
+
+
+@contextmanager
+def _looking(what: str, models_dir: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        what = f" '{named}'" if named else ""
         raise ModelError(
             f"Cannot look for the model{what}: {error.filename}: {error.strerror}; name one "
             "that can be read with --model, or a folder of models with --models-dir."
@@ -144,34 +166,45 @@ def repo_of(name: str) -> str:
 
 
 def _find(named: str, models_dir: Path) -> ModelSpec:
-    installed = installed_models(models_dir)
-    if not named:
-        if DEFAULT_NAME in installed:
-            return ModelSpec(DEFAULT_NAME, _weights_in(installed[DEFAULT_NAME]))
-        return _embedded()
     canonical = canonical_name(named)
+    installed = installed_models(models_dir)
     if canonical in installed:
-        return ModelSpec(canonical, _weights_in(installed[canonical]))
+        return _spec(Place(canonical, installed[canonical], "models folder"), models_dir)
     path = Path(os.path.expanduser(named))  # noqa: PTH111 (Path's own raises for a user without a home)
     if path.is_dir():
-        return ModelSpec(canonical_name(path.resolve().name), _weights_in(path))
+        return _spec(Place(canonical_name(path.resolve().name), path, "path"), models_dir)
     if path.is_file():
-        return ModelSpec(canonical_name(_stem(path)), path)
+        return _spec(Place(canonical_name(stem_of(path)), path, "path"), models_dir)
+    if (place := find_place(named, models_dir)) is not None:
+        return _spec(place, models_dir)
     if canonical == EMBEDDED_NAME:
-        return _embedded()
-    if named.startswith(("~", ".")) or os.sep in named.removeprefix("openai/") or named.endswith(WEIGHTS_SUFFIXES):
+        if (own := embedded()) is None:
+            raise ModelError("This installation has no embedded model (assets/embedded).")
+        return _spec(own, models_dir)
+    is_repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) and not named.endswith(WEIGHTS_SUFFIXES)
+    if not is_repository and (named.startswith(("~", ".")) or os.sep in named or named.endswith(WEIGHTS_SUFFIXES)):
         raise ModelError(f"There is nothing at {named}: name a model's folder or weights file that is there.")
-    have = f"it has {', '.join(sorted(installed))}" if installed else "nothing is installed there"
+    found = sorted({place.name for place in every_place(models_dir)})
+    have = f"found here: {', '.join(found)}" if found else "no model was found here"
     raise ModelError(
-        f"There is no model '{named}': it is no folder, no file, and not installed in {models_dir} ({have}). "
-        f"Fetch it with wisp models pull {canonical}, put its Hugging Face folder there as {models_dir / canonical}, "
-        "or name its folder or weights file."
+        f"There is no model '{named}': it isn't a folder or file, nor installed in {models_dir}, nor in the caches of "
+        f"Hugging Face and openai/whisper ({have}). Fetch it with wisp models pull {named}, "
+        f"put its folder there as {models_dir / canonical_name(named.rpartition('/')[2])}, or name its folder or file."
     )
+
+
+def _spec(place: Place, models_dir: Path) -> ModelSpec:
+    """The files of a place. Raises ModelError for a folder without weights, or with several."""
+    weights = weights_in(place.path) if place.path.is_dir() else place.path
+    sums = packaged_sums(place.path) if place.source == "package" else {}
+    return ModelSpec(place.name, weights, sums=sums, models_dir=models_dir)
 
 
 def check_files(spec: ModelSpec) -> None:
     """Raise ModelError for files that cannot be this model's, whatever is in them: absent, or of another sort."""
     trouble = f"The model '{spec.name}' cannot be loaded"
+    if spec.sums:
+        compare_sums(spec.weights, spec.sums)
     for role, path in (("weights", spec.weights), ("configuration", spec.config), ("tokenizer", spec.tokenizer)):
         if path is not None and _is_absent(path):
             raise ModelError(f"{trouble}: its {role} should be at {path}, where nothing is.")
@@ -198,31 +231,3 @@ def _is_absent(path: Path) -> bool:
     except OSError:  # what Path.exists() would raise: the loader has words for a file that it cannot read
         return False
     return False
-
-
-def _embedded() -> ModelSpec:
-    if not EMBEDDED.is_dir():
-        raise ModelError("This installation has no embedded model (assets/embedded): name one with --model FOLDER.")
-    return ModelSpec(EMBEDDED_NAME, _weights_in(EMBEDDED))
-
-
-def _stem(path: Path) -> str:
-    """A weights file's name without its suffix; of the generic `model.safetensors`, its folder's name."""
-    stem = next(
-        (path.name.removesuffix(suffix) for suffix in WEIGHTS_SUFFIXES if path.name.endswith(suffix)), path.stem
-    )
-    return path.resolve().parent.name if stem == "model" else stem
-
-
-def _weights_in(folder: Path) -> Path:
-    """The folder itself if it is Hugging Face's, else its one weights file. ModelError for none or several."""
-    if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
-        return folder
-    found = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS_SUFFIXES))
-    if len(found) != 1:
-        listed = f"several weights files ({', '.join(path.name for path in found)})" if found else "no weights file"
-        raise ModelError(
-            f"The model folder {folder} has {listed}: it needs a model.safetensors, "
-            f"or one file ending in {', '.join(WEIGHTS_SUFFIXES)}."
-        )
-    return found[0]

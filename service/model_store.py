@@ -68,7 +68,7 @@ def removed_folder(folder: Path) -> Path:
 def remove(folder: Path) -> None:
     """Remove a model's folder and what there is of a broken download of it. Raises ModelError."""
     try:
-        if folder.is_symlink():
+        if folder.is_symlink() or folder.is_file():
             folder.unlink()
         elif folder.exists():
             gone = removed_folder(folder)

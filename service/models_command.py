@@ -1,22 +1,17 @@
 """wisp models: which models are installed, where they are from, and whether their files are what was fetched."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from service.errors import ModelError
-from service.model_files import (
-    EMBEDDED,
-    EMBEDDED_NAME,
-    canonical_name,
-    choose_model,
-    find_model,
-    installed_models,
-    repo_of,
-)
+from service.model_files import choose_model, find_model, repo_of
+from service.model_places import EMBEDDED_NAME, Place, canonical_name, every_place, installed_models
 from service.model_store import Record, damage, megabytes, remove, unfinished_folder
+from service.packaged_model import ORIGIN
 from service.progress import progress_bar
 from service.settings import Settings
 
@@ -34,26 +29,27 @@ class Row:
     bytes: int
     licence: str
     origin: str
-    folder: str  # or the one file that a path names
+    folder: str  # or the one weights file
     serves: bool  # what `wisp serve` would take with these settings
 
 
 def rows(settings: Settings) -> tuple[list[Row], str]:
-    """Every model there is, and why none would serve, where that is so."""
+    """Every model that is found here, and why none would serve, where that is so. Raises ModelError."""
     trouble, serving = "", None
     try:
         serving = choose_model(settings)
     except ModelError as error:
         trouble = str(error)
-    places = dict(installed_models(settings.models_path()))
-    if EMBEDDED.is_dir():
-        places.setdefault(EMBEDDED_NAME, EMBEDDED)
+    try:
+        places = every_place(settings.models_path())
+    except OSError as error:
+        raise ModelError(f"Cannot look for models: {error.filename}: {error.strerror}.") from None
     # A folder's weights file, where it is not Hugging Face's, serves for the folder.
-    serves = [place for place in places.values() if serving and serving.weights in (place, *place.iterdir())]
+    serves = [place for place in places if serving and serving.weights in (place.path, *_files(place.path))][:1]
     if serving and not serves:
-        places[serving.name] = serving.weights
-        serves = [serving.weights]
-    return [_row(name, place, place in serves) for name, place in places.items()], trouble
+        serves = [Place(serving.name, serving.weights, "path")]
+        places = [*serves, *places]
+    return [_row(place, place in serves) for place in places], trouble
 
 
 def list_models(settings: Settings, write: Write, style: str = "table") -> str:
@@ -65,24 +61,36 @@ def list_models(settings: Settings, write: Write, style: str = "table") -> str:
     if style == "json":
         write(json.dumps([asdict(row) for row in found], indent=2, ensure_ascii=False) + "\n")
         return trouble
-    table = [("NAME", "SIZE", "LICENCE", "FROM")]
-    table += [(row.name, megabytes(row.bytes), row.licence, row.origin) for row in found]
-    widths = [max(len(line[column]) for line in table) for column in range(4)]
+    table = [("NAME", "SIZE", "LICENCE", "FROM", "WHERE")]
+    table += [(row.name, megabytes(row.bytes), row.licence, row.origin, _short(row.folder)) for row in found]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     for mark, line in zip([" ", *("*" if row.serves else " " for row in found)], table, strict=True):
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         write(f"{mark} {'  '.join(cells).rstrip()}\n")
     return trouble
 
 
-def _row(name: str, place: Path, serves: bool) -> Row:
-    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
-    record = Record.read(place)
-    licence, origin = UNKNOWN, str(place)
+def _row(place: Place, serves: bool) -> Row:
+    record = Record.read(place.path)
+    licence, origin = UNKNOWN, place.repo or place.source
     if record is not None:
         licence, origin = record.licence or UNKNOWN, f"{record.repo}@{record.commit[:8]}"
-    elif place == EMBEDDED:
+    elif place.source == "package":
+        licence, origin = "mit", ORIGIN
+    elif place.source == "Wisp":
         licence, origin = "mit", "comes with Wisp"
-    return Row(name, sum(path.stat().st_size for path in files), licence, origin, str(place), serves)
+    n_bytes = sum(path.stat().st_size for path in _files(place.path))
+    return Row(place.name, n_bytes, licence, origin, str(place.path), serves)
+
+
+def _files(place: Path) -> list[Path]:
+    return [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+
+
+def _short(path: str) -> str:
+    """A path with `~` for the user's home, as a shell takes it."""
+    home = os.path.expanduser("~")  # noqa: PTH111 (Path's own raises for a user without a home)
+    return f"~{path.removeprefix(home)}" if path.startswith(home + os.sep) and home != os.sep else path
 
 
 def pull_model(

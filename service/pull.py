@@ -4,33 +4,55 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from service.errors import HubError
 from service.hub import Hub, HubFile, HubModel, part_of
-from service.model_files import canonical_name
+from service.model_places import canonical_name
 from service.model_store import Record, damage, megabytes, removed_folder, unfinished_folder
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+CTRANSLATE2_WEIGHTS = "model.bin"
 CONFIG = "config.json"
-NEEDED = (CONFIG, "tokenizer.json")
-WELCOME = ("generation_config.json",)
+TOKENIZER = "tokenizer.json"
+VOCABULARIES = ("vocabulary.json", "vocabulary.txt")  # of CTranslate2, where there is no tokenizer.json
+GENERATION = "generation_config.json"
 
 
 def wanted_files(model: HubModel) -> list[HubFile]:
-    """What Wisp needs of a repository, small files first. Raises HubError if it is no Whisper that Wisp can load."""
-    shards = filter(SHARD.fullmatch, sorted(model.files))
-    weights = [WEIGHTS] if WEIGHTS in model.files else [INDEX, *shards]
-    missing = [name for name in (*NEEDED, weights[0]) if name not in model.files]
+    """What Wisp needs of a repository in Hugging Face's layout or CTranslate2's, small files first.
+
+    Raises HubError if it is neither.
+    """
+    there = model.files
+    shards = filter(SHARD.fullmatch, sorted(there))
+    if WEIGHTS in there or INDEX in there or CTRANSLATE2_WEIGHTS not in there:
+        weights, words = [WEIGHTS] if WEIGHTS in there or INDEX not in there else [INDEX, *shards], TOKENIZER
+    else:
+        weights = [CTRANSLATE2_WEIGHTS]
+        words = next((name for name in (TOKENIZER, *VOCABULARIES) if name in there), TOKENIZER)
+    missing = [name for name in (CONFIG, words, weights[0]) if name not in there]
     if missing:
-        raise HubError(f"{model.repo} has no {missing[0]}: it is not in the layout of Hugging Face's Whisper models.")
-    names = (*NEEDED, *(name for name in WELCOME if name in model.files), *weights)
-    return [model.files[name] for name in names]
+        raise HubError(
+            f"{model.repo} has no {missing[0]}: it isn't a Whisper in the layout of Hugging Face or CTranslate2."
+        )
+    names = (CONFIG, words, *(name for name in (GENERATION,) if name in there), *weights)
+    return [there[name] for name in names]
+
+
+def _check_kind(repo: str, config: Mapping[str, Any], files: list[HubFile]) -> None:
+    """Raise HubError unless a config.json is a Whisper's."""
+    if any(file.name == CTRANSLATE2_WEIGHTS for file in files):
+        if "suppress_ids" not in config:
+            raise HubError(f"{repo} isn't a Whisper: its {CONFIG} has no suppress_ids, as CTranslate2 writes them.")
+    elif (kind := config.get("model_type")) != "whisper":
+        raise HubError(f"{repo} isn't a Whisper: its {CONFIG} says that it is '{kind}'.")
 
 
 class Pull:
@@ -45,9 +67,7 @@ class Pull:
         self.name = canonical_name(repo.rpartition("/")[2])
         self.folder = models_dir / self.name
         self._unfinished = unfinished_folder(self.folder)
-        kind = hub.read(self.model, CONFIG).get("model_type")
-        if kind != "whisper":
-            raise HubError(f"{repo} is no Whisper: its {CONFIG} says that it is '{kind}'.")
+        _check_kind(repo, hub.read(self.model, CONFIG), self.files)
 
     def fetch(self, gained: Callable[[int], object]) -> bool:
         """Fetch what is not there yet and put it in its place at once; False if it was all there. `gained` hears the
@@ -59,6 +79,11 @@ class Pull:
                 raise HubError(
                     f"{self.folder} is there already and was not made by wisp models pull: "
                     f"move it away, or take it away with wisp models remove {self.name}."
+                )
+            if old is not None and old.repo != self.model.repo:
+                raise HubError(
+                    f"{self.folder} holds {old.repo}, another repository's form of {self.name}: "
+                    f"wisp models remove {self.name} makes room for this one."
                 )
             if old is not None and old.commit == self.model.commit and not damage(self.folder, old):
                 gained(self.n_bytes)

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service import api_pages, formats, web_page
+from service.better_model import embedded_notice
 from service.errors import (
     ClientGone,
     MethodNotAllowed,
@@ -30,7 +31,7 @@ from service.fields import Fields, accept
 from service.form_table import TRANSCRIPTION, TRANSLATION, Field
 from service.forms import OVERHEAD_BYTES, FormReader
 from service.jobs import Job, look_at
-from service.model_files import EMBEDDED_NAME, EMBEDDED_NOTICE, canonical_name
+from service.model_places import EMBEDDED_NAME, canonical_name
 from service.reading import Upload
 from service.request_log import error_response
 from service.settings import Settings
@@ -87,7 +88,7 @@ class Service:
         """
         known: dict[str, Any] = {"languages": list(self.languages())} if self.languages() else {}
         if self.model_name == EMBEDDED_NAME:
-            known["description"] = EMBEDDED_NOTICE
+            known["description"] = embedded_notice(self.settings)
         return {"id": name, "object": "model", "created": self.created, "owned_by": "wisp", **known}
 
     def languages(self) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ class Settings:
     )
     model: str = _field(
         "",
-        "Model to serve: a name, a folder or a weights file; empty takes tiny_en if installed, else the embedded one",
+        "Model to serve: a name, a folder or a weights file; empty takes tiny.en",
     )
     target: str = _field(
         "auto",

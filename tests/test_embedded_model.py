@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from service.app import Engine, create_app
 from service.audio import SAMPLE_RATE
-from service.model_files import EMBEDDED_NAME
+from service.model_places import EMBEDDED_NAME
 from service.settings import Settings
 from tests.serving import PATH
 

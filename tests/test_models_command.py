@@ -14,6 +14,7 @@ import pytest
 
 from kernels.checkpoint import load_checkpoint
 from service import hub as hub_module
+from service import model_places
 from service.cli import main
 from tests.conftest import ROOT
 from tests.fake_hub import FakeHub, fake_hub
@@ -37,6 +38,8 @@ def hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(hub_module, "FIRST_PAUSE_S", 0.0)
     monkeypatch.setenv("WISP_MODELS_DIR", str(tmp_path / "models"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(model_places, "packaged_folder", lambda: None)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with fake_hub() as hub:
         hub.add(REPO, source)
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -67,9 +70,9 @@ def test_a_model_is_pulled_listed_verified_and_removed(wisp: Run, hub: FakeHub, 
     code, out, err = wisp("models", "list")
     assert (code, err) == (0, "")
     heading, ours, embedded = out.splitlines()
-    assert heading.split() == ["NAME", "SIZE", "LICENCE", "FROM"]
-    assert ours.split() == ["*", "tiny_en", "1.3", "MB", "apache-2.0", f"{REPO}@5a5a5a5a"]
-    assert embedded.split()[0] == "embedded" and embedded.endswith("comes with Wisp")
+    assert heading.split() == ["NAME", "SIZE", "LICENCE", "FROM", "WHERE"]
+    assert ours.split() == ["*", "tiny_en", "1.3", "MB", "apache-2.0", f"{REPO}@5a5a5a5a", str(folder)]
+    assert embedded.split()[0] == "embedded" and "comes with Wisp" in embedded
 
     assert wisp("models", "verify") == (0, f"tiny_en: 4 files are as they were fetched from {REPO}\n", "")
     with (folder / "model.safetensors").open("ab") as file:

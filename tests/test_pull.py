@@ -11,7 +11,8 @@ import pytest
 from service import hub as hub_module
 from service.errors import HubError
 from service.hub import Hub
-from service.model_files import find_model, installed_models
+from service.model_files import find_model
+from service.model_places import installed_models
 from service.model_store import Record, damage, remove, unfinished_folder
 from service.pull import Pull
 from tests.fake_hub import FakeHub, fake_hub
@@ -73,7 +74,7 @@ def test_a_branch_may_have_any_name(hub: FakeHub) -> None:
 def test_a_model_is_fetched_and_found(hub: FakeHub, tmp_path: Path) -> None:
     models = tmp_path / "models"
     assert pull(hub, models)[0]
-    assert find_model("", models).weights == find_model("tiny.en", models).weights == models / "tiny_en"
+    assert find_model("tiny.en", models).weights == models / "tiny_en"
     assert {path.name for path in (models / "tiny_en").iterdir()} == FILES | {"wisp.json"}
     assert (models / "tiny_en" / WEIGHTS).read_bytes() == hub.repos[REPO][WEIGHTS]
     record = Record.read(models / "tiny_en")

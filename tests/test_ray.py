@@ -10,7 +10,7 @@ from openai import BadRequestError, OpenAI
 
 from service.app import Engine
 from service.audio import decode
-from service.model_files import EMBEDDED
+from service.model_places import EMBEDDED
 from service.settings import Settings
 from service.transcriber import Options
 from tests.serving import wav

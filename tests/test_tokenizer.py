@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.errors import ModelError
-from service.model_files import EMBEDDED
+from service.model_places import EMBEDDED
 from service.tokenizer import _MUSIC, _SYMBOLS, Tokenizer
 from tests.conftest import ROOT
 from tests.synthetic import save_synthetic

@@ -8,6 +8,7 @@ const POLL_MS = 1500;
 const line = document.getElementById("model");
 const text = document.getElementById("model-text");
 const hint = document.getElementById("embedded-hint");
+const notice = document.getElementById("embedded-notice");
 let isWatched = false;
 
 function show(state, sentence) {
@@ -30,11 +31,13 @@ export async function watchModel(askForKey) {
 async function ask(askForKey) {
   let name = null;
   try {
-    name = (await servedModel()).id;
+    const model = await servedModel();
+    name = model.id;
     hint.hidden = name !== EMBEDDED;
+    notice.textContent = model.description ?? "";
     await readiness();
     offerLanguages((await servedModel()).languages ?? []); // they are known once it is loaded
-    show("ready", `Model ${name}`);
+    show(name === EMBEDDED ? "poor" : "ready", `Model ${name}`);
     return true;
   } catch (error) {
     if (error.needsKey) {
