@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.formats_common import CheckpointError, Dimensions, Stored, expected_shapes, parse_json, read_text
-from kernels.quantised import Dequantised, Quantised
+from kernels.quantised import Dequantised, Packed
 
 __all__ = ["MAX_BEAMS", "Checkpoint", "CheckpointError", "Dimensions", "load_checkpoint", "sinusoids"]
 
@@ -50,7 +50,7 @@ def sinusoids(length: int, channels: int, max_timescale: float = 10_000.0) -> ND
 
 
 def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Path | None = None) -> Checkpoint:
-    """Loads a .safetensors, .mpk, .mpk.gz, .pt or ggml .bin file, or a folder: Hugging Face's, or with one such file.
+    """Loads a .safetensors, .mpk, .mpk.gz or .pt file, ggml's or CTranslate2's .bin, or a folder with one of them.
 
     `config` and `tokenizer` default to files beside the weights (config.json, or a Burn file's .cfg; tokenizer.json).
     Names, shapes, dtypes and lengths are all checked here, but not what is in a tokenizer.json, which takes as long to
@@ -66,19 +66,27 @@ def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Pat
     settings_path = weights.parent / "generation_config.json"
     settings = parse_json(settings_path, read_text(settings_path)) if settings_path.is_file() else {}
     multilingual = settings.get("is_multilingual")
-    tokenizer_json = stored.tokenizer_json
-    if tokenizer is not None or tokenizer_json is None:
-        tokenizer_json = read_text(tokenizer or weights.parent / "tokenizer.json")
+    listed, listing = settings.get("alignment_heads"), settings_path
+    if not listed:
+        listed, listing = stored.alignment_heads, config or weights.parent / "config.json"
     return Checkpoint(
         stored.dims,
         arrays,
-        tokenizer_json,
-        _alignment_heads(settings_path, settings.get("alignment_heads"), stored.dims),
+        _tokenizer_json(weights, tokenizer, stored),
+        _alignment_heads(listing, listed, stored.dims),
         multilingual if isinstance(multilingual, bool) else stored.dims.n_vocab >= FIRST_MULTILINGUAL_VOCAB,
         stored.maps,
         _num_beams(settings_path, settings.get("num_beams", 1)),
         _condition_on_prev_tokens(settings_path, settings.get("condition_on_prev_tokens")),
     )
+
+
+def _tokenizer_json(weights: Path, tokenizer: Path | None, stored: Stored) -> str:
+    """The file that is named, else the vocabulary in the weights, else what lies beside them."""
+    beside = weights.parent / "tokenizer.json"
+    if tokenizer is None and stored.make_tokenizer is not None:
+        return stored.make_tokenizer()
+    return read_text(tokenizer or beside)
 
 
 def _weights_in(folder: Path) -> Path:
@@ -109,7 +117,11 @@ def _read(weights: Path, config: Path | None) -> Stored:
 
         return read_openai(weights)
     if weights.suffix == ".bin":
+        from kernels.formats_ctranslate2 import is_ctranslate2, read_ctranslate2
         from kernels.formats_ggml import read_ggml
+
+        if is_ctranslate2(weights):
+            return read_ctranslate2(weights, config or weights.parent / "config.json")
 
         return read_ggml(weights)
     raise CheckpointError(f"{weights.name}: unknown format (expected .safetensors, .mpk, .mpk.gz, .pt or .bin)")
@@ -117,7 +129,7 @@ def _read(weights: Path, config: Path | None) -> Stored:
 
 def _checked(weights: Path, stored: Stored) -> Dequantised:
     """The stored tensors under OpenAI's names, every name and shape as the dims demand."""
-    arrays: dict[str, NDArray[Any] | Quantised] = {}
+    arrays: dict[str, NDArray[Any] | Packed] = {}
     unknown = set(stored.arrays) - stored.ignored
     for name, shape in expected_shapes(stored.dims).items():
         theirs = stored.name_of(name)
@@ -132,7 +144,7 @@ def _checked(weights: Path, stored: Stored) -> Dequantised:
             raise CheckpointError(
                 f"{weights.name}: tensor {theirs} has shape {list(array.shape)}, expected {list(shape)}"
             )
-        if not isinstance(array, Quantised):
+        if isinstance(array, np.ndarray):
             array.flags.writeable = False
         arrays[name] = array
     if unknown:

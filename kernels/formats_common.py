@@ -4,14 +4,14 @@ import json
 import math
 import mmap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.quantised import Quantised
+from kernels.quantised import Packed
 
 MAX_JSON_BYTES = 64 << 20  # tokenizer.json of the multilingual models is 2.5 MB
 MAX_LAYERS = 256
@@ -22,6 +22,10 @@ MAX_CTX = 65_535  # positions; Whisper's are 1500 and 448, and a GPU launches no
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used: one sentence naming the file, the tensor, what was expected and found."""
+
+
+class UnknownFormat(CheckpointError):
+    """A file of a kind, or of a kind of model, that is not read; fetching it again would not help."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,12 @@ class Stored:
     """What a format's reader found: tensors under the file's own names, and how those names follow from OpenAI's."""
 
     dims: Dimensions
-    arrays: Mapping[str, NDArray[Any] | Quantised]
+    arrays: Mapping[str, NDArray[Any] | Packed]
     name_of: Callable[[str], str]  # OpenAI's tensor name → the file's
     ignored: frozenset[str] = frozenset()  # tensors some files carry that a Whisper does not need
     maps: tuple[mmap.mmap, ...] = ()  # the mapped files the arrays lie in
-    tokenizer_json: str | None = field(default=None, repr=False)
+    make_tokenizer: Callable[[], str] | None = None  # the text of a tokenizer.json, where the format has a vocabulary
+    alignment_heads: object = None  # as listed in the format's own configuration, unchecked
 
 
 def brief(value: object) -> str:
@@ -146,12 +151,17 @@ def read_text(path: Path) -> str:
         raise CheckpointError(f"{path}: is not UTF-8 text") from None
 
 
-def parse_json(path: Path, text: str | bytes) -> dict[str, Any]:
-    """The JSON object in `text`; `path` names its file in the error. Raises CheckpointError."""
+def json_value(path: Path, text: str | bytes) -> Any:
+    """What the JSON in `text` means; `path` names its file in the error. Raises CheckpointError."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: is not valid JSON") from None
+
+
+def parse_json(path: Path, text: str | bytes) -> dict[str, Any]:
+    """The JSON object in `text`; `path` names its file in the error. Raises CheckpointError."""
+    value = json_value(path, text)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: must hold a JSON object")
     return value

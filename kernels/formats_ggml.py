@@ -51,7 +51,7 @@ def read_ggml(weights: Path) -> Stored:
         arrays,
         lambda name: name,
         maps=(reader.data,),
-        tokenizer_json=tokenizer_json(weights, tokens, dims.n_vocab, dims.n_audio_ctx),
+        make_tokenizer=lambda: tokenizer_json(weights, tokens, dims.n_vocab, dims.n_audio_ctx),
     )
 
 

@@ -98,6 +98,15 @@ def byte_names() -> list[str]:
     return [names[byte] for byte in range(256)]
 
 
+def bytes_of(path: Path, tokens: list[str]) -> list[bytes]:
+    """Tokens written with byte_names() as the bytes they mean. Raises CheckpointError for another character."""
+    codes = {name: byte for byte, name in enumerate(byte_names())}
+    try:
+        return [bytes(codes[name] for name in token) for token in tokens]
+    except KeyError as error:
+        raise CheckpointError(f"{path.name}: a token has the character {error}, which stands for no byte") from None
+
+
 def _merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
     """The merges that make each token of more than one byte, in rank order.
 

@@ -5,7 +5,7 @@ Only what is stored is smaller: both targets compute with the floats that `dequa
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,20 +14,37 @@ GROUP_SIZE = 64  # weights that share a scale; an f16 for 64 bytes is 3 % more t
 LARGEST = 127
 
 
+class Packed(Protocol):
+    """A tensor that is stored in less room than its floats take."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array that it stands for."""
+        ...
+
+    def dequantise(self) -> NDArray[np.float32]:
+        """A new f32 array of that shape."""
+        ...
+
+
 @dataclass(frozen=True)
 class Quantised:
-    """`values` i8 [n_out, n_in] and `scales` f16 or f32 [n_out, n_groups]: a weight is its value times its group's."""
+    """`values` i8 or i16 [n_out, …] and `scales` f16 or f32 [n_out, n_groups]: their products are the weights."""
 
-    values: NDArray[np.int8]
+    values: NDArray[np.signedinteger[Any]]
     scales: NDArray[Any]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[n_out, n_in], as of the array that it stands for."""
+        """[n_out, …], as of the array that it stands for."""
         return self.values.shape
 
+    def __getitem__(self, rows: slice) -> "Quantised":
+        """Some of the rows, as views."""
+        return Quantised(self.values[rows], self.scales[rows])
+
     def dequantise(self) -> NDArray[np.float32]:
-        """A new f32 array [n_out, n_in]."""
+        """A new f32 array [n_out, …]."""
         n_out, n_groups = self.scales.shape
         weights = self.values.astype(np.float32)
         groups = weights.reshape(n_out, n_groups, -1)
@@ -53,13 +70,13 @@ def quantise(weights: NDArray[Any]) -> Quantised:
 class Dequantised(Mapping[str, NDArray[Any]]):
     """Named tensors, quantised or not, read as float arrays: each is dequantised when it is asked for, and not kept."""
 
-    def __init__(self, stored: Mapping[str, NDArray[Any] | Quantised]) -> None:
+    def __init__(self, stored: Mapping[str, NDArray[Any] | Packed]) -> None:
         self._stored = stored
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The tensor: a view of what is stored, or a new f32 array."""
         tensor = self._stored[name]
-        return tensor.dequantise() if isinstance(tensor, Quantised) else tensor
+        return tensor if isinstance(tensor, np.ndarray) else tensor.dequantise()
 
     def __iter__(self) -> Iterator[str]:
         """The names."""

@@ -205,6 +205,86 @@ def write_ggml(folder: Path, arrays: Arrays) -> Path:
     return path
 
 
+def ctranslate2_variables(arrays: Arrays) -> Arrays:
+    """The variables of a WhisperSpec in f32 or f16: joined maps, gamma and beta, scalars."""
+    named: Arrays = {}
+    for name, array in arrays.items():
+        path = name.replace(".blocks.", ".layer_")
+        for ours, theirs in (
+            ("cross_attn_ln", "attention.layer_norm"),
+            ("attn_ln", "self_attention.layer_norm"),
+            ("mlp_ln", "ffn.layer_norm"),
+            ("ln_post", "layer_norm"),
+            ("decoder.ln", "decoder.layer_norm"),
+            ("mlp.0", "ffn.linear_0"),
+            ("mlp.2", "ffn.linear_1"),
+            ("cross_attn.query", "attention.linear_0"),
+            ("cross_attn.out", "attention.linear_2"),
+            (".attn.out", ".self_attention.linear_1"),
+            ("token_embedding", "embeddings"),
+            ("positional_embedding", "position_encodings.encodings"),
+        ):
+            path = path.replace(ours, theirs)
+        if "layer_norm" in path:
+            path = path.replace(".weight", ".gamma").replace(".bias", ".beta")
+        if "attn." not in path:
+            named[path.replace(".", "/")] = array
+    for half, n_layer in (("encoder", DIMS.n_audio_layer), ("decoder", DIMS.n_text_layer)):
+        for layer in range(n_layer):
+            for attention, joined, parts in (
+                ("attn", "self_attention/linear_0", ("query", "key", "value")),
+                ("cross_attn", "attention/linear_1", ("key", "value")),
+            ):
+                for last in ("weight", "bias"):
+                    names = [f"{half}.blocks.{layer}.{attention}.{part}.{last}" for part in parts]
+                    like = arrays.get(names[-1])
+                    if like is not None:
+                        pieces = [arrays.get(name, np.zeros_like(like)) for name in names]
+                        named[f"{half}/layer_{layer}/{joined}/{last}"] = np.concatenate(pieces)
+    scalars = {
+        "decoder/activation": np.int8(3),
+        "decoder/alibi": np.int8(0),
+        "decoder/alignment_heads": np.int16(1),
+        "decoder/alignment_layer": np.int16(-1),
+        "decoder/num_heads": np.int16(DIMS.n_text_head),
+        "decoder/pre_norm": np.int8(1),
+        "decoder/scale_embeddings": np.int8(0),
+        "decoder/start_from_zero_embedding": np.int8(0),
+        "encoder/num_heads": np.int16(DIMS.n_audio_head),
+    }
+    return dict(sorted((named | {name: np.array(value) for name, value in scalars.items()}).items()))
+
+
+def ctranslate2_bytes(
+    variables: Arrays,
+    aliases: tuple[tuple[str, str], ...] = (("decoder/projection/weight", "decoder/embeddings/weight"),),
+    *,
+    version: int = 6,
+    spec: str = "WhisperSpec",
+    revision: int = 3,
+) -> bytes:
+    """A model.bin; arrays of uint16 are bf16's bits."""
+
+    def string(text: str) -> bytes:
+        return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
+
+    types = ["float32", "int8", "int16", "int32", "float16", "uint16"]
+    out = [struct.pack("<I", version), string(spec), struct.pack("<2I", revision, len(variables))]
+    for name, array in variables.items():
+        out += [string(name), struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)]
+        out += [struct.pack("<BI", types.index(array.dtype.name), array.nbytes), array.tobytes()]
+    out += [struct.pack("<I", len(aliases)), *(string(text) for pair in aliases for text in pair)]
+    return b"".join(out)
+
+
+def write_ctranslate2(folder: Path, arrays: Arrays) -> Path:
+    path = folder / "model.bin"
+    path.write_bytes(ctranslate2_bytes(ctranslate2_variables(arrays)))
+    (folder / "config.json").write_text('{"alignment_heads": [[1, 0], [1, 1]], "lang_ids": [259]}')
+    (folder / "tokenizer.json").write_text(TOKENIZER)
+    return path
+
+
 Writer = Callable[[Path, Arrays], Path]
 WRITERS: dict[str, Writer] = {
     "safetensors": write_huggingface,
@@ -214,4 +294,5 @@ WRITERS: dict[str, Writer] = {
     "mpk.gz-values": lambda folder, arrays: write_burn(folder, arrays, encode=burn_values, zipped=True),
     "pt": write_openai,
     "bin": write_ggml,
+    "ctranslate2": write_ctranslate2,
 }

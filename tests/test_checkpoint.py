@@ -170,7 +170,9 @@ def test_a_missing_tensor_is_named(write: Writer, tmp_path: Path) -> None:
     arrays = arrays_of()
     del arrays["decoder.blocks.1.cross_attn.query.bias"]
     path = write(tmp_path, arrays)
-    missing = r"tensor \S*decoder.*1.*(cross_attn.query|encoder_attn.q_proj)\.bias \[8\] is missing"
+    missing = (
+        r"tensor \S*decoder.*1.*(cross_attn.query|encoder_attn.q_proj|attention/linear_0)[./]bias \[8\] is missing"
+    )
     with pytest.raises(CheckpointError, match=missing) as error:
         load_checkpoint(path)
     assert str(error.value).startswith(file_of(path).name)
@@ -180,14 +182,14 @@ def test_a_missing_tensor_is_named(write: Writer, tmp_path: Path) -> None:
 def test_a_wrong_shape_is_named(write: Writer, tmp_path: Path) -> None:
     arrays = arrays_of()
     arrays["encoder.conv2.weight"] = arrays["encoder.conv2.weight"][:, :, :2].copy()
-    with pytest.raises(CheckpointError, match=r"encoder\.conv2\.weight has shape \[8, 8, 2\], expected \[8, 8, 3\]"):
+    with pytest.raises(CheckpointError, match=r"encoder.conv2.weight has shape \[8, 8, 2\], expected \[8, 8, 3\]"):
         load_checkpoint(write(tmp_path, arrays))
 
 
 @every_format
 def test_an_unknown_tensor_is_named(write: Writer, tmp_path: Path) -> None:
     path = write(tmp_path, arrays_of() | {"encoder.conv3.weight": np.zeros((2, 2), np.float16)})
-    with pytest.raises(CheckpointError, match=r"tensor \S*encoder\.conv3\.weight does not belong"):
+    with pytest.raises(CheckpointError, match=r"tensor \S*encoder[./]conv3[./]weight does not belong"):
         load_checkpoint(path)
 
 
