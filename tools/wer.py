@@ -90,7 +90,7 @@ def transcribe(clips: Iterable[Clip], flags: Mapping[str, str], options: Options
 def main() -> None:
     """`python -m tools.wer --model FOLDER --manifest FILE`: one JSON object a group, the last one of all clips."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="", help="a name, a folder or a weights file; default: as wisp serve chooses")
+    parser.add_argument("--model", default="", help="as wisp serve takes it; default: what it chooses")
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--target", choices=("auto", "gpu", "cpu"), default="cpu")
     parser.add_argument("--limit", type=int, help="only the first so many clips")
