@@ -10,7 +10,6 @@ from openai import BadRequestError, OpenAI
 
 from service.app import Engine
 from service.audio import decode
-from service.model_places import EMBEDDED
 from service.settings import Settings
 from service.transcriber import Options
 from tests.serving import wav
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # Ray's own are not ours to 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A Ray of this machine alone, whose actors take the embedded model and the CPU."""
-    environment = {"WISP_MODEL": str(EMBEDDED), "WISP_TARGET": "cpu", "PYTHONPATH": str(Path.cwd())}
+    environment = {"WISP_MODEL": "embedded", "WISP_TARGET": "cpu", "PYTHONPATH": str(Path.cwd())}
     ray.init(num_cpus=4, include_dashboard=False, logging_level="warning", runtime_env={"env_vars": environment})
     yield
     ray.shutdown()
@@ -40,7 +39,7 @@ def recordings(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[P
     folder = tmp_path_factory.mktemp("recordings")
     (folder / "speech.wav").write_bytes((shared / "speech/jfk.wav").read_bytes())
     (folder / "tone.wav").write_bytes(wav(1.0))
-    engine = Engine(Settings(model=str(EMBEDDED), target="cpu"))
+    engine = Engine(Settings(model="embedded", target="cpu"))
     transcriber = engine.load()
     texts = {}
     for path in sorted(folder.iterdir()):
@@ -79,7 +78,7 @@ def test_a_bad_file_is_the_clients_fault_under_ray_too(client: OpenAI) -> None:
 def test_a_folder_becomes_parquet(cluster: None, recordings: dict[Path, str], tmp_path: Path) -> None:
     folder = next(iter(recordings)).parent
     (folder / "words.txt").write_text("not sound")
-    transcribe_folder(str(folder), str(tmp_path / "out"), concurrency=1, cpus=1)
+    transcribe_folder(str(folder), str(tmp_path / "out"), concurrency=1, cpus=1, may_be_embedded=True)
     rows = {Path(row["path"]).name: row for row in parquet.read_table(tmp_path / "out").to_pylist()}
     assert set(rows) == {path.name for path in folder.iterdir()}
     for path, text in recordings.items():
@@ -88,3 +87,9 @@ def test_a_folder_becomes_parquet(cluster: None, recordings: dict[Path, str], tm
         assert "".join(segment["text"] for segment in json.loads(row["segments"])).strip() == text
     assert rows["speech.wav"]["duration"] == pytest.approx(11.0) and rows["speech.wav"]["language"] == "en"
     assert rows["words.txt"]["text"] is None and "format is not known" in rows["words.txt"]["error"]
+
+
+def test_a_job_refuses_the_embedded_model_by_itself(cluster: None, recordings: dict[Path, str], tmp_path: Path) -> None:
+    folder = next(iter(recordings)).parent
+    with pytest.raises(Exception, match="small embedded model.*--embedded"):
+        transcribe_folder(str(folder), str(tmp_path / "out"), concurrency=1, cpus=1)

@@ -1,9 +1,10 @@
 """A Ray Data job: every audio file of a folder → Parquet, one row a file.
 
-    python -m deploy.ray.transcribe_folder FOLDER OUT [--concurrency N] [--cpus C] [--gpus G]
+    python -m deploy.ray.transcribe_folder FOLDER OUT [--concurrency N] [--cpus C] [--gpus G] [--embedded]
 
 FOLDER and OUT are paths that every node sees, or addresses that Ray reads and writes (s3://…). Settings are Wisp's
-WISP_* variables. A file that cannot be transcribed has a row too, with the reason in `error`.
+WISP_* variables. A file that cannot be transcribed has a row too, with the reason in `error`. A node on which only the
+embedded model is found ends the job, unless --embedded allows it: nobody wants its mistakes in a table by accident.
 """
 
 import argparse
@@ -16,9 +17,11 @@ import ray
 
 from service.app import Engine
 from service.audio import decode
-from service.errors import WispError
+from service.better_model import embedded_notice
+from service.errors import ModelError, WispError
 from service.formats import segment_object
 from service.memory import keep_little
+from service.model_places import EMBEDDED_NAME
 from service.settings import read_settings
 from service.transcriber import Options
 
@@ -38,10 +41,13 @@ SCHEMA = pyarrow.schema(
 class Transcribe:
     """What an actor does with one file after the other: its own engine, loaded once."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_be_embedded: bool) -> None:
         keep_little()
         self._settings = read_settings(os.environ)
-        self._transcriber = Engine(self._settings).load()
+        engine = Engine(self._settings)
+        if engine.read().spec.name == EMBEDDED_NAME and not may_be_embedded:
+            raise ModelError(f"{embedded_notice(self._settings)} Or allow it with --embedded.")
+        self._transcriber = engine.load()
 
     def __call__(self, files: pyarrow.Table) -> pyarrow.Table:
         """Columns path and bytes → SCHEMA's, a row a file."""
@@ -63,10 +69,13 @@ class Transcribe:
         }
 
 
-def transcribe_folder(folder: str, out: str, *, concurrency: int, cpus: float = 2, gpus: float = 0) -> None:
+def transcribe_folder(
+    folder: str, out: str, *, concurrency: int, cpus: float = 2, gpus: float = 0, may_be_embedded: bool = False
+) -> None:
     """Transcribes what is in `folder` and writes Parquet files into `out`; `cpus` and `gpus` are an actor's."""
     transcribed = ray.data.read_binary_files(folder, include_paths=True).map_batches(
         Transcribe,
+        fn_constructor_args=(may_be_embedded,),
         batch_size=1,  # whole files lie in memory, so one at a time
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=concurrency),
@@ -84,9 +93,17 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=1, help="actors, each with a model of its own")
     parser.add_argument("--cpus", type=float, default=2, help="processors of one actor")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of one actor; 0.25 lets four share one")
+    parser.add_argument(
+        "--embedded", action="store_true", help="accept the embedded model, with its mistakes"
+    )
     options = parser.parse_args()
     transcribe_folder(
-        options.folder, options.out, concurrency=options.concurrency, cpus=options.cpus, gpus=options.gpus
+        options.folder,
+        options.out,
+        concurrency=options.concurrency,
+        cpus=options.cpus,
+        gpus=options.gpus,
+        may_be_embedded=options.embedded,
     )
 
 
