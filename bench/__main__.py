@@ -87,7 +87,8 @@ def measure_rounds(
                 time.sleep(rest_s)
                 if operation in clips:
                     answer = worker.ask("transcribe", clip=str(clips[operation]))
-                    texts[operation][worker.name] = answer["text"]
+                    if "text" in answer:
+                        texts[operation][worker.name] = answer["text"]
                 else:
                     answer = worker.ask(operation)
                 if lap and "seconds" in answer:

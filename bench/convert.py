@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,15 +79,54 @@ def gpt2_bytes() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def write_ggml(model: Path, file: BinaryIO) -> None:
-    """f16 weights with f32 biases, norms and positions, as whisper.cpp's convert-h5-to-ggml.py lays them out."""
+def _blocks(array: Any) -> Any:
+    """Blocks of 32 neighbours of a row, (n_blocks, 32) f32."""
+    return np.ascontiguousarray(array, np.float32).reshape(-1, 32)
+
+
+def _steps(blocks: Any, scales: Any) -> Any:
+    """Each value in steps of its block's scale, rounded; a scale of 0 has none."""
+    return np.rint(blocks / np.where(scales == 0, 1, scales))
+
+
+def quantise_q8_0(array: Any) -> bytes:
+    """ggml's q8_0: for a block an f16 scale and 32 signed bytes."""
+    blocks = _blocks(array)
+    scales = np.abs(blocks).max(axis=1, keepdims=True) / 127
+    return np.concatenate(
+        [scales.astype("<f2").view(np.uint8), _steps(blocks, scales).astype(np.int8).view(np.uint8)], axis=1
+    ).tobytes()
+
+
+def quantise_q5_1(array: Any) -> bytes:
+    """ggml's q5_1: for a block an f16 scale and minimum, the fifth bits of 32 values, then their low halves."""
+    blocks = _blocks(array)
+    least = blocks.min(axis=1, keepdims=True)
+    scales = (blocks.max(axis=1, keepdims=True) - least) / 31
+    values = np.clip(_steps(blocks - least, scales), 0, 31).astype(np.uint8)
+    high = np.packbits(values >> 4, axis=1, bitorder="little")
+    low = (values[:, :16] & 15) | (values[:, 16:] & 15) << 4
+    heads = [part.astype("<f2").view(np.uint8) for part in (scales, least)]
+    return np.concatenate([*heads, high, low], axis=1).tobytes()
+
+
+# Name → the header's ftype, with the version of quantised formats that whisper.cpp wants; a tensor's type; the writer.
+QUANTISED = {"q8_0": (2007, 8, quantise_q8_0), "q5_1": (2009, 7, quantise_q5_1)}
+
+
+def write_ggml(model: Path, file: BinaryIO, quantised: str = "") -> None:
+    """f16 weights with f32 biases, norms and positions, as whisper.cpp's convert-h5-to-ggml.py lays them out.
+
+    `quantised`: what the matrices are stored as instead, as whisper.cpp's quantize does it.
+    """
+    ftype, matrix_type, quantise = QUANTISED.get(quantised, (1, 1, None))
     from safetensors.numpy import load_file
 
     from service.features import mel_filters
 
     config: dict[str, Any] = json.loads((model / "config.json").read_text())
     tokenizer = json.loads((model / "tokenizer.json").read_text())
-    file.write(struct.pack("<12i", GGML, *(config[name] for name in SIZES), 1))
+    file.write(struct.pack("<12i", GGML, *(config[name] for name in SIZES), ftype))
     filters = mel_filters(config["num_mel_bins"])
     file.write(struct.pack("<2i", *filters.shape) + filters.tobytes())
     special = {token["id"] for token in tokenizer["added_tokens"]}
@@ -99,14 +139,21 @@ def write_ggml(model: Path, file: BinaryIO) -> None:
         if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
             array = array[:, None]
         is_half = array.ndim > 1 and not name.endswith(("bias", "positional_embedding"))
-        file.write(struct.pack("<3i", array.ndim, len(name), int(is_half)))
+        is_quantised = is_half and array.ndim == 2 and quantise is not None
+        file.write(struct.pack("<3i", array.ndim, len(name), matrix_type if is_quantised else int(is_half)))
         file.write(struct.pack(f"<{array.ndim}i", *reversed(array.shape)) + name.encode())
-        file.write(np.ascontiguousarray(array, np.float16 if is_half else np.float32).tobytes())
+        if is_quantised and quantise is not None:
+            file.write(quantise(array))
+        else:
+            file.write(np.ascontiguousarray(array, np.float16 if is_half else np.float32).tobytes())
 
 
-def _ggml(huggingface: Path, path: Path) -> None:
-    with path.open("wb") as file:
-        write_ggml(huggingface, file)
+def _ggml(quantised: str) -> Callable[[Path, Path], None]:
+    def write(huggingface: Path, path: Path) -> None:
+        with path.open("wb") as file:
+            write_ggml(huggingface, file, quantised)
+
+    return write
 
 
 def main() -> None:
@@ -114,7 +161,8 @@ def main() -> None:
     model, output = Path(sys.argv[1]), Path(sys.argv[2])
     if not (output / "huggingface").exists():
         write_huggingface(model, output / "huggingface")
-    for name, write in (("ctranslate2", _ctranslate2), ("ggml-model.bin", _ggml)):
+    ggml = {f"ggml-model{'-' * bool(name)}{name}.bin": _ggml(name) for name in ("", *QUANTISED)}
+    for name, write in {"ctranslate2": _ctranslate2, **ggml}.items():
         if not (output / name).exists():
             part = output / f"{name}.part"
             try:

@@ -29,7 +29,7 @@ class Files:
     """One set of weights in every engine's format; see convert.py."""
 
     model: Path  # the Hugging Face folder as it came
-    converted: Path  # what convert.py made of it: huggingface/, ctranslate2/, ggml-model.bin
+    converted: Path  # what convert.py made of it: huggingface/, ctranslate2/, ggml-model.bin and quantised ones
 
     def need(self, name: str) -> Path:
         """The converted form of that name. Raises ImportError where it could not be made: the engine is left out."""
@@ -127,7 +127,10 @@ ENGINES: dict[str, Entry] = {
     "openai-whisper": _peer("OpenAIWhisper"),
     "faster-whisper int8": _peer("FasterWhisper", compute_type="int8"),
     "faster-whisper f32": _peer("FasterWhisper", compute_type="float32"),
+    "faster-whisper int8, batched": _peer("FasterWhisperBatched", compute_type="int8"),
     "whisper.cpp": _peer("WhisperCpp"),
+    "whisper.cpp q8_0": _peer("WhisperCpp", weights="ggml-model-q8_0.bin"),
+    "whisper.cpp q5_1": _peer("WhisperCpp", weights="ggml-model-q5_1.bin"),
     "transformers": _peer("Transformers"),
     "openai-whisper CUDA f16": _peer("OpenAIWhisper", device="cuda"),
     "faster-whisper CUDA f16": _peer("FasterWhisper", device="cuda", compute_type="float16"),

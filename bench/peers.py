@@ -158,19 +158,42 @@ class FasterWhisper:
         return in_threads(lambda: self.transcribe(clip), n)
 
 
+class FasterWhisperBatched(FasterWhisper):
+    """faster-whisper's batched pipeline: a long file's windows, cut at silence, go through the model together."""
+
+    def encode(self) -> float:
+        raise Unsupported("the model is that of faster-whisper")
+
+    def token(self) -> float:
+        raise Unsupported("the model is that of faster-whisper")
+
+    def transcribe(self, clip: Path) -> str:
+        from faster_whisper import BatchedInferencePipeline
+
+        samples = read_clip(clip)
+        if len(samples) <= N_SAMPLES:
+            raise Unsupported("one window has nothing to go with")
+        pipeline = BatchedInferencePipeline(self.model)
+        segments, _ = pipeline.transcribe(samples, language="en", beam_size=1, temperature=0.0, batch_size=8)
+        return "".join(segment.text for segment in segments)
+
+    def together(self, clip: Path, n: int) -> float:
+        raise Unsupported("it batches one file")
+
+
 class WhisperCpp:
-    """whisper.cpp, weights in f16, through pywhispercpp; on a GPU where it was built for one (CUDA, Vulkan, Metal)."""
+    """whisper.cpp, weights in f16 or quantised, through pywhispercpp; on a GPU where it was built for one."""
 
     is_slow = False
 
-    def __init__(self, files: Files, clip: Path, device: str = "cpu") -> None:
+    def __init__(self, files: Files, clip: Path, device: str = "cpu", weights: str = "ggml-model.bin") -> None:
         import _pywhispercpp
         from pywhispercpp.model import Model
 
         libraries = {path.name for path in Path(_pywhispercpp.__file__).parent.rglob("libggml-*")}
         if device == "gpu" and not any(re.match("libggml-(cuda|vulkan|metal)", name) for name in libraries):
             raise ImportError("pywhispercpp was built without CUDA, Vulkan or Metal")
-        path = files.need("ggml-model.bin")
+        path = files.need(weights)
         quiet = {"print_progress": False, "print_realtime": False, "print_timestamps": False}
         context = {"use_gpu": device == "gpu"}
         self.model = Model(

@@ -91,5 +91,5 @@ def test_a_folder_becomes_parquet(cluster: None, recordings: dict[Path, str], tm
 
 def test_a_job_refuses_the_embedded_model_by_itself(cluster: None, recordings: dict[Path, str], tmp_path: Path) -> None:
     folder = next(iter(recordings)).parent
-    with pytest.raises(Exception, match="small embedded model.*--embedded"):
+    with pytest.raises(Exception, match=r"small embedded model.*--embedded"):
         transcribe_folder(str(folder), str(tmp_path / "out"), concurrency=1, cpus=1)

@@ -93,9 +93,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=1, help="actors, each with a model of its own")
     parser.add_argument("--cpus", type=float, default=2, help="processors of one actor")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of one actor; 0.25 lets four share one")
-    parser.add_argument(
-        "--embedded", action="store_true", help="accept the embedded model, with its mistakes"
-    )
+    parser.add_argument("--embedded", action="store_true", help="accept the embedded model, with its mistakes")
     options = parser.parse_args()
     transcribe_folder(
         options.folder,
