@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.alignment_heads import default_heads
 from kernels.formats_common import CheckpointError, Dimensions, Stored, expected_shapes, parse_json, read_text
 from kernels.quantised import Dequantised, Packed
 
@@ -73,7 +74,7 @@ def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Pat
         stored.dims,
         arrays,
         _tokenizer_json(weights, tokenizer, stored),
-        _alignment_heads(listing, listed, stored.dims),
+        _alignment_heads(listing, listed, stored.dims) if listed else default_heads(weights, stored.dims),
         multilingual if isinstance(multilingual, bool) else stored.dims.n_vocab >= FIRST_MULTILINGUAL_VOCAB,
         stored.maps,
         _num_beams(settings_path, settings.get("num_beams", 1)),
@@ -153,13 +154,7 @@ def _checked(weights: Path, stored: Stored) -> Dequantised:
 
 
 def _alignment_heads(path: Path, listed: object, dims: Dimensions) -> tuple[tuple[int, int], ...]:
-    """Heads whose cross-attention follows the audio: as listed, else the upper half of the layers (as `model.py`)."""
-    if listed is None or listed == []:
-        return tuple(
-            (layer, head)
-            for layer in range(dims.n_text_layer // 2, dims.n_text_layer)
-            for head in range(dims.n_text_head)
-        )
+    """The pairs that a file lists. Raises CheckpointError unless they are heads of the model."""
     heads: list[tuple[int, int]] = []
     for pair in listed if isinstance(listed, list) else [None]:
         if not (isinstance(pair, list) and len(pair) == 2 and all(type(item) is int for item in pair)):
