@@ -24,7 +24,7 @@ from kernels.formats_vocabulary import tokenizer_json
 from kernels.formats_walk import Walk
 from kernels.quantised import Packed
 
-MAGIC = 0x67676D6C  # "ggml"
+MAGIC_BYTES = 4  # by which the format was recognised
 MAX_TOKEN_BYTES = 256  # the longest of GPT-2's has 128
 MAX_NAME_BYTES = 256
 _HPARAMS = (
@@ -43,9 +43,7 @@ _FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 def read_ggml(weights: Path) -> Stored:
     """The tensors, as mapped views, and the vocabulary of a ggml file. Raises CheckpointError unless it is whole."""
     walk = Walk(weights, map_file(weights))
-    (magic,) = walk.numbers("I")
-    if magic != MAGIC:
-        raise CheckpointError(f"{weights.name}: starts with {magic:#010x}, expected ggml's {MAGIC:#x}")
+    walk.take(MAGIC_BYTES)
     *hparams, ftype = walk.numbers(f"{len(_HPARAMS) + 1}i")
     dims = check_dims(weights, dict(zip(_HPARAMS, hparams, strict=True)))
     if not 0 <= ftype < 1000 * (_LAYOUT_VERSION + 1):

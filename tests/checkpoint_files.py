@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from kernels.checkpoint import Dimensions
 from kernels.formats_common import expected_shapes
@@ -136,8 +136,23 @@ def write_burn(
     return path
 
 
+def write_torch(folder: Path, arrays: Arrays, *, dims: Dimensions = DIMS) -> Path:
+    """Hugging Face's pytorch_model.bin: the state dictionary alone, under its names."""
+    write_huggingface(folder, arrays, dims=dims)
+    renamed = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    path = write_openai(folder, renamed, content=lambda state: state)
+    return path.rename(folder / "pytorch_model.bin")
+
+
 def write_openai(
-    folder: Path, arrays: Arrays, *, extra: Any = None, zipped: bool = False, dims: Dimensions = DIMS
+    folder: Path,
+    arrays: Arrays,
+    *,
+    extra: Any = None,
+    zipped: bool = False,
+    dims: Dimensions = DIMS,
+    content: Any = None,
 ) -> Path:
     """A .pt as torch.save writes it, with stand-ins for torch's names, which pickle only writes down."""
     codes = {"float16": "HalfStorage", "float32": "FloatStorage", "uint16": "BFloat16Storage"}
@@ -167,14 +182,14 @@ def write_openai(
             return value.reference if isinstance(value, Stored) else None
 
     state = OrderedDict((name, Tensor(str(index), array)) for index, (name, array) in enumerate(arrays.items()))
-    content = {"dims": asdict(dims), "model_state_dict": state}
+    pickled = {"dims": asdict(dims), "model_state_dict": state} if content is None else content(state)
     if extra is not None:
-        content["extra"] = extra
+        pickled["extra"] = extra
     buffer = io.BytesIO()
     before = {name: sys.modules.get(name) for name in ("torch", "torch._utils")}
     sys.modules |= {"torch": torch, "torch._utils": utils}
     try:
-        Pickler(buffer, 2).dump(content)
+        Pickler(buffer, 2).dump(pickled)
     finally:
         for name, module in before.items():
             sys.modules.pop(name)
@@ -336,6 +351,7 @@ WRITERS: dict[str, Writer] = {
     "mpk.gz": lambda folder, arrays: write_burn(folder, arrays, zipped=True),
     "mpk.gz-values": lambda folder, arrays: write_burn(folder, arrays, encode=burn_values, zipped=True),
     "pt": write_openai,
+    "torch": write_torch,
     "bin": write_ggml,
     "ctranslate2": write_ctranslate2,
 }
