@@ -243,7 +243,7 @@ def write_ggml(folder: Path, arrays: Arrays, *, kind: str | None = None, dims: D
     order += ["n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels"]
     half = next(iter(arrays.values())).dtype == np.float16
     ftype = int(half) if kind is None else 2000 + GGML_TYPES[kind][1]
-    out = struct.pack("<12i", 0x67676D6C, *(asdict(dims)[name] for name in order), ftype)
+    out = bytearray(struct.pack("<12i", 0x67676D6C, *(asdict(dims)[name] for name in order), ftype))
     out += struct.pack("<2i", dims.n_mels, 201) + np.zeros((dims.n_mels, 201), np.float32).tobytes()
     out += struct.pack("<i", len(TOKENS)) + b"".join(struct.pack("<i", len(token)) + token for token in TOKENS)
     for name, array in arrays.items():

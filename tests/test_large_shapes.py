@@ -53,12 +53,10 @@ def test_it_loads_runs_and_converts(format_: str, shape: str, tmp_path: Path, mo
     tokens = [index.to_bytes(2, "big") if index > 255 else bytes([index]) for index in range(n_ordinary)]
     monkeypatch.setattr("tests.checkpoint_files.TOKENS", tokens)  # what a ggml file has inside
     rng = np.random.default_rng(1)
-    arrays: dict[str, Any] = {
-        name: (
-            rng.normal(0, 0.05, array.shape) + (array.ndim == 1 and "ln" in name and name.endswith("weight"))
-        ).astype(np.float16)
-        for name, array in arrays_of(dims=dims).items()
-    }
+    arrays: dict[str, Any] = {}
+    for name, shaped in arrays_of(dims=dims).items():
+        is_gain = shaped.ndim == 1 and name.endswith("weight")
+        arrays[name] = (rng.normal(0, 0.05, shaped.shape) + is_gain).astype(np.float16)
     path = WRITERS[format_](tmp_path, arrays, dims=dims)
     if format_ == "ctranslate2":
         (tmp_path / "config.json").write_text("{}")
