@@ -1,7 +1,7 @@
 """Whisper checkpoints: files of any supported format → named arrays in OpenAI's names and layouts."""
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.formats_common import CheckpointError, Dimensions, Stored, expected_shapes, parse_json, read_text
+from kernels.alignment_heads import default_heads
+from kernels.formats_common import (
+    CheckpointError,
+    Dimensions,
+    NoTokenizer,
+    Stored,
+    UnknownFormat,
+    expected_shapes,
+    parse_json,
+    read_text,
+)
+from kernels.formats_kinds import SUFFIXES, format_of, other_kind
 from kernels.quantised import Dequantised, Packed
 
 __all__ = ["MAX_BEAMS", "Checkpoint", "CheckpointError", "Dimensions", "load_checkpoint", "sinusoids"]
 
 MAX_BEAMS = 16
 FIRST_MULTILINGUAL_VOCAB = 51_865  # the English-only models have 51_864 tokens
+WEIGHTS_NAMES = (  # of which a folder may have several: the first is read
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model.bin",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 POSITIONS = "encoder.positional_embedding"
 
 
@@ -49,10 +67,17 @@ def sinusoids(length: int, channels: int, max_timescale: float = 10_000.0) -> ND
     return np.concatenate([np.sin(times), np.cos(times)], axis=1).astype(np.float32)
 
 
-def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Path | None = None) -> Checkpoint:
-    """Loads a .safetensors, .mpk, .mpk.gz or .pt file, ggml's or CTranslate2's .bin, or a folder with one of them.
+def load_checkpoint(
+    weights: Path,
+    *,
+    config: Path | None = None,
+    tokenizer: Path | None = None,
+    tokenizer_for: Callable[[Dimensions], str | None] | None = None,
+) -> Checkpoint:
+    """Loads a .safetensors, .mpk, .mpk.gz or .pt file, ggml's, CTranslate2's or PyTorch's .bin, or a folder of one.
 
     `config` and `tokenizer` default to files beside the weights (config.json, or a Burn file's .cfg; tokenizer.json).
+    `tokenizer_for` is asked for the text of a tokenizer.json where there is none, as with OpenAI's .pt files.
     Names, shapes, dtypes and lengths are all checked here, but not what is in a tokenizer.json, which takes as long to
     read as all the rest. Raises CheckpointError, and nothing else, for a bad file.
     """
@@ -72,8 +97,8 @@ def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Pat
     return Checkpoint(
         stored.dims,
         arrays,
-        _tokenizer_json(weights, tokenizer, stored),
-        _alignment_heads(listing, listed, stored.dims),
+        _tokenizer_json(weights, tokenizer, stored, tokenizer_for),
+        _alignment_heads(listing, listed, stored.dims) if listed else default_heads(weights, stored.dims),
         multilingual if isinstance(multilingual, bool) else stored.dims.n_vocab >= FIRST_MULTILINGUAL_VOCAB,
         stored.maps,
         _num_beams(settings_path, settings.get("num_beams", 1)),
@@ -81,50 +106,75 @@ def load_checkpoint(weights: Path, *, config: Path | None = None, tokenizer: Pat
     )
 
 
-def _tokenizer_json(weights: Path, tokenizer: Path | None, stored: Stored) -> str:
-    """The file that is named, else the vocabulary in the weights, else what lies beside them."""
-    beside = weights.parent / "tokenizer.json"
+def _tokenizer_json(
+    weights: Path,
+    tokenizer: Path | None,
+    stored: Stored,
+    tokenizer_for: Callable[[Dimensions], str | None] | None,
+) -> str:
+    """The file that is named, else the vocabulary of the format's own, else what lies beside, else one of such dims."""
     if tokenizer is None and stored.make_tokenizer is not None:
         return stored.make_tokenizer()
-    return read_text(tokenizer or beside)
+    beside = weights.parent / "tokenizer.json"
+    if tokenizer is not None or beside.exists():
+        return read_text(tokenizer or beside)
+    found = tokenizer_for(stored.dims) if tokenizer_for is not None else None
+    if found is None:
+        kind = "a multilingual" if stored.dims.n_vocab >= FIRST_MULTILINGUAL_VOCAB else "an English-only"
+        raise NoTokenizer(
+            f"{beside}: cannot be read (No such file or directory), and {weights.name} has no vocabulary inside: put "
+            f"there the tokenizer.json of {kind} Whisper of {stored.dims.n_vocab} tokens"
+        )
+    return found
 
 
 def _weights_in(folder: Path) -> Path:
-    """The weights file of a Hugging Face folder, or the only one of another format in a folder."""
-    for name in ("model.safetensors", "model.safetensors.index.json"):
+    """The weights file of a folder: one of the usual names, or the only one that could be one."""
+    for name in WEIGHTS_NAMES:
         if (folder / name).is_file():
             return folder / name
-    others = sorted(path for path in folder.iterdir() if path.name.endswith((".mpk", ".mpk.gz", ".pt", ".bin")))
-    if len(others) != 1:
-        raise CheckpointError(f"{folder}: has no model.safetensors, and {len(others)} files of other formats to load")
-    return others[0]
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = [path for path in files if path.name.endswith(SUFFIXES)]
+    if len(found) == 1:
+        return found[0]
+    trouble = f"{folder}: has no model.safetensors, and {len(found)} files of other formats to load"
+    if found:
+        raise UnknownFormat(f"{trouble} ({', '.join(path.name for path in found[:5])}): name one of them")
+    for path in files:
+        kind = other_kind(path)
+        if kind is not None:
+            raise UnknownFormat(f"{trouble}; its {path.name} is {kind}")
+    if any((folder / name).is_file() for name in ("vocabulary.txt", "vocabulary.json")):
+        trouble += "; the model.bin of a CTranslate2 model is missing"
+    raise CheckpointError(trouble)
 
 
 def _read(weights: Path, config: Path | None) -> Stored:
-    """Chooses the reader by the file's name, as the formats' own tools do, and loads that one alone."""
+    """Loads the reader of the file's format, and that one alone."""
     if not weights.is_file():
         raise CheckpointError(f"{weights}: no such file")
-    if weights.name.endswith((".safetensors", ".safetensors.index.json")):
-        from kernels.formats_huggingface import read_huggingface
+    config_json = config or weights.parent / "config.json"
+    match format_of(weights):
+        case "ctranslate2":
+            from kernels.formats_ctranslate2 import read_ctranslate2
 
-        return read_huggingface(weights, config or weights.parent / "config.json")
-    if weights.name.endswith((".mpk", ".mpk.gz")):
-        from kernels.formats_burn import read_burn
+            return read_ctranslate2(weights, config_json)
+        case "ggml":
+            from kernels.formats_ggml import read_ggml
 
-        return read_burn(weights, config or weights.parent / f"{weights.name.split('.mpk')[0]}.cfg")
-    if weights.suffix == ".pt":
-        from kernels.formats_openai import read_openai
+            return read_ggml(weights)
+        case "torch":
+            from kernels.formats_openai import read_torch
 
-        return read_openai(weights)
-    if weights.suffix == ".bin":
-        from kernels.formats_ctranslate2 import is_ctranslate2, read_ctranslate2
-        from kernels.formats_ggml import read_ggml
+            return read_torch(weights, config_json)
+        case "burn":
+            from kernels.formats_burn import read_burn
 
-        if is_ctranslate2(weights):
-            return read_ctranslate2(weights, config or weights.parent / "config.json")
+            return read_burn(weights, config or weights.parent / f"{weights.name.split('.mpk')[0]}.cfg")
+        case _:
+            from kernels.formats_huggingface import read_huggingface
 
-        return read_ggml(weights)
-    raise CheckpointError(f"{weights.name}: unknown format (expected .safetensors, .mpk, .mpk.gz, .pt or .bin)")
+            return read_huggingface(weights, config_json)
 
 
 def _checked(weights: Path, stored: Stored) -> Dequantised:
@@ -153,13 +203,7 @@ def _checked(weights: Path, stored: Stored) -> Dequantised:
 
 
 def _alignment_heads(path: Path, listed: object, dims: Dimensions) -> tuple[tuple[int, int], ...]:
-    """Heads whose cross-attention follows the audio: as listed, else the upper half of the layers (as `model.py`)."""
-    if listed is None or listed == []:
-        return tuple(
-            (layer, head)
-            for layer in range(dims.n_text_layer // 2, dims.n_text_layer)
-            for head in range(dims.n_text_head)
-        )
+    """The pairs that a file lists. Raises CheckpointError unless they are heads of the model."""
     heads: list[tuple[int, int]] = []
     for pair in listed if isinstance(listed, list) else [None]:
         if not (isinstance(pair, list) and len(pair) == 2 and all(type(item) is int for item in pair)):

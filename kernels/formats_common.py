@@ -23,9 +23,19 @@ MAX_CTX = 65_535  # positions; Whisper's are 1500 and 448, and a GPU launches no
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used: one sentence naming the file, the tensor, what was expected and found."""
 
+    may_be_damage = True  # whether fetching the files again could help
+
 
 class UnknownFormat(CheckpointError):
-    """A file of a kind, or of a kind of model, that is not read; fetching it again would not help."""
+    """A file of a kind, or of a kind of model, that is not read."""
+
+    may_be_damage = False
+
+
+class NoTokenizer(CheckpointError):
+    """Weights without a vocabulary, in them or beside them."""
+
+    may_be_damage = False
 
 
 @dataclass(frozen=True)

@@ -81,16 +81,6 @@ def ctranslate2_name(name: str) -> str:
     return name
 
 
-def is_ctranslate2(weights: Path) -> bool:
-    """Whether the file begins as CTranslate2's do, whatever its model: a small version, the name of a specification."""
-    try:
-        with weights.open("rb") as file:
-            start = file.read(6 + MAX_NAME_BYTES)
-    except OSError as error:
-        raise CheckpointError(f"{weights}: cannot be read ({error.strerror or error})") from None
-    return re.match(rb"[\1-\x20]\0\0\0.\0[A-Z]\w*Spec\0", start, re.DOTALL) is not None
-
-
 def read_ctranslate2(weights: Path, config: Path) -> Stored:
     """The tensors of a model.bin, the alignment heads of its config.json, the vocabulary beside it.
 

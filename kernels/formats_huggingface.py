@@ -3,6 +3,7 @@
 import mmap
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from kernels.formats_common import (
     FLOATS,
     CheckpointError,
     Stored,
+    UnknownFormat,
+    brief,
     check_dims,
     map_file,
     parse_json,
     read_text,
     tensor_at,
 )
-from kernels.quantised import Quantised
+from kernels.quantised import Packed, Quantised
 
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
 DTYPES = {**FLOATS, "I8": ("<i1", 1)}
@@ -63,17 +66,26 @@ def huggingface_name(name: str) -> str:
     return f"model.{name}"
 
 
-def read_huggingface(weights: Path, config: Path) -> Stored:
-    """The tensors of a .safetensors file, or of the shards a .safetensors.index.json lists, as mapped views.
-
-    Raises CheckpointError for anything but a whole, consistent file.
-    """
+def described(config: Path, tensors: Mapping[str, NDArray[Any] | Packed], maps: tuple[mmap.mmap, ...]) -> Stored:
+    """Tensors under Hugging Face's names, and what their config.json says of them. Raises CheckpointError."""
     settings = parse_json(config, read_text(config))
+    kind = settings.get("model_type", "whisper")
+    if kind != "whisper":
+        raise UnknownFormat(f"{config.name}: describes a model of another kind ({brief(kind)}), not a Whisper")
     dims = check_dims(config, settings, CONFIG_NAMES)
     if settings.get("activation_function", "gelu") != "gelu" or settings.get("scale_embedding", False):
         raise CheckpointError(
             f"{config.name}: only Whisper's own gelu activation and unscaled embeddings are supported"
         )
+    # Transformers ties the output to the token embedding and some exporters write both.
+    return Stored(dims, tensors, huggingface_name, frozenset({"proj_out.weight"}), maps)
+
+
+def read_huggingface(weights: Path, config: Path) -> Stored:
+    """The tensors of a .safetensors file, or of the shards that an .index.json lists, as mapped views.
+
+    Raises CheckpointError for anything but a whole, consistent file.
+    """
     files = [weights]
     if weights.name.endswith(".index.json"):
         listed = parse_json(weights, read_text(weights)).get("weight_map")
@@ -84,11 +96,17 @@ def read_huggingface(weights: Path, config: Path) -> Stored:
     arrays: dict[str, NDArray[Any]] = {}
     maps: list[mmap.mmap] = []
     for file in files:
-        data = map_file(file)
+        if file.suffix == ".bin":
+            from kernels.formats_openai import open_torch
+
+            torch = open_torch(file)
+            data, found = torch.data, torch.tensors(torch.content)
+        else:
+            data = map_file(file)
+            found = _safetensors(file, data)
         maps.append(data)
-        arrays.update(_safetensors(file, data))
-    # Transformers ties the output to the token embedding and some exporters write both.
-    return Stored(dims, _paired(weights, arrays), huggingface_name, frozenset({"proj_out.weight"}), tuple(maps))
+        arrays.update(found)
+    return described(config, _paired(weights, arrays), tuple(maps))
 
 
 def _safetensors(path: Path, data: mmap.mmap) -> dict[str, NDArray[Any]]:
@@ -111,9 +129,9 @@ def _safetensors(path: Path, data: mmap.mmap) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _paired(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any] | Quantised]:
+def _paired(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any] | Packed]:
     """The tensors with each quantised weight and its scales as one. Raises CheckpointError."""
-    paired: dict[str, NDArray[Any] | Quantised] = {}
+    paired: dict[str, NDArray[Any] | Packed] = {}
     for name, array in arrays.items():
         quantised = arrays.get(name.removesuffix(SCALE))
         if array.dtype == np.int8:

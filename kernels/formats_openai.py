@@ -1,5 +1,6 @@
-"""OpenAI's .pt checkpoints, without torch: a zip of raw tensor storages and a pickle, of which plain data is read.
+"""PyTorch's files, without torch: a zip of raw tensor storages and a pickle, of which plain data is read.
 
+OpenAI's .pt holds `dims` and `model_state_dict`; Hugging Face's pytorch_model.bin the tensors alone.
 The pickle is never unpickled. A small interpreter runs the opcodes that tensors and dictionaries need, knows four names
 (the two that rebuild tensors, OrderedDict, the storage classes) and refuses everything else.
 """
@@ -10,7 +11,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.formats_common import CheckpointError, Stored, brief, check_dims, map_file, tensor_at
+from kernels.formats_common import CheckpointError, Stored, UnknownFormat, brief, check_dims, map_file, tensor_at
 
 MAX_PICKLE_BYTES = 16 << 20  # that of the largest Whisper is 0.2 MB
 LOCAL_HEADER_BYTES = 30  # of a zip entry, before its name and extra field
@@ -27,7 +28,7 @@ _STORAGES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF
 
 
 class _Refused(Exception):
-    """The pickle does what a checkpoint has no need of; the message says what."""
+    """The pickle does what a checkpoint has no need of; the message says what. Damage would fail the zip's checksum."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,59 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-def read_openai(weights: Path) -> Stored:
-    """The tensors of a checkpoint holding `dims` and `model_state_dict`, mapped where rows are stored in order.
+@dataclass(frozen=True)
+class TorchFile:
+    """A mapped file of torch.save's: the dictionary that its pickle builds, and the archive's entries."""
 
-    Raises CheckpointError for anything but a whole, consistent file.
+    path: Path
+    data: mmap.mmap
+    root: str  # what the names of the entries begin with
+    entries: Mapping[str, zipfile.ZipInfo]
+    content: Mapping[Any, Any]
+
+    def tensors(self, state: Mapping[Any, Any]) -> dict[str, NDArray[Any]]:
+        """The tensors of a state dictionary in it, views where rows lie in order. Raises CheckpointError."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, tensor in state.items():
+            if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+                raise CheckpointError(f"{self.path.name}: {brief(name)} is not a tensor")
+            entry = self.entries.get(f"{self.root}data/{tensor.storage.key}")
+            if entry is None:
+                raise CheckpointError(f"{self.path.name}: the data of tensor {name:.120} is missing")
+            storage = _storage(self.path, name, self.data, entry, tensor.storage)
+            arrays[name] = _view(self.path, name, storage, tensor)
+        return arrays
+
+
+def read_torch(weights: Path, config: Path) -> Stored:
+    """The tensors of OpenAI's checkpoint, or of Hugging Face's with its config.json.
+
+    Raises CheckpointError for anything but a whole, consistent file; UnknownFormat for what is no Whisper.
     """
+    file = open_torch(weights)
+    dims, state = file.content.get("dims"), file.content.get("model_state_dict")
+    if isinstance(dims, dict) and isinstance(state, dict):
+        ignored = frozenset({"decoder.mask", "alignment_heads"})
+        return Stored(check_dims(weights, dims), file.tensors(state), lambda name: name, ignored, (file.data,))
+    if "model.encoder.conv1.weight" not in file.content:
+        raise UnknownFormat(f"{weights.name}: holds neither OpenAI's dims and model_state_dict nor a Whisper's tensors")
+    from kernels.formats_huggingface import described
+
+    return described(config, file.tensors(file.content), (file.data,))
+
+
+def open_torch(weights: Path) -> TorchFile:
+    """A file of torch.save's that holds a dictionary. Raises CheckpointError, UnknownFormat for other archives."""
     data = map_file(weights)
     try:
         with zipfile.ZipFile(weights) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
             root = next((name[: -len("data.pkl")] for name in entries if name.endswith("data.pkl")), None)
             if root is None:
-                raise CheckpointError(f"{weights.name}: has no data.pkl (is it a checkpoint from torch ≥ 1.6?)")
+                kind = "NumPy arrays, as MLX has" if all(name.endswith(".npy") for name in entries) else "other things"
+                raise UnknownFormat(f"{weights.name}: has no data.pkl: it is a zip archive of {kind}")
+            if f"{root}constants.pkl" in entries:
+                raise UnknownFormat(f"{weights.name}: is a TorchScript program")
             entry = entries[f"{root}data.pkl"]
             if entry.file_size > MAX_PICKLE_BYTES:
                 raise CheckpointError(f"{weights.name}: its pickle of {entry.file_size} bytes is too large")
@@ -81,25 +123,12 @@ def read_openai(weights: Path) -> Stored:
     try:
         content = _run(pickled)
     except _Refused as refusal:
-        raise CheckpointError(f"{weights.name}: its pickle {refusal}") from None
+        raise UnknownFormat(f"{weights.name}: its pickle {refusal}") from None
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as error:
         raise CheckpointError(f"{weights.name}: its pickle is damaged ({error!s:.80})") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{weights.name}: holds no dictionary of dims and model_state_dict")
-    dims, state = content.get("dims"), content.get("model_state_dict")
-    if not isinstance(dims, dict) or not isinstance(state, dict):
-        raise CheckpointError(f"{weights.name}: holds no dims and model_state_dict")
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-            raise CheckpointError(f"{weights.name}: {brief(name)} is not a tensor")
-        entry_name = f"{root}data/{tensor.storage.key}"
-        if entry_name not in entries:
-            raise CheckpointError(f"{weights.name}: the data of tensor {name:.120} is missing")
-        storage = _storage(weights, name, data, entries[entry_name], tensor.storage)
-        arrays[name] = _view(weights, name, storage, tensor)
-    ignored = frozenset({"decoder.mask", "alignment_heads"})
-    return Stored(check_dims(weights, dims), arrays, lambda name: name, ignored, (data,))
+        raise UnknownFormat(f"{weights.name}: holds no dictionary of tensors")
+    return TorchFile(weights, data, root, entries, content)
 
 
 def _storage(path: Path, name: str, data: mmap.mmap, entry: zipfile.ZipInfo, storage: _Storage) -> NDArray[Any]:

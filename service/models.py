@@ -281,8 +281,9 @@ def read_checkpoint(spec: ModelSpec) -> Checkpoint:
     try:
         return load_checkpoint(spec.weights, config=spec.config, tokenizer=spec.tokenizer)
     except CheckpointError as error:
+        advice = "Fetch its files again, or name" if error.may_be_damage else "Name"
         raise ModelError(
-            f"The model '{spec.name}' cannot be loaded: {error}. Fetch its files again, or name another with --model."
+            f"The model '{spec.name}' cannot be loaded: {error}. {advice} another with --model."
         ) from error
 
 

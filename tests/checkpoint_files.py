@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from kernels.checkpoint import Dimensions
 from kernels.formats_common import expected_shapes
@@ -29,16 +29,16 @@ TOKENS = [*(bytes([byte]) for byte in range(256)), *PIECES]
 TOKENIZER = json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}})
 
 
-def arrays_of(dtype: type = np.float16) -> Arrays:
-    """Random values for every tensor of DIMS under OpenAI's names, exact in bf16 so that every dtype holds the same."""
+def arrays_of(dtype: type = np.float16, dims: Dimensions = DIMS) -> Arrays:
+    """Random values for every tensor of these dims under OpenAI's names, exact in bf16, so in every dtype."""
     rng = np.random.default_rng(0)
-    return {name: (rng.integers(-64, 64, shape) / 32).astype(dtype) for name, shape in expected_shapes(DIMS).items()}
+    return {name: (rng.integers(-64, 64, shape) / 32).astype(dtype) for name, shape in expected_shapes(dims).items()}
 
 
 # One writer a format: (folder, arrays, dims) → the path to load.
 
 
-def write_huggingface(folder: Path, arrays: Arrays) -> Path:
+def write_huggingface(folder: Path, arrays: Arrays, *, dims: Dimensions = DIMS) -> Path:
     parts = {
         "attn.query": "self_attn.q_proj",
         "attn.key": "self_attn.k_proj",
@@ -73,15 +73,15 @@ def write_huggingface(folder: Path, arrays: Arrays) -> Path:
         named[theirs] = array
     save_file(named, folder / "model.safetensors")
     config = {
-        "num_mel_bins": DIMS.n_mels,
-        "max_source_positions": DIMS.n_audio_ctx,
-        "d_model": DIMS.n_audio_state,
-        "encoder_attention_heads": DIMS.n_audio_head,
-        "encoder_layers": DIMS.n_audio_layer,
-        "vocab_size": DIMS.n_vocab,
-        "max_target_positions": DIMS.n_text_ctx,
-        "decoder_attention_heads": DIMS.n_text_head,
-        "decoder_layers": DIMS.n_text_layer,
+        "num_mel_bins": dims.n_mels,
+        "max_source_positions": dims.n_audio_ctx,
+        "d_model": dims.n_audio_state,
+        "encoder_attention_heads": dims.n_audio_head,
+        "encoder_layers": dims.n_audio_layer,
+        "vocab_size": dims.n_vocab,
+        "max_target_positions": dims.n_text_ctx,
+        "decoder_attention_heads": dims.n_text_head,
+        "decoder_layers": dims.n_text_layer,
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(TOKENIZER)
@@ -120,8 +120,10 @@ def burn_bytes(array: NDArray[Any]) -> dict[str, Any]:
     return {"bytes": array.tobytes(), "shape": list(array.shape), "dtype": {2: "F16", 4: "F32"}[array.itemsize]}
 
 
-def write_burn(folder: Path, arrays: Arrays, *, encode: Any = burn_bytes, zipped: bool = False) -> Path:
-    sizes = asdict(DIMS)
+def write_burn(
+    folder: Path, arrays: Arrays, *, encode: Any = burn_bytes, zipped: bool = False, dims: Dimensions = DIMS
+) -> Path:
+    sizes = asdict(dims)
     config = {
         "audio_encoder_config": {name: sizes[name] for name in sizes if "audio" in name or "mels" in name},
         "text_decoder_config": {name: sizes[name] for name in sizes if "text" in name or "vocab" in name},
@@ -134,7 +136,24 @@ def write_burn(folder: Path, arrays: Arrays, *, encode: Any = burn_bytes, zipped
     return path
 
 
-def write_openai(folder: Path, arrays: Arrays, *, extra: Any = None, zipped: bool = False) -> Path:
+def write_torch(folder: Path, arrays: Arrays, *, dims: Dimensions = DIMS) -> Path:
+    """Hugging Face's pytorch_model.bin: the state dictionary alone, under its names."""
+    write_huggingface(folder, arrays, dims=dims)
+    renamed = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    path = write_openai(folder, renamed, content=lambda state: state)
+    return path.rename(folder / "pytorch_model.bin")
+
+
+def write_openai(
+    folder: Path,
+    arrays: Arrays,
+    *,
+    extra: Any = None,
+    zipped: bool = False,
+    dims: Dimensions = DIMS,
+    content: Any = None,
+) -> Path:
     """A .pt as torch.save writes it, with stand-ins for torch's names, which pickle only writes down."""
     codes = {"float16": "HalfStorage", "float32": "FloatStorage", "uint16": "BFloat16Storage"}
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
@@ -163,14 +182,14 @@ def write_openai(folder: Path, arrays: Arrays, *, extra: Any = None, zipped: boo
             return value.reference if isinstance(value, Stored) else None
 
     state = OrderedDict((name, Tensor(str(index), array)) for index, (name, array) in enumerate(arrays.items()))
-    content = {"dims": asdict(DIMS), "model_state_dict": state}
+    pickled = {"dims": asdict(dims), "model_state_dict": state} if content is None else content(state)
     if extra is not None:
-        content["extra"] = extra
+        pickled["extra"] = extra
     buffer = io.BytesIO()
     before = {name: sys.modules.get(name) for name in ("torch", "torch._utils")}
     sys.modules |= {"torch": torch, "torch._utils": utils}
     try:
-        Pickler(buffer, 2).dump(content)
+        Pickler(buffer, 2).dump(pickled)
     finally:
         for name, module in before.items():
             sys.modules.pop(name)
@@ -186,26 +205,65 @@ def write_openai(folder: Path, arrays: Arrays, *, extra: Any = None, zipped: boo
     return path
 
 
-def write_ggml(folder: Path, arrays: Arrays) -> Path:
+def quantise_blocks(weights: NDArray[Any], kind: str) -> bytes:
+    """f32 [..., 32 · n] as ggml's quantised types, by their formulas: the nearest of 16, 32 or 255 steps in a block."""
+    x = np.asarray(weights, np.float32).reshape(-1, 32)
+    largest = x[np.arange(len(x)), np.abs(x).argmax(axis=1)]
+    if kind == "q8_0":
+        d = np.abs(largest) / 127
+        values = np.rint(x / np.where(d == 0, 1, d)[:, None]).astype(np.int8)
+        return b"".join(np.float16(a).tobytes() + b.tobytes() for a, b in zip(d, values, strict=True))
+    bits = int(kind[1])
+    if kind.endswith("_0"):
+        m = None
+        d = largest / -(2 ** (bits - 1))
+        values = x / np.where(d == 0, 1, d)[:, None] + 2 ** (bits - 1) + 0.5
+    else:
+        m = x.min(axis=1)
+        d = (x.max(axis=1) - m) / (2**bits - 1)
+        values = (x - m[:, None]) / np.where(d == 0, 1, d)[:, None] + 0.5
+    whole = np.clip(values, 0, 2**bits - 1).astype(np.uint8)
+    out = []
+    for index, row in enumerate(whole):
+        out.append(np.float16(d[index]).tobytes())
+        if m is not None:
+            out.append(np.float16(m[index]).tobytes())
+        if bits == 5:
+            out.append(np.packbits(row >> 4, bitorder="little").tobytes())
+        out.append(((row[:16] & 15) | (row[16:] & 15) << 4).tobytes())
+    return b"".join(out)
+
+
+GGML_TYPES = {"q4_0": (2, 2), "q4_1": (3, 3), "q5_0": (6, 8), "q5_1": (7, 9), "q8_0": (8, 7)}  # a tensor's, the file's
+
+
+def write_ggml(folder: Path, arrays: Arrays, *, kind: str | None = None, dims: Dimensions = DIMS) -> Path:
+    """`kind`: the quantised type of matrices whose rows it divides, as whisper.cpp's quantize writes them."""
     order = ["n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer"]
     order += ["n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels"]
     half = next(iter(arrays.values())).dtype == np.float16
-    out = struct.pack("<12i", 0x67676D6C, *(asdict(DIMS)[name] for name in order), int(half))
-    out += struct.pack("<2i", DIMS.n_mels, 201) + np.zeros((DIMS.n_mels, 201), np.float32).tobytes()
+    ftype = int(half) if kind is None else 2000 + GGML_TYPES[kind][1]
+    out = bytearray(struct.pack("<12i", 0x67676D6C, *(asdict(dims)[name] for name in order), ftype))
+    out += struct.pack("<2i", dims.n_mels, 201) + np.zeros((dims.n_mels, 201), np.float32).tobytes()
     out += struct.pack("<i", len(TOKENS)) + b"".join(struct.pack("<i", len(token)) + token for token in TOKENS)
     for name, array in arrays.items():
         if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
             array = array[:, None]
-        is_half = half and array.ndim > 1 and not name.endswith(("bias", "positional_embedding"))
-        out += struct.pack("<3i", array.ndim, len(name), int(is_half))
+        is_matrix = array.ndim > 1 and not name.endswith(("bias", "positional_embedding"))
+        is_quantised = kind is not None and is_matrix and array.ndim == 2 and array.shape[1] % 32 == 0
+        number = GGML_TYPES[kind][0] if kind is not None and is_quantised else int(half and is_matrix)
+        out += struct.pack("<3i", array.ndim, len(name), number)
         out += struct.pack(f"<{array.ndim}i", *reversed(array.shape)) + name.encode()
-        out += array.astype(np.float16 if is_half else np.float32).tobytes()
+        if kind is not None and is_quantised:
+            out += quantise_blocks(array, kind)
+        else:
+            out += array.astype(np.float16 if number else np.float32).tobytes()
     path = folder / "small.bin"
     path.write_bytes(out)
     return path
 
 
-def ctranslate2_variables(arrays: Arrays) -> Arrays:
+def ctranslate2_variables(arrays: Arrays, dims: Dimensions = DIMS) -> Arrays:
     """The variables of a WhisperSpec in f32 or f16: joined maps, gamma and beta, scalars."""
     named: Arrays = {}
     for name, array in arrays.items():
@@ -229,7 +287,7 @@ def ctranslate2_variables(arrays: Arrays) -> Arrays:
             path = path.replace(".weight", ".gamma").replace(".bias", ".beta")
         if "attn." not in path:
             named[path.replace(".", "/")] = array
-    for half, n_layer in (("encoder", DIMS.n_audio_layer), ("decoder", DIMS.n_text_layer)):
+    for half, n_layer in (("encoder", dims.n_audio_layer), ("decoder", dims.n_text_layer)):
         for layer in range(n_layer):
             for attention, joined, parts in (
                 ("attn", "self_attention/linear_0", ("query", "key", "value")),
@@ -246,11 +304,11 @@ def ctranslate2_variables(arrays: Arrays) -> Arrays:
         "decoder/alibi": np.int8(0),
         "decoder/alignment_heads": np.int16(1),
         "decoder/alignment_layer": np.int16(-1),
-        "decoder/num_heads": np.int16(DIMS.n_text_head),
+        "decoder/num_heads": np.int16(dims.n_text_head),
         "decoder/pre_norm": np.int8(1),
         "decoder/scale_embeddings": np.int8(0),
         "decoder/start_from_zero_embedding": np.int8(0),
-        "encoder/num_heads": np.int16(DIMS.n_audio_head),
+        "encoder/num_heads": np.int16(dims.n_audio_head),
     }
     return dict(sorted((named | {name: np.array(value) for name, value in scalars.items()}).items()))
 
@@ -277,9 +335,9 @@ def ctranslate2_bytes(
     return b"".join(out)
 
 
-def write_ctranslate2(folder: Path, arrays: Arrays) -> Path:
+def write_ctranslate2(folder: Path, arrays: Arrays, *, dims: Dimensions = DIMS) -> Path:
     path = folder / "model.bin"
-    path.write_bytes(ctranslate2_bytes(ctranslate2_variables(arrays)))
+    path.write_bytes(ctranslate2_bytes(ctranslate2_variables(arrays, dims)))
     (folder / "config.json").write_text('{"alignment_heads": [[1, 0], [1, 1]], "lang_ids": [259]}')
     (folder / "tokenizer.json").write_text(TOKENIZER)
     return path
@@ -293,6 +351,7 @@ WRITERS: dict[str, Writer] = {
     "mpk.gz": lambda folder, arrays: write_burn(folder, arrays, zipped=True),
     "mpk.gz-values": lambda folder, arrays: write_burn(folder, arrays, encode=burn_values, zipped=True),
     "pt": write_openai,
+    "torch": write_torch,
     "bin": write_ggml,
     "ctranslate2": write_ctranslate2,
 }
