@@ -120,10 +120,12 @@ def _tokenizer_json(
         return read_text(tokenizer or beside)
     found = tokenizer_for(stored.dims) if tokenizer_for is not None else None
     if found is None:
-        kind = "a multilingual" if stored.dims.n_vocab >= FIRST_MULTILINGUAL_VOCAB else "an English-only"
+        is_multilingual = stored.dims.n_vocab >= FIRST_MULTILINGUAL_VOCAB
+        kind = "a multilingual" if is_multilingual else "an English-only"
         raise NoTokenizer(
             f"{beside}: cannot be read (No such file or directory), and {weights.name} has no vocabulary inside: put "
-            f"there the tokenizer.json of {kind} Whisper of {stored.dims.n_vocab} tokens"
+            f"there the tokenizer.json of {kind} Whisper of {stored.dims.n_vocab} tokens",
+            is_multilingual=is_multilingual,
         )
     return found
 

@@ -37,6 +37,10 @@ class NoTokenizer(CheckpointError):
 
     may_be_damage = False
 
+    def __init__(self, message: str, *, is_multilingual: bool) -> None:
+        super().__init__(message)
+        self.is_multilingual = is_multilingual
+
 
 @dataclass(frozen=True)
 class Dimensions:

@@ -209,12 +209,6 @@ def check_files(spec: ModelSpec) -> None:
         if path is not None and _is_absent(path):
             raise ModelError(f"{trouble}: its {role} should be at {path}, where nothing is.")
     weights, config = spec.weights.name, spec.config.name if spec.config else ""
-    is_file = os.path.isfile(spec.weights)  # noqa: PTH113 (Path's own raises for a folder that is not ours)
-    if is_file and not weights.endswith((*WEIGHTS_SUFFIXES, ".safetensors.index.json")):
-        raise ModelError(
-            f"{trouble}: {spec.weights} is no weights file; name a model's folder, "
-            f"or a file ending in {', '.join(WEIGHTS_SUFFIXES)}."
-        )
     of_burn = weights.endswith((".mpk", ".mpk.gz"))
     if (config.endswith(".cfg") and not of_burn) or (config == "config.json" and of_burn):
         raise ModelError(

@@ -143,9 +143,9 @@ def is_whisper(folder: Path) -> bool:
         return False
 
 
-def tokenizer_for(n_vocab: int, models_dir: Path) -> str | None:
+def tokenizer_for(n_vocab: int, models_dir: Path | None) -> str | None:
     """The tokenizer.json of any model found here whose vocabulary has `n_vocab` tokens, for weights without one."""
-    for place in every_place(models_dir):
+    for place in every_place(models_dir or Path(os.devnull)):
         path = (place.path if place.path.is_dir() else place.path.parent) / "tokenizer.json"
         try:
             text = path.read_text("utf-8")

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint, CheckpointError, Dimensions, load_checkpoint
+from kernels.formats_common import NoTokenizer
 from service.errors import DeviceLost, DeviceUnavailable, ModelError
 from service.graphs import SpeechGraph, TokenizerGraph
 from service.languages import language_name
 from service.model_files import ModelSpec, TargetName, check_files, find_model, parse_preload
+from service.model_places import tokenizer_for
 from service.residence import Residence
 from service.settings import PRELOAD_VARIABLE
 from service.tokenizer import Tokenizer
@@ -278,8 +280,19 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
 def read_checkpoint(spec: ModelSpec) -> Checkpoint:
     """The files that `spec` names, read and checked. Raises ModelError."""
     check_files(spec)
+    trouble = f"The model '{spec.name}' cannot be loaded"
     try:
-        return load_checkpoint(spec.weights, config=spec.config, tokenizer=spec.tokenizer)
+        return load_checkpoint(
+            spec.weights,
+            config=spec.config,
+            tokenizer=spec.tokenizer,
+            tokenizer_for=lambda dims: tokenizer_for(dims.n_vocab, spec.models_dir),
+        )
+    except NoTokenizer as error:
+        raise ModelError(
+            f"{trouble}: {error}. Any model of that kind that is found here lends its own: "
+            f"wisp models pull {'tiny' if error.is_multilingual else 'tiny.en'} fetches one."
+        ) from error
     except CheckpointError as error:
         advice = "Fetch its files again, or name" if error.may_be_damage else "Name"
         raise ModelError(

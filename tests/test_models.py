@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kernels.device import AdapterInfo, list_adapters
-from service import model_places, packaged_model
+from service import model_places, models, packaged_model
 from service.engine import Engine
 from service.errors import DeviceUnavailable, ModelError
 from service.model_files import model_candidates
@@ -25,10 +25,12 @@ from service.models import (
     load_model,
     may_have_hardware,
     parse_preload,
+    read_checkpoint,
     read_model,
 )
 from service.packaged_model import compare_sums, packaged_folder
 from service.settings import Settings
+from tests.checkpoint_files import DIMS, TOKENIZER, arrays_of, write_openai
 from tests.conftest import ROOT
 from tests.synthetic import SENTENCE, save_synthetic
 
@@ -270,6 +272,23 @@ def test_weights_without_a_vocabulary_get_that_of_a_model_here(tmp_path: Path, b
     assert tokenizer_for(51_866, tmp_path) is None
 
 
+def test_openais_weights_borrow_a_vocabulary(tmp_path: Path, bare: pytest.MonkeyPatch) -> None:
+    weights = write_openai(tmp_path, arrays_of())
+    (tmp_path / "tokenizer.json").unlink()
+    spec = ModelSpec("a", weights, models_dir=tmp_path)
+    asked: list[tuple[int, Path | None]] = []
+
+    def lend(n_vocab: int, models_dir: Path | None) -> str | None:
+        asked.append((n_vocab, models_dir))
+        return TOKENIZER
+
+    bare.setattr(models, "tokenizer_for", lend)
+    assert read_checkpoint(spec).tokenizer_json == TOKENIZER and asked == [(DIMS.n_vocab, tmp_path)]
+    bare.setattr(models, "tokenizer_for", lambda *_: None)
+    with pytest.raises(ModelError, match=r"has no vocabulary inside.*wisp models pull tiny\.en fetches one"):
+        read_checkpoint(spec)
+
+
 def test_a_model_that_is_not_there_is_told_what_is(
     install: Callable[[str], Path], tmp_path: Path, bare: pytest.MonkeyPatch
 ) -> None:
@@ -296,7 +315,7 @@ def test_files_that_are_no_models_are_not_to_be_fetched_again(synthetic: Path, t
         path.touch()
     weights = synthetic / "model.safetensors"
     for spec, said in (
-        (ModelSpec("a", notes), "no weights file"),
+        (ModelSpec("a", notes), "notes.txt: unknown format"),
         (ModelSpec("a", tmp_path / "nope.mpk"), "its weights should be at"),
         (ModelSpec("a", weights, tmp_path / "nope.json"), "its configuration should be at"),
         (ModelSpec("a", weights, None, tmp_path / "nope.json"), "its tokenizer should be at"),
