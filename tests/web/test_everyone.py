@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.serving import wav
-from tests.web.conftest import OpenPage, Site
+from service.better_model import pull_command
+from service.settings import Settings
+from tests.serving import engine_for, wav
+from tests.web.conftest import OpenPage, Site, site_for
 from tests.web.test_transcribing import card, choose, finished, transcript
 
 PHONE = {"viewport": {"width": 375, "height": 667}, "has_touch": True, "is_mobile": True}
@@ -165,3 +167,16 @@ def test_less_motion_is_respected(open_page: OpenPage, site: Site) -> None:
     page.get_by_role("button", name="Record", exact=True).click()
     expect(page.get_by_role("button", name="Discard")).to_be_visible()
     assert page.evaluate(moving) == 0
+
+
+def test_the_embedded_model_is_amber_and_says_how_to_get_a_better_one(open_page: OpenPage) -> None:
+    with engine_for(Settings(model="embedded", target="cpu")) as engine, site_for(engine) as site:
+        page = open_page(site)
+        expect(page.locator("#model")).to_have_attribute("data-state", "poor")
+        expect(page.locator("#embedded-notice")).to_contain_text(pull_command(engine.settings))
+
+
+def test_a_better_model_is_not_amber(open_page: OpenPage, site: Site) -> None:
+    page = open_page(site)
+    expect(page.locator("#model")).to_have_attribute("data-state", "ready")
+    expect(page.locator("#embedded-notice")).to_be_hidden()
