@@ -32,6 +32,7 @@ VERSION = 6  # of the file's layout; the only one since CTranslate2 knows Whispe
 SPEC, REVISIONS = "WhisperSpec", (1, 2, 3)  # they differ in config.json, not in the tensors
 MAX_VARIABLES = 1 << 16  # large-v3 in int8 has 1,900
 MAX_NAME_BYTES = 256
+MAX_TOKEN_CHARACTERS = 256  # the longest of GPT-2's has 128
 SCALE = "_scale"
 PROJECTION, EMBEDDINGS = "decoder/projection/weight", "decoder/embeddings/weight"
 _DTYPES = ("F32", "I8", "I16", "I32", "F16", "BF16")
@@ -267,4 +268,6 @@ def _tokenizer_json(path: Path, dims: Dimensions) -> str:
         raise CheckpointError(f"{path.name}: is not a list of tokens")
     if len(tokens) != dims.n_vocab:
         raise CheckpointError(f"{path.name}: has {len(tokens)} tokens, expected {dims.n_vocab}")
+    if max(map(len, tokens)) > MAX_TOKEN_CHARACTERS:
+        raise CheckpointError(f"{path.name}: has a token of {max(map(len, tokens))} characters")
     return tokenizer_json(path, bytes_of(path, tokens), dims.n_vocab, dims.n_audio_ctx)
