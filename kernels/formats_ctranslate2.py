@@ -3,7 +3,6 @@
 Source of the layout: OpenNMT/CTranslate2, `python/ctranslate2/specs/model_spec.py` and `src/models/model.cc`.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ VERSION = 6  # of the file's layout; the only one since CTranslate2 knows Whispe
 SPEC, REVISIONS = "WhisperSpec", (1, 2, 3)  # they differ in config.json, not in the tensors
 MAX_VARIABLES = 1 << 16  # large-v3 in int8 has 1,900
 MAX_NAME_BYTES = 256
+MAX_TOKEN_CHARACTERS = 256  # the longest of GPT-2's has 128
 SCALE = "_scale"
 PROJECTION, EMBEDDINGS = "decoder/projection/weight", "decoder/embeddings/weight"
 _DTYPES = ("F32", "I8", "I16", "I32", "F16", "BF16")
@@ -45,26 +45,25 @@ _FLAGS = {  # scalars that change what is computed, and the values that Whisper 
     "decoder/alibi": (0,),
 }
 _IGNORED = frozenset({"decoder/alignment_heads", "decoder/alignment_layer"})  # config.json says it better
-_RENAMES = (  # OpenAI's part of a tensor name → CTranslate2's, in this order
-    (r"\.blocks\.(\d+)\.", r".layer_\1."),
-    (r"\.token_embedding\.", ".embeddings."),
-    (r"\.positional_embedding$", ".position_encodings.encodings"),
-    (r"\.(cross_attn|attn|mlp)_ln\.", r".\1.layer_norm."),
-    (r"\.ln(_post)?\.", ".layer_norm."),
-    (r"(\.layer_norm)\.weight$", r"\1.gamma"),
-    (r"(\.layer_norm)\.bias$", r"\1.beta"),
-    (r"\.mlp\.0\.", ".ffn.linear_0."),
-    (r"\.mlp\.2\.", ".ffn.linear_1."),
-    (r"\.mlp\.", ".ffn."),
-    (r"\.attn\.(query|key|value)\.(\w+)$", r".self_attention.linear_0.\2 (\1)"),
-    (r"\.cross_attn\.(key|value)\.(\w+)$", r".attention.linear_1.\2 (\1)"),
-    (r"\.cross_attn\.query\.", ".attention.linear_0."),
-    (r"\.attn\.out\.", ".self_attention.linear_1."),
-    (r"\.cross_attn\.out\.", ".attention.linear_2."),
-    (r"\.cross_attn\.", ".attention."),
-    (r"\.attn\.", ".self_attention."),
-    (r"\.", "/"),
-)
+_STEMS = {  # OpenAI's part of a tensor name → CTranslate2's, and in brackets the rows where maps are stored as one
+    "token_embedding": "embeddings",
+    "ln_post": "layer_norm",
+    "ln": "layer_norm",
+    "attn_ln": "self_attention/layer_norm",
+    "attn.query": "self_attention/linear_0 (query)",
+    "attn.key": "self_attention/linear_0 (key)",
+    "attn.value": "self_attention/linear_0 (value)",
+    "attn.out": "self_attention/linear_1",
+    "cross_attn_ln": "attention/layer_norm",
+    "cross_attn.query": "attention/linear_0",
+    "cross_attn.key": "attention/linear_1 (key)",
+    "cross_attn.value": "attention/linear_1 (value)",
+    "cross_attn.out": "attention/linear_2",
+    "mlp_ln": "ffn/layer_norm",
+    "mlp.0": "ffn/linear_0",
+    "mlp.2": "ffn/linear_1",
+}
+_NORM = {"weight": "gamma", "bias": "beta"}
 # Linear maps that are stored as one: the rest of the name → the parts, in order.
 _JOINED = {"self_attention/linear_0": ("query", "key", "value"), "attention/linear_1": ("key", "value")}
 
@@ -76,9 +75,15 @@ def ctranslate2_name(name: str) -> str:
 
     decoder.blocks.0.attn.key.weight → decoder/layer_0/self_attention/linear_0/weight (key).
     """
-    for pattern, replacement in _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    half, rest = name.split(".", 1)
+    if rest == "positional_embedding":
+        return f"{half}/position_encodings/encodings"
+    if rest.startswith("blocks."):
+        _, layer, rest = rest.split(".", 2)
+        half = f"{half}/layer_{layer}"
+    stem, _, last = rest.rpartition(".")
+    theirs, bracket, part = _STEMS.get(stem, stem).partition(" (")
+    return f"{half}/{theirs}/{_NORM[last] if theirs.endswith('layer_norm') else last}{bracket}{part}"
 
 
 def read_ctranslate2(weights: Path, config: Path) -> Stored:
@@ -163,8 +168,9 @@ def _dims(path: Path, variables: Mapping[str, NDArray[Any]]) -> Dimensions:
         return int(variables[name])
 
     def layers(half: str) -> int:
-        found = (re.match(rf"{half}/layer_(\d{{1,4}})/", name) for name in variables)
-        return max((int(match[1]) + 1 for match in found if match), default=0)
+        prefix = f"{half}/layer_"
+        numbers = {name.removeprefix(prefix).split("/")[0] for name in variables if name.startswith(prefix)}
+        return max((int(number) + 1 for number in numbers if number.isdecimal() and len(number) < 5), default=0)
 
     sizes = {
         "n_mels": size("encoder/conv1/weight", 1),
@@ -262,4 +268,6 @@ def _tokenizer_json(path: Path, dims: Dimensions) -> str:
         raise CheckpointError(f"{path.name}: is not a list of tokens")
     if len(tokens) != dims.n_vocab:
         raise CheckpointError(f"{path.name}: has {len(tokens)} tokens, expected {dims.n_vocab}")
+    if max(map(len, tokens)) > MAX_TOKEN_CHARACTERS:
+        raise CheckpointError(f"{path.name}: has a token of {max(map(len, tokens))} characters")
     return tokenizer_json(path, bytes_of(path, tokens), dims.n_vocab, dims.n_audio_ctx)

@@ -72,6 +72,8 @@ def described(config: Path, tensors: Mapping[str, NDArray[Any] | Packed], maps: 
     kind = settings.get("model_type", "whisper")
     if kind != "whisper":
         raise UnknownFormat(f"{config.name}: describes a model of another kind ({brief(kind)}), not a Whisper")
+    if "n_mels" in settings and "num_mel_bins" not in settings:
+        raise UnknownFormat(f"{config.name}: describes a model in MLX's layout")
     dims = check_dims(config, settings, CONFIG_NAMES)
     if settings.get("activation_function", "gelu") != "gelu" or settings.get("scale_embedding", False):
         raise CheckpointError(

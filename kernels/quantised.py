@@ -1,4 +1,4 @@
-"""Weights of eight bits: a whole number for each, and a scale for each group of a row, as compressed-tensors has them.
+"""Weights of eight or sixteen bits: whole numbers, and a scale for each group of a row, as compressed-tensors has them.
 
 Only what is stored is smaller: both targets compute with the floats that `dequantise` gives.
 """

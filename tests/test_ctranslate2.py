@@ -125,6 +125,7 @@ def test_a_vocabulary_becomes_a_working_tokenizer(name: str, ending: str, model:
     for damaged, message in (
         (json.dumps(tokens[1:]) if name.endswith("json") else text[len(ending) + 1 :], "has 282 tokens, expected 283"),
         (text.replace(tokens[7], "☃"), "has the character '☃', which stands for no byte"),
+        (text.replace(tokens[7], "a" * 300), "has a token of 300 characters"),
         ('{"a": 1}' if name.endswith("json") else "", "is not a list of tokens|has 1 tokens"),
     ):
         (model.parent / name).write_bytes(damaged.encode())

@@ -138,6 +138,9 @@ def test_another_models_tensors_are_named(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     with pytest.raises(UnknownFormat, match=r"config\.json: describes a model of another kind \('bert'\)"):
         load_checkpoint(folder)
+    (folder / "config.json").write_text('{"model_type": "whisper", "n_mels": 80, "n_audio_ctx": 1500}')
+    with pytest.raises(UnknownFormat, match=r"config\.json: describes a model in MLX's layout"):
+        load_checkpoint(folder)
     path = write_openai(tmp_path, {"embeddings.word": np.zeros((2, 2), np.float32)}, content=lambda state: state)
     with pytest.raises(UnknownFormat, match=r"small\.pt: holds neither OpenAI's dims and model_state_dict nor"):
         load_checkpoint(path)
