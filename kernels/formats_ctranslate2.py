@@ -31,7 +31,6 @@ from kernels.quantised import Quantised
 VERSION = 6  # of the file's layout; the only one since CTranslate2 knows Whisper
 SPEC, REVISIONS = "WhisperSpec", (1, 2, 3)  # they differ in config.json, not in the tensors
 MAX_VARIABLES = 1 << 16  # large-v3 in int8 has 1,900
-MAX_NAME_BYTES = 256
 MAX_TOKEN_CHARACTERS = 256  # the longest of GPT-2's has 128
 SCALE = "_scale"
 PROJECTION, EMBEDDINGS = "decoder/projection/weight", "decoder/embeddings/weight"
@@ -150,7 +149,7 @@ def _variables(walk: Walk) -> dict[str, NDArray[Any]]:
 def _name(walk: Walk) -> str:
     """A u16 length that counts a closing NUL, and the bytes."""
     (length,) = walk.numbers("H")
-    return walk.text(length, MAX_NAME_BYTES, "a name").removesuffix(b"\0").decode("utf-8", "replace")
+    return walk.name(length)
 
 
 def _dims(path: Path, variables: Mapping[str, NDArray[Any]]) -> Dimensions:
@@ -212,7 +211,8 @@ def _scaled(path: Path, variables: Mapping[str, NDArray[Any]]) -> dict[str, Tens
                 f"{path.name}: tensor {name:.120} of shape {list(array.shape)} cannot be scaled by"
                 f" {scale.dtype} {list(scale.shape)}, expected float32 [{len(array)}]"
             )
-        if not (np.isfinite(scale) & (scale > 0)).all():
+        least = np.iinfo(array.dtype).max / np.finfo(np.float32).max  # below it a weight would be infinite
+        if not (np.isfinite(scale) & (scale > least)).all():
             raise CheckpointError(f"{path.name}: tensor {name:.120} has a scale that is not a number above 0")
         steps = np.broadcast_to(np.reciprocal(scale), array.shape[:1])
         scaled[name] = Quantised(array, steps[:, None])

@@ -26,7 +26,6 @@ from kernels.quantised import Packed
 
 MAGIC_BYTES = 4  # by which the format was recognised
 MAX_TOKEN_BYTES = 256  # the longest of GPT-2's has 128
-MAX_NAME_BYTES = 256
 _HPARAMS = (
     *("n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer"),
     *("n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels"),
@@ -83,10 +82,10 @@ def _tensor(walk: Walk) -> tuple[str, NDArray[Any] | Packed]:
     """A name and its values, sizes written last dimension first."""
     path = walk.path.name
     n_dims, name_length, number = walk.numbers("3i")
-    if not 1 <= n_dims <= 4 or not 0 < name_length <= MAX_NAME_BYTES:
+    if not 1 <= n_dims <= 4 or name_length < 1:
         raise CheckpointError(f"{path}: has a damaged tensor header at byte {walk.position}")
     shape = tuple(reversed(walk.numbers(f"{n_dims}i")))
-    name = walk.text(name_length, MAX_NAME_BYTES, "a name").decode("utf-8", "replace")
+    name = walk.name(name_length)
     if not all(0 < size <= MAX_DIM for size in shape):
         raise CheckpointError(f"{path}: tensor {name} has an impossible shape {list(shape)}")
     n_values = math.prod(shape)

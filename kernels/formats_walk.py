@@ -7,6 +7,8 @@ from typing import Any
 
 from kernels.formats_common import CheckpointError
 
+MAX_NAME_BYTES = 256
+
 
 class Walk:
     """A mapped file and a place in it; whatever reaches past the end raises CheckpointError."""
@@ -30,8 +32,15 @@ class Walk:
         return struct.unpack_from(code, self.data, self.take(struct.calcsize(code)))
 
     def text(self, length: int, limit: int, what: str) -> bytes:
-        """`length` bytes, which may be up to `limit`."""
+        """`length` bytes, where they may be up to `limit`."""
         if not 0 <= length <= limit:
             raise CheckpointError(f"{self.path.name}: claims {what} of {length} bytes")
         begin = self.take(length)
         return self.data[begin : begin + length]
+
+    def name(self, length: int) -> str:
+        """A tensor's name of `length` bytes, without the NUL that may end it."""
+        name = self.text(length, MAX_NAME_BYTES, "a name").removesuffix(b"\0").decode("utf-8", "replace")
+        if not name.isprintable():
+            raise CheckpointError(f"{self.path.name}: has a damaged name before byte {self.position}")
+        return name

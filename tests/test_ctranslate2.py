@@ -227,6 +227,7 @@ def test_an_output_of_its_own_is_refused(model: Path) -> None:
         (np.ones(7, np.float32), r"cannot be scaled by float32 \[7\], expected float32 \[8\]"),
         (np.ones(8, np.float16), r"cannot be scaled by float16 \[8\]"),
         (np.zeros(8, np.float32), "has a scale that is not a number above 0"),
+        (np.full(8, 1e-37, np.float32), "has a scale that is not a number above 0"),
         (np.full(8, np.nan, np.float32), "has a scale that is not a number above 0"),
         (np.full(8, np.inf, np.float32), "has a scale that is not a number above 0"),
     ],
@@ -267,6 +268,9 @@ def test_lengths_and_counts_are_bounded(model: Path) -> None:
         model.write_bytes(data[:at] + struct.pack(f"<{code}", value) + data[at + struct.calcsize(code) :])
         with pytest.raises(CheckpointError, match=r"model\.bin"):
             load_checkpoint(model)
+    model.write_bytes(data.replace(b"decoder/alibi", b"decoder\nalibi"))
+    with pytest.raises(CheckpointError, match=r"model\.bin: has a damaged name before byte \d+$"):
+        load_checkpoint(model)
     twice = data.replace(b"decoder/alignment_layer", b"decoder/alignment_heads")
     model.write_bytes(twice)
     with pytest.raises(CheckpointError, match="has tensor decoder/alignment_heads twice"):
