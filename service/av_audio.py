@@ -174,6 +174,8 @@ def _decode(source: Source, output: _Output, found: "_Found") -> None:
     if not found.kind:
         output.send(b"S", f"{kind},{_decoder(track)}".encode())
     found.begin(source, kind, demuxer in BARE)
+    if demuxer == "flac":
+        found.largest = int.from_bytes((track.codec_context.extradata or b"")[7:10], "big")
     for packet in _packets(av, container, track, source):
         found.packet(packet)
         try:
@@ -254,6 +256,7 @@ class _Found:
 
     def __init__(self) -> None:
         self.kind = ""
+        self.largest = 0  # packet there may be, where the file says it: what is behind is junk
         self.met_bytes = self.lost_bytes = 0
         self.met_s = self.lost_s = 0.0
 
@@ -274,6 +277,8 @@ class _Found:
         """The next one; one of no bytes comes at the file's end."""
         size, position = packet.size, packet.pos if packet.size else self._source.size
         self.met_bytes += size
+        if self.largest:
+            self.lost_bytes += max(0, size - self.largest)
         if not self._is_bare or position is None:
             return
         if self._start is None:

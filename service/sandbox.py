@@ -55,7 +55,7 @@ CALLS = {
 class Limits(NamedTuple):
     """What decoding a file may take."""
 
-    memory_bytes: int = 128 * MIB
+    memory_bytes: int = 96 * MIB
     stall_s: float = 3.0  # CPU seconds without a sample: before the first one, or later
     cpu_s: int = 600  # CPU seconds in all
 
@@ -66,7 +66,6 @@ def confine(limits: Limits) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_CPU, limits.cpu_s),
         (resource.RLIMIT_DATA, limits.memory_bytes),
         (resource.RLIMIT_AS, ADDRESSES * limits.memory_bytes),
         (resource.RLIMIT_NOFILE, 0),
@@ -74,6 +73,7 @@ def confine(limits: Limits) -> None:
         _, hard = resource.getrlimit(kind)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))  # a signal that says why, then another
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
