@@ -49,7 +49,7 @@ class Mixer:
         n, channels = window.shape
         mixed = window @ self._mean
         power = np.einsum("nc,nc->c", window, window)
-        loudest = int(power.argmax())
+        loudest = int(np.argmax(power >= power.max() / 2))  # the first that is about as loud: no change for a trifle
         weights = self._mean
         if np.dot(mixed, mixed) * (FAR_QUIETER * channels) ** 2 < power[loudest]:
             weights = np.eye(channels, dtype=np.float32)[loudest]
