@@ -1,187 +1,224 @@
-"""M4A, MP4, WebM, AAC and other sound that libsndfile cannot read: FFmpeg through PyAV, the optional extra [av].
+"""FFmpeg, through PyAV: any sound file → its decoded frames. Runs in a process of its own, see decoder_process.
 
-FFmpeg sees nothing but the uploaded bytes: the demuxer is given by name from what the content is, only codecs of
-sound are opened, and no demuxer may open another file or address. Its work and its memory are bounded, since an
-index may claim to be longer, and to point to more data, than the file.
+FFmpeg sees nothing but the uploaded bytes. It finds out itself what they are, may only take a demuxer of `FORMATS`, and
+no demuxer may open another file or address. Only codecs of sound are opened. NumPy is not needed here.
 """
 
-import ctypes
 import functools
-import importlib.util
+import io
+import os
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from service.errors import UnreadableAudio
+from service.ogg import links
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.container import InputContainer
+    from av.packet import Packet
 
-FORMATS = "M4A/MP4/MOV, WebM/Matroska, AAC, WMA/ASF, AMR, MPEG and AVI"
-# format → FFmpeg's demuxer. None of them reads playlists, subtitles or pictures.
-DEMUXERS = {
-    "MP4/M4A": "mov",
-    "WebM/Matroska": "matroska",
-    "AAC": "aac",
-    "WMA/ASF": "asf",
-    "AMR": "amr",
-    "MPEG": "mpeg",
-    "AVI": "avi",
+# FFmpeg's demuxer → what users call it. None of them reads playlists, scripts, subtitles or pictures.
+FORMATS = {
+    "wav": "WAV",
+    "flac": "FLAC",
+    "ogg": "OGG",
+    "mp3": "MP3",
+    "mov": "MP4/M4A",
+    "matroska": "WebM/Matroska",
+    "aac": "AAC",
+    "loas": "AAC",
+    "asf": "WMA/ASF",
+    "amr": "AMR",
+    "aiff": "AIFF",
+    "au": "AU",
+    "caf": "CAF",
+    "w64": "W64",
+    "ac3": "AC-3",
+    "eac3": "E-AC-3",
+    "dts": "DTS",
+    "dtshd": "DTS",
+    "wv": "WavPack",
+    "tta": "TTA",
+    "ape": "Monkey's Audio",
+    "nistsphere": "SPHERE",
+    "mpeg": "MPEG",
+    "mpegts": "MPEG-TS",
+    "avi": "AVI",
+    "flv": "FLV",
 }
-RARE = {"OGG": "ogg", "WAV": "wav", "CAF": "caf"}  # libsndfile reads them, but for some encodings inside
-_COMPRESSED = (
-    "aac,aac_latm,ac3,eac3,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,alac,amrnb,amrwb,flac,gsm,gsm_ms,mp1float,mp2,mp2float,"
-    "mp3,mp3float,opus,speex,vorbis,wmalossless,wmapro,wmav1,wmav2,wmavoice"
+FORMATS_READ = (
+    "WAV, FLAC, OGG (Vorbis, Opus), MP3, M4A/MP4/MOV, WebM/Matroska, AAC, WMA/ASF, AMR, AIFF, AU, CAF, W64, AC-3, DTS, "
+    "WavPack, TTA, Monkey's Audio, SPHERE, MPEG, AVI and FLV"
 )
-_PCM = (
-    "pcm_alaw,pcm_mulaw,pcm_u8,pcm_s8,pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,"
-    "pcm_f32le,pcm_f32be,pcm_f64le,pcm_f64be"
-)
+BARE = ("mp3", "aac", "loas", "ac3", "eac3", "dts", "flac")  # frames and nothing between them, but for tags
 MAX_STREAMS = 16
-MAX_ALLOCATION = 16 << 20  # bytes at once, in all of FFmpeg: an index of 700 000 packets, 4 hours of AAC at 48 kHz
-MAX_EDITS = 1000  # of an MP4; FFmpeg searches the whole index for each
-READ_AGAIN = 64  # an index out of order makes FFmpeg read a file this many times at most
-READ_ALWAYS = 64 << 20  # bytes
-MAX_CHANGES = 1000  # changes of rate or channels inside one file
-BLOCK_FRAMES = 1 << 14  # samples of a channel gathered before they are handed on
-
-Floats = NDArray[np.float32]
+GAP_S = 0.05  # between frames; less is rounding
+MAX_FAULTS = 100  # places in a row where a file cannot be read on
 
 
-class _Readable(Protocol):
-    size: int
-    failure: Exception | None
-
-    def read(self, count: int, /) -> bytes: ...
-
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-
-    def tell(self) -> int: ...
+class Refused(Exception):
+    """The file gives no sound: one sentence for the user."""
 
 
-class _Bounded:
-    """A file that ends, for good, when far more has been read from it than there is."""
+class _Output(Protocol):
+    def frame(self, format: str, rate: int, n: int, planes: list[bytes], channels: int) -> None: ...
 
-    def __init__(self, source: _Readable) -> None:
-        self.seek, self.tell, self._source = source.seek, source.tell, source
-        self._left = READ_AGAIN * source.size + READ_ALWAYS
+    def flush(self) -> None: ...
+
+    def send(self, kind: bytes, *parts: bytes) -> None: ...
+
+
+class Source:
+    """A descriptor from an offset on, as PyAV reads it. Its position is its own: others may share the descriptor."""
+
+    def __init__(self, fd: int, start: int) -> None:
+        self._fd, self.start, self._position = fd, start, 0
+        self._end = max(start, os.fstat(fd).st_size)
+        self.failure: OSError | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._end - self.start
+
+    def show(self, start: int, end: int) -> None:
+        """From now on be the bytes from `start` to `end` of the descriptor."""
+        self.start, self._end, self._position = start, end, 0
 
     def read(self, count: int) -> bytes:
-        data = self._source.read(min(count, self._left))
-        self._left -= len(data)
+        data = self.read_at(self._position, count)
+        self._position += len(data)
         return data
 
+    def read_at(self, position: int, count: int) -> bytes:
+        """Up to `count` bytes. Keeps what the disk says, as FFmpeg reports an error of its own."""
+        try:
+            return os.pread(self._fd, max(0, min(count, self.size - position)), self.start + position)
+        except OSError as error:
+            self.failure = error
+            raise
 
-class Part:
-    """A stretch of sound at one rate, with the same channels throughout. To be read before the next."""
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
 
-    def __init__(self, samplerate: int, channels: int, frames: "_Frames") -> None:
-        self.samplerate, self.channels, self._frames = samplerate, channels, frames
-
-    def readings(self) -> Iterator[Floats]:
-        """(n, channels) f32 blocks. Ends where the rate or the channels change, or decoding ends."""
-        gathered: list[Floats] = []
-        n = 0
-        while (frame := self._frames.next_like(self.samplerate, self.channels)) is not None:
-            gathered.append(_values(frame))
-            n += frame.samples
-            if n >= BLOCK_FRAMES:
-                yield np.concatenate(gathered)
-                gathered, n = [], 0
-        if gathered:
-            yield np.concatenate(gathered)
-
-    def close(self) -> None:
-        """Nothing is held: parts() owns the container."""
-
-
-def is_installed() -> bool:
-    return importlib.util.find_spec("av") is not None
-
-
-def parts(source: _Readable, kind: str) -> Iterator[Part]:
-    """The first sound track's parts, nearly always one. `kind` is a key of DEMUXERS or RARE.
-
-    What is damaged inside is passed over; a file that ends early gives what can be decoded. Raises UnreadableAudio
-    when there is no sound track, or none that can be decoded.
-    """
-    av = _av()
-    codecs = _COMPRESSED if kind in RARE else f"{_COMPRESSED},{_PCM}"  # PCM that libsndfile refused is broken
-    container = _open(av, source, kind, codecs)
-    try:
-        frames = _Frames(av, container, source, kind, codecs.split(","))
-        for _ in range(MAX_CHANGES):
-            first = frames.peek()
-            if first is None:
-                return
-            yield Part(first.sample_rate, first.layout.nb_channels, frames)
-    finally:
-        container.close()
+    def tell(self) -> int:
+        return self._position
 
 
 @functools.cache
-def _av() -> ModuleType:
-    """PyAV, set up on first use: it says nothing, and FFmpeg's allocations are bounded."""
+def set_up() -> ModuleType:
+    """PyAV, silent, with the modules that it would import later: a process that is locked in cannot."""
     import av
     import av.logging
+    import av.subtitles.codeccontext
+    import av.subtitles.stream
+    import av.subtitles.subtitle
 
     av.logging.set_level(None)
-    # PyAV has no call for it; a handle of one of its modules also finds the symbols of the libraries it is linked with.
-    max_alloc = getattr(ctypes.CDLL(av._core.__file__), "av_max_alloc", None)
-    if max_alloc is not None:
-        max_alloc(ctypes.c_size_t(MAX_ALLOCATION))
     return av
 
 
-def _refuse(url: str, flags: int, options: dict[str, str]) -> BinaryIO:
-    """For every other file or address that a demuxer would open."""
-    raise PermissionError("only the uploaded file is read")
+@functools.cache
+def codecs() -> str:
+    """The names of all decoders of sound."""
+    av = set_up()
+    return ",".join(name for name in sorted(av.codecs_available) if _decodes_sound(av, name))
 
 
-def _open(av: ModuleType, source: _Readable, kind: str, codecs: str) -> "InputContainer":
-    demuxer = (DEMUXERS | RARE)[kind]
+def _decodes_sound(av: ModuleType, name: str) -> bool:
+    try:
+        return bool(av.Codec(name, "r").type == "audio")
+    except (av.error.FFmpegError, ValueError):
+        return False  # an encoder
+
+
+def decode(source: Source, output: _Output) -> None:
+    """Send the format, then the frames of the first sound track, then how much of it did not decode.
+
+    What is damaged inside is passed over; a file that ends early gives what can be decoded. Raises Refused when there
+    is no sound, or most of it does not decode; MemoryError; OSError where the file cannot be read.
+    """
+    found, origin = _Found(), source.start
+    parts = links(source.read_at, source.size) if source.read_at(0, 4) == b"OggS" else [(0, source.size)]
+    for start, end in parts:
+        source.show(origin + start, origin + end)
+        try:
+            _decode(source, output, found)
+        except Refused:
+            if start == 0:
+                raise
+            found.lose(end - start)
+    found.check()
+    output.flush()
+    output.send(b"E", f"{found.lost_bytes},{found.lost_s:.3f}".encode())
+
+
+def _decode(source: Source, output: _Output, found: "_Found") -> None:
+    av = set_up()
+    container = _open(av, source)
+    demuxer = container.format.name.partition(",")[0]
+    kind = FORMATS[demuxer]
+    tracks = container.streams.audio
+    if not tracks:
+        raise Refused(f"The {kind} file has no audio track.")
+    track = next((track for track in tracks if _decoder(track)), None)
+    if track is None:
+        raise Refused(f"The {kind} file's audio is encrypted or of an unknown encoding.")
+    for stream in container.streams:
+        if stream is not track:
+            stream.discard = av.stream.Discard.all
+    track.codec_context.thread_count = 1
+    if not found.kind:
+        output.send(b"S", f"{kind},{_decoder(track)}".encode())
+    found.begin(source, kind, demuxer in BARE)
+    if demuxer == "flac":
+        found.largest = int.from_bytes((track.codec_context.extradata or b"")[7:10], "big")
+    for packet in _packets(av, container, track, source):
+        found.packet(packet)
+        try:
+            frames = packet.decode()
+        except _faults(av) as error:
+            _no_memory(error)
+            found.lost_bytes += packet.size
+            continue
+        for frame in frames:
+            if isinstance(frame, av.AudioFrame) and frame.samples:
+                found.frame(frame)
+                _send(frame, output)
+    if source.failure is not None:
+        raise source.failure
+
+
+def _open(av: ModuleType, source: Source) -> "InputContainer":
     options = {
-        "format_whitelist": av.format.ContainerFormat(demuxer, "r").name,
-        "codec_whitelist": codecs,  # finding out what streams there are decodes their first packets
+        "format_whitelist": ",".join(FORMATS),
+        "codec_whitelist": codecs(),  # finding out what streams there are decodes their first packets
         "protocol_whitelist": "none",
         "max_streams": str(MAX_STREAMS),
+        "enable_drefs": "0",  # of an MP4
+        "use_absolute_path": "0",
     }
-    if demuxer == "mov":
-        options |= {"enable_drefs": "0", "use_absolute_path": "0"}
-        if _edits(source) > MAX_EDITS:
-            options["advanced_editlist"] = "0"  # all the sound then, edited out or not
     try:
         container: InputContainer = av.open(
-            _Bounded(source),
-            "r",
-            format=demuxer,
-            container_options=options,
-            metadata_errors="replace",
-            io_open=_refuse,
+            source, "r", container_options=options, metadata_errors="replace", io_open=_refuse
         )
     except _faults(av) as error:
-        _unreadable(source, kind, error)
+        _no_memory(error)
+        if source.failure is not None:
+            raise source.failure from None
+        raise Refused(
+            "The file is not audio of a known format, or it is damaged or cut off in its header. "
+            f"Formats read: {FORMATS_READ}."
+        ) from error
     return container
 
 
-def _edits(source: _Readable) -> int:
-    """How many edits an MP4's edit lists claim to have, at least; any number when its header is compressed."""
-    count, tail = 0, b""
-    source.seek(0)
-    while data := source.read(1 << 20):
-        data = tail + data
-        at = data.find(b"elst")
-        while 0 <= at <= len(data) - 12:
-            count += int.from_bytes(data[at + 8 : at + 12], "big")
-            at = data.find(b"elst", at + 4)
-        count += (MAX_EDITS + 1) * (b"cmov" in data)
-        tail = data[-11:]
-    source.seek(0)
-    return count
+def _refuse(url: str, flags: int, options: dict[str, str]) -> None:
+    """For every other file or address that a demuxer would open."""
+    raise PermissionError("only the uploaded file is read")
 
 
 def _faults(av: ModuleType) -> tuple[type[Exception], ...]:
@@ -189,73 +226,10 @@ def _faults(av: ModuleType) -> tuple[type[Exception], ...]:
     return (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, PermissionError)
 
 
-def _unreadable(source: _Readable, kind: str, error: Exception) -> NoReturn:
-    if source.failure is not None:
-        raise source.failure
-    raise UnreadableAudio(
-        f"The {kind} file cannot be read: it is damaged, cut off in its header, or its encoding is not supported."
-    ) from error
-
-
-class _Frames:
-    """The decoded frames of the first sound track, one of them seen before it is taken."""
-
-    def __init__(
-        self, av: ModuleType, container: "InputContainer", source: _Readable, kind: str, codecs: list[str]
-    ) -> None:
-        tracks = container.streams.audio
-        if not tracks:
-            raise UnreadableAudio(f"The {kind} file has no audio track.")
-        self._track = next((track for track in tracks if _decoder(track) in codecs), None)
-        if self._track is None:
-            name = _decoder(tracks[0])
-            raise UnreadableAudio(
-                f"The {kind} file's audio is {name}, which is not read."
-                if name
-                else f"The {kind} file's audio is encrypted or of an unknown encoding."
-            )
-        for stream in container.streams:
-            if stream is not self._track:
-                stream.discard = av.stream.Discard.all
-        self._track.codec_context.thread_count = 1
-        self._source, self._faults = source, _faults(av)
-        self._kind: type[AudioFrame] = av.AudioFrame
-        self._decoded = self._decode(container)
-        self._next: AudioFrame | None = None
-        if self.peek() is None:
-            if source.failure is not None:
-                raise source.failure
-            raise UnreadableAudio(f"The {kind} file holds no sound that can be decoded.")
-
-    def peek(self) -> "AudioFrame | None":
-        if self._next is None:
-            self._next = next(self._decoded, None)
-        return self._next
-
-    def next_like(self, rate: int, channels: int) -> "AudioFrame | None":
-        """Take the next frame; None when there is none or it is of another kind."""
-        frame = self.peek()
-        if frame is None or (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
-            return None
-        self._next = None
-        return frame
-
-    def _decode(self, container: "InputContainer") -> "Iterator[AudioFrame]":
-        packets = container.demux(self._track)
-        while self._source.failure is None:
-            try:
-                packet = next(packets, None)
-            except self._faults:
-                return
-            if packet is None:
-                return
-            try:
-                frames = packet.decode()
-            except self._faults:
-                continue
-            for frame in frames:
-                if isinstance(frame, self._kind) and frame.samples and frame.format.name in _SCALES:
-                    yield frame
+def _no_memory(error: Exception) -> None:
+    """Raise MemoryError where that is what FFmpeg ran into: the file is not at fault there, so it is not read on."""
+    if isinstance(error, MemoryError):
+        raise error
 
 
 def _decoder(track: Any) -> str | None:
@@ -263,28 +237,107 @@ def _decoder(track: Any) -> str | None:
     return None if track.codec_context is None else track.codec_context.codec.name
 
 
-# sample format, less the "p" of planar ones → (dtype, silence, full scale)
-_PACKED: dict[str, tuple[str, int, int]] = {
-    "u8": ("u1", 128, 1 << 7),
-    "s16": ("i2", 0, 1 << 15),
-    "s32": ("i4", 0, 1 << 31),
-    "flt": ("f4", 0, 1),
-    "dbl": ("f8", 0, 1),
-}
-_SCALES = _PACKED | {name + "p": scale for name, scale in _PACKED.items()}
+def _packets(av: ModuleType, container: "InputContainer", track: Any, source: Source) -> "Iterator[Packet[Any]]":
+    """The track's packets. Where the file cannot be read on, FFmpeg tries from where it stands."""
+    n_faults = 0
+    while n_faults < MAX_FAULTS and source.failure is None:
+        try:
+            for packet in container.demux(track):
+                n_faults = 0
+                yield packet
+            return
+        except _faults(av) as error:
+            _no_memory(error)
+            n_faults += 1
 
 
-def _values(frame: "AudioFrame") -> Floats:
-    """(n, channels) f32 of a frame. Not PyAV's own conversion: it takes a ninth plane for one of eight channels."""
-    dtype, silence, full_scale = _SCALES[frame.format.name]
-    n, channels = frame.samples, frame.layout.nb_channels
-    planes: tuple[Any, ...] = frame.planes  # buffers, which their type does not tell
+class _Found:
+    """How much sound was met and how much of it lost: packets that don't decode, junk between them, gaps in time."""
+
+    def __init__(self) -> None:
+        self.kind = ""
+        self.largest = 0  # packet there may be, where the file says it: what is behind is junk
+        self.met_bytes = self.lost_bytes = 0
+        self.met_s = self.lost_s = 0.0
+
+    def begin(self, source: Source, kind: str, is_bare: bool) -> None:
+        """A recording: the file, or a part of it. `is_bare`: one of frames and nothing between them."""
+        self.kind, self._source, self._is_bare = kind, source, is_bare
+        self._start: int | None = None  # of the first packet in the file
+        self._behind = 0  # the last packet there; positions may be off for packets behind a damage
+        self._tag_bytes = 0
+        self._due: float | None = None  # when the next frame begins, in the file's time
+
+    def lose(self, n_bytes: int) -> None:
+        """Bytes of sound that do not decode."""
+        self.met_bytes += n_bytes
+        self.lost_bytes += n_bytes
+
+    def packet(self, packet: "Packet[Any]") -> None:
+        """The next one; one of no bytes comes at the file's end."""
+        size, position = packet.size, packet.pos if packet.size else self._source.size
+        self.met_bytes += size
+        if self.largest:
+            self.lost_bytes += max(0, size - self.largest)
+        if not self._is_bare or position is None:
+            return
+        if self._start is None:
+            self._start = position
+        elif position > self._behind:
+            self._tag_bytes += min(position, _behind_tags(self._source, self._behind)) - self._behind
+        self._behind = max(self._behind, position + size)
+        if not size:
+            self.lose(max(0, position - self._start - self._tag_bytes - self.met_bytes))
+
+    def frame(self, frame: "AudioFrame") -> None:
+        """The next one."""
+        seconds = frame.samples / frame.sample_rate
+        self.met_s += seconds
+        at = self._due
+        if frame.pts is not None and frame.time_base:
+            at = float(frame.pts * frame.time_base)
+            if self._due is not None and at - self._due > GAP_S:
+                self.lost_s += at - self._due
+        if at is not None:
+            self._due = at + seconds
+
+    def check(self) -> None:
+        """Raise Refused if there is no sound, or most of it is lost. Time may have gaps that nothing was in."""
+        if not self.met_s:
+            raise Refused(f"The {self.kind} file holds no sound that can be decoded.")
+        if 2 * self.lost_bytes > self.met_bytes or (self._is_bare and self.lost_s > self.met_s):
+            raise Refused(f"Most of the {self.kind} file is damaged: it cannot be decoded.")
+
+
+def _behind_tags(source: Source, position: int) -> int:
+    """Where the tags end that may begin at `position`: ID3, in front of sound or behind it, and APE."""
+    while True:
+        head = source.read_at(position, 32)
+        if head[:3] == b"ID3" and len(head) >= 10:
+            position += id3_bytes(head)
+        elif head[:8] == b"APETAGEX" and len(head) == 32:
+            position += 32 + int.from_bytes(head[12:16], "little")
+        elif head[:3] == b"TAG":
+            position += 128
+        else:
+            return position
+
+
+def id3_bytes(head: bytes) -> int:
+    """The size of an ID3v2 tag that begins with these 10 bytes: a length in 4 × 7 bits, perhaps a footer."""
+    length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+    return 10 + length + (10 if head[5] & 0x10 else 0)
+
+
+_SAMPLE_BYTES = {"u8": 1, "s16": 2, "s32": 4, "s64": 8, "flt": 4, "dbl": 8}
+
+
+def _send(frame: "AudioFrame", output: _Output) -> None:
+    name, n, channels = frame.format.name, frame.samples, frame.layout.nb_channels
+    size = n * _SAMPLE_BYTES[name.removesuffix("p")]
+    planes: tuple[Any, ...] = frame.planes  # buffers, which their type does not say
     if frame.format.is_planar:
-        raw = np.stack([np.frombuffer(planes[c], dtype, n) for c in range(channels)], axis=1)
+        raw = [bytes(memoryview(planes[channel])[:size]) for channel in range(channels)]
     else:
-        raw = np.frombuffer(planes[0], dtype, n * channels).reshape(n, channels)
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and silence later
-        values = raw.astype(np.float32)
-    if full_scale == 1:
-        return values
-    return (values - np.float32(silence)) / np.float32(full_scale)
+        raw = [bytes(memoryview(planes[0])[: size * channels])]
+    output.frame(name, frame.sample_rate, n, raw, channels)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.audio import Audio
 from service.better_model import embedded_notice
+from service.decoder_client import warm_up
 from service.errors import ModelError, StartError, WispError
 from service.features import SAMPLE_RATE
 from service.guest import Guest, GuestError
@@ -67,6 +68,7 @@ class Engine:
         """Begin to load. A second call does nothing."""
         with self._lock:
             if self._thread is None:
+                warm_up()
                 self._thread = threading.Thread(target=self._run, name="wisp-load", daemon=True)
                 self._thread.start()
 

@@ -104,7 +104,8 @@ class AudioTooShort(RequestError):
     param = "file"
 
     def __init__(self, seconds: float, minimum_seconds: float) -> None:
-        super().__init__(f"The audio is {seconds:.3f} s long; at least {minimum_seconds:g} s is needed.")
+        milliseconds = math.floor(seconds * 1000)  # rounded up, the audio could seem long enough
+        super().__init__(f"The audio is {milliseconds / 1000:.3f} s long; at least {minimum_seconds:g} s is needed.")
 
 
 class AudioTooLong(RequestError):
@@ -252,6 +253,20 @@ class NoSpace(WispError):
 
     def __init__(self) -> None:
         super().__init__("The server has no room for this upload at the moment; try again later.")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": "10"}
+
+
+class DecoderLost(WispError):
+    """The process that decoded the file was ended by the system, or none could be started."""
+
+    status = 503
+    code = "decoder_lost"
+
+    def __init__(self) -> None:
+        super().__init__("The server was too short of memory or processes to decode the file; try again later.")
 
     @property
     def headers(self) -> Mapping[str, str]:

@@ -1,7 +1,7 @@
 """Memory that jobs have freed goes back to the system, or a burst of odd files would be held for as long as the server.
 
-glibc keeps what is freed for the next allocation, in an arena for each thread. FFmpeg's and libsndfile's buffers leave
-gaps there that are seldom filled again: without this, 10,000 damaged files leave 90 MB behind that nobody uses.
+glibc keeps what is freed for the next allocation, in an arena for each thread. Buffers of many sizes leave gaps there
+that are seldom filled again.
 
 malloc_trim gives back the gaps, but of a thread's arena not the end. free() does that, from a size on that glibc
 raises to 64 MiB once something large has been freed: each thread then keeps as much (mallopt(3), M_MMAP_THRESHOLD).
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 PARAMETERS = {"TRIM_THRESHOLD": -1, "MMAP_THRESHOLD": -3}  # malloc.h's M_…
 KEPT_BYTES = 4 * 2**20  # at the end of an arena; what is larger is no arena's, and goes back at once
-EVERY_S = 5.0  # giving back takes a millisecond or so, and the next job takes its pages anew
+EVERY_S = 5.0  # giving back takes a millisecond or so, and the next job takes its pages again
 
 
 def _trim() -> None:
@@ -50,20 +50,43 @@ def _malloc_trim() -> Callable[[int], int] | None:
 _MALLOC_TRIM = _malloc_trim()
 
 
-class Trimmer:
-    """Call it when a job has ended: it gives memory back, but not again within `EVERY_S`. Thread-safe."""
+def _later(seconds: float, call: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.name = "wisp-trim"
+    timer.start()
 
-    def __init__(self, *, trim: Callable[[], None] = _trim, clock: Callable[[], float] = time.monotonic) -> None:
-        """`trim` does it; `clock`: seconds from some point on."""
-        self._trim, self._clock = trim, clock
+
+class Trimmer:
+    """Call it when a job has ended: it gives memory back, at once or `EVERY_S` after the last time. Thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        trim: Callable[[], None] = _trim,
+        clock: Callable[[], float] = time.monotonic,
+        later: Callable[[float, Callable[[], None]], None] = _later,
+    ) -> None:
+        """`trim` does it; `clock`: seconds from some point on; `later` makes a call after so many."""
+        self._trim, self._clock, self._later = trim, clock, later
         self._lock = threading.Lock()
         self._next = clock()
+        self._is_due = False  # a call is to come
 
     def __call__(self) -> None:
-        """Give back what is free, if it is time."""
+        """Give back what is free, now or when it is time."""
         with self._lock:
-            now = self._clock()
-            if now < self._next:
+            wait_s = self._next - self._clock()
+            if wait_s > 0:
+                if not self._is_due:
+                    self._is_due = True
+                    self._later(wait_s, self._when_due)
                 return
-            self._next = now + EVERY_S
+            self._next = self._clock() + EVERY_S
+        self._trim()
+
+    def _when_due(self) -> None:
+        with self._lock:
+            self._is_due = False
+            self._next = self._clock() + EVERY_S
         self._trim()

@@ -1,35 +1,34 @@
-"""Chained OGG files, one recording after another as radio streams are saved: libsndfile reads the first one only.
+"""Chained OGG files, one recording after another as radio streams are saved: FFmpeg reads the next only if it is alike.
 
 Source: RFC 3533, page headers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-MAX_LINKS = 1000
+_FIRST_PAGE = b"OggS\x00\x02"  # how a stream's first page begins
 _HEADER = 27  # bytes before a page's segment table
-_BEGINS_STREAM = 2  # flag of a stream's first page
+_PIECE = 1 << 20
 
-Read = Callable[[int, int], bytes]  # (offset, count) → bytes, fewer at the end
+ReadAt = Callable[[int, int], bytes]  # (offset, count) → bytes, fewer at the end
 
 
-def links(read: Read, size: int) -> list[tuple[int, int]]:
-    """[(start, end), …] in bytes of the recordings in an OGG file, the last one to the file's end.
-
-    One begins where streams begin after pages of others (several may begin together). Pages after a damage are not
-    looked at: they belong to the last recording found.
-    """
-    starts: list[int] = []
-    offset, in_head = 0, False
-    while offset < size and len(starts) < MAX_LINKS:
-        page = read(offset, _HEADER + 255)
-        if len(page) < _HEADER or not page.startswith(b"OggS"):
-            break
-        begins = bool(page[5] & _BEGINS_STREAM)
-        if begins and not in_head:
-            starts.append(offset)
-        in_head = begins
-        n_segments = page[26]
-        offset += _HEADER + n_segments + sum(page[_HEADER : _HEADER + n_segments])
-    if not starts or starts[0] != 0:
-        starts.insert(0, 0)
+def links(read_at: ReadAt, size: int) -> list[tuple[int, int]]:
+    """[(start, end), …] in bytes of the recordings in an OGG file; streams that begin together make one."""
+    starts, behind = [0], 0
+    for at in _first_pages(read_at):
+        if at != behind and at > 0:
+            starts.append(at)
+        page = read_at(at, _HEADER + 255)
+        n_segments = page[26] if len(page) >= _HEADER else 0
+        behind = at + _HEADER + n_segments + sum(page[_HEADER : _HEADER + n_segments])
     return list(zip(starts, [*starts[1:], size], strict=True))
+
+
+def _first_pages(read_at: ReadAt) -> Iterator[int]:
+    offset = 0
+    while len(piece := read_at(offset, _PIECE)) >= len(_FIRST_PAGE):
+        found = piece.find(_FIRST_PAGE)
+        while found >= 0:
+            yield offset + found
+            found = piece.find(_FIRST_PAGE, found + 1)
+        offset += len(piece) - len(_FIRST_PAGE) + 1

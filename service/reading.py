@@ -20,12 +20,13 @@ class Upload:
 
 
 class Reader:
-    """Reads one recording under a job's turn, which it gives up every 30 s of sound."""
+    """Reads one recording under a job's turn, which it gives up every 30 s of sound and while it waits for sound."""
 
     def __init__(self, turn: Turn, on_block: Callable[[float], None]) -> None:
         """`on_block`: called with the seconds read so far, block by block; raises to end the reading."""
         self._turn, self._on_block = turn, on_block
         self._piece = -1  # of 30 s, which is being read
+        self._seconds = -1.0  # read so far
 
     def decoded(self, recording: Audio | Upload) -> Audio:
         """The recording as sound. Raises what decode() and `on_block` raise."""
@@ -55,12 +56,14 @@ class Reader:
             yield block
 
     def _begin(self) -> Callable[[float], None]:
-        self._piece = -1
+        self._piece, self._seconds = -1, -1.0
         return self._at
 
     def _at(self, seconds: float) -> None:
         self._on_block(seconds)
         piece = int(seconds // CHUNK_SECONDS)
-        if piece > self._piece:
+        # A decoder that takes its time before the next sample, as a hostile file makes it, lets others go first too.
+        is_waiting, self._seconds = seconds == self._seconds, seconds
+        if piece > self._piece or is_waiting:
             self._piece = piece
             self._turn.border()

@@ -167,6 +167,10 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
 
         return transcriber.transcribe(audio, wanted.options, move, cancelled=cancelled)
 
+    if not all(name.lower().endswith(".wav") for name in wanted.files):
+        from service.decoder_client import warm_up  # here, as most WAV files do without
+
+        warm_up()
     # Not in the main thread: Ctrl-C is raised there, and a C library calling back into Python would swallow it.
     aside = ThreadPoolExecutor(1)
     try:

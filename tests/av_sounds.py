@@ -1,4 +1,4 @@
-"""Sound as PyAV writes it, for tests that have the optional extra [av]: import it after asking for that."""
+"""Sound as PyAV writes it."""
 
 import io
 from typing import Any
@@ -22,7 +22,7 @@ def encoded(
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         picture: Any = out.add_stream(picture_codec, rate=10) if video else None
-        track: Any = out.add_stream(codec, rate=rate) if codec else None  # all tracks before the first packet
+        track: Any = out.add_stream(codec, rate=rate) if codec else None  # before any packet
         if codec:
             track.layout = layout
         if video:

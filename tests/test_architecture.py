@@ -26,7 +26,6 @@ ONLY_IMPORTER = {
     "prometheus_client": {"service/metrics.py"},
     "opentelemetry": {"service/tracing.py"},
     "uvicorn": {"service/server.py", "service/http_protocol.py"},
-    "soundfile": {"service/audio.py"},
     "soxr": {"service/audio.py"},
     "tokenizers": {"service/tokenizer.py"},
     "av": {"service/av_audio.py"},

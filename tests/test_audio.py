@@ -132,7 +132,7 @@ def test_an_upload_spooled_to_disk_is_read_from_its_start() -> None:
 @pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
 @pytest.mark.parametrize(("rate", "channels"), [(44_100, 2), (48_000, 1), (22_050, 2), (8_000, 1)])
 def test_mp3s_are_read_to_their_end_whatever_their_header_says(mode: str, rate: int, channels: int) -> None:
-    """A variable-rate one without its Xing header, two joined, one cut: libsndfile alone would stop early."""
+    """A variable-rate one without its Xing header, two joined, one cut."""
     sound = speechlike(rate, channels, 10)
     sound[: rate * 5] *= 1e-4  # few bits first, many later
     mp3 = encoded(sound, rate, "MP3", bitrate_mode=mode, compression_level=0.5)
@@ -148,10 +148,10 @@ def test_chained_oggs_are_read_to_their_end(subtype: str, rate: int) -> None:
     one = encoded(speechlike(rate, 2, 2), rate, "OGG", subtype)
     other = encoded(speechlike(16_000, 1, 3), 16_000, "OGG", "VORBIS")
     audio = decode(io.BytesIO(one + other + one))
-    assert audio.duration == pytest.approx(7)
+    assert audio.duration == pytest.approx(7, abs=0.01)
     sound = samples(audio)
     assert similarity(speechlike(SAMPLE_RATE, 1, 3)[:, 0], sound[2 * SAMPLE_RATE : 5 * SAMPLE_RATE]) > 0.995
-    np.testing.assert_array_equal(sound[: 2 * SAMPLE_RATE], sound[5 * SAMPLE_RATE :])
+    np.testing.assert_array_equal(sound[: 2 * SAMPLE_RATE], sound[-2 * SAMPLE_RATE :])
     assert decode(io.BytesIO(one + other[:30])).duration == pytest.approx(2)
 
 
@@ -161,7 +161,7 @@ def test_an_mp3_with_a_large_picture_in_its_tag() -> None:
 
 
 def test_many_at_once() -> None:
-    """The MP3 decoder's silencing, and everything else, is safe in threads."""
+    """Decoding is safe in threads."""
     files = [encoded(speechlike(rate, 1), rate, "MP3") for rate in (16_000, 44_100)]
     expected = [samples(decode(io.BytesIO(file))) for file in files]
     failures: list[BaseException] = []

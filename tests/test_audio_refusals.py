@@ -3,7 +3,6 @@
 import io
 import os
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ READABLE_ODD = {
     "test-44100Hz-le-1ch-4bytes-rf64.wav": 0.1,
     "test-8000Hz-le-2ch-1byteu.wav": 0.1,
 }
-BROKEN_ODD = ("-awful", "-bad", "-evil", "-no-data", "incomplete-chunk", "36bit", "45bit", "53bit", "64bit.wav")
+BROKEN_ODD = ("-awful", "-bad", "-evil", "-no-data", "incomplete-chunk", "36bit", "45bit", "53bit")
 
 
 @pytest.mark.parametrize("name", odd_files())
@@ -86,16 +85,6 @@ def test_flipped_bytes_are_read_or_refused(capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr() == ("", "")
 
 
-def test_python_still_writes_to_stderr_while_an_mp3_is_read(capfd: pytest.CaptureFixture[str]) -> None:
-    audio = decode(io.BytesIO(encoded(speechlike(8000, 1, KEPT_SECONDS + 1), 8000, "MP3")))
-    blocks = audio.blocks()
-    next(blocks)
-    sys.stderr.write("a log line")
-    sys.stderr.flush()
-    del blocks
-    assert capfd.readouterr().err == "a log line"
-
-
 def wav_header(rate: int, channels: int, bits: int = 16, data_bytes: int = 0xFFFF_FFFF) -> bytes:
     frame = channels * bits // 8
     fields = struct.pack("<HHIIHH", 1, channels, rate, rate * frame & 0xFFFF_FFFF, frame, bits)
@@ -120,7 +109,7 @@ def test_a_length_that_a_header_claims_does_not_count() -> None:
 
 @pytest.mark.parametrize(("rate", "channels"), [(655_350, 8), (1, 1), (999, 1), (0, 1), (2**31 - 1, 1), (16_000, 255)])
 def test_forged_rates_and_channels_are_refused(rate: int, channels: int) -> None:
-    with pytest.raises(UnreadableAudio, match="WAV file"):
+    with pytest.raises(UnreadableAudio, match="WAV"):
         decode(io.BytesIO(wav_header(rate, channels) + bytes(1 << 16)))
 
 
@@ -143,38 +132,16 @@ def test_many_channels_at_a_high_rate_shorten_what_is_allowed() -> None:
 
 def test_a_tenth_of_a_second_is_enough() -> None:
     assert decode(io.BytesIO(encoded(speechlike(16_000, 1, 0.1), 16_000, "WAV"))).duration == pytest.approx(0.1)
-    with pytest.raises(AudioTooShort, match=r"0\.099 s long; at least 0\.1 s"):
-        decode(io.BytesIO(encoded(speechlike(16_000, 1, 0.099), 16_000, "WAV")))
-
-
-@pytest.mark.parametrize(
-    ("start", "named"),
-    [
-        (b"\0\0\0\x20ftypM4A ", "MP4/M4A"),
-        (b"\0\0\0\x20ftypisom", "MP4/M4A"),
-        (b"\x1aE\xdf\xa3\x01\0\0\0", "WebM/Matroska"),
-        (b"\xff\xf1\x50\x80", "AAC"),
-        (b"ID3\x04\0\0\0\0\0\x01\0\xff\xf9\x50\x80", "AAC"),
-        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA/ASF"),
-    ],
-)
-def test_formats_of_the_extra_are_named(start: bytes, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)  # as where it is not installed
-    with pytest.raises(UnreadableAudio) as caught:
-        decode(io.BytesIO(start + bytes(4096)))
-    message = str(caught.value)
-    assert (
-        message.startswith(named)
-        and "pip install 'wisp[av]'" in message
-        and "WAV, FLAC, OGG (Vorbis, Opus), MP3" in message
-    )
+    for seconds in (0.099, 0.09996):
+        with pytest.raises(AudioTooShort, match=r"0\.099 s long; at least 0\.1 s"):
+            decode(io.BytesIO(encoded(speechlike(44_100, 1, seconds), 44_100, "WAV")))
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"RIFF", b"hello, this is text", b"\x89PNG\r\n\x1a\n" + bytes(99), b"ID3", os.urandom(5000)]
 )
 def test_what_is_no_audio_is_told_the_formats(content: bytes) -> None:
-    with pytest.raises(UnreadableAudio, match="Formats read: WAV, FLAC") as caught:
+    with pytest.raises(UnreadableAudio, match="Formats read: WAV, FLAC, OGG") as caught:
         decode(io.BytesIO(content))
     assert (caught.value.status, caught.value.param) == (400, "file")
 

@@ -1,4 +1,4 @@
-"""The extra [av]: M4A, MP4, WebM and AAC give the same sound; hostile files give one clear error and bounded work."""
+"""FFmpeg: M4A, MP4, WebM and AAC give the same sound; hostile files give one clear error and bounded work."""
 
 import io
 import struct
@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("av", reason="the optional extra [av] is not installed")
-
-
 from service.audio import KEPT_SECONDS, SAMPLE_RATE, decode
-from service.av_audio import MAX_CHANGES, MAX_EDITS, MAX_STREAMS
-from service.errors import AudioTooLong, UnreadableAudio
+from service.av_audio import MAX_STREAMS
+from service.errors import AudioTooLong, RequestError, UnreadableAudio
+from service.sandbox import Limits
 from tests.av_sounds import encoded
 from tests.conftest import ROOT
 from tests.sounds import FailingDisk, cuts, decodes_or_is_refused, samples, similarity, speechlike
@@ -37,7 +35,7 @@ from tests.sounds import FailingDisk, cuts, decodes_or_is_refused, samples, simi
         ("matroska", "flac", 44_100, "stereo", True),
         ("mpeg", "mp2", 44_100, "stereo", False),
         ("avi", "mp2", 44_100, "stereo", True),
-        ("wav", "ac3", 48_000, "stereo", False),  # libsndfile reads no such WAV
+        ("wav", "ac3", 48_000, "stereo", False),  # no plain WAV
     ],
 )
 def test_every_format_gives_the_same_sound(container: str, codec: str, rate: int, layout: str, video: bool) -> None:
@@ -61,12 +59,6 @@ def test_a_change_of_rate_inside_is_followed() -> None:
     sound = samples(audio)
     for half in (sound[: len(sound) // 2], sound[len(sound) // 2 :]):
         assert similarity(speechlike(SAMPLE_RATE, 1, 2)[:, 0], half, within=3000) > 0.97
-
-
-def test_changes_without_end_are_no_endless_work() -> None:
-    one, other = (encoded("adts", "aac", rate, "mono", 0.15) for rate in (44_100, 48_000))
-    audio = decode(io.BytesIO((one + other) * (MAX_CHANGES // 2 + 100)))
-    assert audio.duration < decode(io.BytesIO(one)).duration * (MAX_CHANGES + 100)
 
 
 def test_long_audio_is_decoded_again_in_small_blocks() -> None:
@@ -203,8 +195,10 @@ def test_three_hours_claimed_in_a_header_do_not_count() -> None:
 
 
 def test_edits_without_end_are_no_endless_work() -> None:
-    many = mp4(track(2000, edits=MAX_EDITS * 100))
-    assert decode(io.BytesIO(many)).duration == pytest.approx(HEARD, abs=0.1)
+    """FFmpeg hears them all, 100,000 seconds, and looks for each in the whole index."""
+    many = mp4(track(2000, edits=100_000))
+    with pytest.raises(RequestError):
+        decode(io.BytesIO(many), max_seconds=60, limits=Limits(stall_s=0.5))
 
 
 PROBE = """
@@ -247,10 +241,8 @@ def test_more_seconds_than_allowed_are_refused() -> None:
 def test_a_file_closed_or_failing_is_not_the_users_mistake() -> None:
     closed = io.BytesIO(encoded("adts", "aac", 8000, "mono", KEPT_SECONDS + 3))
     audio = decode(closed)
-    blocks = audio.blocks()
-    next(blocks)
     closed.close()
     with pytest.raises(ValueError, match="closed"):
-        list(blocks)
+        list(audio.blocks())
     with pytest.raises(OSError, match="Input/output error"):
         decode(FailingDisk(encoded("adts", "aac", seconds=20)))

@@ -3,6 +3,8 @@
 import ctypes
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -90,9 +92,28 @@ def test_what_the_user_has_told_glibc_stays(
     assert told == [PARAMETERS[name] for name in left]
 
 
-def test_many_jobs_at_once_give_back_once() -> None:
-    now, done = 100.0, list[float]()
-    trimmer = Trimmer(trim=lambda: done.append(now), clock=lambda: now)
-    for now in (100.0, 100.0, 100.0 + EVERY_S / 2, 100.0 + EVERY_S, 101.0 + EVERY_S):  # noqa: B007
+def test_many_jobs_at_once_give_back_once_and_once_more_when_it_is_time() -> None:
+    now, done, due = 100.0, list[float](), list[tuple[float, Callable[[], None]]]()
+    trimmer = Trimmer(trim=lambda: done.append(now), clock=lambda: now, later=lambda *call: due.append(call))
+    for now in (100.0, 100.0, 100.0 + EVERY_S / 2):  # noqa: B007
         trimmer()
-    assert done == [100.0, 100.0 + EVERY_S]
+    assert done == [100.0]
+    ((wait_s, call),) = due
+    assert wait_s == EVERY_S
+    now = 100.0 + EVERY_S
+    call()
+    trimmer()  # a job behind that burst
+    assert done == [100.0, 100.0 + EVERY_S] and len(due) == 2
+    now += EVERY_S
+    trimmer()
+    assert done[-1] == now
+
+
+def test_a_trim_that_had_to_wait_is_made() -> None:
+    made = threading.Semaphore(0)
+    now = iter((100.0, 100.0, 100.0, 99.95 + EVERY_S, 100.0 + EVERY_S))
+    trimmer = Trimmer(trim=made.release, clock=lambda: next(now))
+    trimmer()
+    assert made.acquire(timeout=1)
+    trimmer()
+    assert made.acquire(timeout=30)
