@@ -29,7 +29,6 @@ __all__ = ["GUEST_WASM", "Engine", "audio_of", "create_app", "serve"]
 log = logging.getLogger("wisp")
 
 CLOSE_S = 4.0  # how long a server that has stopped waits for what computes: a guest ends between two computes
-BACKLOG = 2048  # connections the kernel holds for us until they are accepted
 LAST_PORT = 65_535
 INTERRUPTED = 130  # a shell's number for a command that Ctrl-C ended
 METRICS_ROUTE = "metrics"
@@ -148,6 +147,7 @@ def _middleware(
 def serve(settings: Settings) -> None:
     """Serve until told to stop. Raises StartError, before anything listens, for keys, address, model or port."""
     from service.api_keys import read_api_keys, refuse_to_expose
+    from service.connections import connections_within, raise_file_limit
     from service.logs import dress
     from service.memory import keep_little
     from service.server import Server
@@ -156,6 +156,7 @@ def serve(settings: Settings) -> None:
     for handler in logging.getLogger().handlers:
         dress(handler, settings.log_format)
     keep_little()
+    n_files = raise_file_limit()
     keys = read_api_keys(settings)
     refuse_to_expose(settings, keys)
     tracing = open_tracing() if settings.tracing == "otlp" else None
@@ -163,7 +164,13 @@ def serve(settings: Settings) -> None:
     engine.read()
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
     app = create_app(engine, tracing, keys)
-    server = Server(app, app.state.service.under_way, grace_s=settings.grace_s, on_stop=app.state.health.stop)
+    server = Server(
+        app,
+        app.state.service.under_way,
+        grace_s=settings.grace_s,
+        on_stop=app.state.health.stop,
+        most_connections=connections_within(n_files, settings.n_places(), settings.max_connections),
+    )
     with _listen(settings.host, settings.port) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         log.info("listening on http://%s:%d (loading the model)", host, listener.getsockname()[1])
@@ -177,6 +184,8 @@ def serve(settings: Settings) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    from service.server import BACKLOG
+
     try:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG

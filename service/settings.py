@@ -127,6 +127,12 @@ class Settings:
         "Requests that there may be besides those under way, waiting or being uploaded; one more is answered 429",
         unit="requests",
     )
+    max_connections: int = _field(
+        2048,
+        "Connections kept open; the longest idle is closed for one more. Fewer where the limit of open files is low",
+        unit="connections",
+        minimum=1,
+    )
     deadline_floor_s: float = _field(60.0, "Time every transcription is given", unit="seconds", minimum=1)
     deadline_factor: float = _field(
         10.0, "Time it is given on top, for every second of its audio", unit="seconds per second"
