@@ -13,6 +13,7 @@ from pathlib import Path
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.clients import KEY_IN_SCOPE
 from service.errors import InvalidApiKey, StartError
 from service.request_log import error_response
 from service.route_table import route_of
@@ -140,6 +141,7 @@ class KeyGuard:
             return
         sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
         if self.keys.accept(sent):
+            scope[KEY_IN_SCOPE] = digest_of(sent[0].split()[-1]).hex()
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it is accepted: 403

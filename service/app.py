@@ -65,7 +65,7 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys 
             await asyncio.to_thread(sending.join, CLOSE_S)
 
     find_spool_folder()
-    uploads = Uploads(engine.settings.n_places(), floor_s=engine.settings.upload_floor_s)
+    uploads = Uploads(engine.settings.n_places(), spool_bytes=engine.settings.spool_bytes)
     metrics = Metrics(engine.spec.name, engine, uploads.n_under_way)
     engine.observers.append(metrics.work_ended)
     if tracing is not None:
@@ -110,6 +110,7 @@ def _middleware(
 
     from service import routes
     from service.api_keys import KeyGuard
+    from service.clients import NamedClient
     from service.metrics import NO_ROUTE
     from service.request_log import RequestLog
     from service.route_table import route_of
@@ -139,8 +140,16 @@ def _middleware(
     stack.append(Middleware(cors))  # in front of the keys: a browser asks first, without one
     public = routes.PUBLIC_ROUTES | ({METRICS_ROUTE} if settings.metrics == "public" else set())
     stack.append(Middleware(KeyGuard, keys=keys, routes=table, public=public))
-    floor_s, bytes_per_s = settings.upload_floor_s, settings.upload_bytes_per_s
-    stack.append(Middleware(UploadPace, floor_s=floor_s, bytes_per_s=bytes_per_s, on_end=on_upload))
+    stack.append(Middleware(NamedClient))
+    stack.append(
+        Middleware(
+            UploadPace,
+            floor_s=settings.upload_floor_s,
+            bytes_per_s=settings.upload_bytes_per_s,
+            idle_s=settings.upload_idle_s,
+            on_end=on_upload,
+        )
+    )
     return stack
 
 

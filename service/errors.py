@@ -142,12 +142,18 @@ class ModelNotFound(RequestError):
 
 
 class UploadTooSlow(RequestError):
-    """The request body came more slowly than the server waits for; `is_full`: than a full server waits for."""
+    """The request body came more slowly than the server waits for; `is_full`: than a full server waits for.
+
+    `idle_s`: how long nothing of it came, where that is the reason.
+    """
 
     status = 408
     code = "upload_too_slow"
 
-    def __init__(self, floor_s: float, bytes_per_s: int, *, is_full: bool = False) -> None:
+    def __init__(self, floor_s: float, bytes_per_s: int, *, is_full: bool = False, idle_s: float | None = None) -> None:
+        if idle_s is not None:
+            super().__init__(f"Nothing of the request's body came for {idle_s:g} s.")
+            return
         where = " for a server that is full" if is_full else ""
         super().__init__(
             f"The request's body came too slowly{where}: it is given {floor_s:g} s and one more for every "
@@ -213,6 +219,27 @@ class QueueFull(WispError):
     @property
     def headers(self) -> Mapping[str, str]:
         return {"Retry-After": str(self.retry_after_s)}
+
+
+class SetAside(WispError):
+    """A job that turned out long gives its place up for now. No user meets it: the job begins again."""
+
+    def __init__(self) -> None:
+        super().__init__("The job waits for a long one's place.")
+
+
+class Overloaded(WispError):
+    """The system has no open files, threads or address space left for the request."""
+
+    status = 503
+    code = "overloaded"
+
+    def __init__(self) -> None:
+        super().__init__("The server is overloaded at the moment; try again later.")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": "5"}
 
 
 class NotReady(WispError):

@@ -50,20 +50,41 @@ def _malloc_trim() -> Callable[[int], int] | None:
 _MALLOC_TRIM = _malloc_trim()
 
 
-class Trimmer:
-    """Call it when a job has ended: it gives memory back, but not again within `EVERY_S`. Thread-safe."""
+def _call_later(seconds: float, call: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
 
-    def __init__(self, *, trim: Callable[[], None] = _trim, clock: Callable[[], float] = time.monotonic) -> None:
-        """`trim` does it; `clock`: seconds from some point on."""
-        self._trim, self._clock = trim, clock
+
+class Trimmer:
+    """Call it when a job has ended: it gives memory back, now or within `EVERY_S` of the time before. Thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        trim: Callable[[], None] = _trim,
+        clock: Callable[[], float] = time.monotonic,
+        call_later: Callable[[float, Callable[[], None]], None] = _call_later,
+    ) -> None:
+        """`trim` does it; `clock`: seconds from some point on; `call_later`: makes a call after these seconds."""
+        self._trim, self._clock, self._call_later = trim, clock, call_later
         self._lock = threading.Lock()
         self._next = clock()
+        self._is_coming = False
 
     def __call__(self) -> None:
-        """Give back what is free, if it is time."""
+        """Give back what is free, if it is time, else once it is."""
         with self._lock:
             now = self._clock()
             if now < self._next:
+                if not self._is_coming:
+                    self._is_coming = True
+                    self._call_later(self._next - now, self._late)
                 return
             self._next = now + EVERY_S
+        self._trim()
+
+    def _late(self) -> None:
+        with self._lock:
+            self._is_coming, self._next = False, self._clock() + EVERY_S
         self._trim()

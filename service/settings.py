@@ -102,6 +102,14 @@ class Settings:
     upload_bytes_per_s: int = _field(
         4096, "Pace an upload must keep besides: for so many bytes it is given a second more", unit="bytes", minimum=1
     )
+    upload_idle_s: float = _field(
+        30.0, "Longest pause in an upload, after which it is answered 408", unit="seconds", minimum=1
+    )
+    spool_bytes: int = _field(
+        0,
+        "Room for all uploads together, on disk until transcribed; 0 takes three quarters of what is free at start",
+        unit="bytes",
+    )
     max_audio_s: float = _field(7200.0, "Longest audio accepted, as decoded", unit="seconds", minimum=1)
     beam_size: int = _field(
         0,

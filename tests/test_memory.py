@@ -3,6 +3,7 @@
 import ctypes
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -90,9 +91,16 @@ def test_what_the_user_has_told_glibc_stays(
     assert told == [PARAMETERS[name] for name in left]
 
 
-def test_many_jobs_at_once_give_back_once() -> None:
-    now, done = 100.0, list[float]()
-    trimmer = Trimmer(trim=lambda: done.append(now), clock=lambda: now)
-    for now in (100.0, 100.0, 100.0 + EVERY_S / 2, 100.0 + EVERY_S, 101.0 + EVERY_S):  # noqa: B007
+def test_many_jobs_at_once_give_back_once_now_and_once_later() -> None:
+    now, done, later = 100.0, list[float](), list[tuple[float, Callable[[], None]]]()
+    trimmer = Trimmer(trim=lambda: done.append(now), clock=lambda: now, call_later=lambda *call: later.append(call))
+    for now in (100.0, 100.0, 100.0 + EVERY_S / 2):  # noqa: B007
         trimmer()
-    assert done == [100.0, 100.0 + EVERY_S]
+    assert done == [100.0] and [seconds for seconds, _ in later] == [EVERY_S]
+    now = 100.0 + EVERY_S
+    later.pop()[1]()
+    trimmer()
+    assert done == [100.0, 105.0] and len(later) == 1, "what ends after that is given back another time"
+    now = 111.0
+    trimmer()
+    assert done == [100.0, 105.0, 111.0]
