@@ -20,6 +20,8 @@ from service.route_table import route_of
 from service.settings import Settings
 
 DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
+MEANT_AS_DIGEST = re.compile(r"sha-?\d*:.*", re.ASCII | re.IGNORECASE)
+EMPTY = hashlib.sha256(b"").digest()  # of what `Bearer ` without a key carries
 KEY = re.compile(r"[!-+\--~]+", re.ASCII)  # what a header carries whole: no spaces, and no comma, which parts keys
 MAX_FILE_BYTES = 1024 * 1024
 
@@ -97,11 +99,14 @@ def _read(path: Path) -> str:
 
 def _digest(place: str, text: str) -> bytes:
     if hashed := DIGEST.fullmatch(text):
-        return bytes.fromhex(hashed[1])
-    if text.startswith("sha256:") or not KEY.fullmatch(text):
+        digest = bytes.fromhex(hashed[1])
+        if digest == EMPTY:
+            raise StartError(f"The API key on {place} is the digest of nothing: it would let in whoever sends no key.")
+        return digest
+    if MEANT_AS_DIGEST.fullmatch(text) or not KEY.fullmatch(text):
         raise StartError(
             f"The API key on {place} cannot be sent as one: a key has ASCII letters, digits and signs, no spaces or "
-            "commas; sha256: goes before 64 hexadecimal digits."
+            "commas; sha256:, in small letters, goes before 64 hexadecimal digits."
         )
     return digest_of(text)
 

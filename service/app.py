@@ -34,10 +34,13 @@ INTERRUPTED = 130  # a shell's number for a command that Ctrl-C ended
 METRICS_ROUTE = "metrics"
 
 
-def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys | None" = None) -> "Starlette":
+def create_app(
+    engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys | None" = None, *, check_host: bool = False
+) -> "Starlette":
     """The ASGI application around one engine, which it starts and closes with its lifespan, as it does `tracing`.
 
-    `keys`: those in force, where the settings' have been read already. Raises StartError.
+    `keys`: those in force, where the settings' have been read already. `check_host`: whether the server answers to its
+    own names only. Raises StartError.
     """
     import asyncio
 
@@ -76,7 +79,9 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys 
     app = Starlette(
         routes=table,
         exception_handlers=routes.EXCEPTION_HANDLERS,
-        middleware=_middleware(engine.settings, keys or read_api_keys(engine.settings), table, metrics, tracing),
+        middleware=_middleware(
+            engine.settings, keys or read_api_keys(engine.settings), table, metrics, tracing, check_host
+        ),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -102,7 +107,12 @@ def _metrics_route(metrics: "Metrics") -> "BaseRoute":
 
 
 def _middleware(
-    settings: Settings, keys: "ApiKeys", table: "Sequence[BaseRoute]", metrics: "Metrics", tracing: "Tracing | None"
+    settings: Settings,
+    keys: "ApiKeys",
+    table: "Sequence[BaseRoute]",
+    metrics: "Metrics",
+    tracing: "Tracing | None",
+    check_host: bool,
 ) -> "list[Middleware]":
     """What stands in front of every route, the outermost first."""
     from starlette.middleware import Middleware
@@ -112,6 +122,7 @@ def _middleware(
     from service.api_keys import KeyGuard
     from service.clients import NamedClient
     from service.metrics import NO_ROUTE
+    from service.origins import OriginGuard
     from service.request_log import RequestLog
     from service.route_table import route_of
     from service.upload_pace import UploadPace
@@ -138,6 +149,7 @@ def _middleware(
     if tracing is not None:
         stack.append(Middleware(tracing.middleware, routes=table))
     stack.append(Middleware(cors))  # in front of the keys: a browser asks first, without one
+    stack.append(Middleware(OriginGuard, origins=origins, hosts=settings.host_list(), check_host=check_host))
     public = routes.PUBLIC_ROUTES | ({METRICS_ROUTE} if settings.metrics == "public" else set())
     stack.append(Middleware(KeyGuard, keys=keys, routes=table, public=public))
     stack.append(Middleware(NamedClient))
@@ -155,7 +167,7 @@ def _middleware(
 
 def serve(settings: Settings) -> None:
     """Serve until told to stop. Raises StartError, before anything listens, for keys, address, model or port."""
-    from service.api_keys import read_api_keys, refuse_to_expose
+    from service.api_keys import is_loopback, read_api_keys, refuse_to_expose
     from service.connections import connections_within, raise_file_limit
     from service.logs import dress
     from service.memory import keep_little
@@ -172,7 +184,7 @@ def serve(settings: Settings) -> None:
     engine = Engine(settings, cache_folder=user_cache_folder())
     engine.read()
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
-    app = create_app(engine, tracing, keys)
+    app = create_app(engine, tracing, keys, check_host=is_loopback(settings.host))
     server = Server(
         app,
         app.state.service.under_way,

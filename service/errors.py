@@ -1,10 +1,13 @@
 """Every error a user can meet: class, HTTP status, code, one sentence, and OpenAI's envelope around it."""
 
+import errno
 import math
 from collections.abc import Mapping, Sequence
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)  # files, threads or processes, memory
+MAX_SHOWN = 100  # characters of what a client sent
 
 
 class WispError(Exception):
@@ -181,6 +184,31 @@ class InvalidApiKey(RequestError):
         return {"WWW-Authenticate": "Bearer"}
 
 
+class ForeignOrigin(RequestError):
+    """A web page of another origin, which no setting allows."""
+
+    status = 403
+    code = "foreign_origin"
+
+    def __init__(self, origin: str) -> None:
+        shown = origin if len(origin) <= MAX_SHOWN else f"{origin[:MAX_SHOWN]}…"
+        super().__init__(
+            f"Pages of {shown!r} may not use this server: its operator can allow them with WISP_CORS_ORIGINS, or name "
+            "the server's own host in WISP_HOSTS."
+        )
+
+
+class UnknownHost(RequestError):
+    """The request is for a name that is not this server's."""
+
+    status = 421
+    code = "unknown_host"
+
+    def __init__(self, name: str) -> None:
+        shown = name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}…"
+        super().__init__(f"This server is not called {shown!r}: if it should be, add the name to WISP_HOSTS.")
+
+
 class RouteNotFound(RequestError):
     """No such path."""
 
@@ -240,6 +268,15 @@ class Overloaded(WispError):
     @property
     def headers(self) -> Mapping[str, str]:
         return {"Retry-After": "5"}
+
+    @staticmethod
+    def is_meant_by(error: BaseException | None) -> bool:
+        """Whether an error says, by itself or by what caused it, that the system has no more to give."""
+        while error is not None:
+            if isinstance(error, OSError) and error.errno in EXHAUSTED:
+                return True
+            error = error.__cause__ or error.__context__
+        return False
 
 
 class NotReady(WispError):

@@ -75,6 +75,11 @@ class Settings:
     cors_origins: str = _field(
         "", "Web pages of other servers that may use this one: origins such as https://a.example, comma-separated, or *"
     )
+    hosts: str = _field(
+        "host.docker.internal,host.containers.internal",
+        "Names that clients call this server by, comma-separated, such as wisp.example or *.example: its pages' "
+        "origins and, on 127.0.0.1 or ::1, the only Host headers taken, with addresses and localhost",
+    )
     model: str = _field(
         "",
         "Model to serve: a name, a folder or a weights file; empty takes tiny_en if installed, else the embedded one",
@@ -200,6 +205,10 @@ class Settings:
     def cors_origin_list(self) -> list[str]:
         """The origins whose pages may use this server; `*` is any."""
         return [origin.strip().removesuffix("/") for origin in self.cors_origins.split(",") if origin.strip()]
+
+    def host_list(self) -> list[str]:
+        """The names of `hosts`."""
+        return [name.strip().lower() for name in self.hosts.split(",") if name.strip()]
 
     def logging_level(self) -> int:
         """`log_level` as the logging module's number."""

@@ -17,6 +17,7 @@ from service.errors import (
     ClientGone,
     DeadlineExceeded,
     InternalError,
+    Overloaded,
     SetAside,
     StartError,
     UnsupportedValue,
@@ -235,6 +236,9 @@ class Transcriber:
         except WispError:
             raise
         except Exception as error:
+            if Overloaded.is_meant_by(error):
+                log.error("transcription failed: %s", error)
+                raise Overloaded from error
             log.exception("transcription failed")
             raise InternalError from error
         if events.done is None:
