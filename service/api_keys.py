@@ -13,12 +13,15 @@ from pathlib import Path
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.clients import KEY_IN_SCOPE
 from service.errors import InvalidApiKey, StartError
 from service.request_log import error_response
 from service.route_table import route_of
 from service.settings import Settings
 
 DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
+MEANT_AS_DIGEST = re.compile(r"sha-?\d*:.*", re.ASCII | re.IGNORECASE)
+EMPTY = hashlib.sha256(b"").digest()  # of what `Bearer ` without a key carries
 KEY = re.compile(r"[!-+\--~]+", re.ASCII)  # what a header carries whole: no spaces, and no comma, which parts keys
 MAX_FILE_BYTES = 1024 * 1024
 
@@ -96,11 +99,14 @@ def _read(path: Path) -> str:
 
 def _digest(place: str, text: str) -> bytes:
     if hashed := DIGEST.fullmatch(text):
-        return bytes.fromhex(hashed[1])
-    if text.startswith("sha256:") or not KEY.fullmatch(text):
+        digest = bytes.fromhex(hashed[1])
+        if digest == EMPTY:
+            raise StartError(f"The API key on {place} is the digest of nothing: it would let in whoever sends no key.")
+        return digest
+    if MEANT_AS_DIGEST.fullmatch(text) or not KEY.fullmatch(text):
         raise StartError(
             f"The API key on {place} cannot be sent as one: a key has ASCII letters, digits and signs, no spaces or "
-            "commas; sha256: goes before 64 hexadecimal digits."
+            "commas; sha256:, in small letters, goes before 64 hexadecimal digits."
         )
     return digest_of(text)
 
@@ -140,6 +146,7 @@ class KeyGuard:
             return
         sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
         if self.keys.accept(sent):
+            scope[KEY_IN_SCOPE] = digest_of(sent[0].split()[-1]).hex()
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it is accepted: 403

@@ -29,16 +29,18 @@ __all__ = ["GUEST_WASM", "Engine", "audio_of", "create_app", "serve"]
 log = logging.getLogger("wisp")
 
 CLOSE_S = 4.0  # how long a server that has stopped waits for what computes: a guest ends between two computes
-BACKLOG = 2048  # connections the kernel holds for us until they are accepted
 LAST_PORT = 65_535
 INTERRUPTED = 130  # a shell's number for a command that Ctrl-C ended
 METRICS_ROUTE = "metrics"
 
 
-def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys | None" = None) -> "Starlette":
+def create_app(
+    engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys | None" = None, *, check_host: bool = False
+) -> "Starlette":
     """The ASGI application around one engine, which it starts and closes with its lifespan, as it does `tracing`.
 
-    `keys`: those in force, where the settings' have been read already. Raises StartError.
+    `keys`: those in force, where the settings' have been read already. `check_host`: whether the server answers to its
+    own names only. Raises StartError.
     """
     import asyncio
 
@@ -66,7 +68,7 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys 
             await asyncio.to_thread(sending.join, CLOSE_S)
 
     find_spool_folder()
-    uploads = Uploads(engine.settings.n_places(), floor_s=engine.settings.upload_floor_s)
+    uploads = Uploads(engine.settings.n_places(), spool_bytes=engine.settings.spool_bytes)
     metrics = Metrics(engine.spec.name, engine, uploads.n_under_way)
     engine.observers.append(metrics.work_ended)
     if tracing is not None:
@@ -77,7 +79,9 @@ def create_app(engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys 
     app = Starlette(
         routes=table,
         exception_handlers=routes.EXCEPTION_HANDLERS,
-        middleware=_middleware(engine.settings, keys or read_api_keys(engine.settings), table, metrics, tracing),
+        middleware=_middleware(
+            engine.settings, keys or read_api_keys(engine.settings), table, metrics, tracing, check_host
+        ),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -103,7 +107,12 @@ def _metrics_route(metrics: "Metrics") -> "BaseRoute":
 
 
 def _middleware(
-    settings: Settings, keys: "ApiKeys", table: "Sequence[BaseRoute]", metrics: "Metrics", tracing: "Tracing | None"
+    settings: Settings,
+    keys: "ApiKeys",
+    table: "Sequence[BaseRoute]",
+    metrics: "Metrics",
+    tracing: "Tracing | None",
+    check_host: bool,
 ) -> "list[Middleware]":
     """What stands in front of every route, the outermost first."""
     from starlette.middleware import Middleware
@@ -111,7 +120,9 @@ def _middleware(
 
     from service import routes
     from service.api_keys import KeyGuard
+    from service.clients import NamedClient
     from service.metrics import NO_ROUTE
+    from service.origins import OriginGuard
     from service.request_log import RequestLog
     from service.route_table import route_of
     from service.upload_pace import UploadPace
@@ -138,16 +149,26 @@ def _middleware(
     if tracing is not None:
         stack.append(Middleware(tracing.middleware, routes=table))
     stack.append(Middleware(cors))  # in front of the keys: a browser asks first, without one
+    stack.append(Middleware(OriginGuard, origins=origins, hosts=settings.host_list(), check_host=check_host))
     public = routes.PUBLIC_ROUTES | ({METRICS_ROUTE} if settings.metrics == "public" else set())
     stack.append(Middleware(KeyGuard, keys=keys, routes=table, public=public))
-    floor_s, bytes_per_s = settings.upload_floor_s, settings.upload_bytes_per_s
-    stack.append(Middleware(UploadPace, floor_s=floor_s, bytes_per_s=bytes_per_s, on_end=on_upload))
+    stack.append(Middleware(NamedClient))
+    stack.append(
+        Middleware(
+            UploadPace,
+            floor_s=settings.upload_floor_s,
+            bytes_per_s=settings.upload_bytes_per_s,
+            idle_s=settings.upload_idle_s,
+            on_end=on_upload,
+        )
+    )
     return stack
 
 
 def serve(settings: Settings) -> None:
     """Serve until told to stop. Raises StartError, before anything listens, for keys, address, model or port."""
-    from service.api_keys import read_api_keys, refuse_to_expose
+    from service.api_keys import is_loopback, read_api_keys, refuse_to_expose
+    from service.connections import connections_within, raise_file_limit
     from service.logs import dress
     from service.memory import keep_little
     from service.server import Server
@@ -156,14 +177,21 @@ def serve(settings: Settings) -> None:
     for handler in logging.getLogger().handlers:
         dress(handler, settings.log_format)
     keep_little()
+    n_files = raise_file_limit()
     keys = read_api_keys(settings)
     refuse_to_expose(settings, keys)
     tracing = open_tracing() if settings.tracing == "otlp" else None
     engine = Engine(settings, cache_folder=user_cache_folder())
     engine.read()
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
-    app = create_app(engine, tracing, keys)
-    server = Server(app, app.state.service.under_way, grace_s=settings.grace_s, on_stop=app.state.health.stop)
+    app = create_app(engine, tracing, keys, check_host=is_loopback(settings.host))
+    server = Server(
+        app,
+        app.state.service.under_way,
+        grace_s=settings.grace_s,
+        on_stop=app.state.health.stop,
+        most_connections=connections_within(n_files, settings.n_places(), settings.max_connections),
+    )
     with _listen(settings.host, settings.port) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         log.info("listening on http://%s:%d (loading the model)", host, listener.getsockname()[1])
@@ -177,6 +205,8 @@ def serve(settings: Settings) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    from service.server import BACKLOG
+
     try:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG

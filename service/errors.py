@@ -1,10 +1,13 @@
 """Every error a user can meet: class, HTTP status, code, one sentence, and OpenAI's envelope around it."""
 
+import errno
 import math
 from collections.abc import Mapping, Sequence
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)  # files, threads or processes, memory
+MAX_SHOWN = 100  # characters of what a client sent
 
 
 class WispError(Exception):
@@ -143,12 +146,18 @@ class ModelNotFound(RequestError):
 
 
 class UploadTooSlow(RequestError):
-    """The request body came more slowly than the server waits for; `is_full`: than a full server waits for."""
+    """The request body came more slowly than the server waits for; `is_full`: than a full server waits for.
+
+    `idle_s`: how long nothing of it came, where that is the reason.
+    """
 
     status = 408
     code = "upload_too_slow"
 
-    def __init__(self, floor_s: float, bytes_per_s: int, *, is_full: bool = False) -> None:
+    def __init__(self, floor_s: float, bytes_per_s: int, *, is_full: bool = False, idle_s: float | None = None) -> None:
+        if idle_s is not None:
+            super().__init__(f"Nothing of the request's body came for {idle_s:g} s.")
+            return
         where = " for a server that is full" if is_full else ""
         super().__init__(
             f"The request's body came too slowly{where}: it is given {floor_s:g} s and one more for every "
@@ -174,6 +183,31 @@ class InvalidApiKey(RequestError):
     @property
     def headers(self) -> Mapping[str, str]:
         return {"WWW-Authenticate": "Bearer"}
+
+
+class ForeignOrigin(RequestError):
+    """A web page of another origin, which no setting allows."""
+
+    status = 403
+    code = "foreign_origin"
+
+    def __init__(self, origin: str) -> None:
+        shown = origin if len(origin) <= MAX_SHOWN else f"{origin[:MAX_SHOWN]}…"
+        super().__init__(
+            f"Pages of {shown!r} may not use this server: its operator can allow them with WISP_CORS_ORIGINS, or name "
+            "the server's own host in WISP_HOSTS."
+        )
+
+
+class UnknownHost(RequestError):
+    """The request is for a name that is not this server's."""
+
+    status = 421
+    code = "unknown_host"
+
+    def __init__(self, name: str) -> None:
+        shown = name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}…"
+        super().__init__(f"This server is not called {shown!r}: if it should be, add the name to WISP_HOSTS.")
 
 
 class RouteNotFound(RequestError):
@@ -214,6 +248,36 @@ class QueueFull(WispError):
     @property
     def headers(self) -> Mapping[str, str]:
         return {"Retry-After": str(self.retry_after_s)}
+
+
+class SetAside(WispError):
+    """A job that turned out long gives its place up for now. No user meets it: the job begins again."""
+
+    def __init__(self) -> None:
+        super().__init__("The job waits for a long one's place.")
+
+
+class Overloaded(WispError):
+    """The system has no open files, threads or address space left for the request."""
+
+    status = 503
+    code = "overloaded"
+
+    def __init__(self) -> None:
+        super().__init__("The server is overloaded at the moment; try again later.")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": "5"}
+
+    @staticmethod
+    def is_meant_by(error: BaseException | None) -> bool:
+        """Whether an error says, by itself or by what caused it, that the system has no more to give."""
+        while error is not None:
+            if isinstance(error, OSError) and error.errno in EXHAUSTED:
+                return True
+            error = error.__cause__ or error.__context__
+        return False
 
 
 class NotReady(WispError):

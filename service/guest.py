@@ -33,7 +33,7 @@ from wasmtime import (
 from service import wasi_nn
 from service.guest_cache import CodeCache
 from service.guest_lifetime import GuestCancelled, GuestError, GuestTimeout, Lifetime, Watchdog
-from service.guest_memory import GuestMemory
+from service.guest_memory import GuestMemory, OutOfBounds
 from service.guest_stdio import GuestStdio, WasiErrno
 from service.wasi_nn import U32_MAX, Errno, Graph, WasiNn, WasiNnError
 
@@ -42,6 +42,9 @@ __all__ = ["Guest", "GuestCancelled", "GuestError", "GuestTimeout"]
 WASI = "wasi_snapshot_preview1"
 MEMORY_BYTES = 256 * 2**20  # linear memory of one instance, 256 MiB
 TABLE_ELEMENTS = 65_536  # of one instance's tables
+RESERVED_BYTES = 16 * 2**20  # of address space at first, and again as it grows; wasmtime's default is 4 GiB an instance
+GUARD_BYTES = 2**16  # behind it, wasmtime's default being 32 MiB
+IDLE_LANES = 2  # kept prepared for the next runs, each with a copy of the machine code and an open file
 
 
 class Guest:
@@ -132,7 +135,7 @@ class Guest:
 
     def _give_back(self, lane: "_Lane") -> None:
         with self._lock:
-            if not self._closed:
+            if not self._closed and len(self._idle) < IDLE_LANES:
                 self._idle.append(lane)
                 return
         lane.close()
@@ -163,13 +166,16 @@ class _Lane:
         self._window = ctypes.c_ubyte * memory_bytes
         self._linker = Linker(engine)
         self._linker.define_wasi()
-        # The library's WASI answers everything else: arguments, an empty environment, clocks, exit. It cannot stream,
-        # and its poll_oneoff could sleep past any deadline.
+        # The library's WASI answers everything else: arguments, an empty environment, exit. It cannot stream, its
+        # poll_oneoff could sleep past any deadline, and its clocks tell a guest how long the host takes.
         self._linker.allow_shadowing = True
         i32 = ValType.i32()
         for name, call in (("fd_read", GuestStdio.fd_read), ("fd_write", GuestStdio.fd_write)):
             self._linker.define_func(WASI, name, FuncType([i32] * 4, [i32]), partial(self._stdio, call))
         self._linker.define_func(WASI, "poll_oneoff", FuncType([i32] * 4, [i32]), lambda *_: int(WasiErrno.NOSYS))
+        i64 = ValType.i64()
+        self._linker.define_func(WASI, "clock_time_get", FuncType([i32, i64, i32], [i32]), self._clock)
+        self._linker.define_func(WASI, "clock_res_get", FuncType([i32, i32], [i32]), lambda *_: int(WasiErrno.NOSYS))
         wasi_nn.define(self._linker, self._enter)
         try:
             self.instances = self._linker.instantiate_pre(module)
@@ -236,6 +242,17 @@ class _Lane:
             return None
         return run.nn, self._memory(run)
 
+    def _clock(self, _clock_id: int, _precision: int, out: int) -> int:
+        """It is always 1970: foreign guests that ask for the time go on, and learn nothing."""
+        memory = self._memory(self.run) if self.run is not None else None
+        try:
+            if memory is not None:
+                memory.span(out & U32_MAX, 8)[:] = bytes(8)
+                return int(WasiErrno.SUCCESS)
+        except OutOfBounds:
+            pass
+        return int(WasiErrno.FAULT)
+
     def _stdio(self, call: Callable[..., WasiErrno], *arguments: int) -> int:
         run = self.run
         if run is None or not run.lifetime.may_go_on():
@@ -283,6 +300,8 @@ def _engine() -> Engine:
     config.wasm_memory64 = False
     config.wasm_multi_memory = False
     config.wasm_threads = False
+    config.memory_reservation = config.memory_reservation_for_growth = RESERVED_BYTES
+    config.memory_guard_size = GUARD_BYTES
     return Engine(config)
 
 

@@ -6,18 +6,30 @@ that closes first must be the one that sends next, else a request may meet the o
 
 import asyncio
 import json
+import math
 from typing import Any, cast
 
 import h11
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from service.connections import thin
 from service.errors import RequestError
 from service.lingering_close import LINGER_S, SILENCE_S, UNREAD_PACE, LingeringTransport, Throttle
+from service.paced_events import EVENT_PACE, EVENTS_A_TURN, MOST_EVENT_PAUSE_S, PacedConnection
 from service.slow_reader import READER_PATIENCE_S, WatchedTransport
 
 PATIENCE_S = 30.0
 KEEP_ALIVE_S = 75  # httpx keeps a connection for 5 s, nginx as a proxy and AWS's load balancer for 60
 LAST_LINGER_S = 1.0  # for a server that stops
+MOST_CONNECTIONS = 2048
+LATE_PACE = 64 * 1024  # bytes a second, for which a body under way is not late
+
+
+class Config(uvicorn.Config):
+    """uvicorn's, with the most connections there may be."""
+
+    most_connections = MOST_CONNECTIONS
 
 
 class ImpatientProtocol(H11Protocol):
@@ -26,28 +38,49 @@ class ImpatientProtocol(H11Protocol):
     So are ended: one whose headers have not come whole, and one that goes on sending a body after the answer to it.
     A body that is read has a pace of its own to keep: service/upload_pace.py. Where the answer ends the connection, a
     body that still comes has `linger_s`: service/lingering_close.py. An answer that is not read has
-    `reader_patience_s`: service/slow_reader.py.
+    `reader_patience_s`: service/slow_reader.py. Where there are too many connections, the ones that the server has
+    waited for longest are closed: service/connections.py.
     """
 
+    conn: PacedConnection
     _closing: asyncio.TimerHandle | None = None
     _resting: asyncio.TimerHandle | None = None
     _lingering: LingeringTransport
     _watched: WatchedTransport
     patience_s = PATIENCE_S
     linger_s, silence_s, reader_patience_s = LINGER_S, SILENCE_S, READER_PATIENCE_S
+    events_a_turn = EVENTS_A_TURN
     throttle = Throttle(UNREAD_PACE)
+    event_throttle = Throttle(EVENT_PACE, most_pause_s=MOST_EVENT_PAUSE_S)
+    _behind: asyncio.TimerHandle | None = None
+    _n_bytes = 0  # received since
+    _since = 0.0  # the server waits for a request
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.conn = PacedConnection(h11.SERVER)
 
     def connection_made(self, transport: Any) -> None:
+        self._since = self.loop.time()
         self._watched = WatchedTransport(transport, patience_s=self.reader_patience_s)
         self._lingering = LingeringTransport(
             self._watched, self._is_sending, seconds=self.linger_s, silence_s=self.silence_s
         )
         super().connection_made(cast(asyncio.Transport, self._lingering))
         self._watch()
+        if len(self.connections) > getattr(self.config, "most_connections", math.inf):
+            thin(self.connections, self._since)
+            if len(self.connections) > self.config.most_connections:  # type: ignore[attr-defined]
+                self.dismiss()
 
     def data_received(self, data: bytes) -> None:
+        self._n_bytes += len(data)
         if self._lingering.lingers:
             self._rest(len(data))
+            return
+        if self._behind is not None:  # reading has been resumed for the application, which wants the body
+            self.transport.pause_reading()
+            self.conn.receive_data(data)
             return
         is_unread = self._is_unread()
         super().data_received(data)
@@ -56,9 +89,44 @@ class ImpatientProtocol(H11Protocol):
             self._keep_alive()
         self._watch()
 
+    def handle_events(self) -> None:
+        """As many as one turn of the event loop is for; the rest, and more data, when their time has come."""
+        if self._behind is not None:
+            return
+        self.conn.allow(self.events_a_turn)
+        super().handle_events()
+        is_over = self.conn.n_extra > 0 or self.conn.is_behind
+        if is_over and not self.transport.is_closing():
+            self.transport.pause_reading()
+            pause_s = self.event_throttle.pause_s(max(0.0, self.conn.n_extra), self.loop.time())
+            self._behind = self.loop.call_later(pause_s, self._catch_up)
+
+    def _catch_up(self) -> None:
+        self._behind = None
+        if self.transport.is_closing():
+            return
+        if self.conn.is_behind:
+            is_unread = self._is_unread()
+            self.handle_events()
+            if is_unread:
+                self._keep_alive()
+            self._watch()
+        self._go_on()
+
     def on_response_complete(self) -> None:
+        self._since, self._n_bytes = self.loop.time(), 0
         super().on_response_complete()
         self._watch()
+
+    def lateness(self, now: float) -> float:
+        """See service.connections.Connection."""
+        is_waited_for = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) or self._lingering.lingers
+        return now - self._since - self._n_bytes / LATE_PACE if is_waited_for else -math.inf
+
+    def dismiss(self) -> None:
+        """Close the connection: others need its file."""
+        self.connections.discard(self)
+        self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is told so in OpenAI's envelope, as everything else is, unless an answer has begun.
@@ -66,14 +134,14 @@ class ImpatientProtocol(H11Protocol):
         The application that waits for the rest of such a request is told that its client is gone, and sends no more.
         """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps(RequestError(msg).envelope()).encode()
+            body = json.dumps(RequestError(self.conn.refusal or msg).envelope()).encode()
             headers = [
                 ("content-type", "application/json"),
                 ("content-length", str(len(body))),
                 ("x-content-type-options", "nosniff"),
                 ("connection", "close"),
             ]
-            if self.conn.our_state is h11.SEND_RESPONSE and self.cycle.scope["method"] == "HEAD":
+            if self.conn.our_state is h11.SEND_RESPONSE and self.conn.method == b"HEAD":
                 body = b""  # h11 lets none be sent
             for event in (
                 h11.Response(status_code=400, reason="Bad Request", headers=headers),
@@ -96,8 +164,9 @@ class ImpatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._trust()
-        if self._resting is not None:
-            self._resting.cancel()
+        for timer in (self._resting, self._behind):
+            if timer is not None:
+                timer.cancel()
         self._lingering.lost()
         self._watched.lost()
         super().connection_lost(exc)
@@ -126,12 +195,17 @@ class ImpatientProtocol(H11Protocol):
             self._lingering.rest()
         else:
             self.transport.pause_reading()
-        self._resting = self.loop.call_later(self.throttle.pause_s(n_bytes, self.loop.time()), self._go_on)
+        self._resting = self.loop.call_later(self.throttle.pause_s(n_bytes, self.loop.time()), self._unrest)
+
+    def _unrest(self) -> None:
+        self._resting = None
+        self._go_on()
 
     def _go_on(self) -> None:
+        """Read on, unless there is another reason not to."""
         if self._lingering.lingers:
             self._lingering.go_on()
-        elif not self.flow.read_paused:
+        elif self._resting is None and self._behind is None and not self.flow.read_paused:
             self.transport.resume_reading()
 
     def _watch(self) -> None:

@@ -21,13 +21,14 @@ MOST_PAUSE_S = 5.0  # however many have sent before: who sends little after an a
 class Throttle:
     """So many bytes a second for all who share it. For one thread, the event loop's."""
 
-    def __init__(self, bytes_per_s: float) -> None:
-        self.bytes_per_s = bytes_per_s
+    def __init__(self, bytes_per_s: float, *, most_pause_s: float = MOST_PAUSE_S) -> None:
+        """`bytes_per_s`: or of whatever else is counted."""
+        self.bytes_per_s, self.most_pause_s = bytes_per_s, most_pause_s
         self._free_at = 0.0
 
-    def pause_s(self, n_bytes: int, now: float) -> float:
-        """How long to wait after so many bytes, `MOST_PAUSE_S` at most. `now`: seconds from some point on."""
-        self._free_at = min(max(now, self._free_at) + n_bytes / self.bytes_per_s, now + MOST_PAUSE_S)
+    def pause_s(self, n_bytes: float, now: float) -> float:
+        """How long to wait after so many bytes, `most_pause_s` at most. `now`: seconds from some point on."""
+        self._free_at = min(max(now, self._free_at) + n_bytes / self.bytes_per_s, now + self.most_pause_s)
         return self._free_at - now
 
 

@@ -1,5 +1,6 @@
 """A recording's features, read in turns: a long one lets others go first now and then, and may be called off."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -17,6 +18,12 @@ class Upload:
 
     file: BinaryIO
     max_seconds: float
+
+    def n_bytes(self) -> int:
+        """How large the file is. Leaves it at its start."""
+        size = self.file.seek(0, os.SEEK_END)
+        self.file.seek(0)
+        return size
 
 
 class Reader:

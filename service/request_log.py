@@ -12,7 +12,7 @@ from urllib.parse import quote
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import InternalError, NotReady, WispError
+from service.errors import InternalError, NotReady, Overloaded, WispError
 
 log = logging.getLogger("wisp")
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
@@ -87,11 +87,16 @@ class RequestLog:
             # The server stops, and this request has no job yet that could be given up, or its client reads nothing.
             if not status:
                 await self.wrap(error_response(NotReady("The server is stopping.")))(scope, receive, send_with_id)
-        except Exception:
-            log.exception("request failed")
+        except Exception as error:
+            is_overload = Overloaded.is_meant_by(error)
+            if is_overload:
+                log.error("request failed: %s", error)
+            else:
+                log.exception("request failed")
             if status:  # the response has begun and cannot be changed any more; the server closes the connection
                 raise
-            await self.wrap(error_response(InternalError()))(scope, receive, send_with_id)
+            answer = error_response(Overloaded() if is_overload else InternalError())
+            await self.wrap(answer)(scope, receive, send_with_id)
         finally:
             seconds = time.monotonic() - started
             path = quote(scope["path"])  # a line break in it would begin a log line of the client's own

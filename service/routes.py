@@ -125,6 +125,7 @@ async def _answer(request: Request, table: tuple[Field, ...], task: str) -> Resp
             options = fields.finish()
             upload = Upload(file, service.settings.max_audio_s)
             job = Job(await service.transcriber(), upload, options, leaving, service.under_way)
+            place.keep_until(job.future)
         except BaseException:
             leaving.cancel()
             file.close()

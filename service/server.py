@@ -1,42 +1,57 @@
 """The HTTP server, and how it stops: requests under way get a while, are then told, and nothing outlives that."""
 
 import asyncio
+import contextlib
 import logging
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
-from service.http_protocol import KEEP_ALIVE_S, ImpatientProtocol
+from service.connections import THINNED_WITHOUT_FILES, AcceptErrors, thin
+from service.http_protocol import KEEP_ALIVE_S, MOST_CONNECTIONS, Config, ImpatientProtocol
 from service.jobs import Job
 
 log = logging.getLogger("wisp")
 
 ANSWER_S = 1.0  # those given up have this long to answer that
 TICK_S = 0.05
+BACKLOG = 2048  # connections the kernel holds for us until they are accepted
+ACCEPTED_AT_ONCE = 32  # before any of them is looked at; asyncio takes the backlog's number
 
 
 class Server(uvicorn.Server):
     """uvicorn's server around the application. A second SIGINT or SIGTERM ends the wait for requests under way."""
 
     def __init__(
-        self, app: Any, under_way: Iterable[Job], *, grace_s: float, on_stop: Callable[[], None] = lambda: None
+        self,
+        app: Any,
+        under_way: Iterable[Job],
+        *,
+        grace_s: float,
+        on_stop: Callable[[], None] = lambda: None,
+        most_connections: int = MOST_CONNECTIONS,
     ) -> None:
         """`app`: an ASGI application; `under_way`: the jobs there are, looked at when `grace_s` seconds are over.
 
-        `on_stop`: called as soon as the server is told to stop.
+        `on_stop`: called as soon as the server is told to stop. `most_connections`: where one more comes, the longest
+        idle ones are closed.
         """
-        config = uvicorn.Config(
+        config = Config(
             app,
             http=ImpatientProtocol,
             timeout_keep_alive=KEEP_ALIVE_S,
             log_config=None,
             access_log=False,
             server_header=False,
+            backlog=ACCEPTED_AT_ONCE,
         )
+        config.most_connections = most_connections
         # The last resort, for a task that takes no cancellation; else all has ended before.
         config.timeout_graceful_shutdown = int(grace_s + 3 * ANSWER_S)
         super().__init__(config)
@@ -50,6 +65,36 @@ class Server(uvicorn.Server):
         else:
             self.on_stop()
             super().handle_exit(sig, frame)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """uvicorn's SIGINT and SIGTERM, and SIGHUP: a terminal that closes stops the server as SIGTERM does.
+
+        Where SIGHUP is ignored, as under nohup, it stays so.
+        """
+        with super().capture_signals():
+            if threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            before = signal.getsignal(signal.SIGHUP)
+            if before is not signal.SIG_IGN:
+                signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, with an accept loop that survives a lack of open files."""
+        loop = asyncio.get_running_loop()
+
+        def make_room() -> None:
+            thin(self.server_state.connections, loop.time(), THINNED_WITHOUT_FILES)
+
+        loop.set_exception_handler(AcceptErrors(make_room))
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, let requests end or end them, close the application."""

@@ -75,6 +75,11 @@ class Settings:
     cors_origins: str = _field(
         "", "Web pages of other servers that may use this one: origins such as https://a.example, comma-separated, or *"
     )
+    hosts: str = _field(
+        "host.docker.internal,host.containers.internal",
+        "Names that clients call this server by, comma-separated, such as wisp.example or *.example: its pages' "
+        "origins and, on 127.0.0.1 or ::1, the only Host headers taken, with addresses and localhost",
+    )
     model: str = _field(
         "",
         "Model to serve: a name, a folder or a weights file; empty takes tiny.en",
@@ -102,6 +107,14 @@ class Settings:
     upload_bytes_per_s: int = _field(
         4096, "Pace an upload must keep besides: for so many bytes it is given a second more", unit="bytes", minimum=1
     )
+    upload_idle_s: float = _field(
+        30.0, "Longest pause in an upload, after which it is answered 408", unit="seconds", minimum=1
+    )
+    spool_bytes: int = _field(
+        0,
+        "Room for all uploads together, on disk until transcribed; 0 takes three quarters of what is free at start",
+        unit="bytes",
+    )
     max_audio_s: float = _field(7200.0, "Longest audio accepted, as decoded", unit="seconds", minimum=1)
     beam_size: int = _field(
         0,
@@ -126,6 +139,12 @@ class Settings:
         128,
         "Requests that there may be besides those under way, waiting or being uploaded; one more is answered 429",
         unit="requests",
+    )
+    max_connections: int = _field(
+        2048,
+        "Connections kept open; the longest idle is closed for one more. Fewer where the limit of open files is low",
+        unit="connections",
+        minimum=1,
     )
     deadline_floor_s: float = _field(60.0, "Time every transcription is given", unit="seconds", minimum=1)
     deadline_factor: float = _field(
@@ -186,6 +205,10 @@ class Settings:
     def cors_origin_list(self) -> list[str]:
         """The origins whose pages may use this server; `*` is any."""
         return [origin.strip().removesuffix("/") for origin in self.cors_origins.split(",") if origin.strip()]
+
+    def host_list(self) -> list[str]:
+        """The names of `hosts`."""
+        return [name.strip().lower() for name in self.hosts.split(",") if name.strip()]
 
     def logging_level(self) -> int:
         """`log_level` as the logging module's number."""

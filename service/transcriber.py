@@ -13,7 +13,16 @@ from typing import Any
 
 from service.admission import Admission
 from service.audio import Audio
-from service.errors import ClientGone, DeadlineExceeded, InternalError, StartError, UnsupportedValue, WispError
+from service.errors import (
+    ClientGone,
+    DeadlineExceeded,
+    InternalError,
+    Overloaded,
+    SetAside,
+    StartError,
+    UnsupportedValue,
+    WispError,
+)
 from service.features import LogMelFrames
 from service.guest import Guest, GuestCancelled, GuestError, GuestTimeout
 from service.languages import language_name
@@ -30,6 +39,7 @@ __all__ = ["TEMPERATURES", "Options", "Segment", "Token", "Transcriber", "Transc
 log = logging.getLogger("wisp")
 
 RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
+LONG_S = 120.0  # of audio, from which on a job leaves room for shorter ones
 SECONDS_PER_STATE = 0.02  # of audio, for each of n_audio_ctx
 GPU_WORKERS, CORES_A_WORKER = 16, 4
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -155,7 +165,8 @@ class Transcriber:
             self.admission.succeeded(work.clock())  # of requests only: a probe is shorter
             return result
 
-        future = self.admission.submit(job, cancelled)
+        n_bytes = recording.n_bytes() if isinstance(recording, Upload) else 0
+        future = self.admission.submit(job, cancelled, n_bytes=n_bytes)
         future.add_done_callback(work.end)
         future.add_done_callback(lambda _: context.run(self.observe, work))
         return future
@@ -188,6 +199,8 @@ class Transcriber:
             limit_s = max(deadline_s, self.deadline_floor_s + self.deadline_factor * seconds)
             if watch.seconds() > limit_s:
                 raise DeadlineExceeded(limit_s)
+            if seconds > LONG_S:
+                self.admission.turns_long()
 
         try:
             check()
@@ -206,6 +219,9 @@ class Transcriber:
             argument = self.argument(options, silence=log_mel.silence, clips=clips)
             with Turn(self.computing, watch, check) as turn, self.model.in_use() as graphs:
                 self._run_guest(argument, log_mel, graphs, events, turn, deadline_s, cancelled, work)
+        except SetAside:
+            work.enter("")
+            raise
         except GuestCancelled:
             raise ClientGone from None
         except GuestTimeout as error:
@@ -220,6 +236,9 @@ class Transcriber:
         except WispError:
             raise
         except Exception as error:
+            if Overloaded.is_meant_by(error):
+                log.error("transcription failed: %s", error)
+                raise Overloaded from error
             log.exception("transcription failed")
             raise InternalError from error
         if events.done is None:

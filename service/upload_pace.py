@@ -11,14 +11,21 @@ from service.errors import UploadTooSlow
 class UploadPace:
     """ASGI middleware: what reads the body gets UploadTooSlow once the body has taken longer than it is given.
 
-    That is `floor_s` seconds, and a second more for every `bytes_per_s` bytes that have come.
+    That is `floor_s` seconds, and a second more for every `bytes_per_s` bytes that have come, but no more than `idle_s`
+    without a byte.
     """
 
     def __init__(
-        self, app: ASGIApp, *, floor_s: float, bytes_per_s: int, on_end: Callable[[float], None] = lambda seconds: None
+        self,
+        app: ASGIApp,
+        *,
+        floor_s: float,
+        bytes_per_s: int,
+        idle_s: float = 30.0,
+        on_end: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """`on_end`: called with the seconds that a body took, once all of it is there."""
-        self.app, self.floor_s, self.bytes_per_s, self.on_end = app, floor_s, bytes_per_s, on_end
+        self.app, self.floor_s, self.bytes_per_s, self.idle_s, self.on_end = app, floor_s, bytes_per_s, idle_s, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,12 +42,15 @@ class UploadPace:
                 return await receive()
             if started is None:
                 started = loop.time()
+            paced_until = started + self.floor_s + n_bytes / self.bytes_per_s
+            idle_until = loop.time() + self.idle_s
             try:
-                async with asyncio.timeout_at(started + self.floor_s + n_bytes / self.bytes_per_s):
+                async with asyncio.timeout_at(min(paced_until, idle_until)):
                     message = await receive()
             except TimeoutError:
                 ended = True
-                raise UploadTooSlow(self.floor_s, self.bytes_per_s) from None
+                idle_s = self.idle_s if idle_until < paced_until else None
+                raise UploadTooSlow(self.floor_s, self.bytes_per_s, idle_s=idle_s) from None
             n_bytes += len(message.get("body", b""))
             if message["type"] == "http.disconnect" or not message.get("more_body", False):
                 ended = True

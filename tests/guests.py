@@ -19,6 +19,8 @@ IMPORTS = {
     "fd_read": ("wasi_snapshot_preview1", "(param i32 i32 i32 i32) (result i32)"),
     "proc_exit": ("wasi_snapshot_preview1", "(param i32)"),
     "poll_oneoff": ("wasi_snapshot_preview1", "(param i32 i32 i32 i32) (result i32)"),
+    "clock_time_get": ("wasi_snapshot_preview1", "(param i32 i64 i32) (result i32)"),
+    "clock_res_get": ("wasi_snapshot_preview1", "(param i32 i32) (result i32)"),
     "args_sizes_get": ("wasi_snapshot_preview1", "(param i32 i32) (result i32)"),
     "args_get": ("wasi_snapshot_preview1", "(param i32 i32) (result i32)"),
     "environ_sizes_get": ("wasi_snapshot_preview1", "(param i32 i32) (result i32)"),

@@ -18,6 +18,8 @@ ONLY_IMPORTER = {
         "service/api_pages.py",
         "service/request_log.py",
         "service/api_keys.py",
+        "service/clients.py",
+        "service/origins.py",
         "service/upload_pace.py",
         "service/route_table.py",
         "service/tracing.py",

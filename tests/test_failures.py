@@ -1,13 +1,16 @@
 """When things go wrong inside, when the queue is full, when the client leaves: what is told, and what is left."""
 
 import asyncio
+import errno
 import io
 import json
 import logging
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -206,3 +209,22 @@ def test_an_exception_nobody_expected_is_logged_and_told_without_its_text(caplog
     assert "secret" not in assert_error(response, 500, "internal_error")
     assert response.headers["x-request-id"] == "r1"
     assert "the secret reason" in caplog.text
+
+
+def test_a_lack_of_open_files_is_no_fault_of_ours_and_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the request itself, where a large upload goes to the disk, and in its job."""
+
+    def none(*_: object, **__: object) -> IO[bytes]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with engine_for(settings_for(folder)) as engine:
+        client = TestClient(create_app(ready(engine)))
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "TemporaryFile", none)
+            refused = post(client, bytes(1_500_000))
+        assert_error(refused, 503, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        with monkeypatch.context() as patch:
+            patch.setattr("service.reading.decode", none)
+            assert_error(post(client), 503, "overloaded")
+        assert post(client).status_code == 200

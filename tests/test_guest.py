@@ -1,12 +1,14 @@
 """Guests, each run in a fresh instance: what they read, say and compute arrives; what is no guest is refused."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from service.guest import Guest, GuestError, GuestTimeout
+from service.guest import IDLE_LANES, Guest, GuestError, GuestTimeout
 from service.guest_stdio import MAX_LINE_BYTES, STDERR_TAIL_BYTES
 from tests.guests import (
     DOUBLE,
@@ -245,3 +247,47 @@ def test_what_is_no_guest_is_refused_when_compiled(compile_guest: Compile, text:
         compile_guest(text)
     assert words in str(caught.value)
     assert "guest.wat cannot be a guest" in str(caught.value)
+
+
+CLOCK = module(r"""
+  (memory (export "memory") 1)
+  (data (i32.const 100) "{\"event\": \"no time\"}\n")
+  (func (export "_start")
+    (i64.store (i32.const 16) (i64.const -1))
+    (if (call $clock_time_get (i32.const 0) (i64.const 1) (i32.const 16)) (then unreachable))
+    (if (i64.ne (i64.load (i32.const 16)) (i64.const 0)) (then unreachable))
+    (if (i32.ne (call $clock_time_get (i32.const 1) (i64.const 1) (i32.const -4)) (i32.const 21)) (then unreachable))
+    (if (i32.ne (call $clock_res_get (i32.const 0) (i32.const 16)) (i32.const 52)) (then unreachable))
+    (call $say (i32.const 100) (i32.const 21)))""")
+
+
+def test_a_guest_cannot_read_the_clock(compile_guest: Compile) -> None:
+    assert run(compile_guest(CLOCK)) == [{"event": "no time"}]
+
+
+def address_space() -> int:
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        pytest.skip("no /proc")
+    return int(status.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_guests_reserve_little_address_space_and_leave_few_behind(compile_guest: Compile) -> None:
+    guest = compile_guest(DOUBLE)
+    at_work, go_on = threading.Barrier(9), threading.Event()
+
+    def wait() -> None:
+        at_work.wait(60)
+        assert go_on.wait(60)
+
+    before, files = address_space(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    threads = [threading.Thread(target=double, args=(guest, Doubling(wait))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    at_work.wait(60)
+    assert address_space() - before < 2**30, "wasmtime's own default is 4 GiB for each"
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(guest._idle) == IDLE_LANES
+    assert len(os.listdir("/proc/self/fd")) <= files + 2 * IDLE_LANES  # noqa: PTH208

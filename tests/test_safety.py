@@ -129,7 +129,7 @@ def test_other_origins_are_told_nothing_by_default(client: TestClient) -> None:
     answer = client.get("/v1/models", headers={"Origin": ELSEWHERE})
     assert not [name for name in answer.headers if name.startswith("access-control-")]
     preflight = {"Origin": ELSEWHERE, "Access-Control-Request-Method": "POST"}
-    assert client.options(PATH, headers=preflight).status_code == 405
+    assert_error(client.options(PATH, headers=preflight), 403, "foreign_origin")
 
 
 def test_a_page_reads_that_the_server_broke(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,3 +167,5 @@ def test_an_origin_that_is_configured_may_ask_with_a_key(folder: Path) -> None:
         answer = client.get("/v1/models", headers={"Origin": ELSEWHERE, "Authorization": "Bearer alice"})
         assert answer.status_code == 200 and "x-request-id" in answer.headers["access-control-expose-headers"]
         assert "access-control-allow-credentials" not in answer.headers
+        foreign = {"Origin": "https://b.example", "Authorization": "Bearer alice"}
+        assert_error(client.get("/v1/models", headers=foreign), 403, "foreign_origin")

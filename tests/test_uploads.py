@@ -5,6 +5,7 @@ import json
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -15,20 +16,22 @@ from starlette.types import ASGIApp, Message
 
 from service import uploads as upload_places
 from service.app import create_app
-from service.errors import QueueFull, StartError, UploadTooSlow
-from service.uploads import LOADING_RETRY_S, SOUND_PACE, UploadPlace, Uploads
+from service.errors import NoSpace, QueueFull, StartError, UploadTooSlow
+from service.uploads import FIRST_BYTES, LOADING_RETRY_S, SOUND_PACE, UploadPlace, Uploads
 from tests import serving
 from tests.serving import FORM_SCOPE, assert_error, engine_for, post, ready, settings_for, wav
 
 FULL = Path("/dev/full")
 HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+SOUND = wav(1.0)
+START = HEAD + SOUND[:FIRST_BYTES]
 
 
 class Client:
     """A client whose request the server reads as far as it is sent."""
 
-    def __init__(self, app: ASGIApp, scope: Message = FORM_SCOPE) -> None:
-        self.app, self.scope = app, scope
+    def __init__(self, app: ASGIApp, scope: Message = FORM_SCOPE, start: bytes = START) -> None:
+        self.app, self.scope, self.start = app, scope, start
         self.sent: list[Message] = []
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         self._task: asyncio.Task[Any] | None = None
@@ -42,9 +45,9 @@ class Client:
         self.sent.append(message)
 
     async def begin(self) -> "Client":
-        """Send the form's head, and wait until the server wants more."""
+        """Send so much of a form that the upload holds a place, and wait until the server wants more."""
         self._task = asyncio.create_task(self._run())
-        self._messages.put_nowait({"type": "http.request", "body": HEAD, "more_body": True})
+        self._messages.put_nowait({"type": "http.request", "body": self.start, "more_body": True})
         await self._asked.acquire()
         await self._asked.acquire()
         return self
@@ -67,7 +70,7 @@ class Client:
         return int(dict(self.sent[0]["headers"])[b"retry-after"])
 
 
-REST: Message = {"type": "http.request", "body": wav(1.0) + b"\r\n--x--\r\n", "more_body": False}
+REST: Message = {"type": "http.request", "body": SOUND[FIRST_BYTES:] + b"\r\n--x--\r\n", "more_body": False}
 GONE: Message = {"type": "http.disconnect"}
 
 
@@ -85,7 +88,7 @@ def test_an_upload_holds_the_place_of_its_job(folder: Path) -> None:
     async def scenario(app: ASGIApp) -> None:
         async with last_place_held(app) as slow:
             assert await slow.end(REST) == 200
-        assert await Client(app).end({**REST, "body": HEAD + REST["body"]}) == 200
+        assert await Client(app).end({**REST, "body": START + REST["body"]}) == 200
 
     settings = settings_for(folder, workers=1, open_jobs=1, queue_length=0)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
@@ -108,48 +111,139 @@ def test_a_slow_upload_gives_its_place_to_the_next(folder: Path, monkeypatch: py
         assert slower.code() == slow.code() == "upload_too_slow"
         assert await third.end(REST) == await fourth.end(REST) == 200
 
-    # Time enough for every upload, and none comes fast enough to keep its place where all are taken.
+    # None comes fast enough to keep its place where all are taken.
     settings = settings_for(folder, workers=1, open_jobs=1, queue_length=1)
-    object.__setattr__(settings, "upload_floor_s", 0.0)
-    object.__setattr__(settings, "upload_bytes_per_s", 1)
     monkeypatch.setattr(upload_places, "SOUND_PACE", 10**12)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
-        asyncio.run(scenario(create_app(ready(engine))))
+        app = create_app(ready(engine))
+        app.state.service.uploads.slow_after_s = 0.0
+        asyncio.run(scenario(app))
+
+
+class Clock:
+    """The uploads' time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+async def read(place: UploadPlace) -> None:
+    async with place.reading():
+        await asyncio.Event().wait()
 
 
 def test_the_slowest_gives_way_and_none_that_comes_fast_or_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    clock = Clock(monkeypatch)
 
     async def scenario() -> None:
-        nonlocal now
-        uploads = Uploads(4, floor_s=60.0)
+        uploads = Uploads(4, slow_after_s=5.0)
         with ExitStack() as stack:
             places = [stack.enter_context(uploads.reserve(None)) for _ in range(4)]
+            for place in places:
+                uploads.count(place)
             fast, slow, slower, _ = places
-            fast.n_bytes, slow.n_bytes, slower.n_bytes = 30 * SOUND_PACE, 20 * SOUND_PACE, SOUND_PACE
             readings = [asyncio.create_task(read(place)) for place in (fast, slow, slower)]
             await asyncio.sleep(0)
-            for now, lost in ((159.0, []), (185.0, [slower]), (186.0, [slower, slow]), (189.0, [slower, slow])):  # noqa: B007
-                if lost and not lost[-1].is_lost:
-                    stack.enter_context(uploads.reserve(None))
-                else:
+            for second in range(1, 12):
+                clock.now = 100.0 + second
+                fast.add(2 * SOUND_PACE)
+                slow.add(SOUND_PACE // 2)
+                slower.add(SOUND_PACE // 4)
+                if second in (5, 6):
+                    uploads.count(stack.enter_context(uploads.reserve(None)))
+                elif second < 5 or second == 11:
                     with pytest.raises(QueueFull), uploads.reserve(None):
                         pass
+                lost = [slower, slow][: max(0, min(second, 6) - 4)]
                 assert [place for place in places if place.is_lost] == sorted(lost, key=places.index)
-                assert uploads.n_under_way() == 4
             for reading, place in zip(readings, (fast, slow, slower), strict=True):
                 if place.is_lost:
-                    with pytest.raises(UploadTooSlow, match="full: it is given 60 s and one more for every 65536"):
+                    with pytest.raises(UploadTooSlow, match="full: it is given 5 s and one more for every 65536"):
                         await reading
                 else:
                     reading.cancel()
 
-    async def read(place: UploadPlace) -> None:
-        async with place.reading():
-            await asyncio.Event().wait()
+    asyncio.run(scenario())
+
+
+def test_an_upload_that_came_fast_and_then_trickles_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    async def scenario() -> None:
+        uploads = Uploads(1, slow_after_s=5.0)
+        with uploads.reserve(None) as silent, uploads.reserve(None) as trickling:
+            readings = [asyncio.create_task(read(place)) for place in (silent, trickling)]
+            await asyncio.sleep(0)
+            for place in (silent, trickling):
+                place.add(10**9)
+            for clock.now in (104.0, 108.0, 112.0, 116.0):
+                trickling.add(1)
+            assert silent.pace() == 0.0 and silent.is_slow()
+            assert trickling.pace() < 1 and trickling.is_slow()
+            for reading in readings:
+                reading.cancel()
 
     asyncio.run(scenario())
+
+
+def test_a_connection_that_has_sent_little_holds_no_place(folder: Path) -> None:
+    async def scenario(app: ASGIApp) -> None:
+        slow = [await Client(app, start=HEAD).begin() for _ in range(20)]
+        assert "wisp_uploads 0.0" in TestClient(app).get("/metrics").text
+        assert await Client(app).end({**REST, "body": START + REST["body"]}) == 200
+        async with last_place_held(app) as holder:
+            late = slow.pop()
+            assert await late.end({**REST, "body": SOUND + REST["body"]}) == 429, "its place counts once it has come"
+            assert await holder.end(GONE) == 499
+        for client in slow:
+            assert await client.end(GONE) == 499
+
+    with engine_for(
+        settings_for(folder, workers=1, open_jobs=1, queue_length=0), guest=serving.HOSTILE_GUEST
+    ) as engine:
+        asyncio.run(scenario(create_app(ready(engine))))
+
+
+def test_all_uploads_together_leave_room_for_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    async def scenario() -> None:
+        uploads = Uploads(9, spool_bytes=1000, slow_after_s=5.0)
+        with ExitStack() as stack:
+            large, other, small, later = (stack.enter_context(uploads.reserve(None)) for _ in range(4))
+            large.add(700)
+            with pytest.raises(NoSpace):
+                large.add(100)
+            uploads.forget(large)
+            large.add(400)
+            other.add(400)
+            small.add(100)
+            with pytest.raises(NoSpace):
+                other.add(100)
+            reading = asyncio.create_task(read(large))
+            await asyncio.sleep(0)
+            clock.now = 105.0
+            later.add(200)
+            with pytest.raises(UploadTooSlow):
+                await reading
+        assert uploads.n_spooled == 0
+
+    asyncio.run(scenario())
+
+
+def test_bytes_are_on_the_disk_until_the_job_has_ended() -> None:
+    uploads, job = Uploads(1, spool_bytes=1000), Future[None]()
+
+    async def scenario() -> None:
+        with uploads.reserve(None) as place:
+            place.add(500)
+            place.keep_until(job)
+        assert uploads.n_spooled == 500
+
+    asyncio.run(scenario())
+    job.set_result(None)
+    assert uploads.n_spooled == 0
 
 
 @pytest.mark.parametrize(
