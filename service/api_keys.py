@@ -21,6 +21,8 @@ from service.settings import Settings
 DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 KEY = re.compile(r"[!-+\--~]+", re.ASCII)  # what a header carries whole: no spaces, and no comma, which parts keys
 MAX_FILE_BYTES = 1024 * 1024
+KEY_HEADERS = (b"api-key", b"x-api-key")  # Azure's clients send the former, others the latter
+MAX_KEYS_SENT = 4
 
 
 class ApiKeys:
@@ -35,21 +37,27 @@ class ApiKeys:
         """Whether a request has to carry one."""
         return bool(self._digests)
 
-    def accept(self, authorization: Sequence[str]) -> bool:
-        """Whether a request with these Authorization headers may pass: exactly one, `Bearer KEY`, of a known key.
+    def accept(self, authorization: Sequence[str], others: Sequence[str] = ()) -> bool:
+        """Whether a request with these Authorization headers, and these that hold a key alone, may pass.
 
-        The key is compared with all of them, each in constant time, so that the answer's time tells nothing.
+        One known key is enough: `Bearer KEY` or `KEY`, or one of the others. Of two Authorization headers neither
+        counts. A key is compared with all of them, each in constant time, so that the answer's time tells nothing.
         """
         if not self._digests:
             return True
-        if len(authorization) != 1:
-            return False
-        scheme, _, key = authorization[0].strip().partition(" ")
-        sent = digest_of(key.strip())
+        keys = [*others]
+        if len(authorization) == 1:
+            scheme, _, key = authorization[0].strip().partition(" ")
+            if not key:
+                keys.append(scheme)
+            elif scheme.lower() == "bearer":
+                keys.append(key)
         found = False
-        for known in self._digests:
-            found |= hmac.compare_digest(known, sent)
-        return found and scheme.lower() == "bearer"
+        for key in keys[:MAX_KEYS_SENT]:
+            sent = digest_of(key.strip())
+            for known in self._digests:
+                found |= bool(key.strip()) and hmac.compare_digest(known, sent)
+        return found
 
 
 def digest_of(key: str) -> bytes:
@@ -139,12 +147,13 @@ class KeyGuard:
             await self.app(scope, receive, send)
             return
         sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
-        if self.keys.accept(sent):
+        others = [value.decode("latin-1") for name, value in scope["headers"] if name in KEY_HEADERS]
+        if self.keys.accept(sent, others):
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it is accepted: 403
         else:
-            await error_response(InvalidApiKey(is_absent=not sent))(scope, receive, send)
+            await error_response(InvalidApiKey(is_absent=not (sent or others)))(scope, receive, send)
 
     def _is_public(self, scope: Scope) -> bool:
         return getattr(route_of(scope, self.routes), "name", None) in self.public

@@ -113,7 +113,7 @@ def _middleware(
     from service.api_keys import KeyGuard
     from service.metrics import NO_ROUTE
     from service.request_log import RequestLog
-    from service.route_table import route_of
+    from service.route_table import PlainPath, route_of
     from service.upload_pace import UploadPace
 
     def on_end(scope: Any, status: int, seconds: float) -> None:
@@ -129,12 +129,17 @@ def _middleware(
     def cors(app: "ASGIApp") -> "ASGIApp":
         if not origins:
             return app
-        exposed = ["x-request-id", "retry-after"]
         return CORSMiddleware(
-            app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=exposed
+            app,
+            allow_origins=["*"] if "*" in origins else (),
+            allow_origin_regex=settings.cors_origin_pattern(),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["x-request-id", "retry-after", "wisp-warning"],
         )
 
-    stack = [Middleware(RequestLog, on_end=on_end, wrap=cors)]
+    stack = [Middleware(RequestLog, on_end=on_end, wrap=cors), Middleware(PlainPath)]
     if tracing is not None:
         stack.append(Middleware(tracing.middleware, routes=table))
     stack.append(Middleware(cors))  # in front of the keys: a browser asks first, without one
