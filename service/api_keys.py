@@ -24,6 +24,8 @@ MEANT_AS_DIGEST = re.compile(r"sha-?\d*:.*", re.ASCII | re.IGNORECASE)
 EMPTY = hashlib.sha256(b"").digest()  # of what `Bearer ` without a key carries
 KEY = re.compile(r"[!-+\--~]+", re.ASCII)  # what a header carries whole: no spaces, and no comma, which parts keys
 MAX_FILE_BYTES = 1024 * 1024
+KEY_HEADERS = (b"api-key", b"x-api-key")  # Azure's clients send the former, others the latter
+MAX_KEYS_SENT = 4
 
 
 class ApiKeys:
@@ -38,21 +40,26 @@ class ApiKeys:
         """Whether a request has to carry one."""
         return bool(self._digests)
 
-    def accept(self, authorization: Sequence[str]) -> bool:
-        """Whether a request with these Authorization headers may pass: exactly one, `Bearer KEY`, of a known key.
+    def accepted(self, authorization: Sequence[str], others: Sequence[str] = ()) -> bytes | None:
+        """The digest of the known key in these Authorization headers, or in these headers that hold a key alone.
 
-        The key is compared with all of them, each in constant time, so that the answer's time tells nothing.
+        One known key is enough: `Bearer KEY` or `KEY`, or one of the others. Of two Authorization headers neither
+        counts. A key is compared with all of them, each in constant time, so that the answer's time tells nothing.
         """
-        if not self._digests:
-            return True
-        if len(authorization) != 1:
-            return False
-        scheme, _, key = authorization[0].strip().partition(" ")
-        sent = digest_of(key.strip())
-        found = False
-        for known in self._digests:
-            found |= hmac.compare_digest(known, sent)
-        return found and scheme.lower() == "bearer"
+        keys = [*others]
+        if len(authorization) == 1:
+            scheme, _, key = authorization[0].strip().partition(" ")
+            if not key:
+                keys.append(scheme)
+            elif scheme.lower() == "bearer":
+                keys.append(key)
+        found = None
+        for key in keys[:MAX_KEYS_SENT]:
+            sent = digest_of(key.strip())
+            for known in self._digests:
+                if hmac.compare_digest(known, sent) and key.strip():
+                    found = known
+        return found
 
 
 def digest_of(key: str) -> bytes:
@@ -145,13 +152,16 @@ class KeyGuard:
             await self.app(scope, receive, send)
             return
         sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
-        if self.keys.accept(sent):
-            scope[KEY_IN_SCOPE] = digest_of(sent[0].split()[-1]).hex()
+        others = [value.decode("latin-1") for name, value in scope["headers"] if name in KEY_HEADERS]
+        accepted = self.keys.accepted(sent, others)
+        if accepted is not None or not self.keys.are_required:
+            if accepted is not None:
+                scope[KEY_IN_SCOPE] = accepted.hex()
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it is accepted: 403
         else:
-            await error_response(InvalidApiKey(is_absent=not sent))(scope, receive, send)
+            await error_response(InvalidApiKey(is_absent=not (sent or others)))(scope, receive, send)
 
     def _is_public(self, scope: Scope) -> bool:
         return getattr(route_of(scope, self.routes), "name", None) in self.public

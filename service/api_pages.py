@@ -14,7 +14,13 @@ def _document(request: Request) -> dict[str, Any]:
     settings = service.settings
     paths = {route.path.replace(":path}", "}") for route in request.app.routes}
     has_keys = bool(settings.api_keys or settings.api_keys_file)
-    return openapi.document(service.names(), service.languages(), paths=paths, has_keys=has_keys)
+    return openapi.document(
+        service.names(),
+        service.languages(),
+        paths=paths,
+        has_keys=has_keys,
+        allows_others=settings.unknown_fields != "refuse",
+    )
 
 
 async def description(request: Request) -> Response:

@@ -124,7 +124,7 @@ def _middleware(
     from service.metrics import NO_ROUTE
     from service.origins import OriginGuard
     from service.request_log import RequestLog
-    from service.route_table import route_of
+    from service.route_table import PlainPath, route_of
     from service.upload_pace import UploadPace
 
     def on_end(scope: Any, status: int, seconds: float) -> None:
@@ -135,21 +135,30 @@ def _middleware(
         if tracing is not None:
             tracing.upload_ended(seconds)
 
-    origins = settings.cors_origin_list()
+    origins, pattern = settings.cors_origin_list(), settings.cors_origin_pattern()
 
     def cors(app: "ASGIApp") -> "ASGIApp":
         if not origins:
             return app
-        exposed = ["x-request-id", "retry-after"]
         return CORSMiddleware(
-            app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=exposed
+            app,
+            allow_origins=["*"] if "*" in origins else (),
+            allow_origin_regex=pattern,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["x-request-id", "retry-after", "wisp-warning"],
         )
 
-    stack = [Middleware(RequestLog, on_end=on_end, wrap=cors)]
+    stack = [Middleware(RequestLog, on_end=on_end, wrap=cors), Middleware(PlainPath)]
     if tracing is not None:
         stack.append(Middleware(tracing.middleware, routes=table))
     stack.append(Middleware(cors))  # in front of the keys: a browser asks first, without one
-    stack.append(Middleware(OriginGuard, origins=origins, hosts=settings.host_list(), check_host=check_host))
+    stack.append(
+        Middleware(
+            OriginGuard, origins=settings.cors_origin_pattern(), hosts=settings.host_list(), check_host=check_host
+        )
+    )
     public = routes.PUBLIC_ROUTES | ({METRICS_ROUTE} if settings.metrics == "public" else set())
     stack.append(Middleware(KeyGuard, keys=keys, routes=table, public=public))
     stack.append(Middleware(NamedClient))

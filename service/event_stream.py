@@ -5,10 +5,19 @@ from collections.abc import Collection
 from typing import Any
 
 from service.errors import WispError
-from service.formats import logprob_objects, segment_object, spoken, usage, verbose_head, word_object
+from service.formats import (
+    language_objects,
+    logprob_objects,
+    segment_object,
+    spoken,
+    token_usage,
+    verbose_head,
+    word_objects,
+)
 from service.transcription import Segment, Transcription
 
 MEDIA_TYPE = "text/event-stream"
+COMMENT = b":\n\n"  # clients ignore it, proxies see that the stream is alive
 
 
 def frame(data: dict[str, Any]) -> bytes:
@@ -20,7 +29,8 @@ class EventStream:
     """The frames of one stream; call `segment` with each in order, then `done` or `error`.
 
     As verbose_json each segment has an event of its own too, `transcript.text.segment`, and the end says what
-    verbose_json says of the whole. OpenAI has segment events for diarized_json only.
+    verbose_json says of the whole. OpenAI has segment events for diarized_json only, and a segment's id is a string
+    there.
     """
 
     def __init__(
@@ -37,19 +47,25 @@ class EventStream:
             return b""
         text = segment.text.lstrip() if self._is_first else segment.text
         self._is_first = False
-        event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
+        identity = f"seg_{segment.id}"
+        event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text, "segment_id": identity}
         if self._logprobs:
             event["logprobs"] = logprob_objects([segment])
         frames = frame(event)
         if self._is_verbose:
-            words = {"words": [word_object(word) for word in segment.words]} if self._has_words else {}
-            frames += frame({"type": "transcript.text.segment", **segment_object(segment), **words})
+            words = {"words": word_objects([segment])} if self._has_words else {}
+            frames += frame({"type": "transcript.text.segment", **segment_object(segment), "id": identity, **words})
         return frames
 
     def done(self, result: Transcription) -> bytes:
         """The end: the whole text once more."""
         head = verbose_head(result) if self._is_verbose else {"text": result.text}
-        event = {"type": "transcript.text.done", **head, "usage": usage(result)}
+        event = {
+            "type": "transcript.text.done",
+            **head,
+            "languages": language_objects(result),
+            "usage": token_usage(result),
+        }
         if self._logprobs:
             event["logprobs"] = logprob_objects(result.segments)
         return frame(event)

@@ -1,16 +1,26 @@
-"""One request's form fields as they arrive: each honoured, or refused by name as early as can be. Knows no HTTP."""
+"""One request's form fields as they arrive: each honoured, refused by name as early as can be, or ignored with a word.
+
+Knows no HTTP.
+"""
 
 import json
-from collections import Counter
+import math
+import re
+from collections import ChainMap, Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from service import vad
 from service.chunking import Chunking
-from service.errors import InvalidValue, MissingField, ModelNotFound, UnknownField, UnsupportedValue
+from service.errors import InvalidValue, MissingField, ModelNotFound, RequestError, UnknownField, UnsupportedValue
 from service.form_table import (
+    BEAM_SIZE,
     CHUNKING,
+    EXTRAS,
+    FIELDS,
+    HOTWORDS,
     INCLUDE,
+    INITIAL_PROMPT,
     KEYWORDS,
     LANGUAGE,
     LANGUAGES_HEARD,
@@ -18,10 +28,17 @@ from service.form_table import (
     PROMPT,
     RESPONSE_FORMAT,
     RULES,
+    SEED,
+    STEP,
     STREAM,
+    TASK,
     TEMPERATURE,
     TIMED,
-    TRANSCRIPTION,
+    TRANSLATE,
+    UNTIMED,
+    UNTIMED_CPP,
+    VAD_FILTER,
+    WORDS,
     Field,
     Rule,
     shown,
@@ -29,6 +46,13 @@ from service.form_table import (
 from service.transcription import TEMPERATURES, Options
 
 DETECTED = "auto"  # how whisper.cpp's clients ask for the language that is heard
+NAME = re.compile(r"([^\[]*)(?:\[(.*)\])?", re.DOTALL)  # name, name[], name[0], name[part]
+UNSAFE = re.compile(r"[^\w.\[\]-]", re.ASCII)  # in a header or a log line
+MAX_WARNED = 8  # names of ignored fields that a warning lists
+MAX_NAME = 40  # characters of each
+MIN_STEP = 0.05  # of temperature: 21 tries of a window at most
+
+_EXTRAS = {field.name: field for field in EXTRAS}
 
 
 def accept(options: Options) -> None:
@@ -46,73 +70,78 @@ class Fields:
         is_served: Callable[[str], bool],
         served: Sequence[str],
         *,
-        table: tuple[Field, ...] = TRANSCRIPTION,
         task: str = "transcribe",
         check: Callable[[Options], None] = accept,
+        refuses_unknown: bool = False,
+        defaults: "Fields | None" = None,
     ) -> None:
         """`is_served` knows every spelling of a name the model answers to; `served` are those to tell a client.
 
         `check` raises a RequestError for options that the model does not know; it is asked after every field, so that
-        nothing more of a request is read that comes to nothing.
+        nothing more of a request is read that comes to nothing. `refuses_unknown`: whether a field that OpenAI's API
+        doesn't have is an error. `defaults`: fields whose values hold where this has none.
         """
         self.is_served, self.served, self.task, self.check = is_served, served, task, check
-        self.table = {field.name: field for field in table}
-        self.values: dict[str, Any] = {}  # a field's name → its value, or the list of them
-        self.sent_as: dict[str, str] = {}  # a field's name → the name it was last sent by
+        self.refuses_unknown = refuses_unknown
+        self.table = {field.name: field for field in FIELDS}
+        self.own: dict[str, Any] = {}  # a field's name → its value, or the list of them
+        self.values: ChainMap[str, Any] = ChainMap(self.own, *(defaults.values.maps if defaults else ()))
+        # A field's name → the name it was last sent by.
+        self.sent_as: ChainMap[str, str] = ChainMap({}, *(defaults.sent_as.maps if defaults else ()))
+        self.ignored: dict[str, None] = dict(defaults.ignored) if defaults else {}  # names, in order
         self._parts: dict[str, str] = {}  # of an object that is sent in parts: name → text
         self._seen: Counter[str] = Counter()
 
     def __call__(self, name: str, text: str) -> None:
         """Take one field. Raises a RequestError whose param is the field's name as it was sent."""
-        field, part = self._find(name)
-        self._seen[field.name if field.is_list else name] += 1
-        if not field.is_list and self._seen[name] > 1:
-            raise InvalidValue(f"The form field '{shown(name)}' is there twice.", param=name)
-        if field.most and self._seen[field.name] > field.most:
-            raise InvalidValue(f"There are more than {field.most} values of {field.name}.", param=name)
-        if not text.strip() or (field is LANGUAGE and text.strip().lower() == DETECTED):
-            return
-        if field.refusal:
-            raise UnsupportedValue(field.refusal, param=name)
-        self.sent_as[field.name] = name
-        if field is CHUNKING:
-            self._chunking(part, name, text)
-        else:
-            value = field.read(text, name)
-            if field is MODEL and not self.is_served(text.strip()):
-                raise ModelNotFound(shown(text), self.served)
-            if field.is_list:
-                self.values.setdefault(field.name, []).append(value)
-            else:
-                self.values[field.name] = value
-        for rule in RULES:
-            if RESPONSE_FORMAT.name in self.values:
+        found = self._find(name)
+        if found is not None:
+            self._take(*found, name, text)
+        elif self.refuses_unknown:
+            raise UnknownField(shown(name))
+        elif not self._take_extra(name, text):
+            self.ignored[name] = None
+        if RESPONSE_FORMAT.name in self.values:
+            for rule in RULES:
                 self._hold(rule)
         self.check(self.options())
+
+    def knows(self, name: str) -> bool:
+        """Whether a field of this name is text that means something here."""
+        return self._find(name) is not None or (name in _EXTRAS and not self.refuses_unknown)
 
     def finish(self) -> Options:
         """What remains to be said once all fields are known. Raises a RequestError for fields that contradict."""
         for rule in RULES:
             self._hold(rule)
-        if self._parts:
-            self.values[CHUNKING.name] = self._chunking_of(self._parts, f"{CHUNKING.name}[%s]")
+        self.fold()
         options = self.options()
         self.check(options)
         return options
 
+    def fold(self) -> None:
+        """Make one value of an object that came in parts. Raises a RequestError."""
+        if self._parts:
+            self.own[CHUNKING.name] = self._chunking_of(self._parts, f"{CHUNKING.name}[%s]")
+
     def options(self) -> Options:
         """What the fields so far ask of a model."""
-        temperature = self.values.get(TEMPERATURE.name)
+        value = self.values.get
+        keywords = [*value(KEYWORDS.name, ()), value(HOTWORDS.name, "")]
+        is_translation = self.task == "translate" or value(TASK.name) == "translate" or value(TRANSLATE.name)
         return Options(
-            task=self.task,
-            language=self.values.get(LANGUAGE.name),
-            languages=tuple(self.values.get(LANGUAGES_HEARD.name, ())),
-            prompt=self.values.get(PROMPT.name),
-            temperature=(temperature,) if temperature else TEMPERATURES,
+            task="translate" if is_translation else "transcribe",
+            language=value(LANGUAGE.name),
+            languages=tuple(value(LANGUAGES_HEARD.name, ())),
+            prompt=value(PROMPT.name) or value(INITIAL_PROMPT.name),
+            temperature=temperatures(value(TEMPERATURE.name, 0.0), value(STEP.name)),
             word_timestamps="word" in self.granularities,
-            keywords=tuple(word.strip() for word in self.values.get(KEYWORDS.name, ())),
-            logprobs="logprobs" in self.values.get(INCLUDE.name, ()),
-            chunking=self.values.get(CHUNKING.name),
+            keywords=tuple(word.strip() for word in keywords if word),
+            logprobs="logprobs" in value(INCLUDE.name, ()),
+            chunking=value(CHUNKING.name) or (Chunking() if value(VAD_FILTER.name) else None),
+            beam_size=value(BEAM_SIZE.name, 0),
+            without_timestamps=bool(value(UNTIMED.name) or value(UNTIMED_CPP.name)),
+            seed=value(SEED.name, 0),
         )
 
     @property
@@ -123,25 +152,75 @@ class Fields:
     @property
     def granularities(self) -> Sequence[str]:
         """What verbose_json is to time; nothing said is segments."""
-        return tuple(self.values.get(TIMED.name, ()))
+        timed = tuple(self.values.get(TIMED.name, ()))
+        if not timed and self.values.get(WORDS.name) and self.response_format == "verbose_json":
+            return ("segment", "word")
+        return timed
 
     @property
     def stream(self) -> bool:
         """Whether the answer is to be a stream."""
         return bool(self.values.get(STREAM.name))
 
-    def _find(self, name: str) -> tuple[Field, str]:
-        """The field of this name on the wire, and which part of it, if it is one. Raises UnknownField."""
-        base, bracket, rest = name.partition("[")
-        field = self.table.get(base)
-        if field is None or field.kind == "binary":
-            raise UnknownField(shown(name))
-        if not bracket or (field.is_list and rest == "]"):
-            return field, ""
-        part = rest.removesuffix("]")
-        if rest.endswith("]") and part in {row.name for row in field.parts}:
-            return field, part
-        raise UnknownField(shown(name))
+    @property
+    def warning(self) -> str:
+        """Which fields were ignored, for a header and a log line; empty where none was."""
+        names = [UNSAFE.sub("?", name[:MAX_NAME]) or "(no name)" for name in list(self.ignored)[:MAX_WARNED]]
+        more = len(self.ignored) - len(names)
+        return f"ignored fields: {', '.join(names)}{f' and {more} more' if more else ''}" if names else ""
+
+    def _find(self, name: str) -> tuple[Field, str, bool] | None:
+        """The field of this name on the wire, which part of it, and whether it has brackets; None for no field."""
+        match = NAME.fullmatch(name)
+        field = self.table.get(match[1]) if match else None
+        if match is None or field is None or field.kind == "binary":
+            return None
+        part = match[2] or ""
+        if match[2] is None or (field.is_list and (not part or (part.isascii() and part.isdigit()))):
+            return field, "", match[2] is not None
+        return (field, part, True) if part in {row.name for row in field.parts} else None
+
+    def _take(self, field: Field, part: str, is_bracketed: bool, name: str, text: str) -> None:
+        self._seen[name] += 1
+        if not field.is_list and self._seen[name] > 1:
+            raise InvalidValue(f"The form field '{shown(name)}' is there twice.", param=name)
+        if not text.strip() or (field is LANGUAGE and text.strip().lower() == DETECTED):
+            return
+        if field.refusal:
+            raise UnsupportedValue(field.refusal, param=name)
+        self.sent_as[field.name] = name
+        if field is CHUNKING:
+            self._chunking(part, name, text)
+        elif field.is_list:
+            values = self.own.setdefault(field.name, [])
+            for item in field.items(text, is_bracketed=is_bracketed):
+                if item.strip():
+                    values.append(field.read(item.strip() if field.choices else item, name))
+            if field.most and len(values) > field.most:
+                raise InvalidValue(f"There are more than {field.most} values of {field.name}.", param=name)
+        else:
+            value = field.read(text, name)
+            if field is MODEL and not self.is_served(text.strip()):
+                raise ModelNotFound(shown(text), self.served)
+            self.own[field.name] = value
+
+    def _take_extra(self, name: str, text: str) -> bool:
+        """Take a field of another server's API, the last of a name; False for what is none or cannot be used."""
+        field = _EXTRAS.get(name)
+        if field is None:
+            return False
+        if not text.strip():
+            return True
+        try:
+            value = field.read(text.strip(), name)
+            if field is HOTWORDS:
+                value = ", ".join(field.items(value, is_bracketed=True))
+        except RequestError:
+            return False
+        if (field is VAD_FILTER and value and not vad.is_installed()) or (field is STEP and 0 < value < MIN_STEP):
+            return False
+        self.own[name] = value
+        return True
 
     def _hold(self, rule: Rule) -> None:
         value = self.values.get(rule.field.name)
@@ -158,11 +237,11 @@ class Fields:
             row.read(text, name)
             self._parts[part] = text
         elif text.strip().startswith("{"):
-            self.values[CHUNKING.name] = self._chunking_of(self._parsed(text, name), name)
+            self.own[CHUNKING.name] = self._chunking_of(self._parsed(text, name), name)
         else:
             CHUNKING.read(text.strip(), name)
-            self.values[CHUNKING.name] = Chunking()
-        if self._parts and CHUNKING.name in self.values:
+            self.own[CHUNKING.name] = Chunking()
+        if self._parts and CHUNKING.name in self.own:
             raise InvalidValue(f"{CHUNKING.name} is there as a whole and in parts; send one of the two.", param=name)
 
     def _parsed(self, text: str, name: str) -> dict[str, str]:
@@ -190,3 +269,11 @@ class Fields:
                 raise MissingField(param)
         values.pop("type")
         return Chunking(**values)
+
+
+def temperatures(first: float, step: float | None) -> tuple[float, ...]:
+    """What a window is tried at: without a step OpenAI's way, Whisper's ladder from 0, or one temperature alone."""
+    if step is None:
+        return (first,) if first else TEMPERATURES
+    n_steps = math.floor((1.0 - first) / step + 1e-6) if step else 0
+    return tuple(round(first + step * n, 6) for n in range(n_steps + 1))

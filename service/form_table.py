@@ -3,6 +3,7 @@
 Names, defaults and bounds are those of OpenAI's API description 2.3.0.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from service.languages import LANGUAGES, language_code
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 SHOWN_CHARACTERS = 60  # of a value that an error repeats
 MAX_KEYWORDS = 32
+MAX_BEAMS = 16
 
 
 def shown(text: str) -> str:
@@ -35,7 +37,7 @@ class Field:
     default: Any = None
     minimum: float = -math.inf
     maximum: float = math.inf
-    is_list: bool = False  # name[]=value, as often as wanted; the bare name too
+    is_list: bool = False  # name[]=value, as often as wanted; name[0], the bare name and a JSON array too
     most: int = 0  # of a list
     required: bool = False
     parts: tuple["Field", ...] = ()  # name[part]=value, or one JSON object
@@ -45,6 +47,22 @@ class Field:
     def wire_name(self) -> str:
         """As OpenAI's clients send it."""
         return f"{self.name}[]" if self.is_list else self.name
+
+    def items(self, text: str, *, is_bracketed: bool) -> list[str]:
+        """The texts of one field of a list: one value, a JSON array, or several with commas between them.
+
+        Of free text a comma parts only what came under the bare name: a name or a term may hold one.
+        """
+        if text.lstrip().startswith("["):
+            try:
+                parsed = json.loads(text)
+            except (ValueError, RecursionError):
+                parsed = None
+            if isinstance(parsed, list) and all(isinstance(item, str) for item in parsed):
+                return parsed
+        if self.choices or self.kind == "language" or not is_bracketed:
+            return text.split(",")
+        return [text]
 
     def read(self, text: str, param: str) -> Any:
         """The value of one text. Raises InvalidValue or UnsupportedValue, which blame `param`."""
@@ -127,11 +145,13 @@ class Rule:
         return {"anyOf": [{"not": {"properties": {name: holds}, "required": [name]}}, then]}
 
 
-def object_schema(table: tuple[Field, ...], rules: tuple[Rule, ...] = ()) -> dict[str, Any]:
-    """JSON Schema of an object with these fields and no others; those that are always refused are left out."""
+def object_schema(
+    table: tuple[Field, ...], rules: tuple[Rule, ...] = (), *, allows_others: bool = False
+) -> dict[str, Any]:
+    """JSON Schema of an object with these fields; those that are always refused are left out."""
     schema: dict[str, Any] = {
         "properties": {field.wire_name: field.schema() for field in table if not field.refusal},
-        "additionalProperties": False,
+        "additionalProperties": allows_others,
     }
     if required := [field.wire_name for field in table if field.required]:
         schema["required"] = required
@@ -164,7 +184,7 @@ TEMPERATURE = Field(
 )
 LANGUAGE = Field(
     "language",
-    "The language spoken: its ISO-639-1 code; en-US and English are read as en. Unset or auto: detected.",
+    "The language spoken: its ISO-639-1 code; en-US, eng and English are read as en. Unset or auto: detected.",
     kind="language",
 )
 LANGUAGES_HEARD = Field(
@@ -220,7 +240,7 @@ NO_SPEAKERS = "Telling speakers apart is not supported by Whisper models."
 SPEAKER_NAMES = Field("known_speaker_names", "Always refused.", is_list=True, refusal=NO_SPEAKERS)
 SPEAKER_REFERENCES = Field("known_speaker_references", "Always refused.", is_list=True, refusal=NO_SPEAKERS)
 
-TRANSCRIPTION = (
+FIELDS = (
     FILE,
     MODEL,
     LANGUAGE,
@@ -236,7 +256,32 @@ TRANSCRIPTION = (
     SPEAKER_NAMES,
     SPEAKER_REFERENCES,
 )
-TRANSLATION = (FILE, MODEL, PROMPT, RESPONSE_FORMAT, TEMPERATURE)
+
+# Fields of other servers' APIs that clients send here too. A value that cannot be used is ignored with a warning.
+HOTWORDS = Field("hotwords", "faster-whisper's: as keywords.")
+VAD_FILTER = Field("vad_filter", "faster-whisper's: as chunking_strategy auto.", kind="boolean")
+BEAM_SIZE = Field("beam_size", "openai/whisper's: beams to search with.", kind="integer", minimum=1, maximum=MAX_BEAMS)
+UNTIMED = Field("without_timestamps", "openai/whisper's: decode without timestamp tokens.", kind="boolean")
+UNTIMED_CPP = replace(UNTIMED, name="no_timestamps", help="whisper.cpp's: as without_timestamps.")
+SEED = Field("seed", "vLLM's: of the random numbers at temperatures above 0.", kind="integer", minimum=0, maximum=2**53)
+TASK = Field("task", "openai/whisper's: transcribe or translate.", choices=("transcribe", "translate"))
+TRANSLATE = Field("translate", "whisper.cpp's: true is the task translate.", kind="boolean")
+STEP = Field("temperature_inc", "whisper.cpp's: step of the fallback; 0 for none.", kind="number", minimum=0, maximum=1)
+INITIAL_PROMPT = Field("initial_prompt", "openai/whisper's: as prompt.")
+WORDS = Field("word_timestamps", "openai/whisper's: as timestamp_granularities, segment and word.", kind="boolean")
+EXTRAS = (
+    HOTWORDS,
+    VAD_FILTER,
+    BEAM_SIZE,
+    UNTIMED,
+    UNTIMED_CPP,
+    SEED,
+    TASK,
+    TRANSLATE,
+    STEP,
+    INITIAL_PROMPT,
+    WORDS,
+)
 RULES = (
     Rule(
         STREAM,
@@ -254,7 +299,7 @@ RULES = (
     Rule(
         INCLUDE,
         "logprobs",
-        ("json",),
-        "Log-probabilities are given in json only; send that as response_format, or leave it out.",
+        ("json", "verbose_json"),
+        "Log-probabilities are given in json and verbose_json only; send one of them as response_format.",
     ),
 )

@@ -3,11 +3,12 @@
 import json
 import math
 import re
+import string
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from service.languages import language_name
-from service.transcription import Segment, Token, Transcription, Word
+from service.transcription import Segment, Token, Transcription
 
 MEDIA_TYPES = {  # text/html is never among them: a transcript is someone else's words
     "json": "application/json",
@@ -20,6 +21,8 @@ FORMATS = tuple(MEDIA_TYPES)
 ARROW = re.compile("-{2,}>")
 STREAMED_FORMATS = ("json", "text", "verbose_json")  # subtitles are files
 GRANULARITIES = ("segment", "word")  # what verbose_json can time
+AUDIO_TOKENS_PER_S = 10
+INNER_PUNCTUATION = string.punctuation + "’"  # begins a word of openai/whisper's without a space before it
 
 
 def render(
@@ -27,16 +30,14 @@ def render(
 ) -> str:
     """The response body in one of FORMATS; verbose_json times what `granularities` names, segments by default.
 
-    `logprobs`: whether json is to have those of the tokens.
+    `logprobs`: whether json and verbose_json are to have those of the tokens.
     """
     match response_format:
         case "json":
-            body: dict[str, Any] = {"text": result.text, "usage": usage(result)}
-            if logprobs:
-                body["logprobs"] = logprob_objects(result.segments)
-            return json.dumps(body, ensure_ascii=False)
+            body = {"text": result.text, "languages": language_objects(result), "usage": usage(result)}
+            return json.dumps(body | _logprobs(result, logprobs), ensure_ascii=False)
         case "verbose_json":
-            return json.dumps(verbose(result, granularities), ensure_ascii=False)
+            return json.dumps(verbose(result, granularities) | _logprobs(result, logprobs), ensure_ascii=False)
         case "text":
             return result.text + "\n"
         case "srt":
@@ -46,9 +47,30 @@ def render(
     raise ValueError(f"no such format: {response_format}")
 
 
+def _logprobs(result: Transcription, are_wanted: bool) -> dict[str, Any]:
+    return {"logprobs": logprob_objects(result.segments)} if are_wanted else {}
+
+
 def usage(result: Transcription) -> dict[str, Any]:
     """What OpenAI bills by: whole seconds, begun ones counted."""
     return {"type": "duration", "seconds": math.ceil(result.duration)}
+
+
+def token_usage(result: Transcription) -> dict[str, Any]:
+    """The usage of a stream's last event, which OpenAI's clients have in tokens only: a begun 100 ms of audio each."""
+    audio, text = math.ceil(result.duration * AUDIO_TOKENS_PER_S), sum(len(s.tokens) for s in result.segments)
+    return {
+        "type": "tokens",
+        "input_tokens": audio,
+        "input_token_details": {"audio_tokens": audio, "text_tokens": 0},
+        "output_tokens": text,
+        "total_tokens": audio + text,
+    }
+
+
+def language_objects(result: Transcription) -> list[dict[str, str]]:
+    """The language spoken, as the newest answers list them."""
+    return [{"code": result.language}]
 
 
 def verbose(result: Transcription, granularities: Collection[str] = ()) -> dict[str, Any]:
@@ -57,8 +79,8 @@ def verbose(result: Transcription, granularities: Collection[str] = ()) -> dict[
     if "segment" in granularities or "word" not in granularities:
         timed["segments"] = [segment_object(segment) for segment in spoken(result.segments)]
     if "word" in granularities:
-        timed["words"] = [word_object(word) for segment in result.segments for word in segment.words]
-    return {**verbose_head(result), **timed, "usage": usage(result)}
+        timed["words"] = word_objects(result.segments)
+    return {**verbose_head(result), "languages": language_objects(result), **timed, "usage": usage(result)}
 
 
 def verbose_head(result: Transcription) -> dict[str, Any]:
@@ -87,9 +109,19 @@ def segment_object(segment: Segment) -> dict[str, Any]:
     }
 
 
-def word_object(word: Word) -> dict[str, Any]:
-    """A word with OpenAI's keys."""
-    return {"word": word.word.strip(), "start": round(word.start, 3), "end": round(word.end, 3)}
+def word_objects(segments: Iterable[Segment]) -> list[dict[str, Any]]:
+    """The segments' words with OpenAI's keys, each as it stands in the text.
+
+    openai/whisper's end before punctuation: "grown", "-up" and "10", ",000" are one word each here.
+    """
+    words: list[dict[str, Any]] = []
+    for word in (word for segment in segments for word in segment.words if word.word.strip()):
+        if words and word.word[0] in INNER_PUNCTUATION:
+            words[-1]["word"] += word.word.strip()
+            words[-1]["end"] = round(word.end, 3)
+        else:
+            words.append({"word": word.word.strip(), "start": round(word.start, 3), "end": round(word.end, 3)})
+    return words
 
 
 def logprob_objects(segments: Iterable[Segment]) -> list[dict[str, Any]]:

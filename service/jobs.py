@@ -9,11 +9,14 @@ from concurrent.futures import Future
 from typing import Any
 
 from service.errors import ClientGone, NotReady, WispError
-from service.event_stream import EventStream
+from service.event_stream import COMMENT, EventStream
 from service.reading import Upload
 from service.transcriber import Options, Segment, Transcriber, Transcription
 
 log = logging.getLogger("wisp")
+
+FIRST_EVENT_S = 1.0  # how long a stream's status waits for the first segment or a failure
+COMMENT_EVERY_S = 10.0  # while nothing is said: proxies end a stream that is silent for a minute
 
 
 def look_at(ended: "asyncio.Future[Any]") -> None:
@@ -77,9 +80,9 @@ class Job:
             self._finish()
 
     async def frames(self, stream: EventStream) -> AsyncIterator[bytes]:
-        """Server-sent events from the first segment on. Raises WispError for a failure before it."""
+        """Server-sent events, with comments where nothing is said. Raises WispError for a failure that comes soon."""
         try:
-            event = await self.events.get()
+            event = await self._next(FIRST_EVENT_S)
             if isinstance(event, Future):
                 outcome(event)
         except BaseException:
@@ -87,12 +90,21 @@ class Job:
             raise
         return self._frames(event, stream)
 
-    async def _frames(self, event: "Segment | Future[Transcription]", stream: EventStream) -> AsyncIterator[bytes]:
+    async def _next(self, seconds: float) -> "Segment | Future[Transcription] | None":
+        """The next event, or None after so long without one."""
         try:
-            while isinstance(event, Segment):
-                if frames := stream.segment(event):
-                    yield frames
-                event = await self.events.get()
+            async with asyncio.timeout(seconds):
+                return await self.events.get()
+        except TimeoutError:
+            return None
+
+    async def _frames(
+        self, event: "Segment | Future[Transcription] | None", stream: EventStream
+    ) -> AsyncIterator[bytes]:
+        try:
+            while not isinstance(event, Future):
+                yield (stream.segment(event) if event else b"") or COMMENT
+                event = await self._next(COMMENT_EVERY_S)
             try:
                 yield stream.done(outcome(event))
             except WispError as error:

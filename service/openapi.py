@@ -5,10 +5,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from service import schemas
-from service.form_table import RULES, TRANSCRIPTION, TRANSLATION, Field, Rule, narrowed, object_schema
+from service.form_table import FIELDS, RULES, Field, narrowed, object_schema
 
 TITLE = "Wisp"
-ABOUT = "OpenAI's audio API, served by Whisper on this machine."
+ABOUT = (
+    "OpenAI's audio API, served by Whisper on this machine. Its paths also answer without /v1, under /openai/v1 (Groq) "
+    "and /openai/deployments/MODEL (Azure); whisper.cpp's are /inference and /health."
+)
 
 WILDCARDS = set("*?[")  # in an alias: other names are served too
 
@@ -39,40 +42,45 @@ def _answer(description: str, schema: str) -> Operation:
     }
 
 
-def _words(summary: str, table: tuple[Field, ...], rules: tuple[Rule, ...], *, streams: bool) -> Operation:
-    form = {"type": "object", **object_schema(table, rules)}
+def _words(summary: str, table: tuple[Field, ...], *, allows_others: bool) -> Operation:
+    form = {"type": "object", **object_schema(table, RULES, allows_others=allows_others)}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {
             "200": {
                 "description": "The words, as response_format asks.",
-                "content": schemas.transcript_content(streams=streams),
+                "headers": {
+                    "Wisp-Warning": {"description": "Fields that were ignored.", "schema": schemas.STRING},
+                },
+                "content": schemas.transcript_content(),
             },
             **{status: _error(description) for status, description in REFUSALS.items()},
         },
     }
 
 
-def operations(names: Sequence[str], languages: Sequence[str]) -> dict[str, dict[str, Operation]]:
+def operations(
+    names: Sequence[str], languages: Sequence[str], *, allows_others: bool
+) -> dict[str, dict[str, Operation]]:
     """Path → method → operation. `names`: what the served model is called; `languages`: those it knows, if known."""
     choices: dict[str, tuple[str, ...]] = {}
     if not any(WILDCARDS & set(name) for name in names):
         choices["model"] = tuple(names)
     if languages:
         choices |= {"language": tuple(languages), "languages": tuple(languages)}
+    table = narrowed(FIELDS, choices)
     path_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     return {
-        "/v1/audio/transcriptions": {
-            "post": _words("Audio in, its words out.", narrowed(TRANSCRIPTION, choices), RULES, streams=True)
-        },
+        "/v1/audio/transcriptions": {"post": _words("Audio in, its words out.", table, allows_others=allows_others)},
         "/v1/audio/translations": {
-            "post": _words(
-                "Audio in any language in, English words out.", narrowed(TRANSLATION, choices), (), streams=False
-            )
+            "post": _words("Audio in any language in, English words out.", table, allows_others=allows_others)
         },
         "/v1/models": {
-            "get": {"summary": "The served model.", "responses": {"200": _answer("One model.", "ModelList")}}
+            "get": {
+                "summary": "The served model, by its name and its aliases.",
+                "responses": {"200": _answer("The name, then the aliases.", "ModelList")},
+            }
         },
         "/v1/models/{id}": {
             "get": {
@@ -107,13 +115,19 @@ def operations(names: Sequence[str], languages: Sequence[str]) -> dict[str, dict
 
 
 def document(
-    names: Sequence[str], languages: Sequence[str], *, paths: Collection[str], has_keys: bool = False
+    names: Sequence[str],
+    languages: Sequence[str],
+    *,
+    paths: Collection[str],
+    has_keys: bool = False,
+    allows_others: bool = False,
 ) -> dict[str, Any]:
     """The OpenAPI 3.1 description of a server: of its model's names and languages, and whether it asks for API keys.
 
-    `paths`: those that it serves; of others nothing is said.
+    `paths`: those that it serves; of others nothing is said. `allows_others`: whether it takes unknown form fields.
     """
-    served = {path: methods for path, methods in operations(names, languages).items() if path in paths}
+    described_paths = operations(names, languages, allows_others=allows_others)
+    served = {path: methods for path, methods in described_paths.items() if path in paths}
     described: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": TITLE, "version": _version(), "description": ABOUT},

@@ -5,6 +5,7 @@ the server for the page's own. The browser says whose page it is (Origin), and h
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
@@ -23,12 +24,13 @@ class OriginGuard:
     Requests of programs, which send no Origin, and of the server's own pages pass.
     """
 
-    def __init__(self, app: ASGIApp, *, origins: Sequence[str], hosts: Sequence[str], check_host: bool) -> None:
-        """`origins`: that may use the server, `*` for any letters. `hosts`: the server's names, likewise.
+    def __init__(self, app: ASGIApp, *, origins: str, hosts: Sequence[str], check_host: bool) -> None:
+        """`origins`: a regular expression of those that may use the server. `hosts`: its names, `*` for any letters.
 
         `check_host`: whether only those, localhost and addresses are its names.
         """
-        self.app, self.origins, self.hosts, self.check_host = app, origins, hosts, check_host
+        self.app, self.hosts, self.check_host = app, hosts, check_host
+        self.origins = re.compile(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] != "lifespan" else None
@@ -46,9 +48,7 @@ class OriginGuard:
             return UnknownHost(_name(host))
         if origin is None or self._is_own_page(origin, host, sent.get(b"sec-fetch-site", "")):
             return None
-        if any(origin == allowed or fnmatchcase(origin, allowed) for allowed in self.origins):
-            return None
-        return ForeignOrigin(origin)
+        return None if self.origins.fullmatch(origin) else ForeignOrigin(origin)
 
     def _is_own_name(self, host: str) -> bool:
         name = _name(host)

@@ -1,13 +1,32 @@
 """Which route of the table a request is for, before it gets there: for its key, and for its label in metrics."""
 
+import re
 from collections.abc import Sequence
 
 from starlette.routing import BaseRoute, Match
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+def plain_path(path: str) -> str:
+    """`//v1/models/` → `/v1/models`: clients join a base address and a path with a slash too many, or end in one."""
+    return re.sub("/{2,}", "/", path).rstrip("/") or "/"
+
+
+class PlainPath:
+    """ASGI middleware: what comes after it, the key guard and the routes alike, sees the plain path."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "path" in scope and plain_path(scope["path"]) != scope["path"]:
+            scope = {**scope, "path": plain_path(scope["path"])}
+        await self.app(scope, receive, send)
 
 
 def route_of(scope: Scope, routes: Sequence[BaseRoute]) -> BaseRoute | None:
     """The first route that a request fits, else the first that its path alone fits, else none: as in routing."""
+    scope = {**scope, "path": plain_path(scope["path"])}
     matches = [(route.matches(scope)[0], route) for route in routes]
     for wanted in (Match.FULL, Match.PARTIAL):
         for match, route in matches:

@@ -1,6 +1,7 @@
 """The HTTP routes: parse and refuse early, transcribe without blocking the event loop, answer in OpenAI's shapes."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from starlette.routing import Route
 
 from service import api_pages, formats, web_page
 from service.better_model import embedded_notice
+from service.bodies import reader_for
 from service.errors import (
     ClientGone,
     MethodNotAllowed,
@@ -28,17 +30,21 @@ from service.errors import (
 )
 from service.event_stream import MEDIA_TYPE, EventStream
 from service.fields import Fields, accept
-from service.form_table import TRANSCRIPTION, TRANSLATION, Field
-from service.forms import OVERHEAD_BYTES, FormReader
+from service.forms import BodyReader
 from service.jobs import Job, look_at
 from service.model_places import EMBEDDED_NAME, canonical_name
+from service.openapi import WILDCARDS
 from service.reading import Upload
 from service.request_log import error_response
 from service.settings import Settings
 from service.transcriber import Options, Transcriber
 from service.uploads import UploadPlace, Uploads
 
+log = logging.getLogger("wisp")
+
 LOAD_WAIT_S = 60.0  # how long a transcription waits for the model that is still loading
+FOREIGN_PREFIXES = ("/openai/v1", "/openai/deployments/{deployment}")  # Groq's and Azure's
+QUERY_OF_AZURE = ("api-version",)
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,15 @@ class Service:
     under_way: set[Job] = field(default_factory=set)
 
     def is_served(self, name: str) -> bool:
-        """Whether the model answers to this name: its own in any spelling, or an alias."""
-        return canonical_name(name) == canonical_name(self.model_name) or any(
-            fnmatchcase(name, alias) for alias in self.settings.alias_names()
+        """Whether the model answers to this name: its own in any spelling, or an alias.
+
+        What clients put before a name does not count: `openai/whisper-1`, `Systran/faster-whisper-tiny.en`.
+        """
+        names = (name, name.rpartition("/")[2].removeprefix("faster-"))
+        return any(
+            canonical_name(spelling) == canonical_name(self.model_name)
+            or any(fnmatchcase(spelling, alias) for alias in self.settings.alias_names())
+            for spelling in names
         )
 
     def names(self) -> list[str]:
@@ -100,24 +112,24 @@ class Service:
 
 async def transcriptions(request: Request) -> Response:
     """POST /v1/audio/transcriptions: one file in, its words out, as the form asks."""
-    return await _answer(request, TRANSCRIPTION, "transcribe")
+    return await _answer(request, "transcribe")
 
 
 async def translations(request: Request) -> Response:
     """POST /v1/audio/translations: one file in, its words in English out. Multilingual models can."""
-    return await _answer(request, TRANSLATION, "translate")
+    return await _answer(request, "translate")
 
 
-async def _answer(request: Request, table: tuple[Field, ...], task: str) -> Response:
+async def _answer(request: Request, task: str) -> Response:
     service: Service = request.app.state.service
     check, admission = accept, None
     if service.loaded.done():
         transcriber = await service.transcriber()
         check, admission = transcriber.check, transcriber.admission
     check(Options(task=task))
-    fields = Fields(service.is_served, service.names(), table=table, task=task, check=check)
+    fields = _fields(request, service, task, check)
     # What its headers refuse takes no place, which may be another's upload's.
-    reader = _form_reader(request, fields, service.settings.max_upload_bytes)
+    reader = _body_reader(request, fields, service.settings.max_upload_bytes)
     with service.uploads.reserve(admission) as place:
         file = await _read_form(request, reader, place)
         leaving = asyncio.create_task(_client_leaves(request))
@@ -130,23 +142,44 @@ async def _answer(request: Request, table: tuple[Field, ...], task: str) -> Resp
             leaving.cancel()
             file.close()
             raise
+    headers = {}
+    if fields.warning:
+        log.info("%s", fields.warning)
+        headers["wisp-warning"] = fields.warning
     if fields.stream:
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
         stream = EventStream(fields.response_format, fields.granularities, logprobs=options.logprobs)
         return StreamingResponse(await job.frames(stream), media_type=MEDIA_TYPE, headers=headers)
     result = await job.result()
     body = formats.render(result, fields.response_format, fields.granularities, logprobs=options.logprobs)
-    return Response(body, media_type=formats.MEDIA_TYPES[fields.response_format])
+    return Response(body, media_type=formats.MEDIA_TYPES[fields.response_format], headers=headers)
 
 
-def _form_reader(request: Request, fields: Fields, max_bytes: int) -> FormReader:
+def _fields(request: Request, service: Service, task: str, check: Callable[[Options], None]) -> Fields:
+    """The fields of a request, with those of its address as defaults: the query's, and Azure's deployment."""
+    refuses_unknown = service.settings.unknown_fields == "refuse"
+    names = service.names()
+    address = Fields(service.is_served, names, task=task, check=check, refuses_unknown=refuses_unknown)
+    deployment = request.path_params.get("deployment")
+    if deployment is not None:
+        address("model", deployment)
+    for name, text in request.query_params.multi_items():
+        if name not in QUERY_OF_AZURE and not (name == "model" and deployment is not None):
+            address(name, text)
+    address.fold()
+    return Fields(service.is_served, names, task=task, check=check, refuses_unknown=refuses_unknown, defaults=address)
+
+
+def _body_reader(request: Request, fields: Fields, max_bytes: int) -> BodyReader:
+    content_type = request.headers.get("content-type", "")
+    reader = reader_for(content_type, max_file_bytes=max_bytes, on_field=fields, is_text=fields.knows)
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > max_bytes + OVERHEAD_BYTES:
+    if announced.isdecimal() and int(announced) > reader.max_body_bytes:
         raise UploadTooLarge(int(announced), max_bytes, announced=True)
-    return FormReader(request.headers.get("content-type", ""), max_file_bytes=max_bytes, on_field=fields)
+    return reader
 
 
-async def _read_form(request: Request, reader: FormReader, place: UploadPlace) -> BinaryIO:
+async def _read_form(request: Request, reader: BodyReader, place: UploadPlace) -> BinaryIO:
     try:
         async with place.reading():
             file = await reader.read(place.counted(request.stream()))
@@ -167,9 +200,10 @@ async def _client_leaves(request: Request) -> None:
 
 
 async def models(request: Request) -> Response:
-    """GET /v1/models."""
+    """GET /v1/models: the model by its name, then by each alias that is one name."""
     service: Service = request.app.state.service
-    return JSONResponse({"object": "list", "data": [service.model_object(service.model_name)]})
+    names = [name for name in service.names() if not WILDCARDS & set(name)]
+    return JSONResponse({"object": "list", "data": [service.model_object(name) for name in names]})
 
 
 async def model(request: Request) -> Response:
@@ -195,11 +229,21 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "ready", "model": service.model_name})
 
 
+def _api(prefix: str) -> list[Route]:
+    """The API's routes under a prefix; described is the one of OpenAI itself."""
+    is_described = prefix == "/v1"
+    return [
+        Route(f"{prefix}/audio/transcriptions", transcriptions, methods=["POST"], include_in_schema=is_described),
+        Route(f"{prefix}/audio/translations", translations, methods=["POST"], include_in_schema=is_described),
+        Route(f"{prefix}/models", models, include_in_schema=is_described),
+        Route(f"{prefix}/models/{{id:path}}", model, include_in_schema=is_described),
+    ]
+
+
 ROUTES = [
-    Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
-    Route("/v1/audio/translations", translations, methods=["POST"]),
-    Route("/v1/models", models),
-    Route("/v1/models/{id:path}", model),
+    *(route for prefix in ("/v1", "", *FOREIGN_PREFIXES) for route in _api(prefix)),
+    Route("/inference", transcriptions, methods=["POST"], include_in_schema=False),  # whisper.cpp's
+    Route("/health", healthz, include_in_schema=False),
     Route("/healthz", healthz),
     Route("/readyz", readyz),
     *api_pages.ROUTES,

@@ -60,16 +60,39 @@ _SEGMENT: Schema = {
 
 COMPONENTS: Schema = {
     "Transcription": record(
-        {"text": STRING, "usage": reference("Usage"), "logprobs": array("Logprob")}, optional=("logprobs",)
+        {
+            "text": STRING,
+            "languages": array("Language"),
+            "usage": reference("Usage"),
+            "logprobs": array("Logprob"),
+        },
+        optional=("logprobs",),
     ),
     "VerboseTranscription": record(
-        {**_HEAD, "segments": array("Segment"), "words": array("Word"), "usage": reference("Usage")},
-        optional=("segments", "words"),
+        {
+            **_HEAD,
+            "languages": array("Language"),
+            "segments": array("Segment"),
+            "words": array("Word"),
+            "usage": reference("Usage"),
+            "logprobs": array("Logprob"),
+        },
+        optional=("segments", "words", "logprobs"),
         description="Segments, words or both, as timestamp_granularities[] asks.",
     ),
     "Segment": record(_SEGMENT),
     "Word": record({"word": STRING, "start": SECONDS, "end": SECONDS}),
     "Usage": record({"type": _constant("duration"), "seconds": COUNT}, description="Begun seconds of audio."),
+    "TokenUsage": record(
+        {
+            "type": _constant("tokens"),
+            "input_tokens": COUNT | {"description": "One for each begun 100 ms of audio."},
+            "input_token_details": record({"audio_tokens": COUNT, "text_tokens": COUNT}),
+            "output_tokens": COUNT | {"description": "Of Whisper, its timestamps among them."},
+            "total_tokens": COUNT,
+        }
+    ),
+    "Language": record({"code": {"type": "string", "enum": list(LANGUAGES)}}, description="A language spoken."),
     "Logprob": record(
         {
             "token": STRING,
@@ -83,11 +106,16 @@ COMPONENTS: Schema = {
         "oneOf": [reference("DeltaEvent"), reference("SegmentEvent"), reference("DoneEvent"), reference("Error")],
     },
     "DeltaEvent": record(
-        {"type": _constant("transcript.text.delta"), "delta": STRING, "logprobs": array("Logprob")},
+        {
+            "type": _constant("transcript.text.delta"),
+            "delta": STRING,
+            "segment_id": STRING,
+            "logprobs": array("Logprob"),
+        },
         optional=("logprobs",),
     ),
     "SegmentEvent": record(
-        {"type": _constant("transcript.text.segment"), **_SEGMENT, "words": array("Word")},
+        {"type": _constant("transcript.text.segment"), **_SEGMENT, "id": STRING, "words": array("Word")},
         optional=("words",),
         description="With verbose_json.",
     ),
@@ -95,7 +123,8 @@ COMPONENTS: Schema = {
         {
             "type": _constant("transcript.text.done"),
             **_HEAD,
-            "usage": reference("Usage"),
+            "languages": array("Language"),
+            "usage": reference("TokenUsage"),
             "logprobs": array("Logprob"),
         },
         optional=("task", "language", "duration", "logprobs"),
@@ -132,7 +161,7 @@ COMPONENTS: Schema = {
 JSON_BODIES = {"json": "Transcription", "verbose_json": "VerboseTranscription"}
 
 
-def transcript_content(*, streams: bool) -> Schema:
+def transcript_content() -> Schema:
     """Media type → schema of every answer that a transcription or translation may be."""
     content: Schema = {
         "application/json": {"schema": {"oneOf": [reference(name) for name in JSON_BODIES.values()]}},
@@ -140,6 +169,4 @@ def transcript_content(*, streams: bool) -> Schema:
     for name, media_type in MEDIA_TYPES.items():
         if name not in JSON_BODIES:
             content[media_type.partition(";")[0]] = {"schema": STRING}
-    if streams:
-        content["text/event-stream"] = {"x-event-schema": reference("Event")}
-    return content
+    return content | {"text/event-stream": {"x-event-schema": reference("Event")}}

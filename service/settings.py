@@ -14,7 +14,8 @@ PRELOAD_VARIABLE = "WASMEDGE_WASINN_PRELOAD"  # WasmEdge's own name, so that the
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
-ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
+# A star is a whole first name of a host with others after it, or a whole port, or everything.
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://(\*\.[^/\s*:]+|[^/\s*]+)(:\*|:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ class Settings:
         choices=("no", "yes"),
     )
     cors_origins: str = _field(
-        "", "Web pages of other servers that may use this one: origins such as https://a.example, comma-separated, or *"
+        "",
+        "Web pages of other servers that may use this one: origins such as https://a.example, comma-separated, or *; "
+        "https://*.a.example stands for any one name before .a.example, http://localhost:* for any port",
     )
     hosts: str = _field(
         "host.docker.internal,host.containers.internal",
@@ -96,7 +99,16 @@ class Settings:
         variable="HF_ENDPOINT",
         flag=False,
     )
-    aliases: str = _field("whisper-1", "Other names of the served model, comma-separated; * stands for any letters")
+    aliases: str = _field(
+        "whisper-1,whisper,whisper-*,gpt-transcribe,gpt-*-transcribe*,gpt-live-transcribe,gpt-realtime-whisper",
+        "Other names of the served model, comma-separated; * stands for any letters",
+    )
+    unknown_fields: str = _field(
+        "warn",
+        "Form fields that OpenAI's API doesn't have: honour or ignore them, the latter with a Wisp-Warning header, or "
+        "refuse them",
+        choices=("warn", "refuse"),
+    )
     max_upload_bytes: int = _field(
         GIB,
         "Largest file accepted; OpenAI stops at 25 MB, an hour of CD-quality stereo WAV has 635 MB",
@@ -210,9 +222,23 @@ class Settings:
         """The names of `hosts`."""
         return [name.strip().lower() for name in self.hosts.split(",") if name.strip()]
 
+    def cors_origin_pattern(self) -> str:
+        """A regular expression of exactly the configured origins, for `re.fullmatch`."""
+        return "|".join(_origin_pattern(origin) for origin in self.cors_origin_list())
+
     def logging_level(self) -> int:
         """`log_level` as the logging module's number."""
         return logging.getLevelNamesMapping()[self.log_level.upper()]
+
+
+def _origin_pattern(origin: str) -> str:
+    """`*` stands for one name of a host, or for a port; alone, for any origin."""
+    if origin == "*":
+        return ".*"
+    pattern = re.escape(origin.lower())
+    if pattern.endswith(r":\*"):
+        pattern = pattern.removesuffix(r":\*") + r"(:\d+)?"
+    return pattern.replace(r"\*", "[a-z0-9-]+")
 
 
 def _row(field: "dataclasses.Field[Any]") -> Setting:
@@ -242,7 +268,10 @@ def read_settings(environment: Mapping[str, str], flags: Mapping[str, str | None
     settings = Settings(**values)
     for origin in settings.cors_origin_list():
         if not ORIGIN.fullmatch(origin):
-            raise ValueError(f"'{origin}' is no origin; WISP_CORS_ORIGINS takes * or scheme://host[:port].")
+            raise ValueError(
+                f"'{origin}' is no origin; WISP_CORS_ORIGINS takes * or scheme://host[:port], with * for "
+                "the host's first name, as in https://*.example.com, or for the port."
+            )
     return settings
 
 

@@ -309,6 +309,7 @@ class Transcriber:
                 code: token for code, token in tokens["languages"].items() if code in options.languages
             }
         prompts = [", ".join(options.keywords), options.prompt or ""]
+        n_beams = options.beam_size or self.beam_size
         return {
             "model": model.name,
             "dims": {name: getattr(model.dims, name) for name in ("n_mels", "n_audio_ctx", "n_vocab", "n_text_ctx")},
@@ -319,7 +320,9 @@ class Transcriber:
                 "task": options.task,
                 "language": options.language or (None if options.languages else model.language),
                 "temperature": list(options.temperature),
-                "beam_size": self.beam_size if self.beam_size > 1 else None,
+                "beam_size": n_beams if n_beams > 1 else None,
+                "without_timestamps": options.without_timestamps,
+                "seed": options.seed,
                 "initial_prompt": ". ".join(text for text in prompts if text) or None,
                 "carry_initial_prompt": bool(options.keywords),
                 "condition_on_previous_text": model.condition_on_prev_tokens,

@@ -131,9 +131,10 @@ def post(client: TestClient, file: bytes = wav(1.0), **fields: str) -> Any:
 
 
 def events(text: str) -> list[dict[str, Any]]:
-    """The server-sent events of a body, each a bare data frame of one line."""
+    """The server-sent events of a body, each a bare data frame of one line; without the comments between them."""
     frames = text.split("\n\n")
     assert frames.pop() == ""
+    frames = [frame for frame in frames if frame != ":"]
     assert all(frame.startswith("data: ") and "\n" not in frame for frame in frames)
     return [json.loads(frame.removeprefix("data: ")) for frame in frames]
 

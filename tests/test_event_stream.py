@@ -26,13 +26,20 @@ def events(stream: EventStream) -> list[dict[str, Any]]:
 
 def test_deltas_joined_are_the_text_of_the_last_event() -> None:
     *deltas, done = events(EventStream())
-    assert [set(event) for event in deltas] == [{"type", "delta"}] * 2
+    assert [set(event) for event in deltas] == [{"type", "delta", "segment_id"}] * 2
     assert {event["type"] for event in deltas} == {"transcript.text.delta"}
     assert "".join(event["delta"] for event in deltas) == done["text"] == RESULT.text
     assert done == {
         "type": "transcript.text.done",
         "text": RESULT.text,
-        "usage": {"type": "duration", "seconds": 5},
+        "languages": [{"code": "en"}],
+        "usage": {
+            "type": "tokens",
+            "input_tokens": 42,
+            "input_token_details": {"audio_tokens": 42, "text_tokens": 0},
+            "output_tokens": 4,
+            "total_tokens": 46,
+        },
     }
 
 
@@ -48,7 +55,8 @@ def test_verbose_json_has_an_event_for_each_segment_and_tells_of_the_whole_at_th
     numbers = {"id", "seek", "start", "end", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob"}
     assert set(segment) == {"type", "text", "tokens"} | numbers
     assert (segment["start"], segment["end"], segment["text"]) == (0.0, 2.0, " Ask not.")
-    assert last["id"] == 2, "what has no words is left out"
+    assert (segment["id"], last["id"]) == ("seg_0", "seg_2"), "what has no words is left out"
+    assert delta["segment_id"] == segment["id"]
     assert (done["task"], done["language"], done["duration"], done["text"]) == (
         "transcribe",
         "english",

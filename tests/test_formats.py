@@ -26,6 +26,7 @@ WORDLESS = Transcription("", "en", 3.0, (segment(0, 0.0, 0.02, ""),))  # what Wh
 def test_json_is_the_text_and_begun_seconds() -> None:
     assert json.loads(formats.render(SPOKEN, "json")) == {
         "text": SPOKEN.text,
+        "languages": [{"code": "en"}],
         "usage": {"type": "duration", "seconds": 4001},
     }
 
@@ -49,6 +50,7 @@ def test_verbose_json_has_every_key_openai_requires() -> None:
         assert all(isinstance(item[key], int | float) for key in numbers)
     assert body["segments"][0]["text"] == " Ask not <b>what</b>"
     assert "words" not in body
+    assert body["languages"] == [{"code": "en"}]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,27 @@ def test_verbose_json_times_what_was_asked_for(granularities: tuple[str, ...], k
             {"word": "Ask", "start": 0.1, "end": 0.3},
             {"word": "not.", "start": 0.3, "end": 0.5},
         ]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words"),
+    [
+        ([" A", " grown", "-up", "'s", " U", ".S.", " plan"], ["A", "grown-up's", "U.S.", "plan"]),
+        ([" 10", ",000", "%", " of", " and", "/or"], ["10,000%", "of", "and/or"]),
+        (["你", "好，", "世界"], ["你", "好，", "世界"]),
+        (["-up", " “Ask", "”"], ["-up", "“Ask", "”"]),
+        ([" a", "", " ", "b"], ["a", "b"]),
+    ],
+)
+def test_words_are_those_of_the_text(pieces: list[str], words: list[str]) -> None:
+    """openai/whisper ends a word before punctuation: joined with spaces, its pieces would not be the text."""
+    timed = tuple(Word(piece, float(n), n + 0.5, 0.9) for n, piece in enumerate(pieces))
+    one = dataclasses.replace(segment(0, 0.0, 9.0, "".join(pieces)), words=timed)
+    body = json.loads(formats.render(Transcription(one.text, "en", 9.0, (one,)), "verbose_json", ("word",)))
+    assert [word["word"] for word in body["words"]] == words
+    assert body["words"][0]["start"] == 0.0
+    if pieces[1] == " grown":
+        assert (body["words"][1]["start"], body["words"][1]["end"]) == (1.0, 3.5)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +170,7 @@ def test_json_has_log_probabilities_where_they_were_asked_for() -> None:
     result = Transcription("naï", "en", 1.0, (dataclasses.replace(segment(0, 0, 1, " naï"), logprobs=tokens),))
     assert "logprobs" not in json.loads(formats.render(result, "json"))
     logprobs = json.loads(formats.render(result, "json", logprobs=True))["logprobs"]
+    assert json.loads(formats.render(result, "verbose_json", logprobs=True))["logprobs"] == logprobs
     assert logprobs == [
         {"token": " na", "logprob": -0.5, "bytes": [32, 110, 97]},
         {"token": "\ufffd", "logprob": -0.25, "bytes": [0xC3]},

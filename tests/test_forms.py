@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -22,7 +22,13 @@ def form(*parts: bytes) -> bytes:
 
 
 def read(
-    body: bytes, *, cap: int = 1000, step: int = 7, content_type: str = TYPE, refuse: str = ""
+    body: bytes,
+    *,
+    cap: int = 1000,
+    step: int = 7,
+    content_type: str = TYPE,
+    refuse: str = "",
+    is_text: Callable[[str], bool] = lambda name: True,
 ) -> tuple[bytes | None, list[tuple[str, str]], int]:
     """(the file, the fields, the bytes that were taken from the body)."""
     fields: list[tuple[str, str]] = []
@@ -40,7 +46,7 @@ def read(
             yield body[start:taken]
 
     async def run() -> bytes | None:
-        reader = FormReader(content_type, max_file_bytes=cap, on_field=on_field)
+        reader = FormReader(content_type, max_file_bytes=cap, on_field=on_field, is_text=is_text)
         try:
             file = await reader.read(pieces())
             if file is None:
@@ -106,10 +112,43 @@ def test_two_files_are_one_too_many() -> None:
     assert raised.value.param == "file"
 
 
-def test_a_file_under_another_name_is_refused_by_that_name() -> None:
-    with pytest.raises(InvalidValue) as raised:
-        read(form(part("audio", b"x", "a.wav")))
-    assert raised.value.param == "audio"
+def test_a_text_field_may_come_as_a_file() -> None:
+    body = form(part("model", b"tiny_en", "blob"), part("file", b"x", "a"))
+    assert read(body)[:2] == (b"x", [("model", "tiny_en")])
+
+
+def test_a_file_under_an_unknown_name_is_heard_of_and_not_kept() -> None:
+    """However large it is: its listener may refuse it, before it is read."""
+    body = form(part("audio", b"x" * (MAX_FIELD_BYTES + 1), "a.wav"), part("file", b"y", "a"))
+    assert read(body, step=5000, is_text=lambda name: False)[:2] == (b"y", [("audio", "")])
+    with pytest.raises(UnsupportedValue) as raised:
+        read(body, is_text=lambda name: False, refuse="audio")
+    assert int(raised.value.__notes__[0].split()[1]) < 100
+
+
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize("preamble", [b"", b"\n", b"This is a form.\nIn parts.\n", b"--edg\n"])
+@pytest.mark.parametrize("epilogue", [b"", b"\n", b"\nThe end.\n--edge\n"])
+def test_lines_may_end_in_lf_with_text_before_and_after(step: int, preamble: bytes, epilogue: bytes) -> None:
+    sounds = [bytes(range(256)) * 3, b"", b"\n", b"\r\n\n\r", b"\n--edg", b"a\r\n--edg\r\n\r\n"]
+    for sound in sounds:
+        for line_end in (b"\n", b"\r\n"):
+            parts = form(part("model", b"tiny_en"), part("prompt", b""), part("file", b"SOUND", "a.wav"))
+            body = parts.replace(b"\r\n", line_end).replace(b"SOUND", sound)
+            whole = preamble.replace(b"\n", line_end) + body.removesuffix(line_end) + epilogue.replace(b"\n", line_end)
+            file, fields, _ = read(whole, step=step)
+            assert (file, fields) == (sound, [("model", "tiny_en"), ("prompt", "")]), (sound, line_end)
+
+
+def test_a_preamble_has_an_end() -> None:
+    with pytest.raises(MalformedForm, match="does not begin with its boundary") as raised:
+        read(b"x" * 1_000_000, step=1000, cap=1 << 30)
+    assert int(raised.value.__notes__[0].split()[1]) < 70_000
+
+
+def test_header_lines_that_end_in_lf_are_as_bounded_as_others() -> None:
+    with pytest.raises(MalformedForm):
+        read(b"--edge\n" + b"X: y\n" * 100_000, step=1 << 20, cap=1 << 30)
 
 
 def test_a_long_text_field_is_refused_by_name() -> None:

@@ -38,10 +38,15 @@ def test_each_token_of_the_text_has_its_log_probability(client: TestClient) -> N
     assert all(-0.1 < token["logprob"] <= 0 for token in body["logprobs"]), "the synthetic model is certain"
 
 
+def test_verbose_json_has_them_too(client: TestClient) -> None:
+    body = post(client, wav(4.0), response_format="verbose_json", **INCLUDE).json()
+    assert [token["token"] for token in body["logprobs"]] == [*synthetic.WORDS, *synthetic.WORDS]
+
+
 def test_they_are_there_only_where_they_are_asked_for(client: TestClient) -> None:
     assert "logprobs" not in post(client).json()
     assert all("logprobs" not in event for event in events(post(client, stream="true").text))
-    for response_format in ("text", "srt", "vtt", "verbose_json"):
+    for response_format in ("text", "srt", "vtt"):
         refusal = post(client, response_format=response_format, **INCLUDE)
         assert_error(refusal, 400, "unsupported_value", "include[]")
 

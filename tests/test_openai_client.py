@@ -92,7 +92,7 @@ def test_granularities(call: Any, granularities: list[str]) -> None:
 @pytest.mark.parametrize("include", [openai.omit, ["logprobs"]])
 def test_streams(call: Any, response_format: Any, include: Any) -> None:
     arguments = {"file": SOUND, "model": "whisper-1", "stream": True, "response_format": response_format}
-    if include is not openai.omit and response_format in ("text", "verbose_json"):
+    if include is not openai.omit and response_format == "text":
         with pytest.raises(openai.BadRequestError) as refused:
             call("transcriptions", **arguments, include=include)
         assert refused.value.param == "include[]"
@@ -139,7 +139,6 @@ def test_everything_else_that_the_client_can_send(call: Any, chunking: Any) -> N
         ({"known_speaker_names": ["Ann"]}, openai.BadRequestError, "known_speaker_names[]"),
         ({"chunking_strategy": {"type": "server_vad", "threshold": 2}}, openai.BadRequestError, None),
         ({"temperature": 1.5, "stream": True}, openai.BadRequestError, "temperature"),
-        ({"extra_body": {"max_completion_tokens": 1}}, openai.BadRequestError, "max_completion_tokens"),
     ],
 )
 def test_refusals_are_the_clients_own_errors(
@@ -164,7 +163,7 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(call: Any) -> None:
 
 def test_models(url: str, tmp_path: Path) -> None:
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        assert [model.id for model in client.models.list()] == ["both"]
+        assert [model.id for model in client.models.list()][:2] == ["both", "gpt-live-transcribe"]
         assert client.models.retrieve("whisper-1").id == "whisper-1"
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("i-do-not-exist")

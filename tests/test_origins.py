@@ -83,7 +83,7 @@ def test_where_others_reach_the_server_any_name_is_its_own() -> None:
 
 
 def test_a_web_socket_of_a_foreign_page_is_closed_before_it_is_open() -> None:
-    guard = OriginGuard(welcome, origins=[], hosts=[], check_host=True)
+    guard = OriginGuard(welcome, origins="", hosts=[], check_host=True)
     client = TestClient(guard, base_url="http://localhost")
     with pytest.raises(WebSocketDisconnect) as closed, client.websocket_connect("/", headers={"Origin": EVIL}):
         pass

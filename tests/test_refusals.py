@@ -17,7 +17,7 @@ def test_a_form_without_a_file_is_refused(client: TestClient) -> None:
 
 
 def test_a_body_that_is_no_form_is_refused(client: TestClient) -> None:
-    assert_error(client.post(PATH, json={"file": "x"}), 400, "malformed_form")
+    assert_error(client.post(PATH, content=b"x", headers={"content-type": "text/plain"}), 400, "malformed_form")
     assert_error(client.post(PATH), 400, "malformed_form")
 
 
@@ -31,7 +31,6 @@ def test_a_body_that_is_no_form_is_refused(client: TestClient) -> None:
         ({"language": "de"}, 400, "unsupported_value", "language"),
         ({"timestamp_granularities[]": "word"}, 400, "unsupported_value", "timestamp_granularities[]"),
         ({"stream": "true", "response_format": "srt"}, 400, "unsupported_value", "response_format"),
-        ({"colour": "red"}, 400, "unknown_parameter", "colour"),
     ],
 )
 def test_fields_are_refused_by_name(
@@ -89,7 +88,7 @@ def test_an_upload_that_announces_too_much_is_not_read(client: TestClient) -> No
     assert "announces 1000000000000 bytes" in message
 
 
-@pytest.mark.parametrize("path", ["/v1", "/v1/audio/transcriptions/", "/v1/nothing", "/%2e%2e/etc/passwd"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/audio/transcription", "/v2/models", "/v1/nothing", "/%2e%2e/etc/passwd"])
 def test_an_unknown_path_is_told_in_the_envelope(client: TestClient, path: str) -> None:
     assert_error(client.get(path), 404, "not_found")
 

@@ -15,7 +15,11 @@ from tests.serving import PATH, assert_error, engine_for, events, post, ready, s
 def test_a_file_alone_gives_its_words(client: TestClient) -> None:
     response = post(client)
     assert response.status_code == 200
-    assert response.json() == {"text": synthetic.SENTENCE, "usage": {"type": "duration", "seconds": 1}}
+    assert response.json() == {
+        "text": synthetic.SENTENCE,
+        "languages": [{"code": "en"}],
+        "usage": {"type": "duration", "seconds": 1},
+    }
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,26 @@ def test_a_files_name_means_nothing(client: TestClient, name: str) -> None:
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize("name", ["synthetic", "whisper-1", "Synthetic", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "synthetic",
+        "Synthetic",
+        "",
+        "whisper",
+        "whisper-1",
+        "whisper-large-v3-turbo",
+        "gpt-transcribe",
+        "gpt-4o-transcribe",
+        "gpt-4o-mini-transcribe-2025-12-15",
+        "gpt-live-transcribe",
+        "gpt-realtime-whisper",
+        "openai/whisper-1",
+        "openai/whisper-tiny.en",
+        "Systran/faster-whisper-tiny.en",
+        "Systran/faster-synthetic",
+    ],
+)
 def test_the_model_answers_to_its_name_and_aliases(client: TestClient, name: str) -> None:
     assert post(client, model=name).status_code == 200
 
@@ -81,7 +104,7 @@ def test_a_preloaded_model_answers_to_its_name_as_it_was_given(folder: Path) -> 
     settings = Settings(preload=f"My-Whisper.en:Burn:CPU:{folder / 'model.safetensors'}")
     with engine_for(settings) as engine:
         client = TestClient(create_app(ready(engine)))
-        (listed,) = client.get("/v1/models").json()["data"]
+        listed, *_ = client.get("/v1/models").json()["data"]
         assert listed["id"] == "My-Whisper.en"
         for name in (listed["id"], "my_whisper_en"):
             assert client.get(f"/v1/models/{name}").status_code == 200
@@ -107,14 +130,23 @@ def test_a_stream_is_deltas_and_one_whole_text(client: TestClient) -> None:
 
 def test_models_are_listed_and_found(client: TestClient) -> None:
     body = client.get("/v1/models").json()
-    (model,) = body["data"]
+    model, *aliases = body["data"]
+    assert [alias["id"] for alias in aliases] == [
+        "gpt-live-transcribe",
+        "gpt-realtime-whisper",
+        "gpt-transcribe",
+        "whisper",
+        "whisper-1",
+    ]
+    assert all("shutdown_date" not in entry for entry in body["data"])
     assert body["object"] == "list"
     assert {"id", "object", "created", "owned_by"} <= set(model) and model["languages"] == ["en"]
     assert (model["id"], model["object"]) == ("synthetic", "model") and isinstance(model["created"], int)
     assert client.get("/v1/models/synthetic").json() == model
     assert client.get("/v1/models/whisper-1").json()["id"] == "whisper-1"
     for refusal in (client.get("/v1/models/gpt-5"), post(client, model="gpt-5")):
-        assert "synthetic, whisper-1" in assert_error(refusal, 404, "model_not_found", "model")
+        assert "synthetic, gpt-*-transcribe*, " in assert_error(refusal, 404, "model_not_found", "model")
+    assert client.get("/v1/models/openai/whisper-1/").json()["id"] == "openai/whisper-1"
     assert_error(client.get("/v1/models/openai/nothing"), 404, "model_not_found", "model")
 
 

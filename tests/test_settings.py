@@ -1,5 +1,7 @@
 """Settings: read once from flags and the environment, and documented whole."""
 
+import re
+
 import pytest
 
 from service.settings import TABLE, Settings, markdown_table, read_settings
@@ -39,9 +41,30 @@ def test_an_origin_is_as_browsers_send_it(origins: str) -> None:
     assert settings.cors_origin_list() == [origin.strip(" /") for origin in origins.split(",")]
 
 
-@pytest.mark.parametrize("origin", ["foo", "https://a.example/page", "a.example:80"])
+@pytest.mark.parametrize(
+    "origins", ["https://*.a.example", "http://localhost:*", "https://*.a.example:*, http://[::1]:*"]
+)
+def test_a_star_in_an_origin_is_a_first_name_or_a_port(origins: str) -> None:
+    assert read_settings({"WISP_CORS_ORIGINS": origins}).cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "foo",
+        "https://a.example/page",
+        "a.example:80",
+        "https://*",
+        "https://*a.example",
+        "https://a.*.example",
+        "https://*.*.example",
+        "*://a.example",
+        "https://a.example:80*",
+        "**",
+    ],
+)
 def test_what_no_browser_sends_is_no_origin(origin: str) -> None:
-    with pytest.raises(ValueError, match=f"'{origin}' is no origin"):
+    with pytest.raises(ValueError, match=re.escape(f"'{origin}' is no origin")):
         read_settings({"WISP_CORS_ORIGINS": f"https://b.example,{origin}"})
 
 

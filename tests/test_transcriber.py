@@ -40,6 +40,9 @@ def transcriber(folder: Path) -> Iterator[Transcriber]:
 def test_the_guest_is_told_what_was_asked_for(transcriber: Transcriber) -> None:
     asked = transcriber.argument(Options(prompt="A letter.", keywords=("Wisp", "lavapipe")))["options"]
     assert (asked["initial_prompt"], asked["carry_initial_prompt"]) == ("Wisp, lavapipe. A letter.", True)
+    asked = transcriber.argument(Options(beam_size=3, without_timestamps=True, seed=7))["options"]
+    assert (asked["beam_size"], asked["without_timestamps"], asked["seed"]) == (3, True, 7)
+    assert transcriber.argument(Options(beam_size=1))["options"]["beam_size"] is None
     plain = transcriber.argument(Options())["options"]
     assert (plain["initial_prompt"], plain["carry_initial_prompt"], plain["word_timestamps"]) == (None, False, False)
     assert plain["temperature"] == list(TEMPERATURES)

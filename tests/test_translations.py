@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from tests import synthetic
-from tests.serving import assert_error, engine_for, post, ready, settings_for, wav
+from tests.serving import assert_error, engine_for, events, post, ready, settings_for, wav
 
 PATH = "/v1/audio/translations"
 
@@ -66,15 +66,25 @@ def test_verbose_json_says_that_it_is_a_translation_into_english(multilingual: T
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"language": "de"}, "unknown_parameter", "language"),
-        ({"stream": "true"}, "unknown_parameter", "stream"),
-        ({"timestamp_granularities[]": "word"}, "unknown_parameter", "timestamp_granularities[]"),
+        ({"language": "fr"}, "unsupported_value", "language"),
+        ({"timestamp_granularities[]": "word"}, "unsupported_value", "timestamp_granularities[]"),
         ({"response_format": "diarized_json"}, "unsupported_value", "response_format"),
         ({"temperature": "2"}, "invalid_value", "temperature"),
     ],
 )
-def test_it_has_fields_of_its_own(multilingual: TestClient, fields: dict[str, str], code: str, param: str) -> None:
+def test_fields_are_refused_by_name(multilingual: TestClient, fields: dict[str, str], code: str, param: str) -> None:
     assert_error(translate(multilingual, **fields), 400, code, param)
+
+
+def test_it_takes_a_language_and_streams(multilingual: TestClient) -> None:
+    *deltas, done = events(translate(multilingual, language="de", stream="true").text)
+    assert "".join(event["delta"] for event in deltas) == done["text"] == "what"
+
+
+@pytest.mark.parametrize("fields", [{"task": "translate"}, {"translate": "true"}])
+def test_a_transcription_may_ask_for_it(multilingual: TestClient, english: TestClient, fields: Any) -> None:
+    assert post(multilingual, **fields).json()["text"] == "what"
+    assert_error(post(english, **fields), 400, "unsupported_value", "model")
 
 
 def test_an_english_model_says_that_it_cannot_before_it_reads_anything(english: TestClient) -> None:

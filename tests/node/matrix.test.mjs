@@ -70,7 +70,7 @@ describe("granularities", () => {
 
 describe("streams", () => {
   for (const response_format of [undefined, "json", "text", "verbose_json"]) {
-    for (const include of response_format === undefined || response_format === "json" ? [undefined, ["logprobs"]] : [undefined]) {
+    for (const include of response_format === undefined || response_format !== "text" ? [undefined, ["logprobs"]] : [undefined]) {
       test(`${response_format} ${include ?? ""}`, async () => {
         const events = [];
         for await (const event of await hear({ stream: true, response_format, include })) events.push(event);
@@ -104,7 +104,7 @@ describe("everything else", () => {
   test("models", async () => {
     const ids = [];
     for await (const model of client.models.list()) ids.push(model.id);
-    assert.deepEqual(ids, ["both"]);
+    assert.deepEqual(ids.slice(0, 2), ["both", "gpt-live-transcribe"]);
     assert.equal((await client.models.retrieve("whisper-1")).id, "whisper-1");
   });
 });
@@ -119,7 +119,6 @@ describe("refusals", () => {
     [{ stream: true, response_format: "srt" }, OpenAI.BadRequestError, "response_format"],
     [{ timestamp_granularities: ["word"] }, OpenAI.BadRequestError, "timestamp_granularities[]"],
     [{ known_speaker_names: ["Ann"] }, OpenAI.BadRequestError, "known_speaker_names[]"],
-    [{ colour: "red" }, OpenAI.BadRequestError, "colour"],
   ]) {
     test(JSON.stringify(options), async () => {
       const file = await toFile(options.file ?? SOUND, "upload");
