@@ -48,7 +48,7 @@ class OriginGuard:
             return UnknownHost(_name(host))
         if origin is None or self._is_own_page(origin, host, sent.get(b"sec-fetch-site", "")):
             return None
-        return None if self.origins.fullmatch(origin) else ForeignOrigin(origin)
+        return None if origin and self.origins.fullmatch(origin) else ForeignOrigin(origin)
 
     def _is_own_name(self, host: str) -> bool:
         name = _name(host)

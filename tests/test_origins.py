@@ -11,6 +11,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from service.app import create_app
 from service.origins import OriginGuard
+from service.settings import Settings
 from tests.processes import ServerProcess, server_process
 from tests.serving import PATH, assert_error, engine_for, settings_for, wav
 
@@ -25,7 +26,8 @@ async def welcome(scope: Any, receive: Any, send: Any) -> None:
 
 def status(headers: dict[str, str], **options: Any) -> int:
     """What a guarded server answers to a request with these headers."""
-    guard = OriginGuard(welcome, **{"origins": [], "hosts": [], "check_host": True, **options})
+    options |= {"origins": Settings(cors_origins=options.get("origins", "")).cors_origin_pattern()}
+    guard = OriginGuard(welcome, **{"hosts": [], "check_host": True, **options})
     return TestClient(guard, base_url="http://localhost:8080").post("/", headers=headers).status_code
 
 
@@ -65,11 +67,23 @@ def test_on_loopback_a_request_is_for_one_of_the_servers_names(headers: dict[str
 
 
 def test_what_is_configured_is_let_in() -> None:
-    assert status({"Origin": EVIL}, origins=[EVIL]) == OWN
-    assert status({"Origin": "null"}, origins=["*"]) == OWN
-    assert status({"Origin": "https://a.b.example"}, origins=["https://*.b.example"]) == OWN
-    assert status({"Origin": "https://a.c.example"}, origins=["https://*.b.example"]) == FOREIGN
-    assert status({"Origin": "http://[::1]:3000"}, origins=["http://[::1]:3000"]) == OWN
+    assert status({"Origin": EVIL}, origins=EVIL) == OWN
+    assert status({"Origin": "null"}, origins="*") == OWN
+    assert (
+        status(
+            {"Origin": "https://a.b.example"},
+            origins="https://*.b.example",
+        )
+        == OWN
+    )
+    assert (
+        status(
+            {"Origin": "https://a.c.example"},
+            origins="https://*.b.example",
+        )
+        == FOREIGN
+    )
+    assert status({"Origin": "http://[::1]:3000"}, origins="http://[::1]:3000") == OWN
     assert status({"Host": "Wisp.Example:443"}, hosts=["wisp.example"]) == OWN
     assert status({"Host": "a.example"}, hosts=["*.example"]) == OWN
     # A proxy that writes a Host of its own, and a browser that says no more than the page's origin.
