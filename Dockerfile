@@ -4,7 +4,8 @@
 # MODEL=embedded takes the model of this tree; tiny.en is fetched from MODEL_URL, each file checked:
 #   --build-arg MODEL=tiny.en --build-arg MODEL_URL=… --build-arg MODEL_SHA256=config.json:…,model.safetensors:…,…
 # and is stored as it is there, or with MODEL_DTYPE=int8 in half of f16's room.
-# BASE may be any Debian 12; only the stages that build use it.
+# BASE may be any Debian 12; only the stages that build use it. A tag moves: for builds that must not change, pin it,
+#   --build-arg BASE=debian:bookworm-slim@sha256:…    as `docker buildx imagetools inspect debian:bookworm-slim` says
 ARG BASE=debian:bookworm-slim
 ARG MODEL=embedded
 
