@@ -5,7 +5,8 @@
 # for as it is); MODEL=embedded takes the small model of this tree. Any other is fetched, each file checked:
 #   --build-arg MODEL=base --build-arg MODEL_URL=… --build-arg MODEL_SHA256=config.json:…,model.safetensors:…,…
 # and is stored as it is there, or as MODEL_DTYPE says.
-# BASE may be any Debian 12; only the stages that build use it.
+# BASE may be any Debian 12; only the stages that build use it. A tag moves: for builds that must not change, pin it,
+#   --build-arg BASE=debian:bookworm-slim@sha256:…    as `docker buildx imagetools inspect debian:bookworm-slim` says
 ARG BASE=debian:bookworm-slim
 ARG MODEL=tiny.en
 

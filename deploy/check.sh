@@ -31,7 +31,7 @@ if command -v kubectl >/dev/null; then
     kubectl kustomize "$work/kubernetes/cpu" >"$work/components.yaml"
     "$work/venv/bin/kubernetes-validate" --strict "$work/components.yaml"
 else
-    for manifest in deployment service autoscaler disruption-budget; do
+    for manifest in deployment service autoscaler disruption-budget network-policy; do
         "$work/venv/bin/kubernetes-validate" --strict "deploy/kubernetes/base/$manifest.yaml"
     done
 fi

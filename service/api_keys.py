@@ -119,12 +119,16 @@ def _digest(place: str, text: str) -> bytes:
 
 
 def refuse_to_expose(settings: Settings, keys: ApiKeys) -> None:
-    """Raise StartError for an address that others reach, without a key, unless a setting allows exactly that."""
-    if keys.are_required or settings.allow_public_without_key == "yes" or is_loopback(settings.host):
+    """Raise StartError for an address that others reach, without a key, unless a setting allows exactly that.
+
+    In a container the address is the one that its port is published on, where that is known.
+    """
+    host = settings.published.rpartition(":")[0].strip("[]") if settings.published else settings.host
+    if keys.are_required or settings.allow_public_without_key == "yes" or is_loopback(host):
         return
     raise StartError(
-        f"The address {settings.host} lets other machines in, and there is no API key: set WISP_API_KEYS_FILE or "
-        "WISP_API_KEYS, or listen on 127.0.0.1, or, where whoever reaches it may use it, "
+        f"The address {settings.published or settings.host} lets other machines in, and there is no API key: set "
+        "WISP_API_KEYS_FILE or WISP_API_KEYS, or listen on 127.0.0.1, or, where whoever reaches it may use it, "
         "set WISP_ALLOW_PUBLIC_WITHOUT_KEY=yes."
     )
 

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -77,8 +78,13 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    sys.stderr.write(f"wisp: {sentence}\n")
+    sys.stderr.write(printable(f"wisp: {sentence}\n"))
     return code
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows: what others wrote (a hub's card, a file's name) may hold sequences that drive it."""
+    return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def _failed(complaints: Iterable[str]) -> int:
@@ -121,7 +127,9 @@ def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
 def _models(settings: Settings, arguments: argparse.Namespace) -> int:
     from service import models_command as command
 
-    write = sys.stdout.write
+    def write(text: str) -> None:
+        sys.stdout.write(printable(text))
+
     match arguments.action:
         case "list":
             trouble = command.list_models(settings, write, arguments.style or "table")

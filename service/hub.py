@@ -7,6 +7,7 @@ nor checks what it fetched beyond the size, and is 6 MB of a container image: so
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ T = TypeVar("T")
 ATTEMPTS = 5  # in a row without a byte gained
 FIRST_PAUSE_S = 0.5  # doubled after each failed attempt
 TIMEOUTS = httpx.Timeout(30.0, connect=10.0)  # seconds without a byte, not for a whole file
+COMMIT = re.compile(r"[0-9a-f]{40,64}")
+MOST_LICENCE = 80  # characters
+MOST_JSON_BYTES = 16 * 2**20
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 NO_WAY = (
     "HTTPS_PROXY names a proxy and HF_ENDPOINT a mirror; or copy a model's folder from a machine that reaches the hub "
@@ -94,6 +98,10 @@ class Hub:
         try:
             files = [_file(entry) for entry in found["siblings"] if entry.get("size") is not None]
             licence = (found.get("cardData") or {}).get("license")
+            if licence is not None:
+                licence = str(licence)[:MOST_LICENCE]
+            if not COMMIT.fullmatch(str(found["sha"])):
+                raise ValueError("no commit")
             return HubModel(repo, str(found["sha"]), licence, {file.name: file for file in files})
         except (KeyError, TypeError, AttributeError, ValueError):
             raise HubError(f"{self.url} does not answer as a Hugging Face hub does.") from None
@@ -108,6 +116,10 @@ class Hub:
 
         Raises HubError. A broken download leaves its part, from which the next one goes on, in this process or another.
         """
+        if not (file.sha256 or file.git_id):
+            raise HubError(
+                f"The hub states no sum of {file.name} of {model.repo}, so nothing can tell whether it is whole."
+            )
         whole, part = folder / file.name, part_of(folder, model, file)
         if whole.exists():
             digest, is_right = _sums(whole, file)
@@ -139,14 +151,19 @@ class Hub:
     def _json(self, address: str, repo: str) -> dict[str, Any]:
         def ask() -> bytes:
             with self._response(address, repo) as response:
+                found = bytearray()
                 try:
-                    return response.read()
+                    for block in response.iter_raw():
+                        found += block
+                        if len(found) > MOST_JSON_BYTES:
+                            raise HubError(f"{address} has more than the {MOST_JSON_BYTES} bytes that are read of it.")
+                    return bytes(found)
                 except httpx.TransportError as error:
                     raise _Retry(f"{response.url.host} broke off ({_said(error)})") from None
 
         try:
             found = json.loads(self._attempts(address, ask))
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise HubError(f"{address} is not the JSON object that a Hugging Face hub has there.")
@@ -258,7 +275,7 @@ def _sums(path: Path, file: HubFile) -> tuple[str, bool]:
     """The file's SHA-256, and whether it has the content that the hub states."""
     git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
     digest = hash_file(path, git.update)
-    return digest, digest == file.sha256 if file.sha256 else file.git_id in (None, git.hexdigest())
+    return digest, digest == file.sha256 if file.sha256 else file.git_id == git.hexdigest()
 
 
 def _write(target: BinaryIO, block: bytes) -> None:

@@ -73,6 +73,11 @@ class Settings:
         "Whether to serve without any key on an address that other machines reach",
         choices=("no", "yes"),
     )
+    published: str = _field(
+        "",
+        "Where a container's port is published, as 127.0.0.1:8080: by this, if set, Wisp judges who reaches it",
+        flag=False,
+    )
     cors_origins: str = _field(
         "",
         "Web pages of other servers that may use this one: origins such as https://a.example, comma-separated, or *; "

@@ -1,5 +1,6 @@
 """A model hub of a test's own: the Hugging Face hub's routes on a free port, with the faults that networks have."""
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -30,6 +31,9 @@ class FakeHub:
         self.url = ""
         self.stalls = False  # who goes on with a download gets nothing, until the hub closes
         self.stalled, self.closed = threading.Event(), threading.Event()
+        self.states_sums = True
+        self.endless = False  # the description
+        self.description: bytes | None = None  # in the place of the one that is true
         self.elsewhere = ""  # another hub that files are redirected to
 
     def add(self, repo: str, folder: Path) -> None:
@@ -45,7 +49,9 @@ class FakeHub:
         for name, content in self.repos[repo].items():
             git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             entry = {"rfilename": name, "size": self.claimed.get(name, len(content)), "blobId": git}
-            if len(content) > LARGE_BYTES:
+            if not self.states_sums:
+                del entry["blobId"]
+            elif len(content) > LARGE_BYTES:
                 entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
             siblings.append(entry)
         return json.dumps({"sha": self.commit, "cardData": {"license": self.licence}, "siblings": siblings}).encode()
@@ -75,13 +81,23 @@ class _Handler(BaseHTTPRequestHandler):
         elif parts[:2] == ["api", "models"] and "/".join(parts[2:4]) in hub.repos:
             if parts[5] not in ("main", hub.commit):
                 self._answer(404, b"no", {"x-error-code": "RevisionNotFound"})
+            elif hub.endless:
+                self._endless()
             else:
-                self._answer(200, hub.described("/".join(parts[2:4])))
+                self._answer(200, hub.description or hub.described("/".join(parts[2:4])))
         elif parts[2:4] == ["resolve", hub.commit] and parts[4] in hub.repos["/".join(parts[:2])]:
             address = f"{hub.elsewhere}/cdn/{parts[0]}/{parts[1]}/{parts[4]}"
             self._answer(302, b"", {"location": address})
         else:
             self._answer(404, b"no", {"x-error-code": "RepoNotFound"})
+
+    def _endless(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the client has had enough
+            self.wfile.write(b'{"siblings": [')
+            while True:
+                self.wfile.write(b" " * 65_536)
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,3 +234,14 @@ def test_an_address_that_others_reach_needs_a_key(host: str) -> None:
 def test_this_machine_alone_needs_none(host: str) -> None:
     assert is_loopback(host)
     refuse_to_expose(Settings(host=host), ApiKeys([]))
+
+
+@pytest.mark.parametrize("published", ["8080", "0.0.0.0:8080", "192.168.1.5:8080", "[::]:8080", ":8080"])
+def test_a_container_without_a_key_is_published_on_this_machine_only(published: str) -> None:
+    with pytest.raises(StartError, match=re.escape(published)):
+        refuse_to_expose(Settings(host="0.0.0.0", published=published), ApiKeys([]))
+    with pytest.raises(StartError):
+        refuse_to_expose(Settings(host="127.0.0.1", published=published), ApiKeys([]))
+    refuse_to_expose(Settings(host="0.0.0.0", published=published), read_api_keys(Settings(api_keys=ALICE)))
+    for local in ("127.0.0.1:8080", "[::1]:8080"):
+        refuse_to_expose(Settings(host="0.0.0.0", published=local), ApiKeys([]))

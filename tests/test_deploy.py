@@ -160,7 +160,8 @@ def test_up_serves_with_no_edits() -> None:
     assert "devices" not in service
     # No key is asked for, as only this machine gets in.
     assert service["ports"] == ["${WISP_PUBLISH:-127.0.0.1:8080}:8080"]
-    assert service["environment"]["WISP_ALLOW_PUBLIC_WITHOUT_KEY"] == "${WISP_ALLOW_PUBLIC_WITHOUT_KEY:-yes}"
+    assert service["environment"]["WISP_PUBLISHED"] == "${WISP_PUBLISH:-127.0.0.1:8080}"
+    assert service["environment"]["WISP_ALLOW_PUBLIC_WITHOUT_KEY"] == "${WISP_ALLOW_PUBLIC_WITHOUT_KEY:-no}"
 
 
 def test_every_service_can_have_its_keys_from_a_secret() -> None:
@@ -222,12 +223,39 @@ def test_a_pod_is_locked_down_and_probed() -> None:
     assert pod["enableServiceLinks"] is False
 
 
+GIB = 2**30
+
+
+def gibibytes(text: str) -> int:
+    assert text.endswith("Gi")
+    return int(text.removesuffix("Gi")) * GIB
+
+
+def test_uploads_fit_into_a_pods_disk() -> None:
+    pod = manifest("deployment.yaml")["spec"]["template"]["spec"]
+    [container], [volume] = pod["containers"], pod["volumes"]
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    room = gibibytes(volume["emptyDir"]["sizeLimit"])
+    assert (
+        int(environment["WISP_SPOOL_BYTES"]) < room < gibibytes(container["resources"]["limits"]["ephemeral-storage"])
+    )
+    assert set(environment) <= VARIABLES
+
+
+def test_a_pod_is_reached_on_its_port_alone_and_reaches_nothing() -> None:
+    spec = manifest("network-policy.yaml")["spec"]
+    assert sorted(spec["policyTypes"]) == ["Egress", "Ingress"] and "egress" not in spec
+    [rule] = spec["ingress"]
+    assert [port["port"] for port in rule["ports"]] == ["http"] and {} not in rule["from"]
+
+
 def test_everything_selects_the_deployment() -> None:
     deployment = manifest("deployment.yaml")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert manifest("service.yaml")["spec"]["selector"].items() <= labels.items()
     assert manifest("disruption-budget.yaml")["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert manifest("network-policy.yaml")["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
     target = manifest("autoscaler.yaml")["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == ("Deployment", deployment["metadata"]["name"])
     assert "replicas" not in deployment["spec"]  # the autoscaler's
@@ -287,7 +315,7 @@ def rendered(folder: Path) -> list[Any]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_renders(overlay: str) -> None:
     kinds = sorted(document["kind"] for document in rendered(KUBERNETES / overlay))
-    assert kinds == ["Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Service"]
+    assert kinds == ["Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget", "Service"]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")

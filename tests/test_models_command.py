@@ -3,10 +3,12 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import termios
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -86,6 +88,19 @@ def test_a_model_is_pulled_listed_verified_and_removed(wisp: Run, hub: FakeHub, 
     assert wisp("models", "remove", "tiny.en", "--yes") == (0, "tiny_en: removed\n", "")
     assert list(folder.parent.iterdir()) == []
     assert wisp("models", "list")[1].splitlines()[1].startswith("* embedded")
+
+
+def test_what_a_hub_says_does_not_drive_the_terminal(wisp: Run, hub: FakeHub, tmp_path: Path) -> None:
+    hub.licence = "mit\x1b[2J\x9b31m\r\x07" + "x" * 10_000
+    code, out, _ = wisp("models", "pull", "tiny.en")
+    assert code == 0 and "mit\\x1b[2J\\x9b31m\\x0d\\x07x" in out and len(out) < 1000
+    for arguments in (["list"], ["list", "--json"], ["verify"]):
+        code, out, err = wisp("models", *arguments)
+        assert not [c for c in out + err if unicodedata.category(c) == "Cc" and c != "\n"]
+    hub.repos[REPO] |= {"config.json": b'{"model_type": "\\u001b]52;c;AAAA\\u0007"}'}
+    shutil.rmtree(tmp_path / "models")
+    code, out, err = wisp("models", "pull", "tiny.en")
+    assert code == 1 and "\\x1b]52;c;AAAA\\x07" in err and "\x1b" not in err
 
 
 def test_the_list_is_also_for_programs(wisp: Run, tmp_path: Path, source: Path) -> None:

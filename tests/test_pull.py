@@ -217,6 +217,23 @@ def test_what_is_no_hub_or_no_whisper_is_told(hub: FakeHub, tmp_path: Path) -> N
     assert "HF_ENDPOINT" in refused(hub, models)
 
 
+def test_files_without_sums_are_not_taken(hub: FakeHub, tmp_path: Path) -> None:
+    hub.states_sums = False
+    assert "states no sum of config.json" in refused(hub, tmp_path / "models")
+
+
+def test_a_description_without_end_or_floor_is_one_sentence(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "MOST_JSON_BYTES", 200_000)
+    hub.description = b"[" * 150_000
+    assert "is not the JSON object" in refused(hub, tmp_path / "models")
+    hub.description = b'{"sha": "\\u001b]0;owned\\u0007", "siblings": []}'
+    assert "does not answer as a Hugging Face hub" in refused(hub, tmp_path / "models")
+    hub.endless = True
+    assert "more than the 200000 bytes" in refused(hub, tmp_path / "models")
+
+
 def test_shards_are_fetched_with_their_index(hub: FakeHub, tmp_path: Path) -> None:
     files = hub.repos["someone/sharded"] = dict(hub.repos[REPO])
     files["model-00001-of-00001.safetensors"] = files.pop(WEIGHTS)
