@@ -62,7 +62,7 @@ def test_floats_come_back_as_they_were(dtype: str, tmp_path: Path) -> None:
 def test_int8_is_close_and_says_what_it_is(int8: Path) -> None:
     arrays = load_checkpoint(int8).arrays
     for name, array in arrays_of().items():
-        limit = 0 if array.ndim != 2 or not name.endswith(".weight") else np.abs(array).max() / 127 * 0.51
+        limit = 0 if array.ndim != 2 or not name.endswith(".weight") else np.abs(array).max() / 127 * 0.55
         np.testing.assert_allclose(arrays[name], array, rtol=0, atol=limit, err_msg=name)
     stored = load_file(int8 / "model.safetensors")
     assert stored[NAME].dtype == np.int8 and stored[f"{NAME}_scale"].dtype == np.float16
