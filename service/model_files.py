@@ -113,10 +113,7 @@ def model_candidates(settings: Settings) -> list[ModelSpec]:
     with _looking("", models_dir):
         installed = installed_models(models_dir).get(DEFAULT_NAME)
         if installed is not None:
-            try:
-                found.append(_spec(Place(DEFAULT_NAME, installed, "models folder"), models_dir))
-            except ModelError as error:
-                log.error("%s", error)
+            found.append(_spec(Place(DEFAULT_NAME, installed, "models folder"), models_dir))
     found += [_spec(place, models_dir) for place in (packaged(), embedded()) if place is not None]
     if not found:
         raise ModelError("There is no model: name one with --model, or fetch one with wisp models pull tiny.en.")
@@ -194,7 +191,7 @@ def _find(named: str, models_dir: Path) -> ModelSpec:
 
 
 def _spec(place: Place, models_dir: Path) -> ModelSpec:
-    """The files of a place. Raises ModelError for a folder without weights, or with several."""
+    """The files of a place. Raises OSError."""
     weights = weights_in(place.path) if place.path.is_dir() else place.path
     sums = packaged_sums(place.path) if place.source == "package" else {}
     return ModelSpec(place.name, weights, sums=sums, models_dir=models_dir)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.errors import ModelError
 from service.packaged_model import packaged_folder
 
 log = logging.getLogger("wisp")
@@ -19,8 +18,14 @@ EMBEDDED_NAME = "embedded"
 EMBEDDED = Path(__file__).parent.parent / "assets" / EMBEDDED_NAME
 WEIGHTS_SUFFIXES = (".safetensors", ".mpk", ".mpk.gz", ".pt", ".bin")
 SYNONYMS = {"large": "large_v3", "turbo": "large_v3_turbo"}  # openai/whisper's own
-WHOLE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 CTRANSLATE2_WEIGHTS = "model.bin"
+HUGGINGFACE_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+FOLDER_WEIGHTS = (*HUGGINGFACE_WEIGHTS, CTRANSLATE2_WEIGHTS)  # of formats that are a folder
 HUB_OWNERS = ("openai/whisper-", "Systran/faster-whisper-")  # of the repositories that a bare name may mean, in order
 MAX_CONFIG_BYTES = 1 << 20
 N_TIMESTAMPS = 1501  # 0.00 to 30.00 s in steps of 0.02: a vocabulary ends with them
@@ -65,17 +70,11 @@ def installed_models(models_dir: Path) -> dict[str, Path]:
 
 
 def weights_in(folder: Path) -> Path:
-    """The folder itself if it is Hugging Face's or CTranslate2's, else its one weights file. ModelError otherwise."""
-    if any((folder / name).is_file() for name in (*WHOLE_WEIGHTS, CTRANSLATE2_WEIGHTS)):
+    """A folder's one weights file, where it is of a format that is a file; else the folder, for its reader to judge."""
+    if any((folder / name).is_file() for name in FOLDER_WEIGHTS):
         return folder
-    found = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS_SUFFIXES))
-    if len(found) != 1:
-        listed = f"several weights files ({', '.join(path.name for path in found)})" if found else "no weights file"
-        raise ModelError(
-            f"The model folder {folder} has {listed}: it needs a model.safetensors, a CTranslate2 model.bin, "
-            f"or one file ending in {', '.join(WEIGHTS_SUFFIXES)}."
-        )
-    return found[0]
+    found = [path for path in sorted(folder.iterdir()) if path.name.endswith(WEIGHTS_SUFFIXES)]
+    return found[0] if len(found) == 1 else folder
 
 
 def packaged() -> Place | None:
@@ -135,7 +134,7 @@ def is_whisper(folder: Path) -> bool:
     """Whether a folder holds a Whisper model: Hugging Face's by its config.json, CTranslate2's by its weights."""
     weights = folder / CTRANSLATE2_WEIGHTS
     try:
-        if any((folder / name).is_file() for name in WHOLE_WEIGHTS):
+        if any((folder / name).is_file() for name in HUGGINGFACE_WEIGHTS):
             return _config(folder / "config.json").get("model_type") == "whisper"
         with weights.open("rb") as file:
             return b"WhisperSpec" in file.read(64)

@@ -329,12 +329,12 @@ def test_files_that_are_no_models_are_not_to_be_fetched_again(synthetic: Path, t
 
 def test_a_folder_without_weights_or_with_too_many(tmp_path: Path) -> None:
     (tmp_path / "tiny.en").mkdir()
-    with pytest.raises(ModelError, match=r"tiny\.en has no weights file: it needs a model\.safetensors"):
-        find_model("tiny.en", tmp_path)
+    with pytest.raises(ModelError, match=r"tiny\.en: has no model\.safetensors, and 0 files of other formats"):
+        read_model(find_model("tiny.en", tmp_path), "cpu")
     for name in ("a.mpk", "b.pt"):
         (tmp_path / "tiny.en" / name).touch()
-    with pytest.raises(ModelError, match=r"several weights files \(a\.mpk, b\.pt\)"):
-        find_model("tiny.en", tmp_path)
+    with pytest.raises(ModelError, match="and 2 files of other formats"):
+        read_model(find_model("tiny.en", tmp_path), "cpu")
 
 
 @pytest.mark.parametrize("named", ["~no-such-user/model", "a" * 300])
