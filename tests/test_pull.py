@@ -287,3 +287,25 @@ def test_removing_takes_the_model_and_what_is_unfinished(hub: FakeHub, tmp_path:
     assert list(folder.parent.iterdir()) == []
     shutil.rmtree(folder.parent)
     remove(folder)
+
+
+def test_a_ctranslate2_repository_is_fetched(hub: FakeHub, tmp_path: Path) -> None:
+    models, repo = tmp_path / "models", "Systran/faster-whisper-small"
+    files = {"config.json": b'{"suppress_ids": [1]}', "model.bin": b"x" * 200_000, "vocabulary.json": b"[]"}
+    hub.repos[repo] = files | {"README.md": b"# small", "vocabulary.txt": b""}
+    assert pull(hub, models, repo)[0]
+    assert {path.name for path in (models / "small").iterdir()} == {*files, "wisp.json"}
+    hub.repos[repo]["config.json"] = b"{}"
+    hub.commit = "6b" * 20
+    with pytest.raises(HubError, match="isn't a Whisper: its config.json has no suppress_ids"):
+        pull(hub, models, repo)
+
+
+def test_another_repositorys_form_of_a_model_is_not_written_over(hub: FakeHub, tmp_path: Path) -> None:
+    models, other = tmp_path / "models", "Systran/faster-whisper-tiny.en"
+    pull(hub, models)
+    hub.repos[other] = hub.repos[REPO]
+    with pytest.raises(HubError, match=f"holds {REPO}, another repository's form of tiny_en"):
+        pull(hub, models, other)
+    record = Record.read(models / "tiny_en")
+    assert record is not None and record.repo == REPO
