@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +18,12 @@ import pytest
 from service import decoder_client
 from service.audio import KEPT_SECONDS, decode
 from service.errors import ClientGone, DecoderLost, UnreadableAudio
+from service.reading import Upload
 from service.sandbox import MIB, Limits
+from service.transcription import Options
 from tests.av_sounds import encoded as av_encoded
 from tests.conftest import ROOT
+from tests.serving import engine_for, settings_for
 from tests.sounds import encoded, samples, speechlike
 from tests.waiting import until
 
@@ -325,3 +329,25 @@ def test_samples_come_unchanged() -> None:
     flac = samples(decode(io.BytesIO(encoded(sound, 16_000, "FLAC", "PCM_24"))))
     wav = samples(decode(io.BytesIO(encoded(sound, 16_000, "WAV", "PCM_24"))))
     assert (flac == wav).all()
+
+
+@needs_linux
+def test_hostile_files_keep_nobody_else_waiting(folder: Path) -> None:
+    """They hold every turn at reading, and more of them wait; a good file is read between two looks at theirs."""
+    hostile = matroska(tags=20_000)
+    with engine_for(settings_for(folder)) as engine:
+        transcriber = engine.load()
+        ends = [threading.Event() for _ in range(4)]
+        stuck = [
+            transcriber.submit(Upload(io.BytesIO(hostile), 60.0), Options(), None, cancelled) for cancelled in ends
+        ]
+        until(lambda: len(forks()) >= transcriber.reading.count, "hostile files are being read")
+        good = transcriber.submit(Upload(io.BytesIO(GOOD), 60.0), Options(), None, threading.Event())
+        assert good.result(timeout=60).duration == 1.0
+        assert not any(future.done() for future in stuck)
+        for cancelled in ends:
+            cancelled.set()
+        for future in stuck:
+            with pytest.raises(ClientGone):
+                future.result(timeout=60)
+        assert forks() == []
