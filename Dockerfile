@@ -34,9 +34,9 @@ FROM debian AS system
 RUN apt-get -qq install -y --no-install-recommends python3 ca-certificates >/dev/null
 COPY deploy/image/rootfs.sh deploy/image/packages-cpu.txt /build/
 RUN /build/rootfs.sh /image /build/packages-cpu.txt
-# The licences of what is inside the wheels of av and soxr, as Debian has them for its own packages of it.
+# The licences of what is inside the wheels of av, soundfile and soxr, as Debian has them for its own packages of it.
 RUN mkdir /licences && cd /licences && apt-get -qq -o APT::Sandbox::User=root download libavcodec59 libmp3lame0 \
-        libopencore-amrnb0 libopencore-amrwb0 libopus0 libsoxr0 \
+        libopencore-amrnb0 libopencore-amrwb0 libopus0 libsndfile1 libsoxr0 \
     && for deb in *.deb; do dpkg-deb --fsys-tarfile $deb | tar -x -C /image --wildcards './usr/share/doc/*/copyright' || exit 1; done
 # What the standard library has for developers, and what would need libraries that are not here.
 RUN cd /image/usr/lib/python3.11 \

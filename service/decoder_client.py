@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.decoder_process import BEGINS, BLOCK, CRASHED, DISK, END, ENDS, HEAD, REFUSED, REQUEST, SHAPE, START
 from service.errors import DecoderLost, UnreadableAudio
 from service.sandbox import Limits
-from service.wav import Floats, as_floats
+from service.wav import Floats
 
 log = logging.getLogger("wisp")
 
@@ -177,7 +178,7 @@ class Decoder:
             dtype, silence, full_scale = _TYPES.get(name.removesuffix("p"), ("", 0, 0))
             if not dtype or not n * channels or len(data) - SHAPE.size != k * n * channels * np.dtype(dtype).itemsize:
                 raise self._broken("a block of wrong size")
-            values = as_floats(np.frombuffer(data, dtype, offset=SHAPE.size), silence, full_scale)
+            values = _as_floats(np.frombuffer(data, dtype, offset=SHAPE.size), silence, full_scale)
             if name.endswith("p"):
                 values = values.reshape(k, channels, n).transpose(0, 2, 1)
             yield rate, values.reshape(k * n, channels)
@@ -255,3 +256,10 @@ def _shared(file: BinaryIO) -> Iterator[int]:
         shutil.copyfileobj(file, copy)
         copy.flush()
         yield copy.fileno()
+
+
+def _as_floats(raw: "NDArray[np.generic]", silence: int, full_scale: int) -> Floats:
+    """Samples of any type as f32 of full scale 1."""
+    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and silence later
+        values = raw.astype(np.float32)
+    return values if full_scale == 1 else (values - np.float32(silence)) / np.float32(full_scale)

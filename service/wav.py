@@ -1,4 +1,4 @@
-"""Plain WAV files, read here: PCM of 8 to 32 bits and float, which most uploads are. Anything else is left to FFmpeg.
+"""Plain WAV files, which most uploads are: PCM of 8 to 32 bits, float, A-law, µ-law. Anything else is left to FFmpeg.
 
 A header's lengths are not trusted: sound of size 0, as programs write that cannot go back, or of more bytes than there
 are goes to the file's end, and so does sound that is followed by a second or more of what isn't a chunk. WAV files one
@@ -16,15 +16,17 @@ BLOCK_VALUES = 1 << 16  # samples × channels read at once
 UNKNOWN_SIZES = (0, 0xFFFF_FFFF)
 MAX_CHUNKS = 1000  # in a row without sound
 MAX_PARTS = 10_000
-_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
-# (encoding, bits) → dtype, silence, full scale
-_TYPES: dict[tuple[int, int], tuple[str, int, int]] = {
-    (_PCM, 8): ("u1", 128, 1 << 7),
-    (_PCM, 16): ("i2", 0, 1 << 15),
-    (_PCM, 24): ("i4", 0, 1 << 31),
-    (_PCM, 32): ("i4", 0, 1 << 31),
-    (_FLOAT, 32): ("f4", 0, 1),
-    (_FLOAT, 64): ("f8", 0, 1),
+_EXTENSIBLE = 0xFFFE
+_FLOATS = ("FLOAT", "DOUBLE")
+_SUBTYPES = {  # (format tag, bits) → libsndfile's name
+    (1, 8): "PCM_U8",
+    (1, 16): "PCM_16",
+    (1, 24): "PCM_24",
+    (1, 32): "PCM_32",
+    (3, 32): "FLOAT",
+    (3, 64): "DOUBLE",
+    (6, 8): "ALAW",
+    (7, 8): "ULAW",
 }
 
 Floats = NDArray[np.float32]
@@ -37,7 +39,8 @@ class _Part(NamedTuple):
 
     rate: int
     channels: int
-    encoding: tuple[int, int]
+    subtype: str
+    bits: int
     order: Order
     start: int
     end: int
@@ -45,7 +48,7 @@ class _Part(NamedTuple):
     @property
     def frame_bytes(self) -> int:
         """A sample of each channel."""
-        return self.channels * self.encoding[1] // 8
+        return self.channels * self.bits // 8
 
 
 class PlainWav:
@@ -56,37 +59,34 @@ class PlainWav:
 
     def __init__(self, file: BinaryIO, parts: list[_Part]) -> None:
         self._file, self._parts = file, parts
-        self.is_float = any(part.encoding[0] == _FLOAT for part in parts)
+        self.is_float = any(part.subtype in _FLOATS for part in parts)
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """(Hz, (n, channels) f32), … in order."""
+        import soundfile  # libsndfile converts samples here, and parses no header
+
         for part in self._parts:
-            dtype, silence, full_scale = _TYPES[part.encoding]
             frame, at = part.frame_bytes, part.start
             while at + frame <= part.end:
                 self._file.seek(at)
-                data = self._file.read(min(part.end - at, BLOCK_VALUES // part.channels * frame) // frame * frame)
+                data = self._file.read(min(part.end - at, BLOCK_VALUES // part.channels * frame))
                 if len(data) < frame:
                     break
-                at += len(data)
-                data = data[: len(data) // frame * frame]
-                if part.encoding[1] == 24:  # the upper three bytes of four
-                    wide = np.zeros((len(data) // 3, 4), np.uint8)
-                    upper = slice(1, 4) if part.order == "little" else slice(3)
-                    wide[:, upper] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-                    data = wide.tobytes()
-                raw = np.frombuffer(data, np.dtype(dtype).newbyteorder(part.order))
-                yield part.rate, as_floats(raw, silence, full_scale).reshape(-1, part.channels)
+                at += len(data) // frame * frame
+                raw = soundfile.read(
+                    io.BytesIO(data[: len(data) // frame * frame]),
+                    dtype="float32",
+                    always_2d=True,
+                    format="RAW",
+                    subtype=part.subtype,
+                    endian=part.order.upper(),
+                    samplerate=part.rate,
+                    channels=part.channels,
+                )
+                yield part.rate, raw[0]
 
     def close(self) -> None:
         """The file is its opener's."""
-
-
-def as_floats(raw: "NDArray[np.generic]", silence: int, full_scale: int) -> Floats:
-    """Samples of any type as f32 of full scale 1."""
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and silence later
-        values = raw.astype(np.float32)
-    return values if full_scale == 1 else (values - np.float32(silence)) / np.float32(full_scale)
 
 
 def open_wav(file: BinaryIO, rates: range, max_channels: int) -> PlainWav | None:
@@ -105,7 +105,7 @@ def open_wav(file: BinaryIO, rates: range, max_channels: int) -> PlainWav | None
 
 
 def _part(file: BinaryIO, at: int, size: int, order: Order) -> _Part | None:
-    fields: tuple[int, int, tuple[int, int]] | None = None
+    fields: tuple[int, int, str, int] | None = None
     for _ in range(MAX_CHUNKS):
         head = _read(file, at, 8)
         name, length = head[:4], int.from_bytes(head[4:], order)
@@ -121,17 +121,16 @@ def _part(file: BinaryIO, at: int, size: int, order: Order) -> _Part | None:
     return None
 
 
-def _fields(fmt: bytes, order: Order) -> tuple[int, int, tuple[int, int]] | None:
-    """(Hz, channels, encoding) of a format chunk; None for what is not plain."""
+def _fields(fmt: bytes, order: Order) -> tuple[int, int, str, int] | None:
+    """(Hz, channels, subtype, bits) of a format chunk; None for what is not plain."""
     if len(fmt) < 16:
         return None
     numbers = [int.from_bytes(fmt[at : at + n], order) for at, n in ((0, 2), (2, 2), (4, 4), (12, 2), (14, 2))]
     tag, channels, rate, frame, bits = numbers
     if tag == _EXTENSIBLE and len(fmt) >= 28:
         tag = int.from_bytes(fmt[24:28], order)  # a GUID's first number
-    if (tag, bits) not in _TYPES or frame != channels * bits // 8:
-        return None
-    return rate, channels, (tag, bits)
+    subtype = _SUBTYPES.get((tag, bits))
+    return None if subtype is None or frame != channels * bits // 8 else (rate, channels, subtype, bits)
 
 
 def _behind_chunks(file: BinaryIO, at: int, size: int, order: Order) -> tuple[int, bool]:

@@ -28,6 +28,7 @@ ONLY_IMPORTER = {
     "prometheus_client": {"service/metrics.py"},
     "opentelemetry": {"service/tracing.py"},
     "uvicorn": {"service/server.py", "service/http_protocol.py"},
+    "soundfile": {"service/wav.py"},
     "soxr": {"service/audio.py"},
     "tokenizers": {"service/tokenizer.py"},
     "av": {"service/av_audio.py"},

@@ -297,7 +297,7 @@ def test_a_ctranslate2_repository_is_fetched(hub: FakeHub, tmp_path: Path) -> No
     assert {path.name for path in (models / "small").iterdir()} == {*files, "wisp.json"}
     hub.repos[repo]["config.json"] = b"{}"
     hub.commit = "6b" * 20
-    with pytest.raises(HubError, match="isn't a Whisper: its config.json has no suppress_ids"):
+    with pytest.raises(HubError, match=r"isn't a Whisper: its config\.json has no suppress_ids"):
         pull(hub, models, repo)
 
 

@@ -23,6 +23,8 @@ LICENCES = {
     "libopencore-amrnb": "Apache-2.0",
     "libopencore-amrwb": "Apache-2.0",
     "libopus": "BSD-3-Clause",
+    "libsndfile_x86_64": "LGPL-2.1-or-later",
+    "libsndfile_arm64": "LGPL-2.1-or-later",
 }
 HOLLOW = "hollow.txt"  # beside a wheel's shared libraries: the files that slim.py made hollow, a line each
 PACKAGES = "usr/local/lib/python3.11/dist-packages"
