@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.audio import Audio
-from service.decoder_client import warm_up
 from service.errors import StartError, WispError
 from service.features import SAMPLE_RATE
 from service.guest import Guest, GuestError
@@ -65,6 +64,8 @@ class Engine:
         """Begin to load. A second call does nothing."""
         with self._lock:
             if self._thread is None:
+                from service.decoder_client import warm_up  # here, as `wisp transcribe` may decode nothing by it
+
                 warm_up()
                 self._thread = threading.Thread(target=self._run, name="wisp-load", daemon=True)
                 self._thread.start()
