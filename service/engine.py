@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from service.audio import Audio
 from service.better_model import embedded_notice
-from service.decoder_client import warm_up
 from service.errors import ModelError, StartError, WispError
 from service.features import SAMPLE_RATE
 from service.guest import Guest, GuestError
@@ -68,6 +67,8 @@ class Engine:
         """Begin to load. A second call does nothing."""
         with self._lock:
             if self._thread is None:
+                from service.decoder_client import warm_up  # here, as `wisp transcribe` may decode nothing by it
+
                 warm_up()
                 self._thread = threading.Thread(target=self._run, name="wisp-load", daemon=True)
                 self._thread.start()

@@ -98,7 +98,7 @@ def test_no_model_is_loaded_for_what_is_no_audio(model: Path, monkeypatch: pytes
     monkeypatch.setattr(Engine, "load", counted)
     Path("README.md").write_text("# Not a sound\n")
     complaints = transcribe_files(settings_for(model), Wanted.of(["README.md", "nothing.wav", "talks/a.wav"]))
-    assert next(complaints).startswith("README.md: The file's format is not known.")
+    assert next(complaints).startswith("README.md: The file is not audio of a known format")
     assert next(complaints) == "nothing.wav: No such file or directory"
     assert loads == []
     assert list(complaints) == [] and len(loads) == 1
