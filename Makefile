@@ -37,6 +37,11 @@ fuzz: $(VENV)/.test
 api-fuzz: $(VENV)/.test
 	WISP_FUZZ_EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest -rP -o faulthandler_timeout=0 tests/test_schemathesis.py
 
+# Call the server with real client packages, each with its own defaults (installs 1.5 GB)
+.PHONY: clients
+clients: $(VENV)/.test $(VENV)-clients/.done
+	$(BIN)/python -m tests.clients $(wildcard $(VENV)-clients/bin/python $(VENV)-wyoming/bin/python)
+
 # Say what a reader or a type checker would trip over
 .PHONY: lint
 lint: $(VENV)/.test
@@ -135,6 +140,14 @@ ray-test: $(VENV)/.ray
 .PHONY: requirements
 requirements:
 	PYTHON=$(PYTHON) deploy/image/lock.sh
+
+$(VENV)-clients/.done: $(wildcard tests/clients/requirements*.txt)
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install -q --disable-pip-version-check -r tests/clients/requirements.txt
+	@if command -v python3.12 >/dev/null; then python3.12 -m venv $(VENV)-wyoming && $(VENV)-wyoming/bin/python -m pip \
+		install -q --disable-pip-version-check -r tests/clients/requirements-wyoming.txt; \
+		else echo "wyoming-openai is left out: it needs python3.12"; fi
+	@touch $@
 
 $(VENV)/.ray: $(VENV)/.test pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[ray]'

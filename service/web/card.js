@@ -169,9 +169,9 @@ export class Card {
 
   #download(format) {
     const { recording } = this;
-    const { language, duration, usage, segments, words: text } = recording;
+    const { language, languages, duration, segments, words: text } = recording;
     const stem = recording.name.replace(/\.[^.]*$/, "") || "transcript";
-    saveFile(render({ language, duration, text, segments, usage }, format), `${stem}.${format}`);
+    saveFile(render({ language, languages, duration, text, segments }, format), `${stem}.${format}`);
   }
 
   /** Let go of everything. */

@@ -56,11 +56,13 @@ export function vtt({ segments, duration }) {
   return ["WEBVTT\n", ...spoken(segments).map(cue)].join("\n");
 }
 
-/** OpenAI's verbose_json. */
-export function verbose({ language, duration, text, segments, usage }) {
+/** OpenAI's verbose_json: numbers where a stream's events have ids, and seconds where it counts tokens. */
+export function verbose({ language, languages, duration, text, segments }) {
   const words = segments.flatMap((segment) => segment.words ?? []);
-  const bare = segments.map(({ words: _, ...segment }) => segment);
-  return { task: "transcribe", language, duration, text, segments: bare, ...(words.length && { words }), usage };
+  const bare = segments.map(({ words: _, id, ...segment }) => ({ id: Number(id.replace("seg_", "")), ...segment }));
+  const timed = { segments: bare, ...(words.length && { words }) };
+  const usage = { type: "duration", seconds: Math.ceil(duration) };
+  return { task: "transcribe", language, duration, text, languages, ...timed, usage };
 }
 
 /** A transcript in one of the four formats, as a file's content. */

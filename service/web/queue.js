@@ -76,8 +76,8 @@ export class Queue {
       onUploaded: () => recording.update({ uploaded: 1, state: "transcribing", sentAt: performance.now() }),
       onSegment: (segment) => recording.add(segment),
     };
-    const { text, language, duration, usage } = await transcribe(recording.file, this.options(), listeners, signal);
-    recording.update({ state: "done", endedAt: performance.now(), text, language, duration, usage });
+    const { text, language, languages, duration } = await transcribe(recording.file, this.options(), listeners, signal);
+    recording.update({ state: "done", endedAt: performance.now(), text, language, languages, duration });
   }
 
   #untilFree(recording, { retryAfter }, signal) {

@@ -24,7 +24,7 @@ export class Recording extends EventTarget {
     this.segments = [];
     this.text = "";
     this.language = null;
-    this.usage = null;
+    this.languages = null;
     this.error = null;
     this.retryAt = null;
     this.tell("reset");
