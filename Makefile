@@ -147,7 +147,7 @@ $(VENV)/.train: $(VENV)/.run pyproject.toml
 $(VENV)/.run: pyproject.toml
 	@tools/setup-system.sh $(PYTHON)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[av,vad]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[av]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run pyproject.toml tests/node/package.json

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from service import vad
 from service.chunking import Chunking
 from service.errors import InvalidValue, MissingField, ModelNotFound, UnknownField, UnsupportedValue
 from service.form_table import (
@@ -151,8 +150,6 @@ class Fields:
 
     def _chunking(self, part: str, name: str, text: str) -> None:
         """One part of the object; or all of it, in JSON; or `auto`."""
-        if not vad.is_installed():
-            raise UnsupportedValue(vad.MISSING, param=name)
         if part:
             (row,) = (row for row in CHUNKING.parts if row.name == part)
             row.read(text, name)
