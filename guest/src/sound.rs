@@ -33,9 +33,10 @@ impl Default for NoiseFloor {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sound(Vec<bool>);
 
-/// Whether all of the first `n` frames of `mel`, (n_mels, n_frames), are digital silence.
-pub fn is_digital_silence(mel: &[f32], n_frames: usize, n: usize, silence: f32) -> bool {
-    mel.chunks_exact(n_frames).all(|band| band[..n].iter().all(|&value| value <= silence))
+/// How many frames of digital silence the first `n` frames of `mel`, (n_mels, n_frames), begin with.
+pub fn leading_silence(mel: &[f32], n_frames: usize, n: usize, silence: f32) -> usize {
+    let silent = |band: &[f32]| band[..n].iter().take_while(|&&value| value <= silence).count();
+    mel.chunks_exact(n_frames).map(silent).min().unwrap_or(0)
 }
 
 impl NoiseFloor {
@@ -174,13 +175,13 @@ mod tests {
         let mut mel = mel(&[], 0.0);
         mel.chunks_exact_mut(N).for_each(|band| band[100..200].fill(SILENCE));
         assert_eq!(sound(&mel).parts(0..N), [0..105, 195..N]);
-        assert!(!is_digital_silence(&mel, N, N, SILENCE));
+        assert_eq!(leading_silence(&mel, N, N, SILENCE), 0);
         mel.fill(SILENCE);
-        assert!(is_digital_silence(&mel, N, N, SILENCE));
+        assert_eq!(leading_silence(&mel, N, N, SILENCE), N);
         assert_eq!(sound(&mel).hull(0..N), None);
         mel[N + 7] = 0.0;
-        assert!(!is_digital_silence(&mel, N, 8, SILENCE));
-        assert!(is_digital_silence(&mel, N, 7, SILENCE), "of the content alone");
+        assert_eq!(leading_silence(&mel, N, N, SILENCE), 7);
+        assert_eq!(leading_silence(&mel, N, 5, SILENCE), 5, "of the content alone");
     }
 
     #[test]

@@ -9,11 +9,14 @@ use crate::features::Features;
 use crate::model::Model;
 use crate::options::{Argument, NoSpeech, Times, FRAMES_PER_SECOND};
 use crate::segments::{cut, Slice};
-use crate::sound::{is_digital_silence, NoiseFloor, Sound};
+use crate::sound::{leading_silence, NoiseFloor, Sound};
 use crate::transcript::Transcript;
 use crate::words::{frames, last_word_end, respect_silence, Heard, WordAligner};
 use crate::Result;
 use std::io::{Read, Write};
+
+/// Frames of digital silence that are heard before a sound, after a window without any.
+const BEFORE_SOUND: usize = 50;
 
 /// Read log-mel frames to their end; write the events.
 pub fn transcribe<R: Read, W: Write>(
@@ -31,6 +34,7 @@ pub fn transcribe<R: Read, W: Write>(
     let mut last_speech = 0.0;
     let mut floor = NoiseFloor::default();
     let mut before = Vec::new();
+    let mut after_silence = false;
     for (start, end) in clips(&options.clip_timestamps.0) {
         let mut seek = start;
         while end.map_or(true, |end| seek < end) {
@@ -41,9 +45,16 @@ pub fn transcribe<R: Read, W: Write>(
             }
             let mel = features.window(seek, segment_size, n_frames, 0.0);
             let skips = options.no_speech == NoSpeech::Skip;
-            if skips && is_digital_silence(&mel, n_frames, segment_size, argument.silence) {
-                seek += segment_size;
-                continue;
+            if skips {
+                let silent = leading_silence(&mel, n_frames, segment_size, argument.silence);
+                // The window after begins shortly before its sound, not wherever the silence happened to be cut.
+                let n = if silent == segment_size { silent } else { silent.saturating_sub(BEFORE_SOUND) };
+                if silent == segment_size || (after_silence && n > 0) {
+                    after_silence = silent == segment_size;
+                    seek += n;
+                    continue;
+                }
+                after_silence = false;
             }
             model.encode(&mel)?;
             let prompt = transcript.prompt();

@@ -271,6 +271,16 @@ fn digital_silence_is_not_even_encoded() {
 }
 
 #[test]
+fn after_a_window_of_digital_silence_the_next_begins_shortly_before_the_sound() {
+    for (silence, expected) in [(2998.0, vec![0, 3000]), (4000.0, vec![3951]), (3010.0, vec![3000]), (9e9, vec![])] {
+        let mut model = FakeModel::saying(&[&[T, 5, T + 100], &[T, 6, T + 100]]);
+        let mut argument = argument(json!({"no_speech": "skip"}));
+        argument.silence = silence;
+        assert_eq!(seeks(&run(&argument, &mut model, 6000)), expected);
+    }
+}
+
+#[test]
 fn of_attempts_that_all_fail_the_best_is_kept_and_prompts_as_little_as_the_last() {
     // Each attempt is less likely than the one before: more of its tokens stand out of nothing.
     let script = |window: usize, sequence: &[i32]| match (window, sampled(sequence).len()) {

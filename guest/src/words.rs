@@ -80,6 +80,7 @@ impl<'a> WordAligner<'a> {
             let timings = alignment.as_ref().map_or(Vec::new(), |alignment| alignment.timings_in(heard.sound));
             self.fill_in(segments, timings, heard);
             segments.iter_mut().for_each(|segment| respect_silence(segment, heard));
+            respect_order(segments);
         }
         self.fill_in(segments, alignment.map_or(Vec::new(), |alignment| alignment.timings()), heard);
         Ok(respecting)
@@ -348,10 +349,27 @@ pub fn respect_silence(segment: &mut Segment, heard: Heard<'_>) {
     narrow(&mut segment.start, &mut segment.end);
     if let Some([words @ ..]) = segment.words.as_deref_mut() {
         words.iter_mut().for_each(|word| narrow(&mut word.start, &mut word.end));
-        if let [first, ..] = words {
+    }
+}
+
+/// Let no word begin before the one before it has ended: the reference's repairs do not look.
+fn respect_order(segments: &mut [Segment]) {
+    let mut words: Vec<&mut Word> =
+        segments.iter_mut().filter_map(|segment| segment.words.as_mut()).flatten().collect();
+    for i in 1..words.len() {
+        let (before, after) = words.split_at_mut(i);
+        let (word, next) = (&mut before[i - 1], &mut after[0]);
+        if next.start < word.end {
+            word.end = next.start.max(word.start);
+            next.start = next.start.max(word.end);
+            next.end = next.end.max(next.start);
+        }
+    }
+    for segment in segments {
+        if let Some([first, ..]) = segment.words.as_deref() {
             segment.start = first.start;
         }
-        if let [.., last] = words {
+        if let Some([.., last]) = segment.words.as_deref() {
             segment.end = last.end;
         }
     }

@@ -200,6 +200,14 @@ fn silence_is_taken_off_words_and_segments() {
     respect_silence(&mut one, heard(10.0, &sound));
     assert_eq!(times(&one.words.unwrap()), [(10.2, 10.5), (10.5, 12.4), (12.4, 13.5), (13.5, 13.6)]);
     assert_eq!((one.start, one.end), (10.2, 13.6));
+    let mut words = vec![word(1.0, 2.0), word(1.5, 1.9), word(1.2, 3.0), word(3.0, 3.0)];
+    let mut segments = [segment(0.0, 9.0, &[]), segment(0.0, 9.0, &[])];
+    segments[1].words = Some(words.split_off(2));
+    segments[0].words = Some(words);
+    respect_order(&mut segments);
+    assert_eq!(times(segments[0].words.as_ref().unwrap()), [(1.0, 1.5), (1.5, 1.5)]);
+    assert_eq!(times(segments[1].words.as_ref().unwrap()), [(1.5, 3.0), (3.0, 3.0)]);
+    assert_eq!((segments[0].end, segments[1].start), (1.5, 1.5));
 
     let mut wordless = segment(11.0, 12.0, &[]);
     respect_silence(&mut wordless, heard(10.0, &sound));
