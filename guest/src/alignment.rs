@@ -1,6 +1,7 @@
 //! Which audio frames a text's tokens belong to: dynamic time warping over cross-attention, as `find_alignment` does it.
 
 use std::f32;
+use std::ops::Range;
 
 const MEDIAN_FILTER_WIDTH: usize = 7;
 /// Audio tokens a second.
@@ -13,12 +14,17 @@ pub struct CrossAttention {
     pub n_audio_ctx: usize,
 }
 
+/// How much each of some tokens attends to each audio token that holds content: (n_tokens, n_audio).
+pub struct Attention {
+    weights: Vec<f32>,
+    n_audio: usize,
+}
+
 impl CrossAttention {
-    /// The second at which each of the tokens `first..last` begins; `n_audio`: how many audio tokens hold content.
-    pub fn start_times(&self, first: usize, last: usize, n_audio: usize) -> Vec<f64> {
-        let matrix = self.weights(n_audio);
-        let rows = &matrix[first * n_audio..last * n_audio];
-        warp(rows, n_audio).into_iter().map(|frame| frame as f64 / TOKENS_PER_SECOND).collect()
+    /// Of the tokens `first..last`; `n_audio`: how many audio tokens hold content.
+    pub fn of_tokens(&self, first: usize, last: usize, n_audio: usize) -> Attention {
+        let weights = self.weights(n_audio)[first * n_audio..last * n_audio].to_vec();
+        Attention { weights, n_audio }
     }
 
     /// (n_tokens, n_audio): attention over the content, each frame normalised over the tokens, smoothed along the
@@ -39,6 +45,23 @@ impl CrossAttention {
             }
         }
         average.into_iter().map(|sum| (sum / n_heads as f64) as f32).collect()
+    }
+}
+
+impl Attention {
+    /// The second at which each token begins; where `sounding` is given, one for each audio token, none begins elsewhere.
+    pub fn start_times(&self, sounding: Option<&[bool]>) -> Vec<f64> {
+        let heard: Vec<usize> = (0..self.n_audio).filter(|&i| sounding.map_or(true, |sounding| sounding[i])).collect();
+        let rows = self.weights.chunks_exact(self.n_audio);
+        let matrix: Vec<f32> = rows.flat_map(|row| heard.iter().map(move |&i| row[i])).collect();
+        warp(&matrix, heard.len()).into_iter().map(|place| heard[place] as f64 / TOKENS_PER_SECOND).collect()
+    }
+
+    /// How much the tokens `rows` attend to the audio tokens `columns`.
+    pub fn weight(&self, rows: Range<usize>, columns: Range<usize>) -> f64 {
+        let columns = columns.start.min(self.n_audio)..columns.end.min(self.n_audio);
+        let rows = self.weights.chunks_exact(self.n_audio).skip(rows.start).take(rows.len());
+        rows.flat_map(|row| &row[columns.clone()]).map(|&weight| f64::from(weight.max(0.0))).sum()
     }
 }
 
@@ -207,7 +230,13 @@ mod tests {
             scores[token * n_audio_ctx + 20 * token..][..20].fill(6.0);
         }
         let attention = CrossAttention { scores, n_tokens: 3, n_audio_ctx };
-        assert_eq!(attention.start_times(0, 3, 60), [0.0, 0.4, 0.8]);
-        assert!(attention.start_times(0, 3, 30)[2] < 0.6);
+        let all = attention.of_tokens(0, 3, 60);
+        assert_eq!(all.start_times(None), [0.0, 0.4, 0.8]);
+        assert!(attention.of_tokens(0, 3, 30).start_times(None)[2] < 0.6);
+        assert!(all.weight(1..2, 20..40) > 10.0 * all.weight(1..2, 0..20));
+        assert_eq!(all.weight(0..3, 60..90), 0.0);
+        let sounding: Vec<bool> = (0..60).map(|i| !(15..45).contains(&i)).collect();
+        let starts = all.start_times(Some(&sounding));
+        assert!(starts.iter().all(|start| sounding[(start * 50.0).round() as usize]), "{starts:?}");
     }
 }

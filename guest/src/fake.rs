@@ -69,6 +69,9 @@ pub struct FakeModel {
     /// Each decode's tokens before the first sampled one.
     pub prompts: Vec<Vec<i32>>,
     pub n_computes: usize,
+    /// What voice-activity detection says of every stretch, and those that it was asked about.
+    pub has_speech: bool,
+    pub listened: Vec<(usize, usize)>,
     /// Ids → text.
     pub spell: fn(&[i32]) -> String,
 }
@@ -84,6 +87,8 @@ impl FakeModel {
             chosen: Default::default(),
             prompts: Vec::new(),
             n_computes: 0,
+            has_speech: true,
+            listened: Vec::new(),
             spell: |tokens| tokens.iter().map(|token| format!(" w{token}")).collect(),
         }
     }
@@ -191,6 +196,11 @@ impl Model for FakeModel {
 
     fn token_probabilities(&mut self, n_tokens: usize) -> Result<Vec<f32>> {
         Ok((0..n_tokens).map(|i| if i == 0 { f32::NAN } else { 0.5 }).collect())
+    }
+
+    fn hears_speech(&mut self, first: usize, last: usize) -> Result<bool> {
+        self.listened.push((first, last));
+        Ok(self.has_speech)
     }
 
     fn decode_text(&mut self, tokens: &[i32]) -> Result<String> {

@@ -2,28 +2,53 @@
 
 use crate::decode::{Decoder, DecodingResult};
 use crate::model::Model;
-use crate::options::Options;
+use crate::options::{LastRung, Options};
 use crate::Result;
 
-/// `decode_with_fallback`: the first result that passes, else the last.
-pub fn decode_with_fallback(
+/// `decode_with_fallback` after its first attempt: the first result that passes, else as `last_rung` says; and the last
+/// temperature that was tried.
+pub fn fall_back(
+    first: DecodingResult,
     decoder: &mut Decoder<'_>,
     model: &mut dyn Model,
     prompt: &[i32],
     options: &Options,
-) -> Result<DecodingResult> {
-    let (last, ladder) = options.temperature.0.split_last().expect("the options hold at least one temperature");
-    for &temperature in ladder {
-        let result = decoder.decode(model, prompt, temperature)?;
-        if !needs_fallback(&result, options) {
-            return Ok(result);
+) -> Result<(DecodingResult, f64)> {
+    let mut attempts = vec![first];
+    for &temperature in &options.temperature.0[1..] {
+        match attempts.last() {
+            Some(last) if needs_fallback(last, options) => attempts.push(decoder.decode(model, prompt, temperature)?),
+            _ => break,
         }
     }
-    decoder.decode(model, prompt, *last)
+    let last = attempts.pop().expect("there is the first");
+    let tried = last.temperature;
+    let best = match options.last_rung {
+        LastRung::Best if needs_fallback(&last, options) => best(attempts, last, options),
+        _ => last,
+    };
+    Ok((best, tried))
+}
+
+/// The likeliest of those that do not repeat themselves; where all do, the one that does so least: a loop is the
+/// likelier the longer it is.
+fn best(attempts: Vec<DecodingResult>, last: DecodingResult, options: &Options) -> DecodingResult {
+    let score = |result: &DecodingResult| {
+        if is_repetitive(result, options) {
+            (false, -result.compression_ratio)
+        } else {
+            (true, result.avg_logprob)
+        }
+    };
+    attempts.into_iter().rev().fold(last, |best, result| if score(&result) >= score(&best) { result } else { best })
+}
+
+fn is_repetitive(result: &DecodingResult, options: &Options) -> bool {
+    options.compression_ratio_threshold.map_or(false, |most| result.compression_ratio > most)
 }
 
 fn needs_fallback(result: &DecodingResult, options: &Options) -> bool {
-    let too_repetitive = options.compression_ratio_threshold.map_or(false, |most| result.compression_ratio > most);
+    let too_repetitive = is_repetitive(result, options);
     let too_unlikely = options.logprob_threshold.map_or(false, |least| result.avg_logprob < least);
     let silent = exceeds(result.no_speech_prob, options.no_speech_threshold) && too_unlikely;
     (too_repetitive || too_unlikely) && !silent
@@ -86,5 +111,23 @@ mod tests {
         assert!(!is_silence(&result(-1.5, 1.0, 0.9), &without));
         let alone = Options { logprob_threshold: None, ..Options::default() };
         assert!(is_silence(&result(-0.5, 1.0, 0.9), &alone));
+    }
+
+    #[test]
+    fn of_attempts_that_fail_the_likeliest_that_does_not_repeat_itself_is_best() {
+        let options = Options::default();
+        for (attempts, expected) in [
+            ([(-1.2, 1.0), (-1.1, 1.0), (-3.0, 1.0)], 1),
+            ([(-0.1, 9.0), (-1.5, 1.0), (-3.0, 1.0)], 1),
+            ([(-0.1, 9.0), (-0.3, 3.0), (-0.2, 5.0)], 1),
+            ([(-1.5, 1.0), (-1.5, 1.0), (-2.0, 1.0)], 0),
+            ([(-1.5, 2.4), (-0.1, 2.5), (-2.0, 1.0)], 0),
+            ([(-3.0, 1.0), (-0.2, 3.0), (-1.1, 1.0)], 2),
+        ] {
+            let mut made: Vec<_> = attempts.iter().map(|&(logprob, ratio)| result(logprob, ratio, 0.0)).collect();
+            let wanted = made[expected].clone();
+            let last = made.pop().unwrap();
+            assert_eq!(best(made, last, &options), wanted, "{attempts:?}");
+        }
     }
 }

@@ -74,12 +74,6 @@ impl<R: Read> Features<R> {
         Ok(self.end().saturating_sub(seek).min(n))
     }
 
-    /// How many frames there are in all, if that is at most `n`.
-    pub fn end_by(&mut self, n: usize) -> Result<Option<usize>> {
-        self.read_to(n.saturating_add(1))?;
-        Ok(Some(self.end()).filter(|&end| end <= n))
-    }
-
     /// Frames `seek` to `seek + n`, which must be available, as (n_mels, n_frames), filled up with `padding`.
     pub fn window(&self, seek: usize, n: usize, n_frames: usize, padding: f32) -> Vec<f32> {
         let mut mel = vec![padding; self.n_mels * n_frames];
@@ -133,16 +127,6 @@ mod tests {
         assert_eq!(features.window(90, 1, 1, 0.0), [180.0, 181.0]);
         assert_eq!(features.available(100, 20).unwrap(), 0);
         assert_eq!(features.available(500, 20).unwrap(), 0);
-    }
-
-    #[test]
-    fn looking_ahead_for_the_end_loses_nothing() {
-        let mut features = frames(100);
-        features.available(10, 20).unwrap();
-        assert_eq!(features.end_by(99).unwrap(), None);
-        assert_eq!(features.end_by(100).unwrap(), Some(100));
-        assert_eq!(features.end_by(500).unwrap(), Some(100));
-        assert_eq!(features.available(10, 20).unwrap(), 20);
     }
 
     #[test]

@@ -4,10 +4,10 @@
 pub mod alignment;
 pub mod beam;
 pub mod decode;
+pub mod doubt;
 pub mod events;
 pub mod fallback;
 pub mod features;
-pub mod hallucination;
 pub mod huffman;
 pub mod model;
 #[cfg(target_os = "wasi")]
@@ -17,6 +17,7 @@ pub mod options;
 pub mod rules;
 pub mod sampling;
 pub mod segments;
+pub mod sound;
 pub mod transcribe;
 pub mod transcript;
 pub mod words;

@@ -29,6 +29,10 @@ pub trait Model {
     /// How likely each of the last `append`'s tokens was among the text tokens, (n_tokens); NaN for the first.
     fn token_probabilities(&mut self, n_tokens: usize) -> Result<Vec<f32>>;
 
+    /// Whether voice-activity detection hears speech in the audio of the frames `first..last`; true where the host has
+    /// none.
+    fn hears_speech(&mut self, first: usize, last: usize) -> Result<bool>;
+
     /// Token ids → text, without special tokens; bytes that are no UTF-8 as U+FFFD.
     fn decode_text(&mut self, tokens: &[i32]) -> Result<String>;
 

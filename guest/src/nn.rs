@@ -136,11 +136,13 @@ impl Context {
     }
 }
 
-/// `NAME/encoder`, `NAME/decoder` and `NAME/tokenizer`.
+/// `NAME/encoder`, `NAME/decoder` and `NAME/tokenizer`; `NAME/voice` where the host has it.
 pub struct NnModel {
+    name: String,
     encoder: Context,
     decoder: Context,
     tokenizer: Context,
+    voice: Option<Context>,
     mel_dimensions: [u32; 3],
     n_audio_ctx: usize,
 }
@@ -148,9 +150,11 @@ pub struct NnModel {
 impl NnModel {
     pub fn load(name: &str, dims: &Dimensions) -> Result<NnModel> {
         Ok(NnModel {
+            name: name.to_string(),
             encoder: Context::new(&format!("{name}/encoder"))?,
             decoder: Context::new(&format!("{name}/decoder"))?,
             tokenizer: Context::new(&format!("{name}/tokenizer"))?,
+            voice: None,
             mel_dimensions: [1, dims.n_mels as u32, dims.n_frames() as u32],
             n_audio_ctx: dims.n_audio_ctx,
         })
@@ -216,6 +220,19 @@ impl Model for NnModel {
         let mut probabilities = vec![0.0; n_tokens];
         self.decoder.fill(TOKEN_PROBABILITIES, &mut probabilities)?;
         Ok(probabilities)
+    }
+
+    fn hears_speech(&mut self, first: usize, last: usize) -> Result<bool> {
+        let made = || Context::new(&format!("{}/voice", self.name)).ok();
+        let voice = match self.voice.take().or_else(made) {
+            Some(voice) => self.voice.insert(voice),
+            None => return Ok(true),
+        };
+        voice.set_input(0, &[2], &[first as i32, last as i32])?;
+        voice.compute()?;
+        let mut speech = [0];
+        voice.fill(0, &mut speech)?;
+        Ok(speech[0] != 0i32)
     }
 
     fn decode_text(&mut self, tokens: &[i32]) -> Result<String> {

@@ -12,8 +12,6 @@ pub const TIME_PRECISION: f64 = 0.02;
 /// Mel frames per audio token.
 pub const INPUT_STRIDE: usize = 2;
 pub const FRAMES_PER_SECOND: f64 = 100.0;
-/// Longest silence to look out for, in seconds: as much audio is read ahead.
-const MAX_SILENCE: f64 = 600.0;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,7 +24,7 @@ pub struct Argument {
     #[serde(default)]
     pub options: Options,
     /// Log-mel value of digital silence in this audio: pads a short window for language detection, where the reference
-    /// has features of padded audio rather than padded features.
+    /// has features of padded audio rather than padded features. No frame of it is sound.
     #[serde(default)]
     pub silence: f32,
 }
@@ -74,6 +72,34 @@ pub enum Task {
     Translate,
 }
 
+/// What happens to windows without speech.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoSpeech {
+    /// The no-speech gate alone decides.
+    Reference,
+    /// Digital silence is passed over, and a doubtful window in which the host hears no speech.
+    Skip,
+}
+
+/// Which attempt is kept where every temperature fails its checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LastRung {
+    /// The last.
+    Reference,
+    Best,
+}
+
+/// Where words and segments begin and end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Times {
+    Reference,
+    /// Where their sound does.
+    Sound,
+}
+
 /// Arguments of openai/whisper's `transcribe()` and `DecodingOptions`, with its defaults; then our own.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -100,7 +126,9 @@ pub struct Options {
     pub word_timestamps: bool,
     pub prepend_punctuations: String,
     pub append_punctuations: String,
-    pub hallucination_silence_threshold: Option<f64>,
+    pub no_speech: NoSpeech,
+    pub last_rung: LastRung,
+    pub times: Times,
     /// Of the random numbers at temperatures above 0.
     pub seed: u64,
     /// Greedy tokens asked for in one compute.
@@ -136,7 +164,9 @@ impl Default for Options {
             word_timestamps: false,
             prepend_punctuations: "\"'“¿([{-".to_string(),
             append_punctuations: "\"'.。,，!！?？:：”)]}、".to_string(),
-            hallucination_silence_threshold: None,
+            no_speech: NoSpeech::Reference,
+            last_rung: LastRung::Reference,
+            times: Times::Reference,
             seed: 0,
             run_ahead: 8,
             emit_tokens: false,
@@ -258,10 +288,6 @@ impl Argument {
             clips.iter().all(|t| *t >= 0.0 && t.is_finite()) && clips.windows(2).all(|pair| pair[0] <= pair[1]),
             "clip_timestamps must not go back: the audio is read once",
         )?;
-        require(
-            options.hallucination_silence_threshold.map_or(true, |t| (0.0..=MAX_SILENCE).contains(&t)),
-            "hallucination_silence_threshold must be between 0 and 600 seconds",
-        )?;
         require(options.run_ahead >= 1, "run_ahead must be at least 1")
     }
 }
@@ -297,7 +323,9 @@ mod tests {
             (json!({"sample_len": 0}), "sample_len must be at least 1"),
             (json!({"length_penalty": 1.5}), "length_penalty must be between 0 and 1"),
             (json!({"clip_timestamps": [5, 2]}), "clip_timestamps must not go back"),
-            (json!({"hallucination_silence_threshold": 601}), "between 0 and 600 seconds"),
+            (json!({"no_speech": "off"}), "unknown variant `off`, expected `reference` or `skip`"),
+            (json!({"last_rung": true}), "expected"),
+            (json!({"times": "exact"}), "unknown variant `exact`, expected `reference` or `sound`"),
             (json!({"clip_timestamps": "5;2"}), "expected a number or a list of numbers"),
             (json!({"max_initial_timestamp": -1}), "max_initial_timestamp must not be negative"),
         ] {

@@ -2,17 +2,21 @@
 //! openai/whisper's `transcribe()`, reading the features as a stream.
 
 use crate::decode::{detect_language, Decoder, DecodingResult};
+use crate::doubt::is_doubtful;
 use crate::events::{Event, Events, Segment};
-use crate::fallback::{decode_with_fallback, is_silence};
+use crate::fallback::{fall_back, is_silence};
 use crate::features::Features;
-use crate::hallucination::{frames, last_word_end, skip_silence, Verdict, Window};
 use crate::model::Model;
-use crate::options::{Argument, FRAMES_PER_SECOND};
+use crate::options::{Argument, NoSpeech, Times, FRAMES_PER_SECOND};
 use crate::segments::{cut, Slice};
+use crate::sound::{leading_silence, NoiseFloor, Sound};
 use crate::transcript::Transcript;
-use crate::words::WordAligner;
+use crate::words::{frames, last_word_end, respect_silence, Heard, WordAligner};
 use crate::Result;
 use std::io::{Read, Write};
+
+/// Frames of digital silence that are heard before a sound, after a window without any.
+const BEFORE_SOUND: usize = 50;
 
 /// Read log-mel frames to their end; write the events.
 pub fn transcribe<R: Read, W: Write>(
@@ -28,6 +32,9 @@ pub fn transcribe<R: Read, W: Write>(
     let mut decoder = Decoder::new(argument, &language, model)?;
     let aligner = options.word_timestamps.then(|| WordAligner::new(argument, &language));
     let mut last_speech = 0.0;
+    let mut floor = NoiseFloor::default();
+    let mut before = Vec::new();
+    let mut after_silence = false;
     for (start, end) in clips(&options.clip_timestamps.0) {
         let mut seek = start;
         while end.map_or(true, |end| seek < end) {
@@ -36,13 +43,37 @@ pub fn transcribe<R: Read, W: Write>(
             if segment_size == 0 {
                 break;
             }
-            model.encode(&features.window(seek, segment_size, n_frames, 0.0))?;
-            let result = decode_with_fallback(&mut decoder, model, &transcript.prompt(), options)?;
+            let mel = features.window(seek, segment_size, n_frames, 0.0);
+            let skips = options.no_speech == NoSpeech::Skip;
+            if skips {
+                let silent = leading_silence(&mel, n_frames, segment_size, argument.silence);
+                // The window after begins shortly before its sound, not wherever the silence happened to be cut.
+                let n = if silent == segment_size { silent } else { silent.saturating_sub(BEFORE_SOUND) };
+                if silent == segment_size || (after_silence && n > 0) {
+                    after_silence = silent == segment_size;
+                    seek += n;
+                    continue;
+                }
+                after_silence = false;
+            }
+            model.encode(&mel)?;
+            let prompt = transcript.prompt();
+            let first = decoder.decode(model, &prompt, options.temperature.0[0])?;
+            let text = text_tokens(argument, &first.tokens);
+            if skips
+                && is_doubtful(&first, &text, &before, segment_size)
+                && !model.hears_speech(seek, seek + segment_size)?
+            {
+                seek += segment_size;
+                continue;
+            }
+            let (result, tried) = fall_back(first, &mut decoder, model, &prompt, options)?;
             write_window(argument, &result, seek, events)?;
             if is_silence(&result, options) {
                 seek += segment_size;
                 continue;
             }
+            before = text_tokens(argument, &result.tokens);
             let time_offset = seek as f64 / FRAMES_PER_SECOND;
             let cut = cut(&result.tokens, argument.tokens.timestamp_begin, time_offset, segment_size);
             let mut next_seek = seek + cut.advance;
@@ -50,45 +81,50 @@ pub fn transcribe<R: Read, W: Write>(
             for slice in cut.slices {
                 segments.push(segment(argument, slice, seek, &result, model)?);
             }
+            let sound = match options.times {
+                Times::Reference => Sound::default(),
+                Times::Sound => floor.sound(&mel, n_frames, segment_size, argument.silence),
+            };
+            let heard = Heard { time_offset, segment_size, last_speech, sound: &sound };
+            let mut shown = None;
             if let Some(aligner) = &aligner {
-                aligner.add_word_timestamps(model, &mut segments, time_offset, segment_size, last_speech)?;
+                shown = aligner.add_word_timestamps(model, &mut segments, heard)?;
                 if let Some(end) = last_word_end(&segments) {
                     if !cut.single_timestamp_ending && end > time_offset {
                         next_seek = frames(end);
                     }
                 }
-                if let Some(threshold) = options.hallucination_silence_threshold {
-                    let window = Window {
-                        seek,
-                        segment_size,
-                        start: time_offset,
-                        end: (seek + n_frames) as f64 / FRAMES_PER_SECOND,
-                        single_timestamp_ending: cut.single_timestamp_ending,
-                        last_speech,
-                    };
-                    let mut content_end = |speech_end: f64| {
-                        let content = features.end_by(((speech_end + threshold) * FRAMES_PER_SECOND).ceil() as usize)?;
-                        Ok(content.filter(|&n| n as f64 / FRAMES_PER_SECOND - speech_end < threshold))
-                    };
-                    match skip_silence(&mut segments, &window, threshold, next_seek, &mut content_end)? {
-                        Verdict::Keep(frame) => next_seek = frame,
-                        Verdict::Again(frame) => {
-                            seek = frame;
-                            continue;
-                        }
-                    }
-                }
                 last_speech = last_word_end(&segments).unwrap_or(last_speech);
             }
-            for segment in segments {
-                events.write(&Event::Segment(transcript.add(segment)))?;
+            for (i, segment) in segments.into_iter().enumerate() {
+                let mut segment = transcript.add(segment);
+                if options.times == Times::Sound {
+                    match shown.as_mut().map(|shown| &mut shown[i]) {
+                        Some(shown) => take_times(&mut segment, shown),
+                        None => respect_silence(&mut segment, heard),
+                    }
+                }
+                events.write(&Event::Segment(segment))?;
             }
-            transcript.end_window(result.temperature);
+            transcript.end_window(tried);
             // Where the reference would hear the same window for ever, it is passed over.
             seek = if next_seek > seek { next_seek } else { seek + segment_size };
         }
     }
     events.write(&Event::Done { text: &transcript.text(model)?, language: &language })
+}
+
+/// Give a segment the times of the same segment with others.
+fn take_times(segment: &mut Segment, other: &mut Segment) {
+    segment.start = other.start;
+    segment.end = other.end;
+    if segment.words.as_ref().map_or(false, |words| !words.is_empty()) {
+        segment.words = other.words.take();
+    }
+}
+
+fn text_tokens(argument: &Argument, tokens: &[i32]) -> Vec<i32> {
+    tokens.iter().copied().filter(|&token| token < argument.tokens.eot).collect()
 }
 
 /// (start, end) of each clip in frames; the last may be open-ended.
@@ -144,7 +180,7 @@ fn segment(
     model: &mut dyn Model,
 ) -> Result<Segment> {
     let logprobs = argument.options.emit_tokens.then(|| result.logprobs[slice.first..][..slice.tokens.len()].to_vec());
-    let text_tokens: Vec<i32> = slice.tokens.iter().copied().filter(|&token| token < argument.tokens.eot).collect();
+    let text_tokens = text_tokens(argument, &slice.tokens);
     Ok(Segment {
         id: 0,
         seek,

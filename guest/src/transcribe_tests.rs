@@ -229,3 +229,86 @@ fn words_move_the_next_window_to_the_end_of_speech() {
     assert_eq!(seeks(&events)[1], (end * 100.0).round() as u64);
     assert!(run(&argument(json!({})), &mut FakeModel::saying(windows), 6000)[1].get("words").is_none());
 }
+
+#[test]
+fn a_doubtful_window_without_speech_is_passed_over() {
+    // The first two windows say little for their length, the third enough.
+    let script = |window: usize, sequence: &[i32]| match (window, sampled(sequence).len()) {
+        (_, 0) => vec![(T, 20.0)],
+        (2, n) if n < 25 => vec![(4 + n as i32, 20.0)],
+        (_, 1) => vec![(5, 20.0)],
+        _ => vec![(EOT, 20.0)],
+    };
+    for (has_speech, no_speech, heard, listened) in [
+        (false, "skip", vec![6000], vec![(0, 3000), (3000, 6000)]),
+        (true, "skip", vec![0, 3000, 6000], vec![(0, 3000), (3000, 6000)]),
+        (false, "reference", vec![0, 3000, 6000], vec![]),
+    ] {
+        let mut model = FakeModel::new(script);
+        model.has_speech = has_speech;
+        let mut argument = argument(json!({ "no_speech": no_speech, "temperature": 0 }));
+        argument.silence = -9.0;
+        let events = run(&argument, &mut model, 8000);
+        assert_eq!(seeks(&events), heard);
+        assert_eq!(model.listened, listened);
+        assert_eq!(model.n_encoded, 3);
+        let prompted = model.prompts.last().unwrap().len() > 1;
+        assert_eq!(prompted, heard.len() > 1, "what is passed over prompts nothing");
+    }
+}
+
+#[test]
+fn digital_silence_is_not_even_encoded() {
+    let windows: &[&[i32]] = &[&[T, 5, T + 100], &[T, 6, T + 100]];
+    for (silence, n_encoded) in [(2999.0, 1), (2998.0, 2)] {
+        let mut model = FakeModel::saying(windows);
+        let mut argument = argument(json!({"no_speech": "skip"}));
+        argument.silence = silence;
+        let events = run(&argument, &mut model, 6000);
+        assert_eq!(model.n_encoded, n_encoded);
+        assert_eq!(of(&events, "segment").len(), n_encoded);
+    }
+}
+
+#[test]
+fn after_a_window_of_digital_silence_the_next_begins_shortly_before_the_sound() {
+    for (silence, expected) in [(2998.0, vec![0, 3000]), (4000.0, vec![3951]), (3010.0, vec![3000]), (9e9, vec![])] {
+        let mut model = FakeModel::saying(&[&[T, 5, T + 100], &[T, 6, T + 100]]);
+        let mut argument = argument(json!({"no_speech": "skip"}));
+        argument.silence = silence;
+        assert_eq!(seeks(&run(&argument, &mut model, 6000)), expected);
+    }
+}
+
+#[test]
+fn of_attempts_that_all_fail_the_best_is_kept_and_prompts_as_little_as_the_last() {
+    // Each attempt is less likely than the one before: more of its tokens stand out of nothing.
+    let script = |window: usize, sequence: &[i32]| match (window, sampled(sequence).len()) {
+        (_, 0) => vec![(T, 20.0)],
+        (0, 1..=4) => vec![(5, 1.0)],
+        (1, 1) => vec![(6, 20.0)],
+        _ => vec![(EOT, 20.0)],
+    };
+    let ladder = json!([0.0, 0.5, 1.0]);
+    for (last_rung, expected) in [("reference", json!(1.0)), ("best", json!(0.0))] {
+        let mut model = FakeModel::new(script);
+        let options = json!({"temperature": ladder, "last_rung": last_rung});
+        let events = run(&argument(options), &mut model, 6000);
+        assert_eq!(events[0]["temperature"], expected);
+        assert_eq!(model.prompts[3], [SOT]);
+    }
+}
+
+#[test]
+fn segments_end_with_their_sound_and_the_windows_follow_the_reference_all_the_same() {
+    // The features rise: the quiet first frames are silence, which the text does not know.
+    let windows: &[&[i32]] = &[&[T, 5, T + 1000, T + 1000, 6], &[T, 6, T + 1400]];
+    let (mut model, mut reference) = (FakeModel::saying(windows), FakeModel::saying(windows));
+    let heard = run(&argument(json!({"times": "sound"})), &mut model, 4000);
+    let plain = run(&argument(json!({})), &mut reference, 4000);
+    assert_eq!(seeks(&heard), seeks(&plain));
+    assert_eq!(model.prompts, reference.prompts);
+    let (heard, plain) = (of(&heard, "segment"), of(&plain, "segment"));
+    assert!(heard[0]["start"].as_f64() > plain[0]["start"].as_f64());
+    assert_eq!((&heard[1]["end"], &plain[1]["end"]), (&json!(40.0), &json!(48.0)));
+}

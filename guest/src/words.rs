@@ -1,13 +1,15 @@
 //! When each word was said: tokens joined to words, aligned, merged with their punctuation, and the reference's repairs
 //! of words that are too long. openai/whisper's `timing.py` and `split_to_word_tokens`.
 
-use crate::alignment::CrossAttention;
+use crate::alignment::{Attention, CrossAttention};
 use crate::events::{Segment, Word};
 use crate::model::Model;
 use crate::numeric::{round_half_even, strip};
-use crate::options::{Argument, INPUT_STRIDE};
+use crate::options::{Argument, Times, FRAMES_PER_SECOND, INPUT_STRIDE};
 use crate::rules::Rules;
+use crate::sound::Sound;
 use crate::Result;
+use std::ops::Range;
 
 const PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~";
 const SENTENCE_END_MARKS: &str = ".。!！?？";
@@ -22,6 +24,28 @@ struct WordTiming {
     start: f64,
     end: f64,
     probability: f64,
+}
+
+/// A window's text, aligned with its audio.
+struct Alignment {
+    /// Text, and how many tokens.
+    words: Vec<(String, usize)>,
+    /// Of each token.
+    probabilities: Vec<f32>,
+    /// A row for the start of each token, and one for the end of the last.
+    attention: Attention,
+}
+
+/// What the words are made of.
+#[derive(Clone, Copy)]
+pub struct Heard<'w> {
+    /// Where the window begins, in seconds.
+    pub time_offset: f64,
+    /// The window's content, in frames.
+    pub segment_size: usize,
+    /// Where speech ended before, in seconds.
+    pub last_speech: f64,
+    pub sound: &'w Sound,
 }
 
 /// Makes words for the segments of windows, one window after the other.
@@ -39,29 +63,40 @@ impl<'a> WordAligner<'a> {
         WordAligner { argument, language, prompt }
     }
 
-    /// Fill in the words of one window's segments; it must still be the encoded one, of `segment_size` frames. May move
-    /// the segments' starts and ends. `last_speech`: where speech ended before, in seconds.
+    /// Fill in the words of one window's segments; it must still be the encoded one. May move the segments' starts and
+    /// ends. Returns the segments with the times that respect silence, where the options ask for them.
     pub fn add_word_timestamps(
         &self,
         model: &mut dyn Model,
         segments: &mut [Segment],
-        time_offset: f64,
-        segment_size: usize,
-        mut last_speech: f64,
-    ) -> Result<()> {
+        heard: Heard<'_>,
+    ) -> Result<Option<Vec<Segment>>> {
         let eot = self.argument.tokens.eot;
-        let text_of =
-            |segment: &Segment| -> Vec<i32> { segment.tokens.iter().copied().filter(|&token| token < eot).collect() };
-        let counts: Vec<usize> = segments.iter().map(|segment| text_of(segment).len()).collect();
-        let tokens: Vec<i32> = segments.iter().flat_map(text_of).collect();
-        let mut alignment = self.find_alignment(model, &tokens, segment_size)?;
-        let median = median_duration(&alignment);
-        truncate_at_sentence_ends(&mut alignment, 2.0 * median);
-        let options = &self.argument.options;
-        merge_punctuations(&mut alignment, &options.prepend_punctuations, &options.append_punctuations);
+        let tokens: Vec<i32> =
+            segments.iter().flat_map(|segment| &segment.tokens).copied().filter(|&token| token < eot).collect();
+        let alignment = self.find_alignment(model, &tokens, heard.segment_size)?;
+        let mut respecting = (self.argument.options.times == Times::Sound).then(|| segments.to_vec());
+        if let Some(segments) = &mut respecting {
+            let timings = alignment.as_ref().map_or(Vec::new(), |alignment| alignment.timings_in(heard.sound));
+            self.fill_in(segments, timings, heard);
+            segments.iter_mut().for_each(|segment| respect_silence(segment, heard));
+            respect_order(segments);
+        }
+        self.fill_in(segments, alignment.map_or(Vec::new(), |alignment| alignment.timings()), heard);
+        Ok(respecting)
+    }
 
-        let mut timings = alignment.into_iter();
-        for (segment, n_tokens) in segments.iter_mut().zip(counts) {
+    /// Give the words to their segments, after the reference's repairs.
+    fn fill_in(&self, segments: &mut [Segment], mut timings: Vec<WordTiming>, heard: Heard<'_>) {
+        let mut last_speech = heard.last_speech;
+        let median = median_duration(&timings);
+        truncate_at_sentence_ends(&mut timings, 2.0 * median);
+        let options = &self.argument.options;
+        merge_punctuations(&mut timings, &options.prepend_punctuations, &options.append_punctuations);
+
+        let mut timings = timings.into_iter();
+        for segment in segments {
+            let n_tokens = segment.tokens.iter().filter(|&&token| token < self.argument.tokens.eot).count();
             let mut words = Vec::new();
             let mut saved = 0;
             while saved < n_tokens {
@@ -72,8 +107,8 @@ impl<'a> WordAligner<'a> {
                 saved += timing.n_tokens;
                 if !timing.word.is_empty() {
                     words.push(Word {
-                        start: round_to_hundredths(time_offset + timing.start),
-                        end: round_to_hundredths(time_offset + timing.end),
+                        start: round_to_hundredths(heard.time_offset + timing.start),
+                        end: round_to_hundredths(heard.time_offset + timing.end),
                         probability: timing.probability,
                         word: timing.word,
                     });
@@ -85,18 +120,18 @@ impl<'a> WordAligner<'a> {
             }
             segment.words = Some(words);
         }
-        Ok(())
     }
 
+    /// None where there is no text, or no audio.
     fn find_alignment(
         &self,
         model: &mut dyn Model,
         text_tokens: &[i32],
         segment_size: usize,
-    ) -> Result<Vec<WordTiming>> {
+    ) -> Result<Option<Alignment>> {
         let n_audio = segment_size / INPUT_STRIDE;
         if text_tokens.is_empty() || n_audio == 0 {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let (tokens, options) = (&self.argument.tokens, &self.argument.options);
         let sequence = [&self.prompt, text_tokens, &[tokens.eot]].concat();
@@ -109,27 +144,11 @@ impl<'a> WordAligner<'a> {
             n_audio_ctx: self.argument.dims.n_audio_ctx,
         };
         // The row of no_timestamps is where the first word's attention begins.
-        let times = attention.start_times(self.prompt.len() - 1, sequence.len() - 1, n_audio);
-        let probabilities = model.token_probabilities(sequence.len())?;
-        let probabilities = &probabilities[self.prompt.len()..];
-
+        let attention = attention.of_tokens(self.prompt.len() - 1, sequence.len() - 1, n_audio);
+        let probabilities = model.token_probabilities(sequence.len())?.split_off(self.prompt.len());
         let mut words = self.split_to_words(model, text_tokens)?;
         words.pop();
-        let mut timings = Vec::new();
-        let mut first = 0;
-        for (word, n_tokens) in words {
-            let last = first + n_tokens;
-            let sum: f64 = probabilities[first..last].iter().copied().map(f64::from).sum();
-            timings.push(WordTiming {
-                word,
-                n_tokens,
-                start: times[first],
-                end: times[last],
-                probability: sum / n_tokens as f64,
-            });
-            first = last;
-        }
-        Ok(timings)
+        Ok(Some(Alignment { words, probabilities, attention }))
     }
 
     /// (word, how many tokens), of the text with the end of text after it: the last word holds at least that.
@@ -151,6 +170,54 @@ impl<'a> WordAligner<'a> {
             }
         }
         Ok(words)
+    }
+}
+
+impl Alignment {
+    fn timings(&self) -> Vec<WordTiming> {
+        self.timings_from(&self.attention.start_times(None))
+    }
+
+    fn timings_from(&self, times: &[f64]) -> Vec<WordTiming> {
+        let mut timings = Vec::new();
+        let mut first = 0;
+        for (word, n_tokens) in &self.words {
+            let last = first + n_tokens;
+            let sum: f64 = self.probabilities[first..last].iter().copied().map(f64::from).sum();
+            timings.push(WordTiming {
+                word: word.clone(),
+                n_tokens: *n_tokens,
+                start: times[first],
+                end: times[last],
+                probability: sum / *n_tokens as f64,
+            });
+            first = last;
+        }
+        timings
+    }
+
+    /// Words that begin and end where there is sound: of several sounds, in the one that they attend to most.
+    fn timings_in(&self, sound: &Sound) -> Vec<WordTiming> {
+        let sounding: Vec<bool> = (0..sound.n_frames() / INPUT_STRIDE)
+            .map(|i| sound.has(INPUT_STRIDE * i) || sound.has(INPUT_STRIDE * i + 1))
+            .collect();
+        if !sounding.contains(&true) {
+            return self.timings();
+        }
+        let mut timings = self.timings_from(&self.attention.start_times(Some(&sounding)));
+        let mut first = 0;
+        for timing in &mut timings {
+            let last = first + timing.n_tokens;
+            let columns = |part: &Range<usize>| part.start / INPUT_STRIDE..(part.end + 1) / INPUT_STRIDE;
+            let weight = |part: &Range<usize>| self.attention.weight(first..last, columns(part));
+            let parts = sound.parts(frames(timing.start)..frames(timing.end));
+            if let Some(part) = parts.into_iter().max_by(|a, b| weight(a).total_cmp(&weight(b))) {
+                timing.start = timing.start.max(part.start as f64 / FRAMES_PER_SECOND);
+                timing.end = part.end as f64 / FRAMES_PER_SECOND;
+            }
+            first = last;
+        }
+        timings
     }
 }
 
@@ -265,6 +332,57 @@ fn truncate_at_segment_boundaries(segment: &mut Segment, words: &mut [Word], med
             segment.end = last.end;
         }
     }
+}
+
+/// Take the silence before and after them off the words, and off the segment; it ends with the audio.
+pub fn respect_silence(segment: &mut Segment, heard: Heard<'_>) {
+    let narrow = |start: &mut f64, end: &mut f64| {
+        let seconds = |frame: usize| round_to_hundredths(heard.time_offset + frame as f64 / FRAMES_PER_SECOND);
+        *end = end.min(seconds(heard.segment_size)).max(heard.time_offset);
+        *start = start.min(*end);
+        let place = |time: f64| frames((time - heard.time_offset).max(0.0));
+        if let Some(sound) = heard.sound.hull(place(*start)..place(*end)) {
+            *start = start.max(seconds(sound.start));
+            *end = end.min(seconds(sound.end));
+        }
+    };
+    narrow(&mut segment.start, &mut segment.end);
+    if let Some([words @ ..]) = segment.words.as_deref_mut() {
+        words.iter_mut().for_each(|word| narrow(&mut word.start, &mut word.end));
+    }
+}
+
+/// Let no word begin before the one before it has ended: the reference's repairs do not look.
+fn respect_order(segments: &mut [Segment]) {
+    let mut words: Vec<&mut Word> =
+        segments.iter_mut().filter_map(|segment| segment.words.as_mut()).flatten().collect();
+    for i in 1..words.len() {
+        let (before, after) = words.split_at_mut(i);
+        let (word, next) = (&mut before[i - 1], &mut after[0]);
+        if next.start < word.end {
+            word.end = next.start.max(word.start);
+            next.start = next.start.max(word.end);
+            next.end = next.end.max(next.start);
+        }
+    }
+    for segment in segments {
+        if let Some([first, ..]) = segment.words.as_deref() {
+            segment.start = first.start;
+        }
+        if let Some([.., last]) = segment.words.as_deref() {
+            segment.end = last.end;
+        }
+    }
+}
+
+/// The end of the last word, or of the last segment where none has words.
+pub fn last_word_end(segments: &[Segment]) -> Option<f64> {
+    let last_word = segments.iter().rev().find_map(|segment| segment.words.as_deref().unwrap_or_default().last());
+    last_word.map(|word| word.end).or_else(|| segments.last().map(|segment| segment.end))
+}
+
+pub fn frames(seconds: f64) -> usize {
+    round_half_even(seconds * FRAMES_PER_SECOND).max(0.0) as usize
 }
 
 /// NumPy's `round(x, 2)`.

@@ -29,6 +29,10 @@ fn segment(start: f64, end: f64, tokens: &[i32]) -> Segment {
     }
 }
 
+fn heard(time_offset: f64, sound: &Sound) -> Heard<'_> {
+    Heard { time_offset, segment_size: 3000, last_speech: time_offset, sound }
+}
+
 fn merged(words: &[&str]) -> Vec<(String, usize)> {
     let mut alignment: Vec<WordTiming> = words.iter().map(|word| timing(word, 0.0, 0.1)).collect();
     merge_punctuations(&mut alignment, "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、");
@@ -96,7 +100,7 @@ fn words_are_aligned_after_the_prompt_and_shared_out_to_segments() {
     let mut model = FakeModel::saying(&[&[]]);
     let mut segments = [segment(0.0, 2.0, &[110, 5, 6, 115]), segment(2.0, 4.0, &[115, 7])];
     let aligner = WordAligner::new(&argument, "en");
-    aligner.add_word_timestamps(&mut model, &mut segments, 30.0, 3000, 30.0).unwrap();
+    aligner.add_word_timestamps(&mut model, &mut segments, heard(30.0, &Sound::default())).unwrap();
     assert_eq!(model.sequences, [[SOT, NO_TIMESTAMPS, 5, 6, 7, EOT]]);
     let words: Vec<Vec<&str>> = segments.iter().map(|s| words(s).iter().map(|w| w.word.as_str()).collect()).collect();
     assert_eq!(words, [vec![" w5", " w6"], vec![" w7"]]);
@@ -123,7 +127,8 @@ fn no_words_are_made_of_no_tokens() {
     let argument = argument(json!({}));
     let mut segments = [segment(0.0, 2.0, &[110, 115])];
     let mut model = FakeModel::saying(&[&[]]);
-    WordAligner::new(&argument, "en").add_word_timestamps(&mut model, &mut segments, 0.0, 3000, 0.0).unwrap();
+    let aligner = WordAligner::new(&argument, "en");
+    aligner.add_word_timestamps(&mut model, &mut segments, heard(0.0, &Sound::default())).unwrap();
     assert_eq!(segments[0].words, Some(Vec::new()));
     assert_eq!(model.n_computes, 0);
 }
@@ -176,4 +181,62 @@ fn half_a_character_in_the_text_itself_is_not_waited_for() {
     let words = WordAligner::new(&argument, "en").split_to_words(&mut spelling(), &tokens).unwrap();
     let counts: Vec<usize> = words.iter().map(|(_, n)| *n).collect();
     assert_eq!(counts, [2, 2, 1], "{words:?}");
+}
+
+/// A sound at these frames, of 3000.
+fn sounding(parts: &[Range<usize>]) -> Sound {
+    Sound::from_frames((0..3000).map(|frame| parts.iter().any(|part| part.contains(&frame))).collect())
+}
+
+fn times(words: &[Word]) -> Vec<(f64, f64)> {
+    words.iter().map(|word| (word.start, word.end)).collect()
+}
+
+#[test]
+fn silence_is_taken_off_words_and_segments() {
+    let sound = sounding(&[20..100, 200..300, 340..360]);
+    let mut one = segment(10.0, 15.0, &[]);
+    one.words = Some(vec![word(10.0, 10.5), word(10.5, 12.4), word(12.4, 13.5), word(13.5, 15.0)]);
+    respect_silence(&mut one, heard(10.0, &sound));
+    assert_eq!(times(&one.words.unwrap()), [(10.2, 10.5), (10.5, 12.4), (12.4, 13.5), (13.5, 13.6)]);
+    assert_eq!((one.start, one.end), (10.2, 13.6));
+    let mut words = vec![word(1.0, 2.0), word(1.5, 1.9), word(1.2, 3.0), word(3.0, 3.0)];
+    let mut segments = [segment(0.0, 9.0, &[]), segment(0.0, 9.0, &[])];
+    segments[1].words = Some(words.split_off(2));
+    segments[0].words = Some(words);
+    respect_order(&mut segments);
+    assert_eq!(times(segments[0].words.as_ref().unwrap()), [(1.0, 1.5), (1.5, 1.5)]);
+    assert_eq!(times(segments[1].words.as_ref().unwrap()), [(1.5, 3.0), (3.0, 3.0)]);
+    assert_eq!((segments[0].end, segments[1].start), (1.5, 1.5));
+
+    let mut wordless = segment(11.0, 12.0, &[]);
+    respect_silence(&mut wordless, heard(10.0, &sound));
+    assert_eq!((wordless.start, wordless.end), (11.0, 12.0), "without sound it stays");
+}
+
+#[test]
+fn nothing_ends_after_the_audio() {
+    let mut late = segment(39.0, 41.4, &[]);
+    respect_silence(&mut late, heard(10.0, &sounding(&[0..3000])));
+    assert_eq!((late.start, late.end), (39.0, 40.0));
+    let mut beyond = segment(41.0, 42.0, &[]);
+    respect_silence(&mut beyond, heard(10.0, &sounding(&[0..3000])));
+    assert_eq!((beyond.start, beyond.end), (40.0, 40.0));
+}
+
+#[test]
+fn words_lie_in_the_sound_that_they_attend_to() {
+    // Token i attends 0.4 s from 0.4·i on; between 0.9 s and 1.7 s there is silence.
+    let sound = sounding(&[0..90, 170..3000]);
+    let argument = argument(json!({"times": "sound"}));
+    let mut segments = [segment(0.0, 3.0, &[5, 6, 7, 8])];
+    let mut model = FakeModel::saying(&[]);
+    let aligner = WordAligner::new(&argument, "en");
+    let shown = aligner.add_word_timestamps(&mut model, &mut segments, heard(0.0, &sound)).unwrap().unwrap();
+    let (reference, shown) = (segments[0].words.clone().unwrap(), shown[0].words.clone().unwrap());
+    assert_eq!(reference.len(), shown.len());
+    let silent = |word: &&Word| word.start < 1.7 && word.end > 0.9;
+    assert!(reference.iter().any(|word| silent(&word)), "{reference:?}");
+    assert!(!shown.iter().any(|word| silent(&word)), "{shown:?}");
+    assert!(shown.windows(2).all(|pair| pair[0].start <= pair[0].end && pair[0].end <= pair[1].start), "{shown:?}");
 }

@@ -64,7 +64,7 @@ def _() -> str:
 
     with SPEECH.open("rb") as file:
         sent = ("speech.wav", file.read())
-    return (
+    return str(
         groq.Groq(base_url=URL.removesuffix("/v1"), api_key=KEY)
         .audio.transcriptions.create(model="whisper-large-v3", file=sent)
         .text
