@@ -173,7 +173,7 @@ def _decode(source: Source, output: _Output, found: "_Found") -> None:
     track.codec_context.thread_count = 1
     if not found.kind:
         output.send(b"S", f"{kind},{_decoder(track)}".encode())
-    found.begin(source, kind, demuxer in BARE)
+    found.begin(source, kind, demuxer in BARE, float(track.time_base or 0))
     if demuxer == "flac":
         found.largest = int.from_bytes((track.codec_context.extradata or b"")[7:10], "big")
     for packet in _packets(av, container, track, source):
@@ -260,8 +260,9 @@ class _Found:
         self.met_bytes = self.lost_bytes = 0
         self.met_s = self.lost_s = 0.0
 
-    def begin(self, source: Source, kind: str, is_bare: bool) -> None:
+    def begin(self, source: Source, kind: str, is_bare: bool, tick_s: float) -> None:
         """A recording: the file, or a part of it. `is_bare`: one of frames and nothing between them."""
+        self._tick_s = tick_s  # of its time
         self.kind, self._source, self._is_bare = kind, source, is_bare
         self._start: int | None = None  # of the first packet in the file
         self._behind = 0  # the last packet there; positions may be off for packets behind a damage
@@ -294,8 +295,8 @@ class _Found:
         seconds = frame.samples / frame.sample_rate
         self.met_s += seconds
         at = self._due
-        if frame.pts is not None and frame.time_base:
-            at = float(frame.pts * frame.time_base)
+        if frame.pts is not None:
+            at = frame.pts * self._tick_s
             if self._due is not None and at - self._due > GAP_S:
                 self.lost_s += at - self._due
         if at is not None:

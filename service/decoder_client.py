@@ -75,14 +75,15 @@ class _Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    def start(self) -> None:
-        """Start the server if there is none."""
+    def start(self) -> socket.socket:
+        """Start the server if there is none; the socket to it."""
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
+            if self._control is None or self._process is None or self._process.poll() is not None:
                 self._drop()
                 self._control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 with other:
                     self._process = _spawn(_command("serve", str(other.fileno())), other.fileno())
+            return self._control
 
     def fork(self, file: int, out: int, start: int, limits: Limits) -> int:
         """Have a file decoded; the number to end it by. Raises OSError."""
@@ -108,9 +109,7 @@ class _Server:
         return os.waitstatus_to_exitcode(int(status)) if status else None
 
     def _send(self, request: tuple[Any, ...], *fds: int) -> None:
-        self.start()
-        assert self._control is not None
-        socket.send_fds(self._control, [REQUEST.pack(*request)], fds)
+        socket.send_fds(self.start(), [REQUEST.pack(*request)], fds)
 
     def _drop(self) -> None:
         if self._control is not None:
