@@ -1,7 +1,7 @@
 """No words out of silence, no word of speech lost; words and segments that end where their sound ends."""
 
+import itertools
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +129,7 @@ def test_no_word_covers_silence_or_begins_after_its_sound(tiny_en: Transcriber, 
         words = [word for segment in after.segments for word in segment.words]
         for word in words:
             assert sum(max(0.0, min(word.end, b) - max(word.start, a)) for a, b in gaps) <= 0.15, word
-        assert all(a.start <= a.end <= b.start <= b.end for a, b in pairwise(words))
+        assert all(a.start <= a.end <= b.start <= b.end for a, b in itertools.pairwise(words))
         for segment in after.segments:
             assert not any(a + 0.1 < segment.end < b or a < segment.start < b - 0.1 for a, b in gaps), segment
         spoken = [word for segment in before.segments for word in segment.words]
