@@ -1,9 +1,10 @@
 """Which jobs are open, each in a thread, and which wait: long ones leave room for short ones, clients for each other.
 
-A job is taken for short until it shows how long it is. At most `n_open` short ones are open, and as many long ones, but
-together a quarter more than `n_open`: so there are always places that are soon free, however many long jobs there are.
-A job that turns out long where too many are open is set aside: it gives its place up, before it has answered anything,
-and begins again once there is room. A client with fewer open jobs goes first, then who came first or sent little.
+A job is taken for short until it shows how long it is. At most `n_open` short ones are open, and as many of the
+longest; of shorter ones one more at each step of `STEPS_S`. So a short job finds a place that is soon free, however many long
+ones there are. A job that turns out longer than there is room for is set aside: it gives its place up, before it has
+answered anything, and begins again once there is room. A client with fewer open jobs goes first, then who came first
+or sent little.
 """
 
 import contextvars
@@ -11,6 +12,7 @@ import itertools
 import math
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -24,6 +26,7 @@ from service.memory import Trimmer
 FIRST_GUESS_S = 1.0  # how long a job works, before any has finished: only Retry-After needs it
 LONGEST_RETRY_S = 60
 RESERVE = 4  # one more for each so many places: for clients that hold few, and for jobs that are short
+STEPS_S = (30.0, 120.0, 600.0)  # of audio: one window, some, many
 WAIT_PACE = 64 * 1024  # bytes of its upload for which a job waits as if it had come a second later
 
 T = TypeVar("T")
@@ -54,7 +57,8 @@ class _Job(Generic[T]):
     rank: float  # of those that wait, the lowest begins first
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     future: "Future[T]" = field(default_factory=Future)
-    is_long = is_begun = False
+    step = 0  # how many of STEPS_S it is known to last longer than
+    is_begun = False
 
 
 class Admission:
@@ -127,13 +131,22 @@ class Admission:
                 job.future.set_exception(Overloaded())
 
     def _next(self) -> _Job[Any] | None:
-        n_long = sum(job.is_long for job in self._open)
-        n_short = len(self._open) - n_long
-        if self._is_closed or len(self._open) >= self._n_open + reserve(self._n_open):
-            return None
-        fitting = [job for job in self._waiting if (n_long if job.is_long else n_short) < self._n_open]
+        fitting = [] if self._is_closed else [job for job in self._waiting if self._fits(job)]
         n_of = Counter(job.client for job in self._open)
         return min(fitting, key=lambda job: (n_of[job.client], job.rank), default=None)
+
+    def _fits(self, job: _Job[Any]) -> bool:
+        """Whether there is room to open a job of that length."""
+        n_short = sum(not other.step for other in self._open)
+        if len(self._open) >= self._n_open + max(len(STEPS_S), reserve(self._n_open)):
+            return False
+        return (
+            n_short < self._n_open if not job.step else all(self._n_more(step) > 0 for step in range(1, job.step + 1))
+        )
+
+    def _n_more(self, step: int) -> int:
+        """How many more jobs of at least that many steps may be open; below 0 where there are too many."""
+        return self._n_open + len(STEPS_S) - step - sum(other.step >= step for other in self._open)
 
     def _run(self, job: _Job[Any]) -> None:
         try:
@@ -163,18 +176,20 @@ class Admission:
         else:
             job.future.set_exception(failure)
 
-    def turns_long(self) -> None:
-        """The job of the calling thread, if it is one's, is long. Raises SetAside where too many are open. Idempotent.
+    def lasts(self, seconds: float) -> None:
+        """The job of the calling thread, if it is one's, has so much audio at least.
 
-        A job that is set aside is called again later, and not refused then.
+        Raises SetAside where too many are open that are as long; the job is called again later. Idempotent.
         """
         job: _Job[Any] | None = getattr(self._here, "job", None)
+        step = bisect_left(STEPS_S, seconds)
+        if job is None or step <= job.step:
+            return
         with self._changed:
-            if job is not None and not job.is_long:
-                job.is_long = True
-                if sum(other.is_long for other in self._open) > self._n_open:
-                    raise SetAside
-                self._open_next()
+            known, job.step = job.step, step
+            if any(self._n_more(step) < 0 for step in range(known + 1, step + 1)):
+                raise SetAside
+            self._open_next()
 
     def _set_aside(self, job: _Job[Any]) -> bool:
         """Let it wait for a long job's place. False where nobody wants it any more."""

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import ForeignOrigin, UnknownHost, WispError
 from service.request_log import error_response
 
+HEALTH_PATHS = frozenset({"/health", "/healthz", "/readyz"})  # which monitors ask by any name, and which tell little
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -33,7 +34,8 @@ class OriginGuard:
         self.origins = re.compile(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] != "lifespan" else None
+        is_checked = scope["type"] != "lifespan" and scope["path"] not in HEALTH_PATHS
+        refusal = self._refusal(scope) if is_checked else None
         if refusal is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":

@@ -154,13 +154,15 @@ class Settings:
     )
     open_jobs: int = _field(
         16,
-        "Transcriptions under way, which take turns at that: a thread and some memory each; WISP_WORKERS where more",
+        "Transcriptions under way, which take turns at that: a thread and some memory each; WISP_WORKERS where more. A "
+        "quarter more, at least 3, is for shorter ones than those",
         unit="transcriptions",
         minimum=1,
     )
     queue_length: int = _field(
         128,
-        "Requests that there may be besides those under way, waiting or being uploaded; one more is answered 429",
+        "Requests that may queue beyond the open jobs, waiting or being uploaded; more get 429. A quarter more is for "
+        "clients, by key or address, that hold few",
         unit="requests",
     )
     max_connections: int = _field(

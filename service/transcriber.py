@@ -42,7 +42,6 @@ __all__ = ["TEMPERATURES", "Options", "Segment", "Token", "Transcriber", "Transc
 log = logging.getLogger("wisp")
 
 RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
-LONG_S = 120.0  # of audio, from which on a job leaves room for shorter ones
 SECONDS_PER_STATE = 0.02  # of audio, for each of n_audio_ctx
 GPU_WORKERS, CORES_A_WORKER = 16, 4
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -203,8 +202,7 @@ class Transcriber:
             limit_s = max(deadline_s, self.deadline_floor_s + self.deadline_factor * seconds)
             if watch.seconds() > limit_s:
                 raise DeadlineExceeded(limit_s)
-            if seconds > LONG_S:
-                self.admission.turns_long()
+            self.admission.lasts(seconds)
 
         try:
             check()

@@ -22,7 +22,7 @@ from service.errors import NoSpace, QueueFull, UploadTooSlow
 LOADING_RETRY_S = 5  # no job has a place before the model is loaded
 FIRST_BYTES = 4096  # of a body: from then on it holds a place
 SOUND_PACE = 64 * 1024  # bytes a second that an upload comes with, or it may lose its place to another
-SLOW_AFTER_S = 5.0  # over as many seconds as this, and up to twice as many
+SLOW_AFTER_S = 3.0  # over as many seconds as this, and up to twice as many
 SPOOL_SHARE = 3 / 4  # of what the folder has free at the start, all uploads together
 LARGEST_SHARE = 3  # an upload may grow to this many times what is left, so that small ones find room where large do not
 

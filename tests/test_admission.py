@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from service.admission import Admission, has_room, reserve
+from service.admission import STEPS_S, Admission, has_room, reserve
 from service.clients import client, client_of
 from service.errors import ClientGone, Overloaded, QueueFull
 from tests.waiting import until
@@ -21,14 +21,14 @@ class Jobs:
         self.begun: list[str] = []
         self.ends: dict[str, threading.Event] = {}
 
-    def submit(self, name: str, *, is_long: bool = False, n_bytes: int = 0, of: str = "") -> "Callable[[], None]":
+    def submit(self, name: str, *, lasts_s: float = 0.0, n_bytes: int = 0, of: str = "") -> "Callable[[], None]":
         """Add one; what is returned ends it and waits for that."""
         end, cancelled = self.ends.setdefault(name, threading.Event()), threading.Event()
 
         def call() -> None:
             self.begun.append(name)
-            if is_long:
-                self.admission.turns_long()
+            if lasts_s:
+                self.admission.lasts(lasts_s)
                 self.begun.append(f"{name} goes on")
             assert end.wait(60)
 
@@ -64,7 +64,7 @@ def jobs(n_open: int, queue_length: int = 100) -> Iterator[Jobs]:
 @pytest.mark.parametrize("n_long", [4, 5, 40])
 def test_a_short_job_behind_any_number_of_long_ones_begins_at_once(n_long: int) -> None:
     with jobs(n_open=4) as made:
-        ends = [made.submit(f"long {n}", is_long=True) for n in range(n_long)]
+        ends = [made.submit(f"long {n}", lasts_s=3600.0) for n in range(n_long)]
         until(lambda: sum("goes on" in name for name in made.begun) == 4, "as many long ones as may be are open")
         made.wait_for(*(f"long {n}" for n in range(n_long)))
         made.submit("short")
@@ -77,11 +77,25 @@ def test_a_short_job_behind_any_number_of_long_ones_begins_at_once(n_long: int) 
         assert made.begun.count("long 0") == 1
 
 
+@pytest.mark.parametrize("behind_s", [90.0, 300.0, 7200.0])
+def test_a_shorter_job_behind_many_longer_ones_finds_a_place(behind_s: float) -> None:
+    with jobs(n_open=2) as made:
+        for n in range(9):
+            made.submit(f"long {n}", lasts_s=behind_s)
+        made.wait_for(*(f"long {n}" for n in range(9)))
+        shorter_s = next(s for s in (300.0, 90.0, 20.0) if s < behind_s)
+        made.submit("shorter", lasts_s=shorter_s)
+        made.wait_for("shorter goes on")
+        made.submit("short", lasts_s=1.0)
+        made.wait_for("short goes on")
+        assert len(made.admission._open) <= 2 + len(STEPS_S)
+
+
 def test_a_job_that_is_set_aside_ends_with_its_result_and_in_its_turn() -> None:
     with jobs(n_open=1) as made:
-        first = made.submit("first", is_long=True)
+        first = made.submit("first", lasts_s=3600.0)
         made.wait_for("first goes on")
-        second = made.submit("second", is_long=True)
+        second = made.submit("second", lasts_s=3600.0)
         made.wait_for("second")
         until(lambda: len(made.admission._open) == 1, "it is set aside")
         assert "second goes on" not in made.begun
@@ -93,10 +107,10 @@ def test_a_job_that_is_set_aside_ends_with_its_result_and_in_its_turn() -> None:
 
 def test_a_job_that_is_set_aside_and_then_cancelled_frees_its_place() -> None:
     with jobs(n_open=1, queue_length=1) as made:
-        made.submit("long", is_long=True)
+        made.submit("long", lasts_s=3600.0)
         made.wait_for("long goes on")
         cancelled = threading.Event()
-        gone = made.admission.submit(made.admission.turns_long, cancelled)
+        gone = made.admission.submit(lambda: made.admission.lasts(3600.0), cancelled)
         until(lambda: len(made.admission._waiting) == 1, "it is set aside")
         with pytest.raises(QueueFull):
             made.admission.check_room()
@@ -109,9 +123,9 @@ def test_a_job_that_is_set_aside_and_then_cancelled_frees_its_place() -> None:
 
 def test_closing_ends_what_is_set_aside() -> None:
     with jobs(n_open=1) as made:
-        made.submit("long", is_long=True)
+        made.submit("long", lasts_s=3600.0)
         made.wait_for("long goes on")
-        aside = made.admission.submit(made.admission.turns_long, threading.Event())
+        aside = made.admission.submit(lambda: made.admission.lasts(3600.0), threading.Event())
         until(lambda: len(made.admission._waiting) == 1, "it is set aside")
         made.ends["long"].set()
         made.admission.close()

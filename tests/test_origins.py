@@ -124,6 +124,7 @@ def test_a_server_on_this_machine_knows_its_names(server: ServerProcess) -> None
     told = assert_error(httpx2.post(server.url + PATH, headers=rebound, files=FILES), 421, "unknown_host")
     assert "WISP_HOSTS" in told
     assert httpx2.get(server.url + "/metrics", headers={"Host": "evil.example"}).status_code == 421
+    assert httpx2.get(server.url + "/healthz", headers={"Host": "a.monitors.name"}).status_code == 200
     own = {"Origin": f"http://localhost:{port}", "Host": f"localhost:{port}"}
     for headers in ({}, own, {"Host": f"host.docker.internal:{port}"}):
         assert httpx2.post(server.url + PATH, headers=headers, files=FILES, timeout=60).status_code == 200
