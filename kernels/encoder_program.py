@@ -41,8 +41,8 @@ def compiled(device: Compiler, lanes: int | None) -> dict[str, Pipeline]:
     """
     cut: Parameters = {"reduction": WORKGROUP} if lanes is None else {"reduction": SUBGROUP, "lanes": lanes}
     kernels: dict[str, tuple[str, Parameters]] = {
-        "product": ("encoder_product", {**cut, "residual": False}),
-        "residual": ("encoder_product", {**cut, "residual": True}),
+        "product": ("encoder_product", {"residual": False, **cut}),
+        "residual": ("encoder_product", {"residual": True, **cut}),
         "norm_product": ("encoder_norm_product", cut),
         "attention": ("encoder_attention", cut),
         "layer_norm": ("encoder_layer_norm", {}),

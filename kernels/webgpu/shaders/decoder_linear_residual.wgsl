@@ -4,7 +4,7 @@
 //   x       (rows, N_IN) f32
 //   weight  (N_OUT, N_IN) f16
 //   bias    (N_OUT,) f32
-//   state   the rows and whether all sequences have ended
+//   state   State
 //   y       (rows, N_OUT) f32  in and out
 // dispatch (ceil(N_OUT / (4 · WORKGROUP / LANES · TILES)), ceil(rows / ROWS), 1)
 {% from "shared.wgsl" import columns, extensions, products, state, sum_all with context %}

@@ -1,10 +1,11 @@
 // out = softmax(q · kᵀ · scale) · v for each head of 64 columns, bidirectional: the encoder's attention.
 //
 {% if reduction == "subgroup" %}
-// A workgroup is one subgroup, for {{ 4 * lanes }} queries of one head; a lane owns 4 queries. Key after key: the lanes together load the key's and
-// the value's 64 columns, 8 columns a load, and subgroupBroadcast hands each to all. Scores are taken relative to the largest seen before
-// this block of keys; the sums are rescaled between blocks only, since that costs as much as a key. A block ends after 64 keys, or before
-// a key one of whose scores leaps so far above the reference that its weight might overflow (the first key's always does).
+// A workgroup is one subgroup, for {{ 4 * lanes }} queries of one head; a lane owns 4 queries. Key after key: the lanes together
+// load the key's and the value's 64 columns, 8 columns a load, and subgroupBroadcast hands each to all. Scores are taken relative to the
+// largest seen before this block of keys; the sums are rescaled between blocks only, since that costs as much as a key. A block ends
+// after 64 keys, or before a key one of whose scores leaps so far above the reference that its weight might overflow (the first key's
+// always does).
 {% else %}
 // A workgroup serves 32 queries of one head; 8 invocations share a query, each taking every 8th group of 4 keys, with its own running
 // maximum and sums. Keys and values go through workgroup memory, 32 at a time. At the end the 8 partial softmaxes are merged.
@@ -121,10 +122,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 {% else %}
 const QUERIES = 32u;
 const SPLITS = 8u;
-const KEYS = 32u;  // in shared memory at a time: SPLITS groups of 4
+const KEYS = 32u;  // in workgroup memory at a time: SPLITS groups of 4
 
-// Keys [32][16 quads of columns], then values alike: all of WebGPU's default 16 KiB. At the end another split's sums [16 quads][32 queries],
-// then its (maximum, total) [32 queries].
+// Keys [32][16 quads of columns], then values alike: all of WebGPU's default 16 KiB. At the end another split's sums
+// [16 quads][32 queries], then its (maximum, total) [32 queries].
 var<workgroup> tile: array<vec4f, 1024>;
 
 // 4 columns of a row: `part` 0 is its query, 1 its key, 2 its value.

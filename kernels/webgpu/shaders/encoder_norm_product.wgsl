@@ -3,7 +3,8 @@
 //
 {% if reduction == "subgroup" %}
 // A workgroup is one subgroup of {{ lanes }} lanes and owns 64 rows: it first writes them normalised to `normed`, a lane a row at a time.
-// Then it goes over all columns, {{ 8 * lanes }} at a time and 16 rows after 16, so that these columns of `weight` come from the core's cache.
+// Then it goes over all columns, {{ 8 * lanes }} at a time and 16 rows after 16, so that these columns of `weight` come from the
+// core's cache.
 {% else %}
 // A workgroup finds mean and variance of its 64 rows, 4 invocations a row, then computes 64 rows by 64 columns, normalising each piece of
 // x on its way into workgroup memory; an invocation owns 4 rows by 4 columns.

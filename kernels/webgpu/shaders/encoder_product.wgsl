@@ -6,12 +6,12 @@
 // A workgroup computes 64 rows by 64 columns, an invocation 4 rows by 4 columns.
 {% endif %}
 // Convolutions too: `row_step` lets rows of `a` overlap.
-// Of several windows each has its own `a`, a_step · 4 elements after the last one's, and its own `out`, out_step · 8 after{{ "; `add` serves all" if residual }}.
+// Of several windows each has its own `a`, a_step · 4 elements after the last one's, and its own `out`, out_step · 8 after it.
 //   a       (rows, 4 · inner) f32, row_step · 4 from row to row
 //   weight  (4 · inner, 8 · columns) f16
 //   bias    (8 · columns,) f32
 {% if residual %}
-//   add     (rows, 8 · columns) f32
+//   add     (rows, 8 · columns) f32, for all windows
 {% endif %}
 //   out     (rows, 8 · columns) f32 after `skip` · 8 elements  out
 {% if reduction == "subgroup" %}

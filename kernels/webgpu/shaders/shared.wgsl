@@ -45,7 +45,7 @@ fn dot8(a: Columns, b: Columns) -> f32 {
 }
 {% endmacro %}
 
-{# Columns number `index` of an array<vec4f>. #}
+{# 8 neighbouring values of an array<vec4f>: those from 8 · `index` on. #}
 {% macro columns_of(array, index) -%}
 Columns({{ array }}[2u * ({{ index }})], {{ array }}[2u * ({{ index }}) + 1u])
 {%- endmacro %}
