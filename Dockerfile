@@ -56,14 +56,14 @@ RUN /build/rootfs.sh /image /build/packages-gpu.txt \
     && rm /image/bin /image/sbin /image/lib /image/lib64 \
     && find /image -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 
-# The wheels; wgpu apart, because only the gpu image has it.
+# The wheels; those of WebGPU apart, because only the gpu image has them.
 FROM debian AS packages
 RUN apt-get -qq install -y --no-install-recommends python3-pip binutils ca-certificates >/dev/null
 COPY requirements.lock /build/
 RUN python3 -m pip install -q --disable-pip-version-check --no-cache-dir --root-user-action ignore --no-compile \
         --no-deps --require-hashes --only-binary :all: --target /packages -r /build/requirements.lock
 COPY deploy/image/slim.py /build/
-RUN python3 /build/slim.py /packages /gpu wgpu \
+RUN python3 /build/slim.py /packages /gpu wgpu Jinja2 MarkupSafe \
     && for folder in /packages /gpu; do \
         python3 -m compileall -q --invalidation-mode unchecked-hash -s $folder -p /usr/local/lib/python3.11/dist-packages $folder \
         && find $folder -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} + || exit 1; \

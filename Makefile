@@ -74,10 +74,15 @@ native-check:
 guest-test:
 	guest/build.sh test
 
-# Validate every WGSL file and compare the generated ones with their generator
+# Expand every variant of every WGSL kernel, compile each in naga (wgpu) and in Tint (a headless Chromium)
 .PHONY: kernels-check
 kernels-check: $(VENV)/.test
-	$(BIN)/python -m kernels.check
+	$(BIN)/python -m tools.kernels_check
+
+# Write every variant of every WGSL kernel, expanded, for a reader or a profiler: make shaders OUT=folder
+.PHONY: shaders
+shaders: $(VENV)/.run
+	$(BIN)/python -m kernels.variants $(or $(OUT),$(error make shaders OUT=folder))
 
 # Measure speed, memory and start-up against the other engines in one run, as ratios
 .PHONY: bench

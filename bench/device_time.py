@@ -153,10 +153,12 @@ def _flops(dims: Dimensions) -> dict[str, float]:
     n_ctx, n_state = dims.n_audio_ctx, dims.n_audio_state
     square = 2.0 * n_ctx * n_state * n_state  # of a linear map of the window that keeps its width
     return {
-        "gemm_residual": (dims.n_audio_layer * 5 + 3) * square,  # out, the MLP's second map, the second convolution
-        "gemm_norm": dims.n_audio_layer * 7 * square,  # queries, keys and values, and the MLP's first map
-        "gemm_": 12.0 * n_ctx * dims.n_mels * n_state + dims.n_text_layer * 2 * square,  # the first, cross-attention's
-        "attention": dims.n_audio_layer * 4.0 * n_ctx * n_ctx * n_state,
+        "encoder_product_residual": (dims.n_audio_layer * 5 + 3)
+        * square,  # out, the MLP's second map, the second convolution
+        "encoder_norm_product": dims.n_audio_layer * 7 * square,  # queries, keys and values, and the MLP's first map
+        # the first convolution, cross-attention's keys and values
+        "encoder_product": 12.0 * n_ctx * dims.n_mels * n_state + dims.n_text_layer * 2 * square,
+        "encoder_attention": dims.n_audio_layer * 4.0 * n_ctx * n_ctx * n_state,
     }
 
 

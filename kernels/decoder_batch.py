@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kernels.decoder_memory import Activations
 from kernels.decoder_program import DecoderProgram, woven
-from kernels.decoder_state import MAX_ROWS, Row, mask_words, state_words
+from kernels.decoder_state import MAX_ROWS, STATE, Row, mask_words, state_words
 from kernels.recording import Dispatch, Recording
 from kernels.rules import Rules
 
@@ -195,12 +195,13 @@ class Batch:
         recording = Recording(self._device)
         recording.steps.extend([*self._opening, *self._step * n_steps])
         self._opening = []  # each choice embeds the next token
-        reads = [b.state.view(0, 16), b.chosen.view(8 * n_rows * self._n_chosen, 8 * n_rows * n_steps)]
+        reads = [b.state.view(0, STATE.itemsize), b.chosen.view(8 * n_rows * self._n_chosen, 8 * n_rows * n_steps)]
         reading = self._device.submit(recording, reads=reads)
         assert reading is not None
-        header, words = (part.view(np.uint32) for part in reading.wait())
-        chosen = words.reshape(n_steps, n_rows, 2)[: header[2] - self._n_chosen]
-        self._n_chosen = int(header[2])
+        state, words = reading.wait()
+        n_chosen = int(state.view(STATE)["n_chosen"][0])
+        chosen = words.view(np.uint32).reshape(n_steps, n_rows, 2)[: n_chosen - self._n_chosen]
+        self._n_chosen = n_chosen
         start = 0
         for greedy in self._active:
             greedy.take(chosen[:, start : start + greedy.n_sequences])

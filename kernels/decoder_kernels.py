@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kernels.checkpoint import Dimensions
-from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
-from kernels.decoder_sources import ROWS, TILE
 from kernels.device import Device
-from kernels.recording import Binding, Pipeline, Recording
+from kernels.recording import Binding, Compiler, Pipeline, Recording
+from kernels.wgsl import SUBGROUP, WORKGROUP, Parameters, Reduction
 
 VEC4_BYTES = 16
+ROWS = (1, 4)  # rows of activations that a workgroup multiplies by the weights it loads
+OUTPUTS = 4  # neighbouring ones that an invocation sums at a time
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the work is cut, for a sort of adapter. See decoder_sources.py for the two `kind`s."""
+    """How the work is cut, for a sort of adapter. See shaders/shared.wgsl for the two reductions."""
 
-    kind: str  # SUBGROUP or WORKGROUP
-    lanes: int  # invocations that share a row of weights; the subgroup size, or less, where `kind` is SUBGROUP
-    workgroup: int  # invocations of a matrix-vector workgroup
+    reduction: Reduction
+    lanes: int  # invocations that share a row of weights, their sums meeting in workgroup memory; 1 if SUBGROUP
+    workgroup: int  # invocations of a matrix-vector workgroup: the subgroup size if SUBGROUP
     workgroups: int  # of a matrix-vector launch, about: the layer norm is repeated in each
     logits_tiles: int  # tiles of the token table a workgroup takes
     attention_workgroup: int
@@ -35,21 +36,25 @@ class Tiling:
     def of(cls, device: Device) -> "Tiling":
         """What suits the adapter: measured for lavapipe, from published kernels for hardware."""
         if device.info.is_software and device.has_subgroups:
-            lanes = device.subgroup_size
-            return cls(SUBGROUP, lanes, lanes, 16, 128 // lanes, lanes, 1, 2)
+            return cls.of_subgroup(device.subgroup_size)
         return HARDWARE
+
+    @classmethod
+    def of_subgroup(cls, size: int) -> "Tiling":
+        """For a software adapter with subgroups of `size` lanes."""
+        return cls(SUBGROUP, 1, size, 16, 128 // size, size, 1, 2)
 
     @property
     def per_tile(self) -> int:
         """Outputs a workgroup computes at a time."""
-        return TILE * (self.lanes if self.kind == SUBGROUP else self.workgroup // self.lanes)
+        return OUTPUTS * self.workgroup // self.lanes
 
     def tiles(self, n_out: int) -> int:
         """Tiles a workgroup takes of n_out outputs, for about `workgroups` of them."""
         return max(1, n_out // (self.per_tile * self.workgroups))
 
     def constants(self) -> dict[str, float]:
-        return {"LANES": self.lanes} if self.kind == SUBGROUP else {"LANES": self.lanes, "WORKGROUP": self.workgroup}
+        return {"LANES": self.lanes, "WORKGROUP": self.workgroup}
 
 
 HARDWARE = Tiling(WORKGROUP, 64, 256, 1024, 4, 64, 24, 16)
@@ -65,9 +70,10 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A kernel with its constants; a launch takes `across` workgroups by ceil(rows / tile_rows) by `splits`."""
+    """A kernel, its parameters and constants; a launch is of `across` by ceil(rows / tile_rows) by `splits`."""
 
     name: str
+    parameters: Parameters
     constants: Mapping[str, float]
     across: int
     tile_rows: int
@@ -77,7 +83,7 @@ class _Kernel:
 class DecoderKernels:
     """Every pipeline of a model's decoder, by what it is for. Raises DeviceError where one does not compile."""
 
-    def __init__(self, device: Device, dims: Dimensions, tiling: Tiling) -> None:
+    def __init__(self, device: Compiler, dims: Dimensions, tiling: Tiling) -> None:
         self._device, self._dims, self._tiling = device, dims, tiling
         self.parts: list[Part] = []
         self.n_groups = 0  # entries in `partials`, a workgroup of the logits each
@@ -89,7 +95,7 @@ class DecoderKernels:
         self._add_tokens()
         with ThreadPoolExecutor() as threads:
             made = {
-                use: threads.submit(device.pipeline, kernel.name, kernel.constants)
+                use: threads.submit(device.pipeline, kernel.name, kernel.parameters, kernel.constants)
                 for use, kernel in self._kernels.items()
             }
         self._pipelines: dict[tuple[str, int], Pipeline] = {use: future.result() for use, future in made.items()}
@@ -123,9 +129,9 @@ class DecoderKernels:
             self._add_product(f"logits {start}", "ln_logits", n, stop - start, place, tiling.logits_tiles)
             for rows in ROWS:
                 constants = {**own, "FIRST": start, "N_RANGE": stop - start}
-                self._kernels[f"embed {start}", rows] = _Kernel("decoder_embed", constants, 1, 1)
+                self._kernels[f"embed {start}", rows] = _Kernel("decoder_embed", {}, constants, 1, 1)
         own |= {**sizes, "N_RANGE": self.parts[0].stop, "N_TEXT_CTX": dims.n_text_ctx}
-        self._kernels["choose", 1] = _Kernel("decoder_choose", own, 1, 1)
+        self._kernels["choose", 1] = _Kernel("decoder_choose", {}, own, 1, 1)
 
     def _add_product(
         self,
@@ -139,28 +145,27 @@ class DecoderKernels:
         t = self._tiling
         tiles = tiles or t.tiles(n_out)
         constants = {**t.constants(), "TILES": tiles, "N_IN": n_in, "N_OUT": n_out, **(own or {})}
-        sums = t.workgroup * VEC4_BYTES if t.kind == WORKGROUP else 0
+        sums = t.workgroup * VEC4_BYTES if t.reduction == WORKGROUP else 0
         for rows in ROWS:
             staged = 0 if kernel == "linear_residual" else rows * n_in * 4
             tile_rows = self._tile_rows(rows, staged + sums)
-            name = f"decoder_{kernel}_{t.kind}_{tile_rows}"
-            self._kernels[use, rows] = _Kernel(name, constants, -(-n_out // (t.per_tile * tiles)), tile_rows)
+            parameters: Parameters = {"reduction": t.reduction, "rows": tile_rows}
+            across = -(-n_out // (t.per_tile * tiles))
+            self._kernels[use, rows] = _Kernel(f"decoder_{kernel}", parameters, constants, across, tile_rows)
 
     def _add_attention(self, use: str, n_ctx: int) -> None:
         t, dims = self._tiling, self._dims
-        size = "LANES" if t.kind == SUBGROUP else "WORKGROUP"
-        constants: dict[str, float] = {size: t.attention_workgroup, "N_HEAD": dims.n_text_head, "N_CTX": n_ctx}
-        constants["HEAD8"] = dims.n_text_state // dims.n_text_head // 8
-        name, splits = f"decoder_{use}_attention_{t.kind}", 1
-        if use == "cross":
-            splits = constants["SPLITS"] = t.splits
+        splits = t.splits if use == "cross" else 1
+        constants: dict[str, float] = {"WORKGROUP": t.attention_workgroup, "N_HEAD": dims.n_text_head, "N_CTX": n_ctx}
+        constants |= {"HEAD8": dims.n_text_state // dims.n_text_head // 8, "SPLITS": splits}
         scores = -(-n_ctx // splits // 4) * VEC4_BYTES
+        sums = t.attention_workgroup * VEC4_BYTES if t.reduction == WORKGROUP else 0
+        mixes = 2 * t.attention_workgroup * VEC4_BYTES
         for rows in ROWS:
-            tile_rows = (
-                1 if use == "self" else self._tile_rows(rows, rows * scores + 3 * t.attention_workgroup * VEC4_BYTES)
-            )
-            named = f"{name}_{tile_rows}" if use == "cross" else name
-            self._kernels[f"{use}_attention", rows] = _Kernel(named, constants, dims.n_text_head, tile_rows, splits)
+            tile_rows = 1 if use == "self" else self._tile_rows(rows, rows * scores + sums + mixes)
+            parameters: Parameters = {"over": use, "reduction": t.reduction, "rows": tile_rows}
+            kernel = _Kernel("decoder_attention", parameters, constants, dims.n_text_head, tile_rows, splits)
+            self._kernels[f"{use}_attention", rows] = kernel
 
     def _tile_rows(self, rows: int, memory: int) -> int:
         """Rows a workgroup takes at once: one where the adapter's workgroup memory has no room for what all need."""

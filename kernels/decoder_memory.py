@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.checkpoint import Checkpoint, Dimensions
-from kernels.decoder_state import MAX_ROWS, N_WORDS
+from kernels.decoder_state import MAX_ROWS, STATE
 from kernels.device import Device
 from kernels.recording import Buffer, View
 
@@ -67,7 +67,7 @@ class Activations:
         n, f32 = dims.n_text_state, 4
         self.capacity = capacity
         self.row_bytes = MAX_ROWS * n * f32
-        self.state = device.buffer(N_WORDS * 4)
+        self.state = device.buffer(STATE.itemsize)
         self.mask = device.buffer(2 * -(-dims.n_vocab // 32) * 4)
         self.x = device.buffer(self.row_bytes)
         self.query = device.buffer(self.row_bytes)

@@ -9,10 +9,10 @@ from kernels.checkpoint import Checkpoint
 from kernels.cross_memory import CrossMemory
 from kernels.decoder_kernels import DecoderKernels, Part, Tiling
 from kernels.decoder_memory import Activations, DecoderBuffers, DecoderWeights
-from kernels.decoder_source_parts import SUBGROUP
 from kernels.decoder_state import MAX_ROWS
 from kernels.device import Device, DeviceError
 from kernels.recording import Binding, Buffer, Dispatch, Pipeline, Recording, View
+from kernels.wgsl import SUBGROUP
 
 
 class _Groups:
@@ -36,7 +36,7 @@ class DecoderProgram:
         self.device, self.dims = device, checkpoint.dims
         self.tiling = tiling or Tiling.of(device)
         n, heads = self.dims.n_text_state, self.dims.n_text_head
-        widest = n if self.tiling.kind == SUBGROUP else 8 * self.tiling.attention_workgroup
+        widest = n if self.tiling.reduction == SUBGROUP else 8 * self.tiling.attention_workgroup
         if n % heads or (n // heads) % 8 or n // heads > widest:
             raise DeviceError(f"decoder heads of {n} / {heads} columns: the kernels are for multiples of 8 to {widest}")
         self.kernels = DecoderKernels(device, self.dims, self.tiling)

@@ -1,10 +1,6 @@
-"""What the decoder's kernels know of its sequences: rows, rules and progress, as the words of one small device buffer.
+"""What the decoder's kernels know of its sequences: rows, rules and progress, in one small device buffer.
 
-    0         n_rows, stopped (every sequence has ended), n_chosen, eot, timestamp_begin (n_vocab: no timestamp rules)
-    8 + 4r    row r: token, slot of its sequence, position, unused
-    72 + 8s   what sequence s may choose: text from, timestamps from, timestamps below, is_first (the mask to use);
-              and what that follows from: last_was_timestamp, last timestamp or 0, has_ended, has_sampled
-
+STATE lays it out as the structs State, Row and Sequence of webgpu/shaders/shared.wgsl do, which explain the fields.
 The rules are openai/whisper's (20250625, `decoding.py`) SuppressBlank, SuppressTokens and ApplyTimestampRules.
 """
 
@@ -17,8 +13,23 @@ from numpy.typing import NDArray
 from kernels.rules import Rules
 
 MAX_ROWS = 16  # rows one pass computes: the new tokens of a prompt, or one token of each sequence
-N_WORDS = 72 + 8 * MAX_ROWS
-N_HEADER = 8
+
+
+def _words(*names: str) -> list[tuple[str, str]]:
+    return [(name, "<u4") for name in names]
+
+
+ROW = np.dtype(_words("token", "slot", "position", "unused"))
+SEQUENCE = np.dtype(
+    _words("text_from", "time_from", "time_below", "is_first", "last_was_time", "last_time", "has_ended", "has_sampled")
+)
+STATE = np.dtype(
+    [
+        *_words("n_rows", "stopped", "n_chosen", "eot", "timestamp_begin", "unused_0", "unused_1", "unused_2"),
+        ("rows", ROW, MAX_ROWS),
+        ("sequences", SEQUENCE, MAX_ROWS),
+    ]
+)
 
 
 def mask_words(rules: Rules, n_vocab: int) -> NDArray[np.uint32]:
@@ -32,7 +43,7 @@ def mask_words(rules: Rules, n_vocab: int) -> NDArray[np.uint32]:
 
 
 def next_words(rules: Rules, history: Sequence[int], n_vocab: int) -> tuple[int, ...]:
-    """The 8 state words of a sequence whose tokens so far, prompt included, are `history`."""
+    """SEQUENCE's fields for one whose tokens so far, prompt included, are `history`."""
     sampled = history[rules.sample_begin :]
     is_first, has_ended, begin = not sampled, bool(history) and history[-1] == rules.eot, rules.timestamp_begin
     if begin < 0:
@@ -63,18 +74,18 @@ class Row:
 def state_words(
     rows: Sequence[Row], n_vocab: int, sequences: Sequence[tuple[Rules, Sequence[int]]] = ()
 ) -> NDArray[np.uint32]:
-    """The buffer's words for a pass over `rows`; with each sequence's rules and tokens, for choosing after it too.
+    """STATE's words for a pass over `rows`; with each sequence's rules and tokens, for choosing after it too.
 
     End of text and where timestamps begin are the first sequence's for all.
     """
-    words = np.zeros(N_WORDS, np.uint32)
-    words[0] = len(rows)
-    words[4] = n_vocab
+    state = np.zeros(1, STATE)
+    state["n_rows"] = len(rows)
+    state["timestamp_begin"] = n_vocab
     for i, row in enumerate(rows):
-        words[N_HEADER + 4 * i : N_HEADER + 4 * i + 3] = row.token, row.slot, row.position
+        state["rows"][0, i] = (row.token, row.slot, row.position, 0)
     for i, (rules, history) in enumerate(sequences):
-        words[72 + 8 * i : 80 + 8 * i] = next_words(rules, history, n_vocab)
+        state["sequences"][0, i] = next_words(rules, history, n_vocab)
         if i == 0:
-            words[3] = rules.eot
-            words[4] = rules.timestamp_begin if rules.timestamp_begin >= 0 else n_vocab
-    return words
+            state["eot"] = rules.eot
+            state["timestamp_begin"] = rules.timestamp_begin if rules.timestamp_begin >= 0 else n_vocab
+    return state.view(np.uint32)

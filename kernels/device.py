@@ -1,6 +1,6 @@
 """The WebGPU device: adapters, memory, compiled kernels, submitting and reading back. The only importer of wgpu.
 
-A kernel is `kernels/<name>.wgsl`; its bindings are group 0, numbered from 0: inputs, outputs, `params`.
+A kernel is `kernels/webgpu/shaders/<name>.wgsl`; its bindings are group 0, numbered from 0: inputs, outputs, `params`.
 Every compute is a job for the device's one thread: `device.run(job)`.
 """
 
@@ -22,11 +22,13 @@ from wgpu.backends.wgpu_native import ffi, lib
 from wgpu.backends.wgpu_native.extras import set_instance_extras
 
 from kernels.recording import Binding, Buffer, Copy, Dispatch, Pipeline, Recording, View, as_view
-from kernels.wgsl import bindings, read_kernel
+from kernels.wgsl import Parameters, ShaderError, bindings, expand, variant
 
 # Limits whose names begin so are asked for as far as the adapter goes: kernels may want more than WebGPU's defaults.
 WANTED_LIMITS = ("max-buffer-size", "max-storage-buffer", "max-compute", "min-storage-buffer")
-WANTED_FEATURES = ("shader-f16", "subgroup", "timestamp-query")
+WANTED_FEATURES = ("subgroup", "timestamp-query")
+NO_PARAMETERS: Parameters = {}
+NO_CONSTANTS: Mapping[str, float] = {}
 _T = TypeVar("_T")
 _KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "software"}
 
@@ -148,8 +150,8 @@ class Device:
         self._thread = ThreadPoolExecutor(1, "wisp-device")
         self._thread_id = self._thread.submit(threading.get_ident).result()
         self._lock = threading.Lock()
-        self._modules: dict[tuple[str, int | None], tuple[Any, Any, int]] = {}
-        self._pipelines: dict[tuple[str, int | None, tuple[tuple[str, float], ...]], Pipeline] = {}
+        self._modules: dict[str, tuple[Any, Any, int]] = {}
+        self._pipelines: dict[tuple[str, tuple[tuple[str, float], ...]], Pipeline] = {}
         self._staging: dict[int, list[Any]] = {}
         self._subgroup_size: int | None = None
 
@@ -223,30 +225,31 @@ class Device:
         return [(start, min(start + most, n_rows)) for start in range(0, n_rows, most)]
 
     def pipeline(
-        self, name: str, constants: Mapping[str, float] | None = None, *, lanes: int | None = None
+        self, name: str, parameters: Parameters = NO_PARAMETERS, constants: Mapping[str, float] = NO_CONSTANTS
     ) -> Pipeline:
-        """`kernels/<name>.wgsl` with these override constants, compiled once. DeviceError with the compiler's words.
+        """The kernel's template expanded with `parameters`, its override constants set to `constants`; compiled once.
 
-        `lanes` replaces the text's `const LANES = …`: WGSL wants a subgroup broadcast's lane to be a constant.
+        Raises DeviceError with the compiler's words.
         """
-        key = (name, lanes, tuple(sorted((constants or {}).items())))
+        label = variant(name, parameters)
+        key = (label, tuple(sorted(constants.items())))
         if (found := self._pipelines.get(key)) is not None:
             return found
         with self._lock:
-            if (name, lanes) not in self._modules:
+            if label not in self._modules:
                 try:
-                    source = read_kernel(name, lanes)
-                except OSError as error:
-                    raise DeviceError(f"there is no kernel named {name}") from error
-                self._modules[name, lanes] = self.shader_module(source, name)
-            module, layout, n_bindings = self._modules[name, lanes]
-        with _told(f"kernel {name} with {dict(constants or {})} does not compile"):
+                    source = expand(name, parameters)
+                except ShaderError as error:
+                    raise DeviceError(str(error)) from error
+                self._modules[label] = self.shader_module(source, label)
+            module, layout, n_bindings = self._modules[label]
+        with _told(f"kernel {label} with {dict(constants)} does not compile"):
             handle = self.handle.create_compute_pipeline(
-                label=name,
+                label=label,
                 layout=self.handle.create_pipeline_layout(bind_group_layouts=[layout]),
-                compute={"module": module, "entry_point": "main", "constants": dict(constants or {})},
+                compute={"module": module, "entry_point": "main", "constants": dict(constants)},
             )
-        return self._pipelines.setdefault(key, Pipeline(name, handle, layout, n_bindings))
+        return self._pipelines.setdefault(key, Pipeline(label, handle, layout, n_bindings))
 
     def shader_module(self, source: str, name: str) -> tuple[Any, Any, int]:
         """WGSL → (module, bind group layout, number of bindings). Raises DeviceError where it is not valid WGSL."""

@@ -18,7 +18,8 @@ from kernels.checkpoint import Checkpoint
 from kernels.cross_memory import CrossMemory
 from kernels.device import Device, DeviceError
 from kernels.encoder_memory import Result
-from kernels.encoder_program import EncoderProgram, Tiling
+from kernels.encoder_program import EncoderProgram
+from kernels.wgsl import Reduction
 
 IDLE_RESULTS = 4  # or as many as go together: kept for the next windows, so that a request allocates nothing
 Frames = NDArray[np.float32]
@@ -36,11 +37,11 @@ class EncoderGraph:
     """A model's encoder: weights and compiled kernels, shared by its contexts."""
 
     def __init__(
-        self, device: Device, checkpoint: Checkpoint, tiling: Tiling | None = None, windows: int | None = None
+        self, device: Device, checkpoint: Checkpoint, reduction: Reduction | None = None, windows: int | None = None
     ) -> None:
-        """`tiling` and `windows`, how many are computed together at most, are chosen by the adapter if None."""
+        """`reduction` and `windows`, how many are computed together at most, are chosen by the adapter if None."""
         self.device, self.dims = device, checkpoint.dims
-        self.program = device.run(lambda: EncoderProgram(device, checkpoint, tiling, windows))
+        self.program = device.run(lambda: EncoderProgram(device, checkpoint, reduction, windows))
         self._waiting: deque[Window] = deque()
         self._idle: list[Result] = []
         self._lock = threading.Lock()

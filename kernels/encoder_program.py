@@ -9,8 +9,8 @@ other: a window alone does not fill a large GPU. Weights are f16, activations an
 
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,9 @@ from kernels.checkpoint import Checkpoint
 from kernels.device import Device, DeviceError
 from kernels.encoder_memory import F32_BYTES, Result, WorkingMemory, floats_a_window, windows_that_fit
 from kernels.encoder_weights import HEAD_COLUMNS, EncoderWeights, Layer, Norm, Product, padded
-from kernels.recording import Binding, Buffer, Dispatch, Pipeline, Recording
+from kernels.recording import Binding, Buffer, Compiler, Dispatch, Pipeline, Recording
+from kernels.wgsl import SUBGROUP, WORKGROUP, Parameters, Reduction
 
-Tiling = Literal["subgroup", "tile"]
 SUBGROUP_SIZES = (4, 8, 16)  # that the subgroup kernels are written for
 SUBGROUP_ROWS, NORM_ROWS, TILE_ROWS, TILE_COLUMNS = 16, 64, 64, 8  # of a product's workgroup; columns in groups of 8
 MOST_WINDOWS = {"discrete": 16, "integrated": 4, "other": 4, "software": 1}  # computed together, by kind of adapter
@@ -29,9 +29,28 @@ TOGETHER_BYTES = 512 << 20  # of working memory for several windows, at most
 Array = NDArray[Any]
 
 
-def choose_tiling(device: Device) -> Tiling:
-    """Software adapters get kernels that share loads over a subgroup, hardware those that stage in shared memory."""
-    return "subgroup" if device.info.is_software and device.subgroup_size in SUBGROUP_SIZES else "tile"
+def choose_reduction(device: Device) -> Reduction:
+    """Software adapters get kernels that share loads over a subgroup, hardware those that stage in workgroup memory."""
+    return SUBGROUP if device.info.is_software and device.subgroup_size in SUBGROUP_SIZES else WORKGROUP
+
+
+def compiled(device: Compiler, lanes: int | None) -> dict[str, Pipeline]:
+    """Every pipeline by its use, made on several threads: compiling is most of a first start.
+
+    `lanes`: of the subgroup; None for the kernels that need no subgroups.
+    """
+    cut: Parameters = {"reduction": WORKGROUP} if lanes is None else {"reduction": SUBGROUP, "lanes": lanes}
+    kernels: dict[str, tuple[str, Parameters]] = {
+        "product": ("encoder_product", {"residual": False, **cut}),
+        "residual": ("encoder_product", {"residual": True, **cut}),
+        "norm_product": ("encoder_norm_product", cut),
+        "attention": ("encoder_attention", cut),
+        "layer_norm": ("encoder_layer_norm", {}),
+        "cross_pack": ("encoder_cross_pack", {}),
+    }
+    with ThreadPoolExecutor() as threads:
+        made = {use: threads.submit(device.pipeline, *kernel) for use, kernel in kernels.items()}
+    return {use: future.result() for use, future in made.items()}
 
 
 def choose_windows(device: Device, floats: Mapping[str, int]) -> int:
@@ -43,7 +62,7 @@ class EncoderProgram:
     """An encoder's weights and working memory on a device. One recording runs at a time, on the device's thread."""
 
     def __init__(
-        self, device: Device, checkpoint: Checkpoint, tiling: Tiling | None = None, windows: int | None = None
+        self, device: Device, checkpoint: Checkpoint, reduction: Reduction | None = None, windows: int | None = None
     ) -> None:
         """`windows`: how many at most are computed together, chosen by the adapter if None."""
         dims = checkpoint.dims
@@ -51,32 +70,18 @@ class EncoderProgram:
             wide = dims.n_audio_state // dims.n_audio_head
             raise DeviceError(f"encoder heads of {wide} columns: the kernels are for at most {HEAD_COLUMNS}")
         self.device, self.dims = device, dims
-        self.tiling: Tiling = tiling or choose_tiling(device)
-        self._floats = floats_a_window(dims, is_normed_apart=self.tiling == "subgroup")
+        self.reduction = reduction or choose_reduction(device)
+        self._floats = floats_a_window(dims, is_normed_apart=self.reduction == SUBGROUP)
         self.most_windows = windows or choose_windows(device, self._floats)
-        self._lanes = device.subgroup_size if self.tiling == "subgroup" else None
+        self._lanes = device.subgroup_size if self.reduction == SUBGROUP else None
         self._owned: list[Buffer] = []
         self._all_params: dict[tuple[int, ...], Buffer] = {}
         self.n_channels, self._state = padded(dims.n_mels), padded(dims.n_audio_state)
-        self._compile()
+        self._pipelines = compiled(device, self._lanes)
         self._weights = EncoderWeights(device, checkpoint)
         self._memory = WorkingMemory(device, self._floats, 1)
         columns = max(product.columns for _, _, product in self._weights.cross)
         self._keys_values = self._buffer(dims.n_audio_ctx * columns * F32_BYTES)  # of one window, before packing
-
-    def _compile(self) -> None:
-        """Every pipeline once, on several threads: compiling is most of a first start."""
-        with ThreadPoolExecutor() as threads:
-
-            def compile(name: str) -> Future[Pipeline]:
-                return threads.submit(self.device.pipeline, f"{name}_{self.tiling}", lanes=self._lanes)
-
-            made = [compile(name) for name in ("gemm", "gemm_norm", "gemm_residual", "attention")]
-            made += [threads.submit(self.device.pipeline, name) for name in ("layer_norm", "cross_pack")]
-        pipelines = [future.result() for future in made]
-        self._gemm, self._gemm_norm, self._gemm_residual, self._attention, self._layer_norm, self._cross_pack = (
-            pipelines
-        )
 
     def _buffer(self, contents: Array | int, *, uniform: bool = False) -> Buffer:
         self._owned.append(self.device.buffer(contents, uniform=uniform))
@@ -163,10 +168,10 @@ class EncoderProgram:
         dims, n_ctx, norm = self.dims, self.dims.n_audio_ctx, self._weights.ln_post
         params = self._params(self._state // 4, dims.n_audio_state, i * n_ctx)
         bindings: list[Binding] = [self._memory.buffers["x"], norm.gain, norm.shift, result.audio_states, params]
-        recording.dispatch(self._layer_norm, bindings, n_ctx)
+        recording.dispatch(self._pipelines["layer_norm"], bindings, n_ctx)
         head8 = dims.n_text_state // dims.n_text_head // 8
         for start, stop, product in self._weights.cross:
-            self._record_gemm(recording, result.audio_states, product, self._keys_values, rows=n_ctx)
+            self._record_product(recording, result.audio_states, product, self._keys_values, rows=n_ctx)
             n_parts = 2 * (stop - start)
             bindings = [
                 self._keys_values,
@@ -176,11 +181,11 @@ class EncoderProgram:
                     n_ctx, n_parts, dims.n_text_head, head8, result.part_bytes // 16, result.scales_bytes // F32_BYTES
                 ),
             ]
-            recording.dispatch(self._cross_pack, bindings, -(-n_ctx // 64), dims.n_text_head, n_parts)
+            recording.dispatch(self._pipelines["cross_pack"], bindings, -(-n_ctx // 64), dims.n_text_head, n_parts)
 
     def _record_convolutions(self, recording: Recording, n: int) -> None:
         b, floats, state = self._memory.buffers, self._floats, self._state
-        self._record_gemm(
+        self._record_product(
             recording,
             b["mel"],
             self._weights.conv1,
@@ -192,12 +197,12 @@ class EncoderProgram:
             steps=(floats["mel"] // 4, floats["features"] // 8),
             windows=n,
         )
-        self._record_residual(
+        self._record_product(
             recording,
             b["features"],
             self._weights.conv2,
-            self._weights.positions,
             b["x"],
+            add=self._weights.positions,
             rows=self.dims.n_audio_ctx,
             row_step=2 * state // 4,
             gelu=True,
@@ -212,10 +217,12 @@ class EncoderProgram:
         scale = math.log2(math.e) * (self.dims.n_audio_state // n_head) ** -0.5
         params = self._params(n_ctx, n_head, int(np.float32(scale).view(np.uint32)))
         queries = 32 if self._lanes is None else 4 * self._lanes
-        recording.dispatch(self._attention, [b["qkv"], b["attended"], params], -(-n_ctx // queries), n_head, n)
-        self._record_residual(recording, b["attended"], layer.out, x, between, rows=rows)
+        recording.dispatch(
+            self._pipelines["attention"], [b["qkv"], b["attended"], params], -(-n_ctx // queries), n_head, n
+        )
+        self._record_product(recording, b["attended"], layer.out, between, add=x, rows=rows)
         self._record_norm(recording, between, layer.mlp_norm, layer.up, b["hidden"], rows=rows, gelu=True)
-        self._record_residual(recording, b["hidden"], layer.down, between, x, rows=rows)
+        self._record_product(recording, b["hidden"], layer.down, x, add=between, rows=rows)
 
     def _grid(self, rows: int, columns: int) -> tuple[int, int]:
         """Workgroups of a product of that many rows and groups of 8 columns."""
@@ -223,7 +230,7 @@ class EncoderProgram:
             return -(-columns // TILE_COLUMNS), -(-rows // TILE_ROWS)
         return -(-rows // SUBGROUP_ROWS), -(-columns // self._lanes)
 
-    def _record_gemm(
+    def _record_product(
         self,
         recording: Recording,
         a: Binding,
@@ -231,6 +238,7 @@ class EncoderProgram:
         out: Binding,
         *,
         rows: int,
+        add: Buffer | None = None,
         row_step: int | None = None,
         skip: int = 0,
         gelu: bool = False,
@@ -239,27 +247,10 @@ class EncoderProgram:
     ) -> None:
         inner, columns = product.inner // 4, product.columns // 8
         params = self._params(rows, inner, columns, row_step or inner, skip, int(gelu), *steps)
-        bindings = [a, product.weight, product.bias, out, params]
-        recording.dispatch(self._gemm, bindings, *self._grid(rows, columns), windows)
-
-    def _record_residual(
-        self,
-        recording: Recording,
-        a: Buffer,
-        product: Product,
-        add: Buffer,
-        out: Buffer,
-        *,
-        rows: int,
-        row_step: int | None = None,
-        gelu: bool = False,
-        steps: tuple[int, int] = (0, 0),
-        windows: int = 1,
-    ) -> None:
-        inner, columns = product.inner // 4, product.columns // 8
-        params = self._params(rows, inner, columns, row_step or inner, int(gelu), *steps)
-        bindings = [a, product.weight, product.bias, add, out, params]
-        recording.dispatch(self._gemm_residual, bindings, *self._grid(rows, columns), windows)
+        added = [] if add is None else [add]
+        pipeline = self._pipelines["product" if add is None else "residual"]
+        bindings = [a, product.weight, product.bias, *added, out, params]
+        recording.dispatch(pipeline, bindings, *self._grid(rows, columns), windows)
 
     def _record_norm(
         self,
@@ -276,10 +267,10 @@ class EncoderProgram:
         params = self._params(rows, inner, columns, self.dims.n_audio_state, int(gelu))
         bindings = [x, norm.gain, norm.shift, product.weight, product.bias]
         if self._lanes is None:
-            recording.dispatch(self._gemm_norm, [*bindings, out, params], *self._grid(rows, columns))
+            recording.dispatch(self._pipelines["norm_product"], [*bindings, out, params], *self._grid(rows, columns))
         else:  # a workgroup normalises its rows once, for all columns
             normed = self._memory.buffers["normed"]
-            recording.dispatch(self._gemm_norm, [*bindings, normed, out, params], -(-rows // NORM_ROWS))
+            recording.dispatch(self._pipelines["norm_product"], [*bindings, normed, out, params], -(-rows // NORM_ROWS))
 
     def close(self) -> None:
         """Free weights and working memory. Idempotent."""

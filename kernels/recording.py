@@ -1,7 +1,7 @@
 """What a device is told to do: buffers and views of them, compiled kernels, and recordings of their launches."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -65,7 +65,7 @@ def as_view(binding: Binding) -> View:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A compiled kernel: `kernels/<name>.wgsl` with its override constants set."""
+    """A compiled kernel. `name` is the variant's: decoder_ln_qkv_subgroup_4."""
 
     name: str
     handle: Any
@@ -95,6 +95,18 @@ class Binder(Protocol):
     """What a recording needs of a device."""
 
     def bind_group(self, pipeline: Pipeline, views: Sequence[View]) -> Any: ...
+
+
+class Compiler(Protocol):
+    """What choosing and compiling kernels needs of a device."""
+
+    workgroup_memory: int
+
+    def row_ranges(self, n_rows: int, row_bytes: int) -> list[tuple[int, int]]: ...
+
+    def pipeline(
+        self, name: str, parameters: Mapping[str, str | int] = ..., constants: Mapping[str, float] = ...
+    ) -> Pipeline: ...
 
 
 class Recording:

@@ -12,10 +12,10 @@ from kernels.cpu import CpuModel
 from kernels.cross_memory import CrossMemory
 from kernels.decoder import DecoderGraph
 from kernels.decoder_kernels import HARDWARE, Tiling
-from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.device import Device
 from kernels.formats_common import expected_shapes
 from kernels.rules import Rules
+from kernels.wgsl import SUBGROUP, WORKGROUP
 
 Array = NDArray[Any]
 AUDIO, TOKENS, ORIGINS, RULES = range(4)
@@ -144,10 +144,10 @@ def small_tiling(device: Device, kind: str) -> Tiling:
         return HARDWARE
     if kind == WORKGROUP:
         return Tiling(WORKGROUP, 16, 64, 4, 2, 64, 3, 16)
-    if Tiling.of(device).kind != SUBGROUP:
+    if Tiling.of(device).reduction != SUBGROUP:
         pytest.skip(f"{device.info.name} has no use for those kernels")
     lanes = device.subgroup_size
-    return Tiling(SUBGROUP, lanes, lanes, 2, 2, lanes, 1, 2)
+    return Tiling(SUBGROUP, 1, lanes, 2, 2, lanes, 1, 2)
 
 
 def same(found: Array, expected: Array, tolerance: float = 2e-4) -> bool:

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 OURS = ("service", "kernels", "tools", "bench", "tests")
 ONLY_IMPORTER = {
     "wgpu": {"kernels/device.py"},
+    "jinja2": {"kernels/wgsl.py"},
     "wasmtime": {"service/guest.py", "service/wasi_nn.py"},
     "starlette": {
         "service/app.py",

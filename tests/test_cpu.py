@@ -1,6 +1,8 @@
 """The CPU target as a whole: threads, closing, the encoder, and openai/whisper's own values."""
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from kernels.checkpoint import load_checkpoint
 from kernels.cpu import CpuModel
 from service.audio import decode
 from service.features import log_mel_spectrogram
+from tests.conftest import ROOT
 from tests.small_whisper import AUDIO, CHECKPOINT, DIMS, append, ints, rules
 
 
@@ -141,3 +144,9 @@ def test_greedy_tokens_are_openai_whispers(tiny_en: CpuModel, shared: Path) -> N
             tokens, scores = decoder.get_output(1)[0].tolist(), decoder.get_output(2)[0]
             assert [token for token in tokens if token != 50256] == values["tokens"], name
             assert scores.sum() / (len(values["tokens"]) + 1) == pytest.approx(values["avg_logprob"], abs=1e-3)
+
+
+def test_the_cpu_target_loads_nothing_of_webgpu() -> None:
+    program = "import sys, kernels.cpu\nprint(sorted({'jinja2', 'wgpu'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

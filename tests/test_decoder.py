@@ -11,8 +11,8 @@ import pytest
 from kernels.checkpoint import load_checkpoint
 from kernels.cross_memory import CrossMemory
 from kernels.decoder import DecoderGraph
-from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.device import Device
+from kernels.wgsl import SUBGROUP, WORKGROUP
 from tests.decoding import (
     AUDIO,
     CHOSEN,

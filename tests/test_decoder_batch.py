@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from kernels.decoder import DecoderGraph
-from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.device import Device, DeviceError, open_device
 from kernels.recording import Dispatch, Recording
+from kernels.wgsl import SUBGROUP, WORKGROUP
 from tests.decoding import (
     AUDIO,
     CHOSEN,

@@ -9,8 +9,8 @@ from kernels.decoder import DecoderGraph
 from kernels.decoder_memory import DecoderBuffers
 from kernels.decoder_pool import DecoderPool
 from kernels.decoder_program import DecoderProgram
-from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.device import Device, DeviceError
+from kernels.wgsl import SUBGROUP, WORKGROUP, Parameters, variant
 from tests.decoding import (
     CHOSEN,
     EOT,
@@ -89,9 +89,9 @@ def test_an_adapter_of_little_workgroup_memory_takes_row_by_row(
     monkeypatch.setattr(device, "workgroup_memory", 1000)  # four rows of 64 columns are 1024 bytes
     pipeline, names = device.pipeline, set[str]()
 
-    def noted(name: str, *constants: Any) -> Any:
-        names.add(name)
-        return pipeline(name, *constants)
+    def noted(name: str, parameters: Parameters, *constants: Any) -> Any:
+        names.add(variant(name, parameters))
+        return pipeline(name, parameters, *constants)
 
     monkeypatch.setattr(device, "pipeline", noted)
     pair = Pair(device, SMALL, small_tiling(device, kind))

@@ -30,7 +30,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 
 @pytest.fixture
 def own_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(wgsl, "KERNELS", tmp_path)
+    monkeypatch.setattr(wgsl, "SHADERS", tmp_path)
     return tmp_path
 
 
@@ -87,7 +87,7 @@ def test_a_recording_is_replayed_in_order_and_counted(device: Device, own_kernel
     source, middle, out = (device.buffer(np.arange(8, dtype=np.uint32)) for _ in range(3))
     params = device.buffer(np.array([5, 0, 0, 0], np.uint32), uniform=True)
     recording = Recording(device)
-    recording.dispatch(device.pipeline("fill", {"FACTOR": 3}), [source, middle, params], 2)
+    recording.dispatch(device.pipeline("fill", {}, {"FACTOR": 3}), [source, middle, params], 2)
     recording.dispatch(device.pipeline("fill"), [middle, out, params], 2)
     recording.copy(out.view(0, 32), source)
     assert len(recording.dispatches) == 2
@@ -97,7 +97,7 @@ def test_a_recording_is_replayed_in_order_and_counted(device: Device, own_kernel
     first, middles = (part.view(np.uint32) for part in reading.wait())
     assert first.tolist() == (once * 3 + 10)[:2].tolist()
     assert middles.tolist() == (once * 3 + 5)[4:].tolist()
-    assert device.pipeline("fill", {"FACTOR": 3}) is device.pipeline("fill", {"FACTOR": 3})
+    assert device.pipeline("fill", {}, {"FACTOR": 3}) is device.pipeline("fill", {}, {"FACTOR": 3})
 
 
 def test_a_recording_outlives_the_close_of_its_buffers(device: Device, own_kernels: Path) -> None:
@@ -129,8 +129,11 @@ def test_misuse_of_a_kernel_is_told(device: Device, own_kernels: Path) -> None:
         device.pipeline("gap")
     with pytest.raises(DeviceError, match="no kernel named absent"):
         device.pipeline("absent")
+    (own_kernels / "of_rows.wgsl").write_text("const ROWS = {{ rows }}u;")
+    with pytest.raises(DeviceError, match="kernel of_rows_2 does not expand: 'rows' is undefined"):
+        device.pipeline("of_rows", {"row": 2})
     with pytest.raises(DeviceError, match="does not compile"):
-        device.pipeline("fill", {"NO_SUCH_CONSTANT": 1})
+        device.pipeline("fill", {}, {"NO_SUCH_CONSTANT": 1})
 
 
 @pytest.mark.parametrize(("n_rows", "row_bytes"), [(51_864, 768), (51_866, 5120), (10, 12), (0, 4)])

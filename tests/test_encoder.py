@@ -17,21 +17,21 @@ from kernels.cpu import CpuModel
 from kernels.device import Device, DeviceError
 from kernels.encoder import EncoderContext, EncoderGraph
 from kernels.encoder_memory import floats_a_window, windows_that_fit
-from kernels.encoder_program import Tiling, choose_tiling, choose_windows
+from kernels.encoder_program import choose_reduction, choose_windows
 from kernels.formats_common import expected_shapes
 from kernels.recording import Recording
+from kernels.wgsl import SUBGROUP, WORKGROUP, Reduction
 from tests.waiting import until
 
 Array = NDArray[Any]
 NEAR = 1e-4  # how far from NumPy's a result may be, relative to the largest value
-TILINGS: list[Tiling] = ["subgroup", "tile"]
 
 
-@pytest.fixture(params=TILINGS)
-def tiling(request: pytest.FixtureRequest, device: Device) -> Tiling:
-    if request.param == "subgroup" and choose_tiling(device) != "subgroup":
+@pytest.fixture(params=[SUBGROUP, WORKGROUP])
+def reduction(request: pytest.FixtureRequest, device: Device) -> Reduction:
+    if request.param == SUBGROUP and choose_reduction(device) != SUBGROUP:
         pytest.skip(f"{device.info.name} has no use for those kernels")
-    chosen: Tiling = request.param
+    chosen: Reduction = request.param
     return chosen
 
 
@@ -108,9 +108,9 @@ def assert_encodes_as_numpy(graph: EncoderGraph, model: Checkpoint, mel: NDArray
     ],
     ids=["plain", "128 mels, 3 heads", "one position", "narrow heads"],
 )
-def test_encoder_of_any_dims(device: Device, tiling: Tiling, changed: dict[str, int]) -> None:
+def test_encoder_of_any_dims(device: Device, reduction: Reduction, changed: dict[str, int]) -> None:
     model = checkpoint(**changed)
-    graph = EncoderGraph(device, model, tiling)
+    graph = EncoderGraph(device, model, reduction)
     assert_encodes_as_numpy(graph, model, mel_for(model.dims, 0))
     graph.close()
 
@@ -181,11 +181,11 @@ def outputs(graph: EncoderGraph, context: EncoderContext) -> tuple[Array, Array]
 
 @pytest.mark.parametrize("n_audio_ctx", [50, 37])  # windows end in the middle of a tile
 def test_windows_together_give_what_each_gives_alone(
-    device: Device, tiling: Tiling, n_audio_ctx: int, monkeypatch: pytest.MonkeyPatch
+    device: Device, reduction: Reduction, n_audio_ctx: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = checkpoint(n_audio_ctx=n_audio_ctx)
     mels = [mel_for(model.dims, seed) for seed in range(7)]
-    graph = EncoderGraph(device, model, tiling, windows=3)
+    graph = EncoderGraph(device, model, reduction, windows=3)
     alone = [outputs(graph, context) for mel in mels for context, _ in computed_together(graph, [mel])]
     submit, n_launches = device.submit, list[int]()
 

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from kernels.decoder_kernels import Tiling
-from kernels.decoder_source_parts import SUBGROUP, WORKGROUP
 from kernels.decoder_state import Row, mask_words, state_words
 from kernels.device import Device
 from kernels.recording import Recording
+from kernels.wgsl import SUBGROUP, WORKGROUP, Parameters
 from tests.decoding import pack_cross, rules_of
 
 Array = NDArray[Any]
@@ -26,16 +26,16 @@ def tilings(device: Device) -> list[Tiling]:
     """The two ways to cut the work, with several splits and tiles where the sizes are small."""
     lanes = device.subgroup_size
     return [
-        Tiling(SUBGROUP, lanes, lanes, 2, 2, lanes, 1, 2),
+        Tiling(SUBGROUP, 1, lanes, 2, 2, lanes, 1, 2),
         Tiling(WORKGROUP, 16, 64, 4, 2, 64, 3, 16),
     ]
 
 
 @pytest.fixture(params=[SUBGROUP, WORKGROUP])
 def tiling(request: pytest.FixtureRequest, device: Device) -> Tiling:
-    if request.param == SUBGROUP and Tiling.of(device).kind != SUBGROUP:
+    if request.param == SUBGROUP and Tiling.of(device).reduction != SUBGROUP:
         pytest.skip(f"{device.info.name} has no use for those kernels")
-    return next(t for t in tilings(device) if t.kind == request.param)
+    return next(t for t in tilings(device) if t.reduction == request.param)
 
 
 def close(found: Array, expected: Array, tolerance: float) -> bool:
@@ -73,6 +73,7 @@ class Bench:
     def run(
         self,
         name: str,
+        parameters: Parameters,
         constants: Mapping[str, float],
         arrays: list[Array],
         dispatch: Sequence[int],
@@ -83,7 +84,7 @@ class Bench:
         if rows is not None:
             buffers.append(self.device.buffer(np.array(rows, np.uint32), uniform=True))
         recording = Recording(self.device)
-        recording.dispatch(self.device.pipeline(name, constants), buffers, *dispatch)
+        recording.dispatch(self.device.pipeline(name, parameters, constants), buffers, *dispatch)
         self.device.submit(recording)
         found = []
         for buffer, array in zip(buffers, arrays, strict=False):
@@ -98,7 +99,8 @@ class Bench:
         constants = {**t.constants(), "TILES": 2, "N_OUT": n_out, **constants}
         dispatch = (-(-n_out // (t.per_tile * 2)), -(-rows // tile_rows))
         own = (0, rows) if kernel == "ln_qkv" else None
-        return self.run(f"decoder_{kernel}_{t.kind}_{tile_rows}", constants, arrays, dispatch, own)
+        parameters: Parameters = {"reduction": t.reduction, "rows": tile_rows}
+        return self.run(f"decoder_{kernel}", parameters, constants, arrays, dispatch, own)
 
 
 @pytest.fixture
@@ -185,9 +187,9 @@ def test_kernel_self_attention(bench: Bench, rows: int, heads: int, width: int, 
     places = [Row(0, r % slots, max(0, n_ctx - 1 - 2 * r)) for r in range(rows)]
     state = state_words(places, 8)
     arrays = [padded(query), keys, values, table, state, np.zeros((16, n), np.float32)]
-    size = "LANES" if bench.tiling.kind == SUBGROUP else "WORKGROUP"
-    constants = {size: bench.tiling.attention_workgroup, "HEAD8": width // 8, "N_HEAD": heads, "N_CTX": n_ctx}
-    y = bench.run(f"decoder_self_attention_{bench.tiling.kind}", constants, arrays, (heads, rows), (0, rows))[-1]
+    constants = {"WORKGROUP": bench.tiling.attention_workgroup, "HEAD8": width // 8, "N_HEAD": heads, "N_CTX": n_ctx}
+    parameters: Parameters = {"over": "self", "reduction": bench.tiling.reduction, "rows": 1}
+    y = bench.run("decoder_attention", parameters, constants, arrays, (heads, rows), (0, rows))[-1]
     for row, place in enumerate(places):
         at = np.arange(place.position + 1)
         used = table[place.slot, at]
@@ -211,11 +213,11 @@ def test_kernel_cross_attention(bench: Bench, rows: int, heads: int, n_ctx: int,
     )
     parts, stats = np.zeros((16, splits, n), np.float32), np.zeros((16, heads, splits, 2), np.float32)
     arrays = [padded(query), keys, values, scales, state_words([Row(0, 0, 0)] * rows, 8), parts, stats]
-    size = "LANES" if bench.tiling.kind == SUBGROUP else "WORKGROUP"
-    constants = {size: bench.tiling.attention_workgroup, "N_HEAD": heads, "N_CTX": n_ctx, "SPLITS": splits}
+    constants = {"WORKGROUP": bench.tiling.attention_workgroup, "N_HEAD": heads, "N_CTX": n_ctx, "SPLITS": splits}
     tile_rows = 1 if rows == 1 else 4
-    name = f"decoder_cross_attention_{bench.tiling.kind}_{tile_rows}"
-    *_, parts, stats = bench.run(name, constants, arrays, (heads, -(-rows // tile_rows), splits), (0, rows))
+    parameters: Parameters = {"over": "cross", "reduction": bench.tiling.reduction, "rows": tile_rows}
+    dispatch = heads, -(-rows // tile_rows), splits
+    *_, parts, stats = bench.run("decoder_attention", parameters, constants, arrays, dispatch, (0, rows))
     share = np.exp(stats[:rows, ..., 0].astype(np.float64) - stats[:rows, ..., 0].max(-1, keepdims=True))
     mixed = (parts[:rows].reshape(rows, splits, heads, 64) * share.transpose(0, 2, 1)[..., None]).sum(1)
     found = mixed / (share * stats[:rows, ..., 1]).sum(-1)[..., None]

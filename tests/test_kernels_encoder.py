@@ -1,4 +1,4 @@
-"""The encoder's kernels against NumPy in float64, in both tilings."""
+"""The encoder's kernels against NumPy in float64, with both reductions."""
 
 import math
 import os
@@ -11,23 +11,23 @@ import pytest
 from numpy.typing import NDArray
 
 from kernels.device import Device
-from kernels.encoder_program import Tiling, choose_tiling
+from kernels.encoder_program import choose_reduction, compiled
 from kernels.encoder_weights import pack, pack_vector, padded
 from kernels.recording import Buffer, Recording
+from kernels.wgsl import SUBGROUP, WORKGROUP, Reduction
 from tests.conftest import ROOT
 
 Array = NDArray[Any]
 F32 = 2e-5  # how far a kernel's output may be from float64, relative to the largest value
 WINDOWS = 2  # of a launch: each has its own rows, and one more that nothing is written to
 SIZES = [(1, 1, 1), (3, 129, 129), (17, 240, 72), (150, 384, 1152)]  # rows, inner, columns
-TILINGS: list[Tiling] = ["subgroup", "tile"]
 
 
-@pytest.fixture(params=TILINGS)
-def tiling(request: pytest.FixtureRequest, device: Device) -> Tiling:
-    if request.param == "subgroup" and choose_tiling(device) != "subgroup":
+@pytest.fixture(params=[SUBGROUP, WORKGROUP])
+def reduction(request: pytest.FixtureRequest, device: Device) -> Reduction:
+    if request.param == SUBGROUP and choose_reduction(device) != SUBGROUP:
         pytest.skip(f"{device.info.name} has no use for those kernels")
-    chosen: Tiling = request.param
+    chosen: Reduction = request.param
     return chosen
 
 
@@ -60,32 +60,32 @@ def layer_norm(x: Array, gain: Array, shift: Array) -> Array:
 
 
 def run_product(
-    device: Device, tiling: Tiling, kernel: str, bindings: list[Any], params: list[int], windows: int = 1
+    device: Device, reduction: Reduction, kernel: str, bindings: list[Any], params: list[int], windows: int = 1
 ) -> None:
     """Launch a product kernel over arrays and the buffer it writes, `params` starting with rows, inner, columns."""
     rows, _, columns = params[:3]
-    lanes = device.subgroup_size if tiling == "subgroup" else None
+    lanes = device.subgroup_size if reduction == SUBGROUP else None
     grid = (-(-columns // 8), -(-rows // 64)) if lanes is None else (-(-rows // 16), -(-columns // lanes))
-    if lanes is not None and kernel == "gemm_norm":
+    if lanes is not None and kernel == "norm_product":
         bindings.insert(-1, device.buffer(rows * params[1] * 16))
         grid = -(-rows // 64), 1
     buffers = [b if isinstance(b, Buffer) else device.buffer(b) for b in bindings]
     recording = Recording(device)
-    pipeline = device.pipeline(f"{kernel}_{tiling}", lanes=lanes)
+    pipeline = compiled(device, lanes)[kernel]
     recording.dispatch(pipeline, [*buffers, device.buffer(np.array(params, np.uint32), uniform=True)], *grid, windows)
     device.submit(recording)
 
 
 @pytest.mark.parametrize(("rows", "inner", "columns"), SIZES)
 @pytest.mark.parametrize("act", [False, True])
-def test_product(device: Device, tiling: Tiling, rows: int, inner: int, columns: int, act: bool) -> None:
+def test_product(device: Device, reduction: Reduction, rows: int, inner: int, columns: int, act: bool) -> None:
     a, weight = random(0, WINDOWS, rows + 1, inner).astype(np.float32), f16(random(1, inner, columns) / inner**0.5)
     bias = random(2, columns).astype(np.float32)
     wanted = a[:, :rows].astype(np.float64) @ weight + bias
     k, n = padded(inner), padded(columns)
     out = device.buffer(WINDOWS * (rows + 1) * n * 4)
     params = [rows, k // 4, n // 8, k // 4, n // 8, int(act), (rows + 1) * k // 4, (rows + 1) * n // 8]
-    run_product(device, tiling, "gemm", [pack_rows(a), pack(weight), pack_vector(bias), out], params, WINDOWS)
+    run_product(device, reduction, "product", [pack_rows(a), pack(weight), pack_vector(bias), out], params, WINDOWS)
     got = device.read(out).reshape(WINDOWS, rows + 1, -1)  # the first row is skipped
     assert_close(got[:, 1:, :columns], gelu(wanted) if act else wanted, F32)
     assert not got[:, 0].any()
@@ -93,15 +93,17 @@ def test_product(device: Device, tiling: Tiling, rows: int, inner: int, columns:
 
 @pytest.mark.parametrize(("rows", "inner", "columns"), SIZES)
 @pytest.mark.parametrize("act", [False, True])
-def test_product_with_residual(device: Device, tiling: Tiling, rows: int, inner: int, columns: int, act: bool) -> None:
+def test_product_with_residual(
+    device: Device, reduction: Reduction, rows: int, inner: int, columns: int, act: bool
+) -> None:
     a, weight = random(0, WINDOWS, rows + 1, inner).astype(np.float32), f16(random(1, inner, columns) / inner**0.5)
     bias, add = random(2, columns).astype(np.float32), random(3, rows, columns).astype(np.float32)
     wanted = a[:, :rows].astype(np.float64) @ weight + bias
     k, n = padded(inner), padded(columns)
     out = device.buffer(WINDOWS * (rows + 1) * n * 4)
-    params = [rows, k // 4, n // 8, k // 4, int(act), (rows + 1) * k // 4, (rows + 1) * n // 8]
+    params = [rows, k // 4, n // 8, k // 4, 0, int(act), (rows + 1) * k // 4, (rows + 1) * n // 8]
     bindings = [pack_rows(a), pack(weight), pack_vector(bias), pack_rows(add), out]
-    run_product(device, tiling, "gemm_residual", bindings, params, WINDOWS)
+    run_product(device, reduction, "residual", bindings, params, WINDOWS)
     got = device.read(out).reshape(WINDOWS, rows + 1, -1)
     assert_close(got[:, :rows, :columns], (gelu(wanted) if act else wanted) + add, F32)
     assert not got[:, rows].any()
@@ -109,7 +111,9 @@ def test_product_with_residual(device: Device, tiling: Tiling, rows: int, inner:
 
 @pytest.mark.parametrize(("rows", "inner", "columns"), SIZES)
 @pytest.mark.parametrize("act", [False, True])
-def test_product_of_layer_norm(device: Device, tiling: Tiling, rows: int, inner: int, columns: int, act: bool) -> None:
+def test_product_of_layer_norm(
+    device: Device, reduction: Reduction, rows: int, inner: int, columns: int, act: bool
+) -> None:
     x = (random(0, rows, inner) * 3 + 5).astype(np.float32)
     weight = f16(random(1, inner, columns) / math.sqrt(inner))
     bias, gain, shift = (random(seed, n).astype(np.float32) for seed, n in ((2, columns), (3, inner), (4, inner)))
@@ -117,7 +121,7 @@ def test_product_of_layer_norm(device: Device, tiling: Tiling, rows: int, inner:
     out = device.buffer(rows * padded(columns) * 4)
     params = [rows, padded(inner) // 4, padded(columns) // 8, inner, int(act)]
     bindings = [pack_rows(x), pack_vector(gain), pack_vector(shift), pack(weight), pack_vector(bias), out]
-    run_product(device, tiling, "gemm_norm", bindings, params)
+    run_product(device, reduction, "norm_product", bindings, params)
     got = device.read(out).reshape(rows, -1)[:, :columns]
     assert_close(got, gelu(wanted) if act else wanted, F32)
 
@@ -132,14 +136,14 @@ def test_layer_norm(device: Device, rows: int, width: int) -> None:
     recording = Recording(device)
     inputs = [pack_rows(x), pack_vector(gain), pack_vector(shift)]
     bindings = [*(device.buffer(array) for array in inputs), out, params]
-    recording.dispatch(device.pipeline("layer_norm"), bindings, rows)
+    recording.dispatch(device.pipeline("encoder_layer_norm"), bindings, rows)
     device.submit(recording)
     wanted = layer_norm(x[first:].astype(np.float64), gain, shift)
     assert_close(device.read(out).reshape(rows, -1)[:, :width], wanted, F32)
 
 
 @pytest.mark.parametrize(("rows", "heads", "spread"), [(1, 1, 1.0), (3, 2, 1.0), (129, 2, 1.0), (200, 1, 6.0)])
-def test_attention(device: Device, tiling: Tiling, rows: int, heads: int, spread: float) -> None:
+def test_attention(device: Device, reduction: Reduction, rows: int, heads: int, spread: float) -> None:
     qkv = random(0, WINDOWS, rows, 3, heads, 64)
     qkv[:, :, :2] *= spread
     q, k, v = np.moveaxis(qkv.astype(np.float32).astype(np.float64), 2, 0)
@@ -149,9 +153,9 @@ def test_attention(device: Device, tiling: Tiling, rows: int, heads: int, spread
     scale = int(np.float32(math.log2(math.e) / 8).view(np.uint32))
     params = device.buffer(np.array([rows, heads, scale], np.uint32), uniform=True)
     out = device.buffer(wanted.size * 4)
-    lanes = device.subgroup_size if tiling == "subgroup" else None
+    lanes = device.subgroup_size if reduction == SUBGROUP else None
     recording = Recording(device)
-    pipeline = device.pipeline(f"attention_{tiling}", lanes=lanes)
+    pipeline = compiled(device, lanes)["attention"]
     bindings = [device.buffer(qkv.astype(np.float32)), out, params]
     recording.dispatch(pipeline, bindings, -(-rows // (32 if lanes is None else 4 * lanes)), heads, WINDOWS)
     device.submit(recording)
@@ -170,7 +174,7 @@ def test_keys_and_values_in_16_bits(device: Device, rows: int, layers: int, head
     params = np.array([rows, parts, heads, width // 8, part_step, scales_step], np.uint32)
     recording = Recording(device)
     bindings = [device.buffer(product), packed, scales, device.buffer(params, uniform=True)]
-    recording.dispatch(device.pipeline("cross_pack"), bindings, -(-rows // 64), heads, parts)
+    recording.dispatch(device.pipeline("encoder_cross_pack"), bindings, -(-rows // 64), heads, parts)
     device.submit(recording)
     integers = device.read(packed, np.int16).reshape(layers, 2, -1)[..., : rows * n]
     of_keys = integers[:, 0].reshape(layers, n // 8, rows, 8).transpose(2, 0, 1, 3)

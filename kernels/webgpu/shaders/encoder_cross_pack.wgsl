@@ -1,8 +1,9 @@
 // Keys and values of the cross-attention in 16 bits: value = integer · scale, where a head's largest magnitude at a position is 32767.
+//
 // An invocation packs one head of one position of one part; parts are alternately a decoder layer's keys and its values.
-//   product  (rows, parts, 8 · heads · head8) f32                                                  in
-//   packed   parts, `part_step` · 8 elements from one to the next: keys (heads · head8, rows, 8) and values (rows, heads · head8, 8) i16
-//   scales   (layers, 2, heads, rows) f32, `scales_step` elements from layer to layer                 out
+//   product  (rows, parts, 8 · heads · head8) f32
+//   packed   parts, `part_step` · 8 elements from one to the next: keys (heads · head8, rows, 8), values (rows, heads · head8, 8) i16  out
+//   scales   (layers, 2, heads, rows) f32, `scales_step` elements from layer to layer  out
 // dispatch (ceil(rows / 64), heads, parts)
 
 struct Params {

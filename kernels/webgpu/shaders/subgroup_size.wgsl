@@ -1,8 +1,9 @@
 // size[0] = how many invocations of a workgroup run in step on this device.
+//
 // Invocation 0 of the one workgroup writes it.
 //   size  (1,) u32  out
 // dispatch (1, 1, 1)
-
+{{ "enable subgroups;" if enable_subgroups }}
 @group(0) @binding(0) var<storage, read_write> size: array<u32>;
 
 @compute @workgroup_size(64)

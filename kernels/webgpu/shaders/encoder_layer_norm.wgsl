@@ -1,9 +1,10 @@
 // out = (x - mean) / sqrt(variance + 1e-5) · gain + shift over each row: the encoder's last step.
+//
 // Workgroup r of 64 invocations normalises row `first` + r into row r; an invocation takes every 64th group of 4 columns.
-//   x      (rows, 4 · inner) f32, of which `width` columns count and the rest are 0    in
-//   gain   (4 · inner,) f32           in
-//   shift  (4 · inner,) f32           in
-//   out    (rows, 4 · inner) f32      out
+//   x      (rows, 4 · inner) f32, of which `width` columns count and the rest are 0
+//   gain   (4 · inner,) f32
+//   shift  (4 · inner,) f32
+//   out    (rows, 4 · inner) f32  out
 // dispatch (rows, 1, 1)
 
 struct Params {
