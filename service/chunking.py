@@ -1,4 +1,4 @@
-"""Where to cut audio: stretches of speech, as voice-activity detection hears them, joined into chunks of a window."""
+"""Where to cut audio: stretches of speech, as voice-activity detection hears them, joined over short silences."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 MIN_SPEECH_S = 0.1  # shorter is a click
 HYSTERESIS = 0.15  # speech that has begun goes on down to this much under the threshold, as in Silero's own tools
-MIN_GAP_S = 2.0  # silence that always cuts; over a shorter one, stretches share a chunk where they fit in a window
+MIN_GAP_S = 2.0  # silence that cuts; over a shorter one, stretches share a chunk
 DECIMALS = 6  # of seconds: what is less is error of the arithmetic
 FRAMES_PER_SECOND = 100  # of features: what a chunk's times are rounded to, outwards
 
@@ -54,15 +54,15 @@ def stretches(probabilities: Iterable[float], step_s: float, chunking: Chunking)
         yield from padded()
 
 
-def chunks(speech: Iterable[tuple[float, float]], window_s: float) -> Iterator[tuple[float, float]]:
-    """Stretches → chunks to transcribe: as many of them together as one window of the model holds.
+def chunks(speech: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Stretches → chunks to transcribe: those with less than `MIN_GAP_S` between them, together.
 
-    Each word is so heard with as much around it as there is, and a window is not spent on a word. A longer stretch is
-    a chunk of its own, in which the model's windows follow each other.
+    The model's windows follow each other in a chunk. Cut to single windows, most chunks would need a second: the model
+    leaves what it has not finished at the end of a window to the next.
     """
     start = end = -1.0
     for first, last in speech:
-        if start >= 0 and last - start <= window_s and first - end < MIN_GAP_S:
+        if start >= 0 and first - end < MIN_GAP_S:
             end = last
             continue
         if start >= 0:
@@ -73,11 +73,11 @@ def chunks(speech: Iterable[tuple[float, float]], window_s: float) -> Iterator[t
 
 
 def clip_timestamps(
-    probabilities: Iterable[float], step_s: float, chunking: Chunking, *, window_s: float, duration_s: float
+    probabilities: Iterable[float], step_s: float, chunking: Chunking, *, duration_s: float
 ) -> list[float]:
     """The guest's `clip_timestamps`: start, end, start, end, … in seconds, within the audio; 0, 0 for no speech."""
     clips: list[float] = []
-    for start, end in chunks(stretches(probabilities, step_s, chunking), window_s):
+    for start, end in chunks(stretches(probabilities, step_s, chunking)):
         first = math.floor(round(start * FRAMES_PER_SECOND, DECIMALS)) / FRAMES_PER_SECOND
         last = min(math.ceil(round(end * FRAMES_PER_SECOND, DECIMALS)) / FRAMES_PER_SECOND, duration_s)
         clips += (max(first, clips[-1] if clips else 0.0), last)

@@ -50,8 +50,8 @@ class Reader:
         passing = self._recent.passing if self._recent else iter
         return log_mel_frames(lambda: passing(self._blocks(audio)), n_mels)
 
-    def clips(self, audio: Audio, chunking: Chunking, window_s: float) -> list[float]:
-        """Where there is speech: start, end, start, … in seconds, in chunks of a window. After its features, which
+    def clips(self, audio: Audio, chunking: Chunking) -> list[float]:
+        """Where there is speech: start, end, start, … in seconds. After its features, which
         `recent` has kept; reads again a recording that is too long for that."""
 
         def blocks() -> Iterable[Samples]:
@@ -64,7 +64,7 @@ class Reader:
                 self._at(number * STEP_S)
                 yield probability
 
-        return clip_timestamps(probabilities(), STEP_S, chunking, window_s=window_s, duration_s=audio.duration)
+        return clip_timestamps(probabilities(), STEP_S, chunking, duration_s=audio.duration)
 
     def _blocks(self, audio: Audio) -> Iterator[Samples]:
         at, n_samples = self._begin(), 0

@@ -42,7 +42,6 @@ __all__ = ["TEMPERATURES", "Options", "Segment", "Token", "Transcriber", "Transc
 log = logging.getLogger("wisp")
 
 RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
-SECONDS_PER_STATE = 0.02  # of audio, for each of n_audio_ctx
 GPU_WORKERS, CORES_A_WORKER = 16, 4
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -218,7 +217,7 @@ class Transcriber:
                 log_mel = reader.features(audio, self.model.dims.n_mels)
                 clips = None
                 if chunking is not None:
-                    clips = reader.clips(audio, chunking, self.model.dims.n_audio_ctx * SECONDS_PER_STATE)
+                    clips = reader.clips(audio, chunking)
                 work.enter("")
             argument = self.argument(options, silence=log_mel.silence, clips=clips)
             with Turn(self.computing, watch, check) as turn, self.model.in_use() as graphs:

@@ -47,17 +47,10 @@ def test_a_click_is_no_speech() -> None:
     assert list(stretches([0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0.03, Chunking())) == []
 
 
-def test_chunks_hold_as_much_as_a_window() -> None:
-    speech = [(0.0, 4.0), (4.5, 8.0), (8.5, 9.9), (11.0, 12.0)]
-    assert list(chunks(speech, 10.0)) == [(0.0, 9.9), (11.0, 12.0)]
-    assert list(chunks(speech, 5.0)) == [(0.0, 4.0), (4.5, 8.0), (8.5, 12.0)]
-    assert list(chunks(speech, 100.0)) == [(0.0, 12.0)]
-    assert list(chunks([], 10.0)) == []
-
-
-def test_a_long_silence_is_in_no_chunk_and_long_speech_is_one() -> None:
-    assert list(chunks([(0.0, 1.0), (1.0 + MIN_GAP_S, 4.0)], 30.0)) == [(0.0, 1.0), (1.0 + MIN_GAP_S, 4.0)]
-    assert list(chunks([(0.0, 95.0), (95.5, 96.0)], 30.0)) == [(0.0, 95.0), (95.5, 96.0)]
+def test_stretches_with_a_short_silence_between_them_are_one_chunk() -> None:
+    assert list(chunks([(0.0, 4.0), (4.5, 8.0), (9.9, 95.0)])) == [(0.0, 95.0)]
+    assert list(chunks([(0.0, 1.0), (1.0 + MIN_GAP_S, 4.0)])) == [(0.0, 1.0), (1.0 + MIN_GAP_S, 4.0)]
+    assert list(chunks([])) == []
 
 
 @pytest.mark.parametrize(
@@ -71,4 +64,4 @@ def test_a_long_silence_is_in_no_chunk_and_long_speech_is_one() -> None:
 def test_clips_are_whole_frames_within_the_audio(pattern: str, clips: list[float]) -> None:
     probabilities = (1.0 if character == "#" else 0.0 for character in pattern)
     chunking = Chunking(prefix_padding_ms=25)
-    assert clip_timestamps(probabilities, STEP, chunking, window_s=30.0, duration_s=len(pattern) * STEP + 0.05) == clips
+    assert clip_timestamps(probabilities, STEP, chunking, duration_s=len(pattern) * STEP + 0.05) == clips

@@ -51,7 +51,7 @@ def clips(samples: Samples, chunking: Chunking = USUAL) -> list[float]:
     blocks = np.array_split(samples, 7)
     duration_s = samples.shape[0] / SAMPLE_RATE
     probabilities = speech_probabilities(blocks, max(loudness(blocks)))
-    return clip_timestamps(probabilities, STEP_S, chunking, window_s=30.0, duration_s=duration_s)
+    return clip_timestamps(probabilities, STEP_S, chunking, duration_s=duration_s)
 
 
 @pytest.mark.parametrize("sound", [silence(2.0), noise(2.0, 0.05), noise(2.0, 0.0001), tone(2.0), silence(0.01)])
@@ -183,7 +183,7 @@ def test_a_long_recording_is_cut_where_a_short_one_is(speech: Samples, monkeypat
     def found() -> list[float]:
         reader = Reader(Turn(Turns(1), StopWatch(), lambda: None), lambda seconds: None, Recent())
         reader.features(audio, 80)
-        return reader.clips(audio, USUAL, 30.0)
+        return reader.clips(audio, USUAL)
 
     monkeypatch.setattr(Turn, "border", lambda turn: None)
     whole = found()
