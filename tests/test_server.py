@@ -45,7 +45,7 @@ def first_event_then(url: str, act: threading.Event, begun: threading.Event) -> 
         body = ""
         for text in response.iter_text():
             body += text
-            if "data: " in body:  # no comment before it
+            if "data: " in body:  # a comment may come first
                 begun.set()
                 act.wait(60)
     return body
