@@ -87,7 +87,8 @@ class Fields:
         self.values: ChainMap[str, Any] = ChainMap(self.own, *(defaults.values.maps if defaults else ()))
         # A field's name → the name it was last sent by.
         self.sent_as: ChainMap[str, str] = ChainMap({}, *(defaults.sent_as.maps if defaults else ()))
-        self.ignored: dict[str, None] = dict(defaults.ignored) if defaults else {}  # names, in order
+        self.ignored: dict[str, None] = {}  # names, in order
+        self.ignored_defaults = list(defaults.ignored) if defaults else []
         self._parts: dict[str, str] = {}  # of an object that is sent in parts: name → text
         self._seen: Counter[str] = Counter()
 
@@ -163,10 +164,14 @@ class Fields:
 
     @property
     def warning(self) -> str:
-        """Which fields were ignored, for a header and a log line; empty where none was."""
-        names = [UNSAFE.sub("?", name[:MAX_NAME]) or "(no name)" for name in list(self.ignored)[:MAX_WARNED]]
-        more = len(self.ignored) - len(names)
-        return f"ignored fields: {', '.join(names)}{f' and {more} more' if more else ''}" if names else ""
+        """Which fields were ignored, for a header; empty where none was."""
+        return _warning([*self.ignored_defaults, *self.ignored])
+
+    @property
+    def log_line(self) -> str:
+        """The same for the log, without the names of an address: a secret may stand there as one."""
+        named = _warning([*self.ignored])
+        return (named or "ignored fields:") + (" (and in the address)" if self.ignored_defaults else "")
 
     def _find(self, name: str) -> tuple[Field, str, bool] | None:
         """The field of this name on the wire, which part of it, and whether it has brackets; None for no field."""
@@ -266,6 +271,12 @@ class Fields:
                 raise MissingField(param)
         values.pop("type")
         return Chunking(**values)
+
+
+def _warning(ignored: Sequence[str]) -> str:
+    names = [UNSAFE.sub("?", name[:MAX_NAME]) or "(no name)" for name in ignored[:MAX_WARNED]]
+    more = len(ignored) - len(names)
+    return f"ignored fields: {', '.join(names)}{f' and {more} more' if more else ''}" if names else ""
 
 
 def temperatures(first: float, step: float | None) -> tuple[float, ...]:

@@ -144,7 +144,7 @@ async def _answer(request: Request, task: str) -> Response:
             raise
     headers = {}
     if fields.warning:
-        log.info("%s", fields.warning)
+        log.info("%s", fields.log_line)
         headers["wisp-warning"] = fields.warning
     if fields.stream:
         headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}

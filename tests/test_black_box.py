@@ -174,7 +174,7 @@ def test_a_language_in_capitals_or_by_name_is_one(client: openai.OpenAI, jfk: by
 def test_speech_twice_over_is_text_twice_over(client: openai.OpenAI, jfk: bytes) -> None:
     samples, rate = soundfile.read(io.BytesIO(jfk))
     file = io.BytesIO()
-    soundfile.write(file, np.tile(samples, 4), rate, format="WAV")
+    soundfile.write(file, np.concatenate([samples] * 4), rate, format="WAV")
     assert plain(hear(client, file.getvalue()).text).count(SAID) == 4
 
 

@@ -18,6 +18,7 @@ import soundfile
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import jobs
 from service.app import Engine, create_app
 from service.errors import QueueFull
 from service.request_log import RequestLog
@@ -66,8 +67,16 @@ def hostile(hostile_engine: Engine) -> TestClient:
 )
 @pytest.mark.parametrize("stream", ["false", "true"])
 def test_a_guest_that_fails_fails_alone(
-    hostile: TestClient, caplog: pytest.LogCaptureFixture, prompt: str, status: int, code: str, logged: str, stream: str
+    hostile: TestClient,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt: str,
+    status: int,
+    code: str,
+    logged: str,
+    stream: str,
 ) -> None:
+    monkeypatch.setattr(jobs, "FIRST_EVENT_S", 60)  # a stream's status waits for the failure
     message = assert_error(post(hostile, prompt=prompt, stream=stream), status, code)
     assert "window_that" not in message
     assert logged in caplog.text

@@ -45,8 +45,9 @@ def first_event_then(url: str, act: threading.Event, begun: threading.Event) -> 
         body = ""
         for text in response.iter_text():
             body += text
-            begun.set()
-            act.wait(60)
+            if "data: " in body:  # a comment may come first
+                begun.set()
+                act.wait(60)
     return body
 
 
