@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.admission import Admission
+from service.admission import Admission, step_of
 from service.audio import Audio
 from service.errors import (
     ClientGone,
@@ -215,7 +215,8 @@ class Transcriber:
                 log_mel = reader.features(audio, self.model.dims.n_mels)
                 work.enter("")
             argument = self.argument(options, silence=log_mel.silence, clips=clips)
-            with Turn(self.computing, watch, check) as turn, self.model.in_use() as graphs:
+            step = step_of(audio.duration)
+            with Turn(self.computing, watch, check, step=step) as turn, self.model.in_use() as graphs:
                 self._run_guest(argument, log_mel, graphs, events, turn, deadline_s, cancelled, work)
         except SetAside:
             work.enter("")
