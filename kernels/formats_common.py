@@ -156,6 +156,8 @@ def map_file(path: Path) -> mmap.mmap:
 def read_text(path: Path) -> str:
     """A small text file, UTF-8. Raises CheckpointError when missing, too large or not text."""
     try:
+        if path.exists() and not path.is_file():  # a device may have no end, a pipe no beginning
+            raise CheckpointError(f"{path}: is not a regular file")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
         return path.read_bytes().decode()

@@ -4,6 +4,7 @@ import mmap
 import re
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def _safetensors(path: Path, data: mmap.mmap) -> dict[str, NDArray[Any]]:
         raise CheckpointError(f"{path.name}: a header of {length} bytes in a file of {len(data)}: truncated or damaged")
     start = 8 + length
     arrays: dict[str, NDArray[Any]] = {}
+    spans: list[tuple[int, int]] = []
     for name, entry in parse_json(path, data[8:start]).items():
         if name == "__metadata__":
             continue
@@ -128,6 +130,10 @@ def _safetensors(path: Path, data: mmap.mmap) -> dict[str, NDArray[Any]]:
         if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
             raise CheckpointError(f"{path.name}: tensor {name:.80} has a malformed header entry")
         arrays[name] = tensor_at(path, name, data, dtype, shape, start + offsets[0], start + offsets[1], DTYPES)
+        spans.append((offsets[0], offsets[1]))
+    for before, after in pairwise(sorted(spans)):
+        if after[0] < before[1]:  # one small file could be expanded into any number of tensors
+            raise CheckpointError(f"{path.name}: tensors overlap at byte {start + after[0]}")
     return arrays
 
 

@@ -1,10 +1,10 @@
 """Which jobs are open, each in a thread, and which wait: long ones leave room for short ones, clients for each other.
 
 A job is taken for short until it shows how long it is. At most `n_open` short ones are open, and as many of the
-longest; of shorter ones one more at each step of `STEPS_S`. So a short job finds a place that is soon free, however many long
-ones there are. A job that turns out longer than there is room for is set aside: it gives its place up, before it has
-answered anything, and begins again once there is room. A client with fewer open jobs goes first, then who came first
-or sent little.
+longest; of shorter ones one more at each step of `STEPS_S`. So a short job finds a place that is soon free, however
+many long ones there are. A job that turns out longer than there is room for is set aside: it gives its place up, before
+it has answered anything, and begins again once there is room. A client with fewer open jobs goes first, then who came
+first or sent little.
 """
 
 import contextvars
@@ -40,6 +40,11 @@ def has_room(held: Mapping[str, int], client: str, n_places: int) -> bool:
     n_held = sum(held.values())
     n_own = sum(n for name, n in held.items() if name in (client, ""))
     return n_held < n_places or n_own < n_places + reserve(n_places) - n_held
+
+
+def step_of(seconds: float) -> int:
+    """How many of STEPS_S a job with so much audio lasts longer than."""
+    return bisect_left(STEPS_S, seconds)
 
 
 def reserve(n_places: int) -> int:
@@ -182,19 +187,19 @@ class Admission:
         Raises SetAside where too many are open that are as long; the job is called again later. Idempotent.
         """
         job: _Job[Any] | None = getattr(self._here, "job", None)
-        step = bisect_left(STEPS_S, seconds)
+        step = step_of(seconds)
         if job is None or step <= job.step:
             return
         with self._changed:
             known, job.step = job.step, step
             if any(self._n_more(step) < 0 for step in range(known + 1, step + 1)):
+                self._open.discard(job)  # now, so that nobody takes it for one that stays
                 raise SetAside
             self._open_next()
 
     def _set_aside(self, job: _Job[Any]) -> bool:
         """Let it wait for a long job's place. False where nobody wants it any more."""
         with self._changed:
-            self._open.discard(job)
             wanted = not (self._is_closed or job.cancelled.is_set())
             if wanted:
                 self._waiting.append(job)

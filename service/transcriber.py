@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.admission import Admission
+from service.admission import Admission, step_of
 from service.audio import Audio
 from service.chunking import Chunking
 from service.errors import (
@@ -220,7 +220,8 @@ class Transcriber:
                     clips = reader.clips(audio, chunking)
                 work.enter("")
             argument = self.argument(options, silence=log_mel.silence, clips=clips)
-            with Turn(self.computing, watch, check) as turn, self.model.in_use() as graphs:
+            step = step_of(audio.duration)
+            with Turn(self.computing, watch, check, step=step) as turn, self.model.in_use() as graphs:
                 if recent is not None:
                     graphs = {**graphs, f"{self.model.name}/voice": VoiceGraph(recent.has_speech)}
                 self._run_guest(argument, log_mel, graphs, events, turn, deadline_s, cancelled, work)

@@ -1,8 +1,9 @@
 """Fair turns: more jobs are under way than may work at once, so each works for a while and then lets others go first.
 
 A job's turn ends at a border it comes to (for the guest: the next window of audio), never in between. Every other turn
-goes to the job that has had the fewest, so that a short job soon ends however many long ones there are, and the turns
-between go to the one that has waited longest, so that no stream of short jobs can keep a long one waiting for ever.
+goes to the shortest kind of job, of those to the one that has had the fewest, so that a short job soon ends however
+many long ones there are; the turns between go to the one that has waited longest, so that no stream of short jobs can
+keep a long one waiting for ever.
 """
 
 import threading
@@ -94,7 +95,7 @@ class Turns:
 
     def _grant(self) -> None:
         while self._free and self._waiting:
-            fewest = min(self._waiting, key=lambda turn: turn.n_done)
+            fewest = min(self._waiting, key=lambda turn: (turn.step, turn.n_done))
             chosen = self._waiting[0] if self._n_granted % 2 else fewest
             self._waiting.remove(chosen)
             self._n_granted += 1
@@ -124,9 +125,12 @@ class Turn:
     For one thread. Within a block of the same thread it is nothing: the outer block's turn goes on.
     """
 
-    def __init__(self, turns: Turns, watch: StopWatch, check: Callable[[], None]) -> None:
-        """`watch`: runs while the turn is held. `check`: called now and then while waiting; raises to end that."""
-        self.watch, self.check = watch, check
+    def __init__(self, turns: Turns, watch: StopWatch, check: Callable[[], None], *, step: int = 0) -> None:
+        """`watch`: runs while the turn is held. `check`: called now and then while waiting; raises to end that.
+
+        `step`: how long the job is known to be; a lower one goes before a higher one, however few turns that has had.
+        """
+        self.watch, self.check, self.step = watch, check, step
         self.n_done = 0  # turns that the job has had, up to their borders
         self.granted = threading.Event()
         self._turns = turns

@@ -67,14 +67,21 @@ def test_a_short_job_behind_any_number_of_long_ones_begins_at_once(n_long: int) 
         ends = [made.submit(f"long {n}", lasts_s=3600.0) for n in range(n_long)]
         until(lambda: sum("goes on" in name for name in made.begun) == 4, "as many long ones as may be are open")
         made.wait_for(*(f"long {n}" for n in range(n_long)))
+        until(lambda: len(made.admission._waiting) == n_long - 4, "the others are set aside")
         made.submit("short")
         made.wait_for("short")
         assert made.admission.n_admitted == n_long + 1
         made.ends["short"].set()
-        for n, end in enumerate(ends):
-            made.wait_for(f"long {n} goes on")
-            end()
-        assert made.begun.count("long 0") == 1
+        ended: set[int] = set()
+
+        def going() -> list[int]:
+            return [n for n in range(n_long) if f"long {n} goes on" in made.begun and n not in ended]
+
+        while len(ended) < n_long:
+            until(going, "one goes on")
+            for n in going():
+                ended.add(n)
+                ends[n]()
 
 
 @pytest.mark.parametrize("behind_s", [90.0, 300.0, 7200.0])
@@ -84,8 +91,9 @@ def test_a_shorter_job_behind_many_longer_ones_finds_a_place(behind_s: float) ->
             made.submit(f"long {n}", lasts_s=behind_s)
         made.wait_for(*(f"long {n}" for n in range(9)))
         shorter_s = next(s for s in (300.0, 90.0, 20.0) if s < behind_s)
-        made.submit("shorter", lasts_s=shorter_s)
+        end = made.submit("shorter", lasts_s=shorter_s)
         made.wait_for("shorter goes on")
+        end()
         made.submit("short", lasts_s=1.0)
         made.wait_for("short goes on")
         assert len(made.admission._open) <= 2 + len(STEPS_S)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import mmap
 import os
 import random
 import struct
@@ -15,6 +16,8 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from kernels.checkpoint import Checkpoint, CheckpointError, Dimensions, load_checkpoint, sinusoids
+from kernels.formats_common import read_text
+from kernels.formats_huggingface import _safetensors
 from kernels.formats_vocabulary import byte_names, tokenizer_json
 from tests.checkpoint_files import (
     DIMS,
@@ -343,6 +346,28 @@ def test_absurd_sizes_are_refused(tmp_path: Path) -> None:
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(CheckpointError, match=r"config\.json"):
             load_checkpoint(folder)
+
+
+def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    header = json.dumps({"a": entry, "b": {**entry, "data_offsets": [12, 28]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(28))
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        pytest.raises(CheckpointError, match=f"overlap at byte {8 + len(header) + 12}"),
+    ):
+        _safetensors(path, data)
+
+
+def test_a_text_file_is_a_regular_one(tmp_path: Path) -> None:
+    endless, pipe = tmp_path / "tokenizer.json", tmp_path / "config.json"
+    endless.symlink_to("/dev/zero")
+    os.mkfifo(pipe)
+    for path in (endless, pipe, tmp_path):
+        with pytest.raises(CheckpointError, match="is not a regular file"):
+            read_text(path)
 
 
 def test_tiny_en_loads(shared: Path) -> None:

@@ -42,7 +42,7 @@ def address(server: ServerProcess) -> tuple[str, int]:
 
 def head(path: str, *lines: str, n_bytes: int = BODY_BYTES) -> bytes:
     more = "".join(f"{line}\r\n" for line in lines)
-    return f"POST {path} HTTP/1.1\r\nHost: here\r\n{TYPE}Content-Length: {n_bytes}\r\n{more}\r\n".encode()
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{TYPE}Content-Length: {n_bytes}\r\n{more}\r\n".encode()
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -106,7 +106,7 @@ def test_what_is_no_http_is_told_so(server: ServerProcess) -> None:
 @pytest.mark.parametrize("method", ["POST", "HEAD"])
 def test_a_request_that_turns_out_no_http_has_one_answer(method: str, caplog: pytest.LogCaptureFixture) -> None:
     with connection(refusing) as client:
-        client.sendall(f"{method} / HTTP/1.1\r\nHost: here\r\n{CHUNKED}ZZZ\r\n".encode())
+        client.sendall(f"{method} / HTTP/1.1\r\nHost: localhost\r\n{CHUNKED}ZZZ\r\n".encode())
         told, _, body = everything(client).partition(b"\r\n\r\n")
     assert told.startswith(b"HTTP/1.1 400 ") and b"HTTP/1.1" not in body
     assert not body if method == "HEAD" else json.loads(body)["error"]["message"]
@@ -115,7 +115,7 @@ def test_a_request_that_turns_out_no_http_has_one_answer(method: str, caplog: py
 
 def test_a_body_that_turns_out_no_http_after_its_answer_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     with connection(refusing) as client:
-        client.sendall(f"POST / HTTP/1.1\r\nHost: here\r\n{CHUNKED}".encode())
+        client.sendall(f"POST / HTTP/1.1\r\nHost: localhost\r\n{CHUNKED}".encode())
         assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
         client.sendall(b"ZZZ\r\n")
         assert everything(client) == b""
@@ -133,7 +133,7 @@ def test_a_body_that_turns_out_no_http_is_the_end_of_an_answer_under_way(caplog:
             await send({"type": "http.response.body", "body": b"whole"})
 
     with connection(answering) as client:
-        client.sendall(f"POST / HTTP/1.1\r\nHost: here\r\n{CHUNKED}".encode())
+        client.sendall(f"POST / HTTP/1.1\r\nHost: localhost\r\n{CHUNKED}".encode())
         told = b""
         while not told.endswith(b"half\r\n"):
             told += client.recv(65536)

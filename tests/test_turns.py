@@ -224,3 +224,21 @@ def test_a_jobs_watch_stands_still_at_a_border_where_others_go_first() -> None:
         assert watch.seconds() == 3
         now = 101.0
         assert watch.seconds() == 4
+
+
+def test_a_short_kind_of_job_goes_before_many_long_ones_that_have_had_no_turn_yet() -> None:
+    turns = Turns(1)
+    with workers(turns) as (start, order):
+        first = start("first", 1).begin()
+        long = [start(f"long {n}", 1) for n in range(4)]
+        for worker in long:
+            worker.turn.step = 1
+        wait_for(turns, 4)
+        short = start("short", 1)
+        wait_for(turns, 5)
+        first.let_go()
+        for worker in (*long, short):
+            worker.let_go()
+        for worker in (first, *long, short):
+            worker.ended.result(60)
+    assert "short" in order[1:3]
