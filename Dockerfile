@@ -27,8 +27,8 @@ RUN /source/guest/build.sh --check
 
 # The CPU target's kernels, likewise; they are for x86-64, and elsewhere unused.
 COPY assets/cpu-x86_64.so /source/assets/
-COPY kernels/native /source/kernels/native
-RUN /source/kernels/native/build.sh --check
+COPY kernels/cpu/native /source/kernels/cpu/native
+RUN /source/kernels/cpu/native/build.sh --check
 
 FROM debian AS system
 RUN apt-get -qq install -y --no-install-recommends python3 ca-certificates >/dev/null
@@ -104,7 +104,7 @@ COPY service /source/service
 COPY kernels /source/kernels
 COPY deploy/image/fetch_model.py /build/
 RUN export PYTHONPATH=/source:/packages; own=/model/usr/local/lib/python3.11/dist-packages/assets; \
-    convert() { python3 -c "import sys; from service.cli import main; sys.exit(main())" models convert "$1" "$2" --dtype "$3"; }; \
+    convert() { python3 -c "import sys; from service.cli.main import main; sys.exit(main())" models convert "$1" "$2" --dtype "$3"; }; \
     if [ "$MODEL" = embedded ]; then \
         mkdir -p $own && cp -r /assets/embedded $own/; \
     elif [ -d /fetched ]; then \

@@ -30,12 +30,12 @@ test: $(VENV)/.test
 # Send the server 10,000 broken forms and audio files; the test suite sends some of them
 .PHONY: fuzz
 fuzz: $(VENV)/.test
-	WISP_FUZZ=10000 $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/test_fuzz.py
+	WISP_FUZZ=10000 $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/service/http/test_fuzz.py
 
 # Let schemathesis look for what /openapi.json does not say, with many more examples than make test
 .PHONY: api-fuzz
 api-fuzz: $(VENV)/.test
-	WISP_FUZZ_EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest -rP -o faulthandler_timeout=0 tests/test_schemathesis.py
+	WISP_FUZZ_EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest -rP -o faulthandler_timeout=0 tests/service/http/test_schemathesis.py
 
 # Call the server with real client packages, each with its own defaults (installs 1.5 GB)
 .PHONY: clients
@@ -59,15 +59,15 @@ guest:
 guest-check:
 	guest/build.sh --check
 
-# Rebuild assets/cpu-x86_64.so, the CPU target's kernels, from kernels/native (needs gcc)
+# Rebuild assets/cpu-x86_64.so, the CPU target's kernels, from kernels/cpu/native (needs gcc)
 .PHONY: native
 native:
-	kernels/native/build.sh
+	kernels/cpu/native/build.sh
 
 # Rebuild the CPU target's kernels elsewhere and compare them byte for byte with the committed ones
 .PHONY: native-check
 native-check:
-	kernels/native/build.sh --check
+	kernels/cpu/native/build.sh --check
 
 # Test the guest natively, with rustfmt and clippy
 .PHONY: guest-test
@@ -82,7 +82,7 @@ kernels-check: $(VENV)/.test
 # Write every variant of every WGSL kernel, expanded, for a reader or a profiler: make shaders OUT=folder
 .PHONY: shaders
 shaders: $(VENV)/.run
-	$(BIN)/python -m kernels.variants $(or $(OUT),$(error make shaders OUT=folder))
+	$(BIN)/python -m kernels.webgpu.variants $(or $(OUT),$(error make shaders OUT=folder))
 
 # Measure speed, memory and start-up against the other engines in one run, as ratios
 .PHONY: bench
@@ -139,7 +139,7 @@ deploy-check:
 # Try Wisp under Ray Serve and as a Ray Data job, on a Ray of this machine (brings Ray: 700 MB)
 .PHONY: ray-test
 ray-test: $(VENV)/.ray
-	$(BIN)/python -m pytest tests/test_ray.py
+	$(BIN)/python -m pytest tests/deploy/test_ray.py
 
 # Lock the newest wheels that pyproject.toml allows, with hashes, for the image
 .PHONY: requirements

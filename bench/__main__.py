@@ -119,7 +119,7 @@ def measure_together(workers: Sequence[Worker], clip: Path, rounds: int, rest_s:
 
 def measure_instances(count: int = N_INSTANCES) -> dict[str, float]:
     """Fresh instances of the prepared guest, one after the other on one core for as long as `count` take."""
-    from service.guest import Guest
+    from service.guest.runner import Guest
 
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})

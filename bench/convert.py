@@ -122,7 +122,7 @@ def write_ggml(model: Path, file: BinaryIO, quantised: str = "") -> None:
     ftype, matrix_type, quantise = QUANTISED.get(quantised, (1, 1, None))
     from safetensors.numpy import load_file
 
-    from service.features import mel_filters
+    from service.audio.log_mel import mel_filters
 
     config: dict[str, Any] = json.loads((model / "config.json").read_text())
     tokenizer = json.loads((model / "tokenizer.json").read_text())

@@ -15,9 +15,9 @@ import numpy as np
 
 from bench.engines import Files
 from bench.wisp import Wisp
-from kernels.checkpoint import Dimensions
-from kernels.device import Device
-from kernels.recording import Binding, Copy, Dispatch, Recording, as_view
+from kernels.checkpoints.load import Dimensions
+from kernels.webgpu.device import Device
+from kernels.webgpu.recording import Binding, Copy, Dispatch, Recording, as_view
 
 TOKENS = 8  # that a token's figures are the mean of
 PEAK_INVOCATIONS, PEAK_STEPS = 1 << 16, 256

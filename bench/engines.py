@@ -108,7 +108,7 @@ class Entry:
 
 
 def _wisp(target: str, kernels: str = "", **variables: str | None) -> Entry:
-    as_its_command: dict[str, str | None] = {  # sets it: see service/cli.py
+    as_its_command: dict[str, str | None] = {  # sets it: see service/cli/main.py
         "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")
     }
     options = {"target": target, "kernels": kernels}

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from bench.reference import KINDS, Case, Mel, Samples, Whisper, cases, differences
-from service.app import Engine
-from service.features import log_mel_frames
-from service.guest_cache import user_cache_folder
+from service.audio.log_mel import log_mel_frames
+from service.guest.code_cache import user_cache_folder
+from service.http.app import Engine
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

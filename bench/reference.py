@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.features import HOP_LENGTH, SAMPLE_RATE, log_mel_frames, log_mel_spectrogram
-from service.guest import Guest
-from service.models import Model
+from service.audio.log_mel import HOP_LENGTH, SAMPLE_RATE, log_mel_frames, log_mel_spectrogram
+from service.guest.runner import Guest
+from service.models.loaded import Model
 
 DEADLINE_S = 600.0  # no call should reach it
 TOLERANCE = 1e-3  # of log-probabilities and probabilities

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from bench.engines import Files, read_clip
 from bench.wisp import GREEDY, Wisp
-from service.features import log_mel_frames
-from service.wasi_nn import ExecutionContext, Graph
+from service.audio.log_mel import log_mel_frames
+from service.guest.wasi_nn import ExecutionContext, Graph
 
 
 class Clock:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.checkpoint import load_checkpoint
-from kernels.device import open_device
-from kernels.whisper import GpuModel
-from service.tokenizer import Tokenizer
+from kernels.checkpoints.load import load_checkpoint
+from kernels.webgpu.device import open_device
+from kernels.webgpu.model import GpuModel
+from service.models.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CHUNK = 8  # steps of a compute: the guest's run-ahead

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.engines import STEPS, Files, in_threads, read_clip, timed
-from service.audio import decode
-from service.engine import Engine as App
-from service.features import HOP_LENGTH, log_mel_spectrogram
-from service.guest_cache import user_cache_folder
+from service.audio.decode import decode
+from service.audio.log_mel import HOP_LENGTH, log_mel_spectrogram
+from service.guest.code_cache import user_cache_folder
+from service.guest.wasi_nn import ExecutionContext
 from service.settings import Settings
-from service.transcription import Options
-from service.wasi_nn import ExecutionContext
+from service.transcription.engine import Engine as App
+from service.transcription.types import Options
 
 GREEDY = Options(temperature=(0.0,))
 
@@ -23,7 +23,7 @@ class Wisp:
 
     def __init__(self, files: Files, clip: Path, target: str, kernels: str = "") -> None:
         if kernels == "numpy":
-            from kernels import native_library
+            from kernels.cpu import native_library
 
             native_library.LIBRARY = Path("/nonexistent")
         app = App(

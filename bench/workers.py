@@ -15,10 +15,10 @@ from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from service.app import Engine
-from service.audio import Audio, decode
+from service.audio.decode import Audio, decode
+from service.http.app import Engine
 from service.settings import Settings
-from service.transcriber import Options, Transcriber, Transcription
+from service.transcription.transcriber import Options, Transcriber, Transcription
 
 Round = tuple[float, float, float]  # seconds until the first, the middle and the last of the requests is answered
 

@@ -1,7 +1,8 @@
 """Which token may come next: openai/whisper's logit filters and its greedy choice, on whole arrays of logits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,3 +123,36 @@ def log_sum_exp(x: Float) -> float:
         return -np.inf
     shifted = x - highest
     return float(np.log(np.add.reduce(np.exp(shifted, out=shifted))) + highest)
+
+
+class NextTokens(NamedTuple):
+    """What the timestamp rules allow a sequence's next token to be; the suppressed tokens are a mask besides."""
+
+    text_from: int  # text tokens below are not allowed
+    time_from: int  # timestamps are allowed from here …
+    time_below: int  # … to here, this one not
+    is_first: bool
+    last_was_time: bool
+    last_time: int  # the last timestamp sampled; 0 for none
+    has_ended: bool
+    has_sampled: bool
+
+
+def next_tokens(rules: Rules, history: Sequence[int], n_vocab: int) -> NextTokens:
+    """For a sequence whose tokens so far, prompt included, are `history`."""
+    sampled = history[rules.sample_begin :]
+    is_first, has_ended, begin = not sampled, bool(history) and history[-1] == rules.eot, rules.timestamp_begin
+    if begin < 0:
+        return NextTokens(0, n_vocab, n_vocab, is_first, False, 0, has_ended, not is_first)
+    last_was = not is_first and sampled[-1] >= begin
+    penultimate_was = len(sampled) < 2 or sampled[-2] >= begin
+    last = next((token for token in reversed(sampled) if token >= begin), 0)
+    is_open = last_was and not penultimate_was  # a timestamp that still needs its pair
+    text_low = rules.eot if is_open else 0
+    time_low = last + (not is_open) if last else begin
+    time_high = begin if last_was and penultimate_was else n_vocab
+    if is_first:
+        text_low = begin
+        if rules.max_initial_timestamp_index >= 0:
+            time_high = min(n_vocab, begin + rules.max_initial_timestamp_index + 1)
+    return NextTokens(text_low, time_low, time_high, is_first, last_was, last, has_ended, not is_first)

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.packaged_model import packaged_folder
-from tests import synthetic
-from tests.guests import compile_guest, moody
-from tests.nn_probe import doubling, probe, probe_module
+from service.models.packaged import packaged_folder
+from tests.support import synthetic
+from tests.support.guests import compile_guest, moody
+from tests.support.nn_probe import doubling, probe, probe_module
 
 __all__ = ["compile_guest", "doubling", "moody", "probe", "probe_module"]
 
 if TYPE_CHECKING:  # not every test wants these
     from starlette.testclient import TestClient
 
-    from kernels.device import Device
+    from kernels.webgpu.device import Device
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,8 +79,8 @@ def client(folder: Path) -> Iterator["TestClient"]:
     """A client of an application with that model that takes 300,000 bytes and 20 s."""
     from starlette.testclient import TestClient
 
-    from service.app import create_app
-    from tests.serving import engine_for, settings_for
+    from service.http.app import create_app
+    from tests.support.serving import engine_for, settings_for
 
     settings = settings_for(folder, max_upload_bytes=300_000, max_audio_s=20.0)
     with engine_for(settings) as engine, TestClient(create_app(engine)) as client:
@@ -90,7 +90,7 @@ def client(folder: Path) -> Iterator["TestClient"]:
 @pytest.fixture(scope="module")
 def device() -> Iterator["Device"]:
     """The WebGPU device that Wisp would take."""
-    from kernels.device import DeviceError, open_device
+    from kernels.webgpu.device import DeviceError, open_device
 
     try:
         opened = open_device()

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from service.packaged_model import packaged_folder
+from service.models.packaged import packaged_folder
 from tests.conftest import ROOT
-from tests.docs_blocks import PAGES, RUNNABLE, Block, blocks, shows
-from tests.fake_hub import fake_hub
-from tests.serving import wav
-from tests.synthetic import save_synthetic
+from tests.support.docs_blocks import PAGES, RUNNABLE, Block, blocks, shows
+from tests.support.fake_hub import fake_hub
+from tests.support.serving import wav
+from tests.support.synthetic import save_synthetic
 
 # What a test runs instead of what a page says. Everything else is run as it stands.
 SUBSTITUTIONS = {

@@ -9,9 +9,9 @@ import re
 import sys
 from collections.abc import Sequence
 
-from kernels.device import Device, DeviceError, open_device
-from kernels.variants import Variant, variants
-from kernels.wgsl import SHADERS, SHARED, bindings
+from kernels.webgpu.device import Device, DeviceError, open_device
+from kernels.webgpu.variants import Variant, variants
+from kernels.webgpu.wgsl import SHADERS, SHARED, bindings
 from tools.tint import NoTint, compile_all
 
 

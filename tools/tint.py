@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from playwright.sync_api import Error, sync_playwright
 
-from kernels.variants import Variant
+from kernels.webgpu.variants import Variant
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]

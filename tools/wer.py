@@ -16,11 +16,11 @@ from pathlib import Path
 import jiwer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from service.app import Engine
-from service.audio import decode
-from service.guest_cache import user_cache_folder
+from service.audio.decode import decode
+from service.guest.code_cache import user_cache_folder
+from service.http.app import Engine
 from service.settings import read_settings
-from service.transcriber import TEMPERATURES, Options
+from service.transcription.transcriber import TEMPERATURES, Options
 
 ALL = "all"  # the group of every clip
 

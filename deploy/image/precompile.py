@@ -13,12 +13,12 @@ from pathlib import Path
 
 from wasmtime import Config, Engine, Module
 
-from service.app import GUEST_WASM
-from service.guest_cache import CodeCache
+from service.guest.code_cache import CodeCache
+from service.http.app import GUEST_WASM
 
 
 def precompile(wasm: bytes, folder: Path) -> None:
-    """Keep the machine code of `wasm` in `folder`, made with the settings of service.guest's engine."""
+    """Keep the machine code of `wasm` in `folder`, made with the settings of service.guest.runner's engine."""
     config = Config()
     config.target = f"{platform.machine()}-unknown-linux-gnu"  # without it, for this very processor
     config.epoch_interruption = True

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from ray import serve
 
-from service.app import Engine, create_app
-from service.guest_cache import user_cache_folder
-from service.memory import keep_little
+from service.guest.code_cache import user_cache_folder
+from service.http.app import Engine, create_app
 from service.settings import read_settings
+from service.transcription.memory import keep_little
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

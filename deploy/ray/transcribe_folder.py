@@ -15,15 +15,15 @@ import os
 import pyarrow
 import ray
 
-from service.app import Engine
-from service.audio import decode
-from service.better_model import embedded_notice
+from service.audio.decode import decode
 from service.errors import ModelError, WispError
-from service.formats import segment_object
-from service.memory import keep_little
-from service.model_places import EMBEDDED_NAME
+from service.http.app import Engine
+from service.http.formats import segment_object
+from service.models.better import embedded_notice
+from service.models.places import EMBEDDED_NAME
 from service.settings import read_settings
-from service.transcriber import Options
+from service.transcription.memory import keep_little
+from service.transcription.transcriber import Options
 
 # Said rather than inferred: a Parquet file whose every row failed would have a text column of another type.
 SCHEMA = pyarrow.schema(

@@ -1,4 +1,4 @@
-/** A transcript as txt, srt, vtt and json: the same text as the server's own formats (service/formats.py). */
+/** A transcript as txt, srt, vtt and json: the same text as the server's own formats (service/http/formats.py). */
 
 const WHITE = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/g; // what Python splits at
 const MEDIA_TYPES = {

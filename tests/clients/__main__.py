@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import ROOT, shared_path
-from tests.serving import engine_for, ready, served, settings_for
+from tests.support.serving import engine_for, ready, served, settings_for
 
 SAID = "ask not what your country can do for you"
 

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from service.app import Engine, create_app
-from service.server import Server
-from tests import synthetic
-from tests.serving import HOSTILE_GUEST, engine_for, ready, settings_for, tone
+from service.http.app import Engine, create_app
+from service.http.server import Server
+from tests.support import synthetic
+from tests.support.serving import HOSTILE_GUEST, engine_for, ready, settings_for, tone
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MICROPHONE_SECONDS = 10.0  # the sound begins anew after that
@@ -86,7 +86,7 @@ def site(folder: Path) -> Iterator[Site]:
 
 @pytest.fixture(scope="package")
 def hostile_site(folder: Path) -> Iterator[Site]:
-    """One whose guest fails on request, see tests/serving.py, and that takes one transcription at a time."""
+    """One whose guest fails on request, see tests/support/serving.py, and that takes one transcription at a time."""
     settings = settings_for(folder, workers=1, open_jobs=1, queue_length=0)
     with engine_for(settings, guest=HOSTILE_GUEST) as engine, site_for(engine) as site:
         yield site

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from service.better_model import pull_command
+from service.models.better import pull_command
 from service.settings import Settings
-from tests.serving import engine_for, wav
+from tests.support.serving import engine_for, wav
 from tests.web.conftest import OpenPage, Site, site_for
 from tests.web.test_transcribing import card, choose, finished, transcript
 

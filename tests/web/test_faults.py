@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from service.errors import DeviceLost
-from tests.serving import TRAP, engine_for, settings_for, wav
+from tests.support.serving import TRAP, engine_for, settings_for, wav
 from tests.web.conftest import OpenPage, Site, site_for
 from tests.web.test_transcribing import card, choose, finished, transcript
 

@@ -13,8 +13,8 @@ import soundfile
 from playwright.sync_api import FilePayload, Locator, Page, expect
 
 from service.settings import Settings
-from tests import synthetic
-from tests.serving import PATH, engine_for, settings_for, tone, wav
+from tests.support import synthetic
+from tests.support.serving import PATH, engine_for, settings_for, tone, wav
 from tests.web.conftest import OpenPage, Site, site_for
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 from pathlib import Path
 
-from service.transcriber import Options
+from service.transcription.transcriber import Options
 from tools.wer import Clip, transcribe
 
 

@@ -55,7 +55,7 @@ Columns({{ array }}[2u * ({{ index }})], {{ array }}[2u * ({{ index }}) + 1u])
 Columns(subgroupBroadcast({{ value }}.low, {{ lane }}u), subgroupBroadcast({{ value }}.high, {{ lane }}u))
 {%- endmacro %}
 
-{# The decoder's sequences on the device. kernels/decoder_state.py writes it. #}
+{# The decoder's sequences on the device. kernels/webgpu/decoder/state.py writes it. #}
 {% macro state() %}
 struct Row {  // of a pass: one token of one sequence
   token: u32,

@@ -1,0 +1,48 @@
+"""What the CPU target's two graphs ask of an arithmetic: NumPy's (cpu_numpy.py) or the C kernels' (cpu_native.py)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kernels.cpu.numpy_ops import Float
+from kernels.rules import Int, Rules
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One audio window's result, never changed afterwards: a decoder keeps it for as long as it needs it."""
+
+    arithmetic: "Arithmetic"  # whose result it is
+    audio_states: Float  # [n_audio_ctx, n_audio_state]
+    cross: Float  # cross-attention's keys and values of every decoder layer, as its arithmetic lays them out
+
+
+class Arithmetic(Protocol):
+    """A Whisper's two halves over one set of weights, which nothing changes: any number of threads may call it."""
+
+    def encode(self, mel: Float) -> Encoded:
+        """(n_mels, 2 · n_audio_ctx) log-mel → audio states and cross-attention keys and values."""
+
+    def append(
+        self, tokens: Int, encoded: Encoded, cache: Float, n_past: int, *, is_choosing: bool
+    ) -> tuple[Float, Sequence[Float], Float | None]:
+        """(n_sequences, n_new) tokens after `n_past` others → their hidden states, layer-normed, of the same shape.
+
+        `cache` [n_text_layer, 2, n_sequences, n_text_head, n_text_ctx, d] gets their keys and values. The second result
+        is each layer's cross-attention queries of the first sequence, (n_text_head, n_new, d), scaled. The third is
+        what choose() takes, if that is called next, as `is_choosing` says.
+        """
+
+    def choose(
+        self, last: Float, screened: Float | None, rules: Rules, sequences: list[list[int]]
+    ) -> tuple[list[int], list[float]]:
+        """The next token of each of `sequences`, and its log-probability; raises ValueError as Rules.choose() does.
+
+        `last` (n_sequences, n_state): the hidden states of the last positions. `screened`: as append() gave it.
+        """
+
+    def logits(self, hidden: Float, n_vocab: int) -> Float:
+        """(rows, n_state) hidden states → (rows, n_vocab) logits of the vocabulary's first tokens."""
+
+    def cross_keys(self, encoded: Encoded, layer: int, head: int) -> Float:
+        """(n_audio_ctx, d) keys that one head of a decoder layer's cross-attention has."""

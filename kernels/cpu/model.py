@@ -1,0 +1,68 @@
+"""The CPU target: Whisper's encoder and decoder as two graphs, f32, by the C kernels or by NumPy."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kernels.checkpoints.load import Checkpoint
+from kernels.cpu.arithmetic import Arithmetic
+from kernels.cpu.cores import Cores
+from kernels.cpu.decoder import DecoderContext
+from kernels.cpu.encoder import EncoderContext
+from kernels.cpu.native_library import Library, load_library
+
+
+class EncoderGraph:
+    """Log-mel window → audio states."""
+
+    def __init__(self, open_context: Callable[[], EncoderContext]) -> None:
+        self._open_context = open_context
+
+    def init_execution_context(self, peers: Mapping[int, Any]) -> EncoderContext:
+        """A context of its own for one thread at a time; it needs no peers."""
+        return self._open_context()
+
+
+class DecoderGraph:
+    """Tokens over an encoder context's result → logits, or tokens chosen by rules."""
+
+    def __init__(self, open_context: Callable[[Mapping[int, Any]], DecoderContext]) -> None:
+        self._open_context = open_context
+
+    def init_execution_context(self, peers: Mapping[int, Any]) -> DecoderContext:
+        """A context of its own for one thread at a time, which finds its audio among `peers`."""
+        return self._open_context(peers)
+
+
+class CpuModel:
+    """A model on the CPU. Contexts share the weights, which nothing changes, so each may run in a thread of its own."""
+
+    def __init__(self, checkpoint: Checkpoint, library: Library | None = None, *, use_library: bool = True) -> None:
+        """`library`: the C kernels to use, else the best that this processor runs; NumPy where use_library is False."""
+        self.dims = checkpoint.dims
+        heads = checkpoint.alignment_heads
+        self._cores = Cores()
+        library = (library or load_library()) if use_library else None
+        self.kernels = "NumPy" if library is None else library.variant
+        self._arithmetic: Arithmetic | None = _arithmetic(checkpoint, self._cores, library)
+        self.encoder = EncoderGraph(lambda: EncoderContext(self.dims, self._open()))
+        self.decoder = DecoderGraph(lambda peers: DecoderContext(self.dims, heads, self._open(), peers))
+
+    def _open(self) -> Arithmetic:
+        if self._arithmetic is None:
+            raise ValueError("this model is closed")
+        return self._arithmetic
+
+    def close(self) -> None:
+        """Lets go of the weights (contexts still open keep them alive) and ends the threads. Idempotent."""
+        self._arithmetic = None
+        self._cores.close()
+
+
+def _arithmetic(checkpoint: Checkpoint, cores: Cores, library: Library | None) -> Arithmetic:
+    if library is not None:
+        from kernels.cpu.native_kernels import NativeWhisper
+
+        return NativeWhisper(checkpoint, cores, library)
+    from kernels.cpu.numpy_kernels import NumpyWhisper  # OpenBLAS and what holds it: nobody else needs them
+
+    return NumpyWhisper(checkpoint, cores)

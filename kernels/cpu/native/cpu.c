@@ -1,0 +1,51 @@
+// What kernels/cpu/native_kernels.py calls: Whisper's encoder and decoder on the CPU, once for each instruction set (build.sh).
+#include "choice.h"
+#include "decoder.h"
+#include "encoder.h"
+
+#define JOIN_(name, suffix) name##_##suffix
+#define JOIN(name, suffix) JOIN_(name, suffix)
+#define EXPORT(name) __attribute__((visibility("default"))) JOIN(name, SUFFIX)
+
+int64_t EXPORT(encoder_floats)(const struct model *m, int64_t n_threads) { return encoder_floats(m, n_threads); }
+int64_t EXPORT(decoder_floats)(const struct model *m, int64_t rows, int64_t n_threads) { return decoder_floats(m, rows, n_threads); }
+int64_t EXPORT(cross_floats)(const struct model *m) { return cross_floats(m); }
+int64_t EXPORT(packed_floats)(int64_t n_out, int64_t n_in) { return packed_floats(n_out, n_in); }
+
+// Sizes of what kernels/cpu/native_library.py lays out in memory, in the order of its STRUCTURES.
+int64_t EXPORT(size_of)(int64_t index) {
+  const int64_t sizes[] = {sizeof(struct team),   sizeof(struct matrix), sizeof(struct norm),
+                           sizeof(struct product), sizeof(struct window_attention), sizeof(struct block),
+                           sizeof(struct model),  sizeof(struct encoding), sizeof(struct decoding),
+                           sizeof(struct screening), sizeof(struct choice)};
+  return sizes[index];
+}
+
+void EXPORT(help)(struct team *team) { help(team); }
+
+void EXPORT(encode)(struct team *team, const struct encoding *e) {
+  encode(team, e);
+  finish_team(team);
+}
+
+void EXPORT(append)(struct team *team, const struct decoding *d) {
+  append(team, d);
+  finish_team(team);
+}
+
+void EXPORT(multiply)(struct team *team, const struct product *p) {
+  multiply(team, *p);
+  finish_team(team);
+}
+
+void EXPORT(attend_window)(struct team *team, const struct window_attention *a) {
+  attend_window(team, *a);
+  finish_team(team);
+}
+
+void EXPORT(screen)(struct team *team, const struct screening *s) {
+  screen(team, s);
+  finish_team(team);
+}
+
+void EXPORT(choose)(struct choice *c) { choose(c); }

@@ -1,0 +1,318 @@
+"""The decoder's execution context: one guest's sequences over one encoder result, their cache on the device."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.rules import Rules
+from kernels.webgpu.cross_memory import CrossMemory
+from kernels.webgpu.decoder.batch import Batch, Greedy
+from kernels.webgpu.decoder.memory import Activations, DecoderBuffers
+from kernels.webgpu.decoder.pool import DecoderPool
+from kernels.webgpu.decoder.program import woven
+from kernels.webgpu.decoder.state import MAX_ROWS, Row, state_words
+from kernels.webgpu.recording import Dispatch, Recording, View
+
+AUDIO, TOKENS, ORIGINS, RULES = range(4)
+LOGITS, CHOSEN, LOG_PROBABILITIES, CROSS_ATTENTION, TOKEN_PROBABILITIES = range(5)
+Peers = Mapping[int, Any]
+
+
+class DecoderContext:
+    """One guest's sequences over one encoder result. Inputs and outputs as the constants above name them."""
+
+    def __init__(
+        self,
+        pool: DecoderPool,
+        batch: Batch,
+        cross_of: Callable[[Any], CrossMemory],
+        heads: Sequence[tuple[int, int]],
+        peers: Peers,
+    ) -> None:
+        self._pool, self._batch, self._cross_of, self._heads, self._peers = pool, batch, cross_of, heads, peers
+        self._program = pool.program
+        self._device, self._dims = pool.program.device, pool.program.dims
+        self._closed = False
+        self._cross: CrossMemory | None = None
+        self._buffers: DecoderBuffers | None = None
+        self._launches: dict[tuple[str, int], list[Dispatch]] = {}  # over its own buffers
+        self._own: dict[tuple[int, int], list[list[Dispatch]]] = {}  # over the batch's, by first and number of rows
+        self._tokens: NDArray[np.int32] | None = None
+        self._origins: list[int] | None = None
+        self._rules: Rules | None = None
+        self.histories: list[list[int]] = []  # each sequence's tokens in the cache
+        self._slots = np.zeros(
+            (0, 0), np.uint32
+        )  # (sequences, n_text_ctx): the slot that holds a position's keys and values
+        self._computed: NDArray[np.int32] | None = None  # the tokens of the last compute
+        self._start = 0  # their first position
+        self._chosen: NDArray[np.int32] | None = None
+        self._log_probabilities: NDArray[np.float32] | None = None
+        self._logits: NDArray[np.float32] | None = None
+        self._has_x = False  # whether its own buffers hold the last position
+
+    def set_input(self, index: int, tensor: NDArray[Any]) -> None:
+        """0 audio, 1 tokens, 2 origins, 3 rules. Raises ValueError for what the model cannot take."""
+        if self._closed:
+            raise ValueError("this decoder context is closed")
+        if index == RULES:
+            self._rules = Rules.parse(tensor, self._dims.n_vocab)
+            return
+        if index not in (AUDIO, TOKENS, ORIGINS):
+            raise ValueError(f"the decoder has no input {index}")
+        rank = 2 if index == TOKENS else 1
+        if tensor.dtype != np.int32 or tensor.ndim != rank or tensor.size == 0:
+            found = f"{tensor.dtype} {list(tensor.shape)}"
+            raise ValueError(f"input {index} must be i32 of rank {rank} and not empty, found {found}")
+        if len(tensor) > MAX_ROWS:
+            raise ValueError(f"{len(tensor)} sequences are more than {MAX_ROWS}")
+        if index == AUDIO:
+            self._set_audio(tensor)
+        elif index == TOKENS:
+            if int(tensor.min()) < 0 or int(tensor.max()) >= self._dims.n_vocab:
+                raise ValueError(f"a token is not one of {self._dims.n_vocab}")
+            self._tokens = tensor
+        else:
+            self._origins = [int(origin) for origin in tensor]
+
+    def _set_audio(self, tensor: NDArray[Any]) -> None:
+        handle = int(tensor[0])
+        if len(tensor) != 1 or handle not in self._peers:
+            raise ValueError(f"audio {tensor[:4].tolist()} is no encoder context of this instance")
+        cross = self._cross_of(self._peers[handle]).hold()
+        self._drop_audio()
+        self._cross = cross
+        self.histories, self._computed, self._tokens, self._origins = [], None, None, None
+        self._chosen = self._log_probabilities = self._logits = None
+
+    def _drop_audio(self) -> None:
+        self._launches.clear()
+        self._own.clear()
+        if self._cross is not None:
+            self._cross.release()
+            self._cross = None
+
+    def compute(self) -> None:
+        """Append the tokens; then choose, if the rules ask for it. Raises ValueError where the inputs do not fit."""
+        if self._cross is None or self._tokens is None:
+            raise ValueError("audio and tokens must be set before compute")
+        n, n_new = self._tokens.shape
+        cached = len(self.histories)
+        origins = list(range(n)) if self._origins is None else self._origins
+        if len(origins) != n or (self._origins is None and cached not in (0, n)):
+            raise ValueError(f"{n} sequences of tokens, {cached} cached ones, {len(origins)} origins")
+        if self._origins is not None and not all(0 <= origin < cached for origin in origins):
+            raise ValueError(f"an origin is not one of {cached} cached sequences")
+        length = len(self.histories[0]) if cached else 0
+        if length + n_new > self._dims.n_text_ctx:
+            raise ValueError(f"{length} + {n_new} tokens are more than the {self._dims.n_text_ctx} of the text context")
+        if self._rules is not None and self._rules.n_steps and length + n_new < self._rules.sample_begin:
+            raise ValueError(f"sampling would begin at {self._rules.sample_begin}, after {length + n_new} tokens")
+        tokens, self._tokens, self._origins = self._tokens, None, None
+        self._chosen = self._log_probabilities = self._logits = None
+        rules = self._rules
+        if rules is None or rules.n_steps == 0:
+            self._device.run(lambda: self._append(tokens, origins, length))
+        else:
+            greedy = Greedy(self, n, rules, lambda: self._begin(tokens, origins, length))
+            self._chosen, self._log_probabilities = self._batch.run(greedy)
+
+    def _append(self, tokens: NDArray[np.int32], origins: list[int], length: int) -> None:
+        self._submit_pass(self._begin(tokens, origins, length))
+        self._has_x = True
+
+    def _begin(self, tokens: NDArray[np.int32], origins: list[int], length: int) -> list[Row]:
+        """Bring all but the last position into the cache; its rows, which are left."""
+        self._make_room(len(tokens))
+        self._follow(origins, length)
+        self._computed, self._start, self._has_x = tokens, length, False
+        *before, last = self._passes()
+        for rows in before:
+            self._submit_pass(rows)
+        for history, new in zip(self.histories, tokens, strict=True):
+            history.extend(int(token) for token in new)
+        return last
+
+    def _make_room(self, n: int) -> None:
+        """Buffers with a slot for each of n sequences, what is cached copied over."""
+        old = self._buffers
+        if old is not None and old.capacity >= n:
+            return
+        new = self._buffers = self._pool.take(n)
+        self._launches.clear()
+        self._own.clear()
+        slots = np.repeat(np.arange(new.capacity, dtype=np.uint32)[:, None], self._dims.n_text_ctx, axis=1)
+        if old is not None:
+            slots[: old.capacity] = self._slots
+            r = Recording(self._device)
+            n_bytes = old.capacity * self._dims.n_text_ctx * self._dims.n_text_state * 4
+            for source, target in zip(old.keys + old.values, new.keys + new.values, strict=True):
+                r.copy(source.view(0, n_bytes), target.view(0, n_bytes))
+            self._device.submit(r)
+            self._pool.give(old)
+        self._slots = slots
+        self._device.write(new.slots, slots)
+
+    def _follow(self, origins: list[int], length: int) -> None:
+        """Let sequence i continue cached sequence origins[i]: the slots to read move, no key or value does."""
+        assert self._buffers is not None
+        if length and origins != list(range(len(self.histories))):
+            self._slots[: len(origins), :length] = self._slots[origins, :length]
+            self.histories = [list(self.histories[origin]) for origin in origins]
+        elif not length:
+            self.histories = [[] for _ in origins]
+            own = np.arange(self._buffers.capacity, dtype=np.uint32)[:, None]
+            if (self._slots == own).all():
+                return
+            self._slots[:] = own
+        else:
+            return
+        self._device.write(self._buffers.slots, self._slots)
+
+    def _passes(self) -> list[list[Row]]:
+        """The last compute's tokens as rows by position, MAX_ROWS at a time; the last position by itself."""
+        assert self._computed is not None
+        n, n_new = self._computed.shape
+        rows = [Row(int(self._computed[s, p]), s, self._start + p) for p in range(n_new) for s in range(n)]
+        before = rows[:-n]
+        return [*(before[i : i + MAX_ROWS] for i in range(0, len(before), MAX_ROWS)), rows[-n:]]
+
+    def own_launches(self, b: Activations, first_row: int) -> list[list[Dispatch]]:
+        """Of each layer, those bound to this context, for its rows of the batch's buffers from first_row on."""
+        assert self._buffers is not None and self._cross is not None
+        n = len(self.histories)
+        if (first_row, n) not in self._own:
+            self._own[first_row, n] = self._program.own_launches(b, self._buffers, self._cross, first_row, n)
+        return self._own[first_row, n]
+
+    def _launch(self, what: str, n_rows: int) -> list[Dispatch]:
+        """A part of a pass over its own buffers, recorded once for this audio."""
+        assert self._buffers is not None and self._cross is not None
+        if (what, n_rows) not in self._launches:
+            b, program = self._buffers, self._program
+            if what == "layers":
+                own = program.own_launches(b, b, self._cross, 0, n_rows)
+                made = woven([own], program.common_launches(b, n_rows))
+            else:
+                made = program.logits(b, n_rows) if what == "logits" else program.embed(b, n_rows)
+            self._launches[what, n_rows] = made
+        return self._launches[what, n_rows]
+
+    def _record(self, n_rows: int, parts: Sequence[str]) -> Recording:
+        recording = Recording(self._device)
+        for part in parts:
+            recording.steps.extend(self._launch(part, n_rows))
+        return recording
+
+    def _submit_pass(self, rows: Sequence[Row]) -> None:
+        """Embed the rows and run the layers over them."""
+        assert self._buffers is not None
+        self._device.write(self._buffers.state, state_words(rows, self._dims.n_vocab))
+        self._device.submit(self._record(len(rows), ("embed", "layers")))
+
+    def _fetch(self, recording: Recording, reads: Sequence[View]) -> list[NDArray[np.uint8]]:
+        """Submit, wait, and return what was to be read."""
+        reading = self._device.submit(recording, reads=reads)
+        assert reading is not None
+        return reading.wait()
+
+    def get_output(self, index: int) -> NDArray[Any]:
+        """Output `index`. Raises ValueError before a compute that gives it, or for an unknown index."""
+        if self._computed is None:
+            raise ValueError("compute comes before get_output")
+        if index == LOGITS:
+            return self._device.run(self._read_logits)
+        if index in (CHOSEN, LOG_PROBABILITIES):
+            result = self._chosen if index == CHOSEN else self._log_probabilities
+            if result is None:
+                raise ValueError("no token was chosen: rules with n_steps of 1 or more ask for it")
+            return result
+        if index == CROSS_ATTENTION:
+            return self._device.run(self._cross_attention)
+        if index == TOKEN_PROBABILITIES:
+            return self._device.run(self._token_probabilities)
+        raise ValueError(f"the decoder has no output {index}")
+
+    def _read_logits(self) -> NDArray[np.float32]:
+        """(n_sequences, n_vocab) of the last position, computed now unless choosing a token did."""
+        assert self._buffers is not None
+        if self._logits is None:
+            n, n_vocab = len(self.histories), self._dims.n_vocab
+            if not self._has_x:  # the batch went on from there
+                last = [Row(history[-1], slot, len(history) - 1) for slot, history in enumerate(self.histories)]
+                self._submit_pass(last)
+            [raw] = self._fetch(self._record(n, ("logits",)), [self._buffers.logits.view(0, 4 * n * n_vocab)])
+            self._logits = raw.view(np.float32).reshape(n, n_vocab)
+        return self._logits
+
+    def _again(self) -> Iterator[Sequence[Row]]:
+        """The last compute's passes once more, each to read from. They write what the cache already holds."""
+        self._read_logits()  # a pass leaves nothing of what these were computed from
+        for rows in self._passes():
+            self._submit_pass(rows)
+            yield rows
+
+    def _cross_attention(self) -> NDArray[np.float32]:
+        """(n_alignment_heads, n_new, n_audio_ctx) query · key of sequence 0's new tokens, scaled, before softmax."""
+        assert self._buffers is not None and self._cross is not None and self._computed is not None
+        dims, heads = self._dims, self._heads
+        n_audio, width = dims.n_audio_ctx, dims.n_text_state // dims.n_text_head
+        keys = {layer: self._keys(layer) for layer in {layer for layer, _ in heads}}
+        scores = np.empty((len(heads), self._computed.shape[1], n_audio), np.float32)
+        for rows in self._again():
+            queries = self._device.read(self._buffers.cross_query).reshape(dims.n_text_layer, MAX_ROWS, -1, width)
+            for i, row in enumerate(rows):
+                if row.slot == 0:
+                    for at, (layer, head) in enumerate(heads):
+                        scores[at, row.position - self._start] = queries[layer, i, head] @ keys[layer][head]
+        return scores
+
+    def _keys(self, layer: int) -> NDArray[np.float32]:
+        """(n_text_head, head_dim, n_audio_ctx) of the cross-attention."""
+        assert self._cross is not None
+        dims, (keys, _, scales) = self._dims, self._cross.layers[layer]
+        n_head, n_audio = dims.n_text_head, dims.n_audio_ctx
+        integers = self._device.read(keys, np.int16).reshape(-1, n_audio, 8).transpose(0, 2, 1)
+        scale = self._device.read(scales).reshape(2, n_head, 1, n_audio)[0]
+        return np.asarray(integers.reshape(n_head, -1, n_audio) * scale)
+
+    def _token_probabilities(self) -> NDArray[np.float32]:
+        """(n_sequences, n_new): each token's probability among the ids before eot, given those before it.
+
+        NaN for the first, and 0 for a token from eot on, which is not among them. Source: `timing.py`.
+        """
+        assert self._buffers is not None and self._computed is not None
+        if self._rules is None:
+            raise ValueError("rules are not set, and with them end of text")
+        eot, n_vocab = self._rules.eot, self._dims.n_vocab
+        n, n_new = self._computed.shape
+        result = np.full((n, n_new), np.nan, np.float32)
+        logits, partials = (
+            self._device.buffer(MAX_ROWS * 4 * n_vocab),
+            self._device.buffer(MAX_ROWS * self._program.partial_bytes),
+        )
+        for rows in self._again():
+            recording = Recording(self._device)
+            recording.steps.extend(self._program.logits(self._buffers, len(rows), logits, partials))
+            [raw] = self._fetch(recording, [logits.view(0, 4 * len(rows) * n_vocab)])
+            all_logits: NDArray[np.float32] = raw.view(np.float32).reshape(-1, n_vocab)
+            for row, values in zip(rows, all_logits, strict=True):
+                at = row.position - self._start + 1
+                if at < n_new:
+                    token = int(self._computed[row.slot, at])
+                    shares = np.exp(values[:eot] - values[:eot].max())
+                    result[row.slot, at] = shares[token] / shares.sum() if token < eot else 0.0
+        logits.close()
+        partials.close()
+        return result
+
+    def close(self) -> None:
+        """Give buffers and encoder result back. Idempotent."""
+        self._closed = True
+        self._drop_audio()
+        buffers, self._buffers = self._buffers, None
+        self._computed = self._tokens = None
+        if buffers is not None:
+            self._pool.give(buffers)

@@ -1,0 +1,356 @@
+"""The WebGPU device: adapters, memory, compiled kernels, submitting and reading back. The only importer of wgpu.
+
+A kernel is `kernels/webgpu/shaders/<name>.wgsl`; its bindings are group 0, numbered from 0: inputs, outputs, `params`.
+Every compute is a job for the device's one thread: `device.run(job)`.
+"""
+
+import functools
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import wgpu
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+from wgpu.backends.wgpu_native import ffi, lib
+from wgpu.backends.wgpu_native.extras import set_instance_extras
+
+from kernels.webgpu.recording import Binding, Buffer, Copy, Dispatch, Pipeline, Recording, View, as_view
+from kernels.webgpu.wgsl import Parameters, ShaderError, bindings, expand, variant
+
+# Limits whose names begin so are asked for as far as the adapter goes: kernels may want more than WebGPU's defaults.
+WANTED_LIMITS = ("max-buffer-size", "max-storage-buffer", "max-compute", "min-storage-buffer")
+WANTED_FEATURES = ("subgroup", "timestamp-query")
+NO_PARAMETERS: Parameters = {}
+NO_CONSTANTS: Mapping[str, float] = {}
+_T = TypeVar("_T")
+_KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "software"}
+
+
+class DeviceError(RuntimeError):
+    """No adapter, no memory, a lost device, an invalid kernel: one sentence says which."""
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """wgpu's errors as ours: what failed, then its own words."""
+    try:
+        yield
+    except (wgpu.GPUError, RuntimeError) as error:
+        raise DeviceError(f"{what}: {error}") from error
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter says of itself. `kind`: discrete, integrated, other (an unknown hardware type) or software."""
+
+    name: str
+    vendor: str
+    kind: str
+    backend: str
+    driver: str
+    features: frozenset[str]
+    limits: Mapping[str, int]
+
+    @property
+    def is_software(self) -> bool:
+        return self.kind == "software"
+
+
+@functools.cache
+def _prepare_instance() -> None:
+    """Settle, once, what must be known before the first adapter call of the process."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and "avx512f" in cpuinfo.read_text():
+        # lavapipe then runs 16-lane subgroups: the encoder takes little more than half the time.
+        os.environ.setdefault("LP_NATIVE_VECTOR_WIDTH", "512")
+    if "MESA_VK_DEVICE_SELECT" not in os.environ:
+        # Mesa's device-choosing layer asks a display server that a service does not have, and says so on stderr.
+        os.environ.setdefault("NODEVICE_SELECT", "1")
+    # OpenGL (the "secondary" backend) would list every adapter again, without compute worth having.
+    set_instance_extras(backends=["Primary"])
+
+
+def _describe(adapter: Any) -> AdapterInfo:
+    info = adapter.info
+    return AdapterInfo(
+        name=info["device"],
+        vendor=info["vendor"],
+        kind=_KINDS.get(info["adapter_type"], "other"),
+        backend=info["backend_type"],
+        driver=info["description"],
+        features=frozenset(adapter.features),
+        limits=dict(adapter.limits),
+    )
+
+
+def _enumerate() -> list[tuple[AdapterInfo, Any]]:
+    _prepare_instance()
+    with _told("the adapters cannot be listed"):
+        found = [(_describe(adapter), adapter) for adapter in wgpu.gpu.enumerate_adapters_sync()]
+    order = ["discrete", "integrated", "other", "software"]
+    return sorted(found, key=lambda pair: order.index(pair[0].kind))
+
+
+def list_adapters() -> list[AdapterInfo]:
+    """All adapters, the one to prefer first: hardware (discrete, integrated, other) before software.
+
+    Raises DeviceError where the driver does not tell.
+    """
+    return [info for info, _ in _enumerate()]
+
+
+def open_device(adapter: Literal["any", "hardware", "software"] = "any") -> "Device":
+    """A device on the best adapter of that sort. Raises DeviceError if there is none."""
+    found = _enumerate()
+    for info, handle in found:
+        if adapter == "any" or info.is_software == (adapter == "software"):
+            with _told(f"the adapter {info.name} gave no device"):
+                return Device(info, handle)
+    raise DeviceError(f"no {'' if adapter == 'any' else adapter + ' '}WebGPU adapter among the {len(found)} found")
+
+
+class Reading:
+    """Bytes on their way back from the device."""
+
+    def __init__(self, device: "Device", sizes: list[int], staging: Any, capacity: int, promise: Any) -> None:
+        self._device, self._sizes, self._staging = device, sizes, staging
+        self._capacity, self._promise = capacity, promise
+
+    def wait(self) -> list[NDArray[np.uint8]]:
+        """Block until the submitted work is done; the bytes of each view asked for. May be called once."""
+        with _told("the device was lost"):
+            self._promise.sync_wait()
+        mapped = np.frombuffer(self._staging.read_mapped(copy=False), np.uint8)
+        starts = np.cumsum([0, *self._sizes])
+        parts = [mapped[start : start + size].copy() for start, size in zip(starts, self._sizes, strict=False)]
+        del mapped
+        self._staging.unmap()
+        self._device.give_staging(self._capacity, self._staging)
+        return parts
+
+
+class Device:
+    """One open WebGPU device. Thread-safe; close() is idempotent, and use after it raises DeviceError."""
+
+    def __init__(self, info: AdapterInfo, adapter: Any) -> None:
+        limits = {name: value for name, value in info.limits.items() if name.startswith(WANTED_LIMITS)}
+        features = [name for name in WANTED_FEATURES if name in info.features]
+        self._handle: Any = adapter.request_device_sync(required_limits=limits, required_features=features)
+        self.info = info
+        self.offset_alignment: int = self._handle.limits["min-storage-buffer-offset-alignment"]
+        self.max_binding: int = self._handle.limits["max-storage-buffer-binding-size"]  # bytes
+        self.workgroup_memory: int = self._handle.limits["max-compute-workgroup-storage-size"]  # bytes
+        self._thread = ThreadPoolExecutor(1, "wisp-device")
+        self._thread_id = self._thread.submit(threading.get_ident).result()
+        self._lock = threading.Lock()
+        self._modules: dict[str, tuple[Any, Any, int]] = {}
+        self._pipelines: dict[tuple[str, tuple[tuple[str, float], ...]], Pipeline] = {}
+        self._staging: dict[int, list[Any]] = {}
+        self._subgroup_size: int | None = None
+
+    @property
+    def handle(self) -> Any:
+        """wgpu's device. Raises DeviceError after close()."""
+        if self._handle is None:
+            raise DeviceError("the device is closed")
+        return self._handle
+
+    @property
+    def has_subgroups(self) -> bool:
+        return "subgroup" in self.handle.features
+
+    @property
+    def subgroup_size(self) -> int:
+        """Lanes of a subgroup, as a kernel on this device sees them; 1 without subgroups."""
+        if self._subgroup_size is None:
+            self._subgroup_size = 1
+            if self.has_subgroups:
+                recording, out = Recording(self), self.buffer(4)
+                recording.dispatch(self.pipeline("subgroup_size"), [out], 1)
+                self.submit(recording)
+                self._subgroup_size = int(self.read(out, np.uint32)[0])
+                out.close()
+        return self._subgroup_size
+
+    def run(self, job: Callable[[], _T]) -> _T:
+        """Run `job` on the device's thread, after the jobs already waiting; returns its result or raises its error."""
+        return job() if threading.get_ident() == self._thread_id else self.enqueue(job).result()
+
+    def enqueue(self, job: Callable[[], _T]) -> Future[_T]:
+        """Have `job` run on the device's thread, after the jobs already waiting. Raises DeviceError after close()."""
+        try:
+            return self._thread.submit(job)
+        except RuntimeError as error:
+            raise DeviceError("the device is closed") from error
+
+    def buffer(self, contents: ArrayLike | int, *, uniform: bool = False) -> Buffer:
+        """Device memory holding an array's bytes, or that many zeros: storage, or a uniform (for `params`)."""
+        usage = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
+        usage |= wgpu.BufferUsage.UNIFORM if uniform else wgpu.BufferUsage.STORAGE
+        array = np.zeros(0, np.uint8) if isinstance(contents, int) else np.ascontiguousarray(contents)
+        nbytes = contents if isinstance(contents, int) else array.nbytes
+        allocated = max(16, -(-nbytes // 16) * 16)
+        if allocated > self.info.limits["max-buffer-size"]:
+            raise DeviceError(f"a buffer of {nbytes} bytes is over this device's limit")
+        with _told(f"the device has no memory for a buffer of {nbytes} bytes"):
+            made = Buffer(self.handle.create_buffer(size=allocated, usage=usage), nbytes, allocated)
+        self.write(made, array)
+        return made
+
+    def write(self, target: Binding, array: ArrayLike) -> None:
+        """Queue a copy of the array's bytes into the buffer, seen by later submits. A tail is padded to 4 bytes."""
+        view = as_view(target)
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        if data.nbytes > view.nbytes:
+            raise ValueError(f"{data.nbytes} bytes for a buffer of {view.nbytes}")
+        if data.nbytes % 4:
+            data = np.concatenate([data, np.zeros(-data.nbytes % 4, np.uint8)])
+        if data.nbytes:
+            with _told("the device took no data"):
+                self.handle.queue.write_buffer(view.buffer.handle, view.offset, data)
+
+    def row_ranges(self, n_rows: int, row_bytes: int) -> list[tuple[int, int]]:
+        """Rows [start, stop) of a matrix that fit one binding and start where one may: several for a large table."""
+        step = self.offset_alignment // math.gcd(self.offset_alignment, row_bytes)
+        most = self.max_binding // row_bytes // step * step
+        if most == 0:
+            raise DeviceError(f"a row of {row_bytes} bytes is over this device's binding limit")
+        return [(start, min(start + most, n_rows)) for start in range(0, n_rows, most)]
+
+    def pipeline(
+        self, name: str, parameters: Parameters = NO_PARAMETERS, constants: Mapping[str, float] = NO_CONSTANTS
+    ) -> Pipeline:
+        """The kernel's template expanded with `parameters`, its override constants set to `constants`; compiled once.
+
+        Raises DeviceError with the compiler's words.
+        """
+        label = variant(name, parameters)
+        key = (label, tuple(sorted(constants.items())))
+        if (found := self._pipelines.get(key)) is not None:
+            return found
+        with self._lock:
+            if label not in self._modules:
+                try:
+                    source = expand(name, parameters)
+                except ShaderError as error:
+                    raise DeviceError(str(error)) from error
+                self._modules[label] = self.shader_module(source, label)
+            module, layout, n_bindings = self._modules[label]
+        with _told(f"kernel {label} with {dict(constants)} does not compile"):
+            handle = self.handle.create_compute_pipeline(
+                label=label,
+                layout=self.handle.create_pipeline_layout(bind_group_layouts=[layout]),
+                compute={"module": module, "entry_point": "main", "constants": dict(constants)},
+            )
+        return self._pipelines.setdefault(key, Pipeline(label, handle, layout, n_bindings))
+
+    def shader_module(self, source: str, name: str) -> tuple[Any, Any, int]:
+        """WGSL → (module, bind group layout, number of bindings). Raises DeviceError where it is not valid WGSL."""
+        try:
+            kinds = [kind for kind, _ in bindings(source)]
+        except ValueError as error:
+            raise DeviceError(f"kernel {name}: {error}") from error
+        entries = [
+            {"binding": number, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": kind}}
+            for number, kind in enumerate(kinds)
+        ]
+        with _told(f"kernel {name} is not valid WGSL"):
+            module = self.handle.create_shader_module(label=name, code=source)
+            return module, self.handle.create_bind_group_layout(entries=entries), len(kinds)
+
+    def bind_group(self, pipeline: Pipeline, views: Sequence[View]) -> Any:
+        """The views as bindings 0, 1, 2… of that pipeline."""
+        if len(views) != pipeline.n_bindings:
+            raise ValueError(f"{pipeline.name} has {pipeline.n_bindings} bindings, {len(views)} given")
+        entries = [
+            {"binding": i, "resource": {"buffer": v.buffer.handle, "offset": v.offset, "size": v.nbytes}}
+            for i, v in enumerate(views)
+        ]
+        with _told(pipeline.name):
+            return self.handle.create_bind_group(layout=pipeline.layout, entries=entries)
+
+    def submit(self, recording: Recording, *, repeat: int = 1, reads: Sequence[Binding] = ()) -> Reading | None:
+        """Send the recording to the device `repeat` times as one command buffer, with `reads` to come back after it."""
+        views = [as_view(view) for view in reads]
+        with _told("the device refused the work"):
+            encoder = self.handle.create_command_encoder()
+            for _ in range(repeat):
+                _replay(encoder, recording.steps)
+            if not views:
+                self.handle.queue.submit([encoder.finish()])
+                return None
+            sizes = [-(-view.nbytes // 4) * 4 for view in views]
+            capacity, staging = self._take_staging(sum(sizes))
+            start = 0
+            for view, size in zip(views, sizes, strict=True):
+                encoder.copy_buffer_to_buffer(view.buffer.handle, view.offset, staging, start, size)
+                start += size
+            self.handle.queue.submit([encoder.finish()])
+            # NOSYNC: a plain READ would submit another, empty, command buffer first.
+            promise = staging.map_async("READ_NOSYNC", 0, sum(sizes))
+        return Reading(self, sizes, staging, capacity, promise)
+
+    def read(self, source: Binding, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """The bytes of a buffer or view, once all submitted work is done, as a flat array of `dtype`."""
+        view = source if isinstance(source, View) else source.view(0, source.nbytes)
+        reading = self.submit(Recording(self), reads=[view])
+        assert reading is not None
+        return reading.wait()[0][: view.nbytes].view(dtype)
+
+    def _take_staging(self, nbytes: int) -> tuple[int, Any]:
+        """A mappable buffer of at least nbytes, from those given back if one fits: → (capacity, buffer)."""
+        capacity = max(256, 1 << (nbytes - 1).bit_length())
+        with self._lock:
+            if self._staging.get(capacity):
+                return capacity, self._staging[capacity].pop()
+        return capacity, self.handle.create_buffer(size=capacity, usage="COPY_DST|MAP_READ")
+
+    def give_staging(self, capacity: int, staging: Any) -> None:
+        """Keep a staging buffer for the next read of its size."""
+        with self._lock:
+            self._staging.setdefault(capacity, []).append(staging)
+
+    def close(self) -> None:
+        """Finish the waiting jobs and free everything on the device. Not from a job."""
+        if self._handle is not None:
+            self._thread.shutdown()
+            handle, self._handle = self._handle, None
+            self._pipelines.clear()
+            self._modules.clear()
+            self._staging.clear()
+            handle.destroy()
+
+
+def _replay(encoder: Any, steps: Sequence[Dispatch | Copy]) -> None:
+    """Put the steps on a command encoder, one compute pass for each run of launches; it cannot be sent twice.
+
+    The launches go straight to wgpu-native: a token is dozens of them, and wgpu-py's own calls take 3 times as long.
+    An error among them comes to light where the encoder finishes.
+    """
+    set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
+    launch, nothing = lib.wgpuComputePassEncoderDispatchWorkgroups, ffi.NULL
+    compute = None
+    for step in steps:
+        if isinstance(step, Dispatch):
+            if compute is None:
+                compute = encoder.begin_compute_pass()
+                native = compute._internal
+            set_pipeline(native, step.pipeline.handle._internal)
+            set_group(native, 0, step.group._internal, 0, nothing)
+            launch(native, *step.workgroups)
+            continue
+        if compute is not None:
+            compute.end()
+            compute = None
+        source, target = step.source, step.target
+        size = min(source.nbytes, target.nbytes)
+        encoder.copy_buffer_to_buffer(source.buffer.handle, source.offset, target.buffer.handle, target.offset, size)
+    if compute is not None:
+        compute.end()

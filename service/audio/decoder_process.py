@@ -1,0 +1,140 @@
+"""The program that decodes: a server that forks a locked-in process for each file.
+
+It starts with nothing of the service: it has FFmpeg loaded, no environment, and one socket of requests. A fork keeps
+the file, which it can only read, and a pipe for what it hears. Where forking is not safe (macOS) a new process decodes
+one file: the command `once`.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import traceback
+from contextlib import suppress
+from typing import NoReturn
+
+from service.audio.sandbox import Limits, confine, still_alive
+
+FILE, OUT = 3, 4  # descriptors of a process that decodes
+MAX_DESCRIPTORS = 1024  # more than a server has
+START, END = 1, 2  # requests to the server
+REQUEST = struct.Struct("<BQQQdQ")  # START or END, the file's number, where to begin in it, Limits
+# What a process writes: kind and length, then as many bytes.
+HEAD = struct.Struct("<cI")
+BEGINS, BLOCK, ENDS, REFUSED, DISK, CRASHED = b"S", b"B", b"E", b"R", b"D", b"X"
+SHAPE = struct.Struct("<8sIHII")  # before a block's samples: their format, Hz, channels, samples a frame, frames
+BLOCK_BYTES = 1 << 17
+
+
+class Output:
+    """The messages of one process, blocks of equal frames gathered."""
+
+    def __init__(self, fd: int, limits: Limits) -> None:
+        self._fd, self._limits = fd, limits
+        self._shape: tuple[bytes, int, int, int] | None = None
+        self._frames: list[bytes] = []
+        self._n_planes = self._n_bytes = 0
+
+    def frame(self, format: str, rate: int, n: int, planes: list[bytes], channels: int) -> None:
+        """A decoded frame: `n` samples of each channel."""
+        still_alive(self._limits)
+        shape = (format.encode(), rate, channels, n)
+        if shape != self._shape or self._n_bytes >= BLOCK_BYTES:
+            self.flush()
+            self._shape, self._n_planes = shape, len(planes)
+        self._frames += planes
+        self._n_bytes += sum(len(plane) for plane in planes)
+
+    def flush(self) -> None:
+        """Write the block gathered so far."""
+        if self._shape is not None and self._frames:
+            samples = b"".join(self._frames)
+            self.send(BLOCK, SHAPE.pack(*self._shape, len(self._frames) // self._n_planes), samples)
+        self._frames, self._n_bytes = [], 0
+
+    def send(self, kind: bytes, *parts: bytes) -> None:
+        """Write one message."""
+        data = HEAD.pack(kind, sum(len(part) for part in parts)) + b"".join(parts)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+
+def decode(file: int, out: int, start: int, limits: Limits) -> NoReturn:
+    """Decode one file in this process, which ends with it."""
+    from service.audio import ffmpeg as av_audio
+
+    status = 0
+    output = Output(out, limits)
+    try:
+        source = av_audio.Source(file, start)
+        confine(limits)
+        still_alive(limits)
+        try:
+            av_audio.decode(source, output)
+        except av_audio.Refused as error:
+            output.send(REFUSED, str(error).encode())
+        except MemoryError:
+            output.send(REFUSED, b"The file takes more memory to decode than is allowed; it is damaged or made to.")
+        except OSError:
+            if source.failure is None:
+                raise
+            output.send(DISK, json.dumps([source.failure.errno, source.failure.strerror]).encode())
+    except BrokenPipeError:
+        pass
+    except BaseException:
+        status = 1
+        with suppress(BaseException):
+            output.send(CRASHED, traceback.format_exc().encode())
+    os._exit(status)
+
+
+def serve(control: socket.socket) -> None:
+    """Fork for each START; on END kill what is left of that process and write its wait status to a pipe sent along."""
+    processes: dict[int, int] = {}
+    while True:
+        message, fds, _, _ = socket.recv_fds(control, REQUEST.size, 2)
+        if not message:
+            return
+        kind, number, start, *limits = REQUEST.unpack(message)
+        if kind == START:
+            with suppress(OSError):  # no process to be had: the file's pipe ends at once
+                pid = os.fork()
+                if pid == 0:
+                    _become(*fds)
+                    decode(FILE, OUT, start, Limits(*limits))
+                processes[number] = pid
+        elif number in processes:
+            pid = processes.pop(number)
+            os.kill(pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
+            _, status = os.waitpid(pid, 0)
+            for fd in fds:
+                os.write(fd, str(status).encode())
+        for fd in fds:
+            os.close(fd)
+
+
+def _become(file: int, out: int) -> None:
+    """Keep these two descriptors and stdio, which is /dev/null."""
+    file, out = (fcntl.fcntl(fd, fcntl.F_DUPFD, OUT + 1) for fd in (file, out))
+    os.dup2(file, FILE)
+    os.dup2(out, OUT)
+    os.closerange(OUT + 1, MAX_DESCRIPTORS)
+
+
+def main(command: str, *numbers: str) -> None:
+    """`serve FD`, or `once FILE OUT START MEMORY STALL CPU`."""
+    from service.audio import ffmpeg as av_audio
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as adjustment:  # noqa: PTH123
+        adjustment.write("1000")  # where memory is short, decoding ends before the service does
+    av_audio.set_up()
+    av_audio.codecs()  # kept for every fork
+    if command == "serve":
+        serve(socket.socket(fileno=int(numbers[0])))
+    else:
+        file, out, start, memory, stall, cpu = numbers
+        decode(int(file), int(out), int(start), Limits(int(memory), float(stall), int(cpu)))

@@ -1,0 +1,160 @@
+"""The wisp command: runs what the command line asks for. Data goes to stdout, everything else to stderr."""
+
+import argparse
+import errno
+import logging
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from service.cli.parser import USAGE, make_parser, parse
+from service.settings import Settings, read_settings
+
+FAILED = 1  # a start or a file failed, with a sentence on stderr
+INTERRUPTED = 130
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    flags = {
+        name.removeprefix("setting_"): value for name, value in vars(arguments).items() if name.startswith("setting_")
+    }
+    return read_settings(os.environ, flags)
+
+
+def _configure_logging(settings: Settings, quiet: bool) -> None:
+    """Log lines to stderr; a command for scripts says only what went wrong, unless asked for more."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=max(settings.logging_level(), logging.WARNING) if quiet else settings.logging_level(),
+        format="%(levelname)s: %(message)s" if quiet else "%(asctime)s %(levelname)s %(message)s",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 for a failure told on stderr, 2 for a usage error."""
+    # Wisp shares its work out itself: NumPy's OpenBLAS, not loaded yet, need start no threads, which spin at first.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    arguments = parse(argv)
+    try:
+        settings = _settings(arguments)
+    except ValueError as error:
+        return _fail(str(error), USAGE)
+    _configure_logging(settings, quiet=arguments.command != "serve" and settings.log_level == Settings().log_level)
+    from service.errors import StartError
+
+    try:
+        code = _run(settings, arguments)
+        sys.stdout.flush()
+        return code
+    except StartError as error:
+        return _fail(str(error), FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our stdout has left; closing it again at exit would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail("There is no space left to write the output to.", FAILED)
+
+
+def _run(settings: Settings, arguments: argparse.Namespace) -> int:
+    match arguments.command:
+        case "serve":
+            return _serve(settings)
+        case "transcribe":
+            return _transcribe(settings, arguments)
+        case "models":
+            return _models(settings, arguments)
+        case "completion":
+            return _completion(arguments.shell)
+        case _:
+            return _doctor(settings)
+
+
+def _fail(sentence: str, code: int) -> int:
+    sys.stderr.write(printable(f"wisp: {sentence}\n"))
+    return code
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows: what others wrote (a hub's card, a file's name) may hold sequences that drive it."""
+    return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+
+
+def _failed(complaints: Iterable[str]) -> int:
+    """Tell each complaint as it comes; 0 if there were none."""
+    code = 0
+    for complaint in complaints:
+        code = _fail(complaint, FAILED)
+    return code
+
+
+def _serve(settings: Settings) -> int:
+    from service.http.app import serve
+
+    serve(settings)
+    return 0
+
+
+def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
+    from service.cli.transcribe import Wanted, transcribe_files
+    from service.errors import RequestError
+
+    try:
+        wanted = Wanted.of(
+            arguments.files,
+            formats=arguments.formats or ["text"],
+            output_dir=arguments.output_dir,
+            language=arguments.language,
+            prompt=arguments.prompt,
+            temperature=arguments.temperature,
+            word_timestamps=arguments.word_timestamps,
+        )
+    except ValueError as error:
+        return _fail(str(error), USAGE)
+    try:
+        return _failed(transcribe_files(settings, wanted))
+    except RequestError as error:  # before any file: the model does not speak the language
+        return _fail(str(error), USAGE)
+
+
+def _models(settings: Settings, arguments: argparse.Namespace) -> int:
+    from service.cli import models as command
+
+    def write(text: str) -> None:
+        sys.stdout.write(printable(text))
+
+    match arguments.action:
+        case "list":
+            trouble = command.list_models(settings, write, arguments.style or "table")
+            return _failed([trouble] if trouble else [])
+        case "pull":
+            command.pull_model(settings, arguments.name, os.environ, write, revision=arguments.revision)
+            return 0
+        case "convert":
+            command.convert_model(settings, arguments.name, Path(arguments.folder), arguments.dtype, write)
+            return 0
+        case "verify":
+            return _failed(command.verify_models(settings, arguments.names, write))
+        case _:
+            may = (lambda _: True) if arguments.yes else command.ask
+            return _failed(command.remove_models(settings, arguments.names, write, may=may))
+
+
+def _completion(shell: str) -> int:
+    from service.cli.completion import script
+
+    sys.stdout.write(script(make_parser(), shell))
+    return 0
+
+
+def _doctor(settings: Settings) -> int:
+    from service.cli.doctor import examine
+
+    return 0 if examine(settings, sys.stdout.write) else FAILED

@@ -1,0 +1,189 @@
+"""wisp models: which models are installed, where they are from, and whether their files are what was fetched."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from service.cli.progress import progress_bar
+from service.errors import ModelError
+from service.models.names import choose_model, find_model, repo_of
+from service.models.packaged import ORIGIN
+from service.models.places import EMBEDDED_NAME, Place, canonical_name, every_place, installed_models
+from service.models.store import Record, damage, megabytes, remove, unfinished_folder
+from service.settings import Settings
+
+UNKNOWN = "unknown"
+TOKEN_VARIABLE = "HF_TOKEN"
+
+Write = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of `wisp models list`."""
+
+    name: str
+    bytes: int
+    licence: str
+    origin: str
+    folder: str  # or the one weights file
+    serves: bool  # what `wisp serve` would take with these settings
+
+
+def rows(settings: Settings) -> tuple[list[Row], str]:
+    """Every model that is found here, and why none would serve, where that is so. Raises ModelError."""
+    trouble, serving = "", None
+    try:
+        serving = choose_model(settings)
+    except ModelError as error:
+        trouble = str(error)
+    try:
+        places = every_place(settings.models_path())
+    except OSError as error:
+        raise ModelError(f"Cannot look for models: {error.filename}: {error.strerror}.") from None
+    # A folder's weights file, where it is not Hugging Face's, serves for the folder.
+    serves = [place for place in places if serving and serving.weights in (place.path, *_files(place.path))][:1]
+    if serving and not serves:
+        serves = [Place(serving.name, serving.weights, "path")]
+        places = [*serves, *places]
+    return [_row(place, place in serves) for place in places], trouble
+
+
+def list_models(settings: Settings, write: Write, style: str = "table") -> str:
+    """Write a table, `json`, or `names` alone; return why no model would serve, empty where one would."""
+    if style == "names":
+        write("".join(f"{name}\n" for name in installed_models(settings.models_path())))
+        return ""
+    found, trouble = rows(settings)
+    if style == "json":
+        write(json.dumps([asdict(row) for row in found], indent=2, ensure_ascii=False) + "\n")
+        return trouble
+    table = [("NAME", "SIZE", "LICENCE", "FROM", "WHERE")]
+    table += [(row.name, megabytes(row.bytes), row.licence, row.origin, _short(row.folder)) for row in found]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for mark, line in zip([" ", *("*" if row.serves else " " for row in found)], table, strict=True):
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        write(f"{mark} {'  '.join(cells).rstrip()}\n")
+    return trouble
+
+
+def _row(place: Place, serves: bool) -> Row:
+    record = Record.read(place.path)
+    licence, origin = UNKNOWN, place.repo or place.source
+    if record is not None:
+        licence, origin = record.licence or UNKNOWN, f"{record.repo}@{record.commit[:8]}"
+    elif place.source == "package":
+        licence, origin = "mit", ORIGIN
+    elif place.source == "Wisp":
+        licence, origin = "mit", "comes with Wisp"
+    n_bytes = sum(path.stat().st_size for path in _files(place.path))
+    return Row(place.name, n_bytes, licence, origin, str(place.path), serves)
+
+
+def _files(place: Path) -> list[Path]:
+    return [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+
+
+def _short(path: str) -> str:
+    """A path with `~` for the user's home, as a shell takes it."""
+    home = os.path.expanduser("~")  # noqa: PTH111 (Path's own raises for a user without a home)
+    return f"~{path.removeprefix(home)}" if path.startswith(home + os.sep) and home != os.sep else path
+
+
+def pull_model(
+    settings: Settings, name: str, environment: Mapping[str, str], write: Write, *, revision: str = "main"
+) -> None:
+    """Fetch a model into the models' folder, with a progress bar. Raises ModelError for what is no name, HubError."""
+    from service.models.hub import Hub  # HTTPX takes a third of a second
+    from service.models.pull import Pull
+
+    repo = repo_of(name)
+    with Hub(settings.hub, environment.get(TOKEN_VARIABLE, "")) as hub:
+        pull = Pull(hub, settings.models_path(), repo, revision)
+        with progress_bar(pull.n_bytes, "B", pull.name) as bar:
+            fetched = pull.fetch(bar.update)
+    what = f"{pull.name} ({repo}@{pull.model.commit[:8]}, {megabytes(pull.n_bytes)}, {pull.model.licence or UNKNOWN})"
+    write(f"{what} is in {pull.folder}\n" if fetched else f"{what} was in {pull.folder} already, whole\n")
+
+
+def convert_model(settings: Settings, name: str, folder: Path, dtype: str, write: Write) -> None:
+    """Write a model into a new folder in another dtype. Raises ModelError."""
+    from kernels.checkpoints.save import save_checkpoint
+    from service.models.loaded import read_checkpoint, tokenizer_of
+
+    checkpoint = read_checkpoint(find_model(name, settings.models_path()))
+    tokenizer_of(checkpoint)  # a broken one is told now, not by the server that is to load it
+    try:
+        save_checkpoint(checkpoint, folder, dtype)
+    except (ValueError, OverflowError) as error:
+        raise ModelError(f"The model cannot be written: {error}.") from error
+    except OSError as error:
+        raise ModelError(f"The model cannot be written: {error.filename}: {error.strerror}.") from error
+    n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    write(f"{name} in {dtype} ({megabytes(n_bytes)}) is in {folder}\n")
+
+
+def verify_models(settings: Settings, names: Sequence[str], write: Write) -> Iterator[str]:
+    """Hash the files of the models named, or of all, and compare them with what was fetched; yields complaints."""
+    found = _installed(settings, names)
+    if not found:
+        write(f"No model is installed in {settings.models_path()}.\n")
+    for name, folder in found:
+        record = Record.read(folder)
+        if not folder.exists():
+            yield f"{name}: is not whole, its fetching broke off; wisp models pull goes on with it"
+        elif record is None:
+            sentence = f"{name}: not fetched by wisp models pull, so nothing says what its files should be"
+            if names:
+                yield sentence
+            else:
+                write(sentence + "\n")
+        elif phrases := damage(folder, record):
+            yield f"{name}: {', '.join(phrases)}; wisp models pull {record.repo} mends it"
+        else:
+            write(f"{name}: {len(record.sums)} files are as they were fetched from {record.repo}\n")
+
+
+def remove_models(
+    settings: Settings, names: Sequence[str], write: Write, *, may: Callable[[str], bool]
+) -> Iterator[str]:
+    """Remove the models named, each if `may(question)`; yields complaints."""
+    for name, folder in _installed(settings, names):
+        if not may(f"Remove {folder}?"):
+            yield f"{name}: not removed"
+            continue
+        try:
+            remove(folder)
+        except ModelError as error:
+            yield str(error).rstrip(".")
+        else:
+            write(f"{name}: removed\n")
+
+
+def _installed(settings: Settings, names: Sequence[str]) -> Collection[tuple[str, Path]]:
+    """Name and folder of the models named, or of all; also of one whose fetching broke off. Raises ModelError."""
+    models_dir = settings.models_path()
+    found = installed_models(models_dir)
+    chosen = {}
+    for name in names or found:
+        canonical = canonical_name(name.rpartition("/")[2])
+        folder = found.get(canonical, models_dir / canonical)
+        if canonical not in found and not unfinished_folder(folder).is_dir():
+            if canonical == EMBEDDED_NAME:
+                raise ModelError("The embedded model is a part of Wisp, and neither fetched nor removed.")
+            have = ", ".join(sorted(found)) or "none"
+            raise ModelError(f"No model '{name}' is installed in {models_dir}; there: {have}.")
+        chosen[canonical] = folder
+    return chosen.items()
+
+
+def ask(question: str) -> bool:
+    """Whether the user at the terminal says yes. Raises ModelError where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise ModelError("Nobody can be asked here: say --yes.")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

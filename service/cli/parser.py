@@ -1,0 +1,179 @@
+"""The command line: every command, its flags and its help. Imports nothing heavy, as each --help goes through here."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from service.models.names import KNOWN_NAMES
+from service.settings import TABLE, Setting
+
+USAGE = 2  # argparse's own number for a command that cannot be read
+TRANSCRIPT_FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
+SAVED_DTYPES = ("int8", "f16", "f32")  # kernels.checkpoints.save's
+SHELLS = ("bash", "zsh", "fish")
+SHARED_FLAGS = ("model", "target", "models_dir", "vad", "log_level")  # of what transcribes; serve has the rest too
+MODELS_FLAGS = ("models_dir", "log_level")  # of what only looks after models
+
+# What a shell can complete an argument with, by its metavar: see completion.py.
+FILE, FOLDER, INSTALLED = "FILE", "DIR", "INSTALLED"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser, as its commands' are too, that knows flags by their whole names only: a new flag changes no old one."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+
+class _Version(argparse.Action):
+    """--version, which looks the number up only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"wisp {version('wisp')}\n")
+        parser.exit(0)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line. What it parses has the `parser` of its command, for errors."""
+    parser = _Parser(prog="wisp", description="Self-hosted speech to text with OpenAI's API.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve the API", description="Serve the API until stopped.")
+    _add_flags(serve, TABLE)
+    transcribe = commands.add_parser(
+        "transcribe",
+        help="transcribe files",
+        description="Transcribe files to stdout, one after the other, or to a folder.",
+        epilog="Exit code 0 if all went well, 1 if any file failed (the others are transcribed), 2 for a command that "
+        "cannot be read, 130 after Ctrl-C. With several files on stdout, each line of text starts with its file's "
+        'name and a colon, and each JSON object is one line with the key "file"; srt, vtt and several formats need '
+        "--output-dir then.",
+    )
+    _add_transcribe(transcribe)
+    models = commands.add_parser(
+        "models",
+        help="fetch, list, convert, verify and remove models",
+        description="Look after the models installed here.",
+    )
+    _add_models(models)
+    completion = commands.add_parser(
+        "completion",
+        help="write a shell's completion script",
+        description="Write the script that completes wisp's commands, flags and models in a shell.",
+        epilog='For this session: eval "$(wisp completion bash)", or zsh; in fish: wisp completion fish | source.',
+    )
+    completion.add_argument("shell", choices=SHELLS, metavar="|".join(SHELLS), help="the shell")
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what this machine offers and whether all works",
+        description="List the GPUs, say which target and model would serve and why, and transcribe a second of sound.",
+    )
+    _add_flags(doctor, (setting for setting in TABLE if setting.name in SHARED_FLAGS))
+    for command in (serve, transcribe, models, completion, doctor):
+        command.set_defaults(parser=command)
+    return parser
+
+
+def _add_transcribe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar=FILE,
+        help="audio file, a folder of them, or a pattern such as 'talks/**/*.mp3'; - reads stdin",
+    )
+    parser.add_argument(
+        "--format",
+        dest="formats",
+        action="append",
+        choices=TRANSCRIPT_FORMATS,
+        metavar="|".join(TRANSCRIPT_FORMATS),
+        help="default: text; given several times, with --output-dir, a file of each",
+    )
+    parser.add_argument(
+        "--output-dir",
+        metavar=FOLDER,
+        help="write a file for each into this folder, named after it: talk.mp3 gives talk.txt, .json, .srt or .vtt",
+    )
+    parser.add_argument("--language", default="", help="what is spoken, such as en; default: the model decides")
+    parser.add_argument("--prompt", default="", help="words that came before, or how names are spelled")
+    parser.add_argument(
+        "--temperature",
+        default="0",
+        help="from 0 to 1; default: 0, and higher ones where the words it gives do not look right",
+    )
+    parser.add_argument("--word-timestamps", action="store_true", help="time each word; with verbose_json")
+    _add_flags(parser, (setting for setting in TABLE if setting.name in SHARED_FLAGS))
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    show = actions.add_parser(
+        "list",
+        help="list what is installed",
+        description="List the models that are installed, and the embedded one. A * is before the one that would serve.",
+    )
+    _add_flags(show, (setting for setting in TABLE if setting.name == "model"))
+    how = show.add_mutually_exclusive_group()
+    how.add_argument("--json", dest="style", action="store_const", const="json", help="as JSON")
+    how.add_argument("--names", dest="style", action="store_const", const="names", help="names of installed ones only")
+    pull = actions.add_parser(
+        "pull",
+        help="fetch a model from the hub",
+        description="Fetch a model from the Hugging Face hub, or mend or update one. Each file is compared with the "
+        "sum that the hub states; a download that broke off is gone on with.",
+        epilog="HF_ENDPOINT names another hub, HF_TOKEN is for models that are private or ask for terms to be "
+        "accepted, HTTPS_PROXY names a proxy.",
+    )
+    pull.add_argument("name", metavar="NAME", help=f"{', '.join(KNOWN_NAMES)}, or a Whisper's repository: OWNER/NAME")
+    pull.add_argument("--revision", default="main", help="branch, tag or commit; default: main")
+    convert = actions.add_parser(
+        "convert",
+        help="write a model in another dtype",
+        description="Read a model of any format and write it into a new folder, in Hugging Face's layout. int8 takes "
+        "half of f16's room on disk and in a download; the weights computed with are floats either way.",
+    )
+    convert.add_argument("name", metavar=INSTALLED, help="a model that is installed, or its folder or file")
+    convert.add_argument("folder", metavar=FOLDER, help="the new folder")
+    convert.add_argument("--dtype", required=True, choices=SAVED_DTYPES, help="of the weights")
+    verify = actions.add_parser(
+        "verify",
+        help="compare files with what was fetched",
+        description="Hash the files of the models named, or of all, and compare them with what the hub stated.",
+    )
+    verify.add_argument("names", nargs="*", metavar=INSTALLED, help="models; default: all")
+    remove = actions.add_parser("remove", help="remove models", description="Remove models from the models' folder.")
+    remove.add_argument("names", nargs="+", metavar=INSTALLED, help="models")
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+    for action in (show, pull, convert, verify, remove):
+        _add_flags(action, (setting for setting in TABLE if setting.name in MODELS_FLAGS))
+        action.set_defaults(parser=action)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for. Exits with the usage of the command at fault, or with all the help where there is none."""
+    parser = make_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if arguments.command is None or (arguments.command == "models" and arguments.action is None):
+        arguments.parser.print_help(sys.stderr)
+        parser.exit(USAGE)
+    return arguments
+
+
+def _add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
+    for setting in settings:
+        if not setting.flag:
+            continue
+        unit = f", {setting.unit}" if setting.unit else ""
+        default = f" (default: {setting.default}{unit})" if setting.default != "" else ""
+        parser.add_argument(
+            setting.flag,
+            dest=f"setting_{setting.name}",
+            metavar="|".join(setting.choices) or setting.name.rpartition("_")[2].upper(),
+            help=(setting.help + default).replace("%", "%%"),
+        )

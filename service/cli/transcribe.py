@@ -1,0 +1,245 @@
+"""wisp transcribe: files or stdin in, transcripts out, on stdout or in a folder."""
+
+import glob
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from service.audio.decode import Audio, decode
+from service.cli.progress import Bar, progress_bar
+from service.errors import ClientGone, StartError, WispError
+from service.guest.code_cache import user_cache_folder
+from service.http.app import Engine
+from service.http.formats import render
+from service.models.languages import language_code
+from service.settings import Settings
+from service.transcription.transcriber import TEMPERATURES, Options, Segment, Transcriber, Transcription, check_options
+
+log = logging.getLogger("wisp")
+
+STDIN = "-"
+SUFFIXES = {"text": ".txt", "json": ".json", "verbose_json": ".json", "srt": ".srt", "vtt": ".vtt"}
+SUBTITLES = ("srt", "vtt")
+# What of a folder is taken. A file that is named is read whatever its name is.
+AUDIO_SUFFIXES = (
+    *(".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov", ".mp3", ".mp4"),
+    *(".mpeg", ".mpga", ".oga", ".ogg", ".opus", ".wav", ".webm", ".wma"),
+)
+SPOOL_BYTES = 1024 * 1024  # more of stdin than this goes to the disk
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for, found to make sense."""
+
+    files: tuple[str, ...]  # as they were named, and what folders and patterns hold; `-` is stdin
+    formats: tuple[str, ...]
+    options: Options
+    output_dir: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        files: Sequence[str],
+        *,
+        formats: Sequence[str] = ("text",),
+        output_dir: str | None = None,
+        language: str = "",
+        prompt: str = "",
+        temperature: str = "0",
+        word_timestamps: bool = False,
+    ) -> "Wanted":
+        """Read what the flags say. Raises ValueError with one sentence."""
+        code = language_code(language) if language else None
+        if language and code is None:
+            raise ValueError(f"'{language}' is not a language.")
+        try:
+            degrees = float(temperature)
+        except ValueError:
+            degrees = math.nan
+        if not 0 <= degrees <= 1:
+            raise ValueError(f"--temperature is '{temperature}'; it must be a number from 0 to 1.")
+        if word_timestamps and "verbose_json" not in formats:
+            raise ValueError("--word-timestamps goes with --format verbose_json only.")
+        if "" in files:
+            raise ValueError("A file's name is empty.")
+        if files.count(STDIN) > 1:
+            raise ValueError("stdin (-) can be read once only.")
+        files, formats = _found(files), tuple(dict.fromkeys(formats))
+        if output_dir is None and len(formats) > 1:
+            raise ValueError("Several formats do not go to one stdout: give --output-dir, a folder to write to.")
+        if output_dir is None and formats[0] in SUBTITLES and len(files) > 1:
+            raise ValueError(
+                f"Several files do not make one {formats[0]} file: give --output-dir, a folder to write to."
+            )
+        if output_dir == "":
+            raise ValueError("--output-dir is empty; it must be a folder to write to.")
+        options = Options(
+            language=code,
+            prompt=_as_text(prompt) or None,
+            temperature=(degrees,) if degrees else TEMPERATURES,
+            word_timestamps=word_timestamps,
+        )
+        wanted = cls(tuple(files), formats, options, None if output_dir is None else Path(output_dir))
+        wanted._check_paths()
+        return wanted
+
+    def _check_paths(self) -> None:
+        if self.output_dir is None:
+            return
+        written: dict[Path, str] = {}
+        for name in self.files:
+            for format in self.formats:
+                path = self.path_of(name, format)
+                if path in written:
+                    both = (
+                        f"{written[path]} and {name} would both be"
+                        if written[path] != name
+                        else f"{name} would twice be"
+                    )
+                    raise ValueError(f"{both} written to {path}: transcribe them apart.")
+                written[path] = name
+
+    def path_of(self, name: str, format: str) -> Path:
+        """Where this file's transcript goes, with --output-dir."""
+        assert self.output_dir is not None
+        stem = "stdin" if name == STDIN else Path(name).stem
+        return self.output_dir / (stem + SUFFIXES[format])
+
+    def written(self, name: str, result: Transcription) -> None:
+        """Write a file of each format. Raises OSError."""
+        for format in self.formats:
+            path = self.path_of(name, format)
+            path.write_text(self.rendered(name, result, format), "utf-8")
+            log.info("wrote %s", path)
+
+    def rendered(self, name: str, result: Transcription, format: str) -> str:
+        """A transcript as stdout or its file gets it; on stdout one of several tells its file's name."""
+        granularities = ("segment", "word") if self.options.word_timestamps else ()
+        body = render(result, format, granularities).rstrip("\n")
+        if len(self.files) == 1 or self.output_dir is not None:
+            return body + "\n"
+        shown = _as_text(name)
+        if format == "text":
+            return "".join(f"{shown}: {line}\n" for line in body.splitlines() or [""])
+        return json.dumps({"file": shown, **json.loads(body)}, ensure_ascii=False) + "\n"
+
+
+def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
+    """Transcribe one file after the other; yields a sentence for each that fails.
+
+    The model is made ready for the first that is audio. Raises StartError where none can be begun (no model, no such
+    folder), RequestError for a language that the model does not know.
+    """
+    if wanted.output_dir is not None:
+        try:
+            wanted.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"The folder {wanted.output_dir} cannot be made: {error.strerror}.") from None
+    engine = Engine(settings, cache_folder=user_cache_folder())
+    cancelled, opened = threading.Event(), ExitStack()
+    transcriber: Transcriber | None = None
+
+    def on_block(seconds: float) -> None:
+        if cancelled.is_set():
+            raise ClientGone
+
+    def decoded(name: str) -> Audio:
+        opened.close()  # the file before
+        return decode(_opened(name, opened), max_seconds=settings.max_audio_s, on_block=on_block)
+
+    def words_of(transcriber: Transcriber, audio: Audio, bar: Bar) -> Transcription:
+        bar.reset(total=audio.duration)
+
+        def move(segment: Segment) -> None:
+            bar.update(segment.end - bar.n)
+
+        return transcriber.transcribe(audio, wanted.options, move, cancelled=cancelled)
+
+    if not all(name.lower().endswith(".wav") for name in wanted.files):
+        from service.audio.decoder_client import warm_up  # here, as most WAV files do without
+
+        warm_up()
+    # Not in the main thread: Ctrl-C is raised there, and a C library calling back into Python would swallow it.
+    aside = ThreadPoolExecutor(1)
+    try:
+        read = engine.read()
+        check_options(wanted.options, read.spec.name, read.tokenizer)
+        for number, name in enumerate(wanted.files, start=1):
+            shown = f"{_as_text(name)} ({number} of {len(wanted.files)})" if len(wanted.files) > 1 else _as_text(name)
+            complaints: list[str] = []
+            with progress_bar(0, "s", shown) as bar:
+                with _noting(name, complaints):
+                    audio = aside.submit(decoded, name).result()
+                if not complaints:
+                    transcriber = transcriber or engine.load()  # which takes a while: not for what is no audio
+                    with _noting(name, complaints):
+                        result = aside.submit(words_of, transcriber, audio, bar).result()
+                        if wanted.output_dir is not None:
+                            wanted.written(name, result)
+            if complaints:
+                yield from complaints
+            elif wanted.output_dir is None:
+                sys.stdout.write(wanted.rendered(name, result, wanted.formats[0]))
+                sys.stdout.flush()
+    finally:
+        cancelled.set()
+        aside.shutdown()
+        opened.close()
+        engine.close()
+
+
+@contextmanager
+def _noting(name: str, complaints: list[str]) -> Iterator[None]:
+    """A block whose failure, which is the file's alone, becomes a complaint."""
+    try:
+        yield
+    except IsADirectoryError:
+        complaints.append(f"{name}: a folder without audio files")
+    except (WispError, OSError) as error:
+        complaints.append(f"{name}: {error.strerror if isinstance(error, OSError) else error}")
+
+
+def _found(names: Sequence[str]) -> list[str]:
+    """Each name, or what it stands for: the audio files of a folder and those below it, the files that a pattern is of.
+
+    A pattern is for shells that hand it on, and for `**`. What stands for nothing stays as it is, and is complained of
+    in its turn.
+    """
+    found: list[str] = []
+    for name in names:
+        if name != STDIN and Path(name).is_dir():
+            meant = [str(path) for path in Path(name).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES]
+        elif glob.has_magic(name) and not os.path.lexists(name):
+            meant = glob.glob(name, recursive=True)  # noqa: PTH207 (the pattern may begin at the root)
+        else:
+            meant = [name]
+        found += sorted(path for path in meant if not Path(path).is_dir()) or [name]
+    return found
+
+
+def _opened(name: str, stack: ExitStack) -> BinaryIO:
+    """The file, or all of stdin as one, as decoding goes back and forth."""
+    if name != STDIN:
+        return stack.enter_context(Path(name).open("rb"))
+    # SpooledTemporaryFile is a whole binary file since Python 3.11, but not in its stubs.
+    spooled = cast(BinaryIO, stack.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES)))  # noqa: SIM115
+    shutil.copyfileobj(sys.stdin.buffer, spooled)
+    spooled.seek(0)
+    return spooled
+
+
+def _as_text(argument: str) -> str:
+    """An argument whose bytes are no UTF-8 (they come as surrogates) as text that can be written."""
+    return os.fsencode(argument).decode("utf-8", "replace")

@@ -1,0 +1,332 @@
+"""The guest: one WebAssembly module, a fresh instance a run, stopped at its deadline and by whoever cancels it."""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from wasmtime import (
+    Config,
+    Engine,
+    ExitTrap,
+    Func,
+    FuncType,
+    Linker,
+    Memory,
+    MemoryType,
+    Module,
+    Store,
+    Trap,
+    ValType,
+    WasiConfig,
+    WasmtimeError,
+)
+
+from service.guest import wasi_nn
+from service.guest.code_cache import CodeCache
+from service.guest.lifetime import GuestCancelled, GuestError, GuestTimeout, Lifetime, Watchdog
+from service.guest.memory import GuestMemory, OutOfBounds
+from service.guest.stdio import GuestStdio, WasiErrno
+from service.guest.wasi_nn import U32_MAX, Errno, Graph, WasiNn, WasiNnError
+
+__all__ = ["Guest", "GuestCancelled", "GuestError", "GuestTimeout"]
+
+WASI = "wasi_snapshot_preview1"
+MEMORY_BYTES = 256 * 2**20  # linear memory of one instance, 256 MiB
+TABLE_ELEMENTS = 65_536  # of one instance's tables
+RESERVED_BYTES = 16 * 2**20  # of address space at first, and again as it grows; wasmtime's default is 4 GiB an instance
+GUARD_BYTES = 2**16  # behind it, wasmtime's default being 32 MiB
+IDLE_LANES = 2  # kept prepared for the next runs, each with a copy of the machine code and an open file
+
+
+class Guest:
+    """A guest module, compiled once, that runs in a fresh instance each time. Safe to use from many threads."""
+
+    def __init__(self, wasm: Path, *, memory_bytes: int = MEMORY_BYTES, cache_folder: Path | None = None) -> None:
+        """Compile `wasm` and check what it imports and exports; GuestError says what is wrong with it.
+
+        `memory_bytes`: the most that one instance's linear memory may grow to. `cache_folder`: where the machine code
+        is kept between starts (guest_cache.user_cache_folder()); None compiles at every start.
+        """
+        self._memory_bytes = memory_bytes
+        self._lock = threading.Lock()
+        self._watchdog = Watchdog()
+        self._closed = False
+        engine = _engine()
+        try:
+            self._module = _compile(engine, wasm.read_bytes(), cache_folder)
+            _check(self._module)
+            self._idle = [_Lane(engine, self._module, memory_bytes)]
+        except (WasmtimeError, GuestError) as error:
+            raise GuestError(f"{wasm} cannot be a guest: {error}") from None
+
+    def run(
+        self,
+        argument: Mapping[str, Any],
+        stdin: Iterable[bytes],
+        graphs: Mapping[str, Graph],
+        on_event: Callable[[dict[str, Any]], None],
+        *,
+        deadline_s: float,
+        cancelled: threading.Event | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        before_compute: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """Run the guest's `_start` to its end.
+
+        `argument`: its argv[1], as JSON. `stdin`: pulled as the guest reads, in this thread. `graphs`: what it may
+        load_by_name. `on_event`: called in this thread with each JSON object the guest writes to stdout.
+        `deadline_s`: seconds of `clock` from now; a host call under way (a compute, a stdin block) is not cut short,
+        but the last. `before_compute`: called in this thread with the graph's name before each compute; it may wait.
+
+        Raises GuestTimeout, GuestCancelled, and GuestError for a trap, an exit code other than 0, or stdout that is not
+        JSON objects. What `stdin`, `on_event` and `before_compute` raise stops the guest and passes through.
+        """
+        with self._lane() as lane, lane.store(["guest", json.dumps(argument)]) as store:
+            lifetime = Lifetime(store.engine.increment_epoch, deadline_s=deadline_s, cancelled=cancelled, clock=clock)
+            nn = WasiNn(graphs, before_compute=partial(_await, lifetime, before_compute))
+            run = _Run(store, GuestStdio(stdin, on_event), nn, lifetime)
+            try:
+                lane.execute(run, self._watchdog)
+            finally:
+                run.nn.close()
+
+    def instantiate(self) -> None:
+        """Make one fresh instance and drop it: what every run does before the guest's first instruction."""
+        with self._lane() as lane, lane.store(["guest", "{}"]) as store:
+            lane.instances.instantiate(store)
+
+    def close(self) -> None:
+        """Free the compiled module; again does nothing. Runs under way go on to their end, later ones are refused."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for lane in idle:
+            lane.close()
+        self._watchdog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _lane(self) -> Iterator["_Lane"]:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the guest is closed")
+            lane = self._idle.pop() if self._idle else None
+        if lane is None:
+            engine = _engine()
+            lane = _Lane(engine, Module.deserialize(engine, self._module.serialize()), self._memory_bytes)
+        try:
+            yield lane
+        finally:
+            self._give_back(lane)
+
+    def _give_back(self, lane: "_Lane") -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < IDLE_LANES:
+                self._idle.append(lane)
+                return
+        lane.close()
+
+
+@dataclass
+class _Run:
+    """One run: its store, its streams, its handles, its end."""
+
+    store: Store
+    stdio: GuestStdio
+    nn: WasiNn
+    lifetime: Lifetime
+    memory: Memory | None = None  # known once the instance is made
+
+
+class _Lane:
+    """The guest prepared on an engine of its own and lent to one run at a time.
+
+    An engine's epoch interrupts all the code that runs on it. With one engine a run, stopping one cannot touch another,
+    and nothing has to count ticks. A lane costs under a millisecond and a copy of the machine code.
+    """
+
+    def __init__(self, engine: Engine, module: Module, memory_bytes: int) -> None:
+        self.run: _Run | None = None  # whose calls the linked functions are
+        self._engine = engine
+        self._memory_bytes = memory_bytes
+        self._window = ctypes.c_ubyte * memory_bytes
+        self._linker = Linker(engine)
+        self._linker.define_wasi()
+        # The library's WASI answers everything else: arguments, an empty environment, exit. It cannot stream, its
+        # poll_oneoff could sleep past any deadline, and its clocks tell a guest how long the host takes.
+        self._linker.allow_shadowing = True
+        i32 = ValType.i32()
+        for name, call in (("fd_read", GuestStdio.fd_read), ("fd_write", GuestStdio.fd_write)):
+            self._linker.define_func(WASI, name, FuncType([i32] * 4, [i32]), partial(self._stdio, call))
+        self._linker.define_func(WASI, "poll_oneoff", FuncType([i32] * 4, [i32]), lambda *_: int(WasiErrno.NOSYS))
+        i64 = ValType.i64()
+        self._linker.define_func(WASI, "clock_time_get", FuncType([i32, i64, i32], [i32]), self._clock)
+        self._linker.define_func(WASI, "clock_res_get", FuncType([i32, i32], [i32]), lambda *_: int(WasiErrno.NOSYS))
+        wasi_nn.define(self._linker, self._enter)
+        try:
+            self.instances = self._linker.instantiate_pre(module)
+        except WasmtimeError:
+            self._linker.close()
+            raise
+
+    def close(self) -> None:
+        """Free the code and the linked functions, which refer back to this lane."""
+        self.instances.close()
+        self._linker.close()
+
+    @contextlib.contextmanager
+    def store(self, argv: list[str]) -> Iterator[Store]:
+        """A store for one instance, bounded, with `argv` and nothing else of the outside."""
+        store = Store(self._engine)
+        try:
+            store.set_limits(
+                memory_size=self._memory_bytes, table_elements=TABLE_ELEMENTS, instances=1, tables=1, memories=1
+            )
+            store.set_epoch_deadline(1)
+            wasi = WasiConfig()
+            wasi.argv = argv
+            store.set_wasi(wasi)
+            yield store
+        finally:
+            store.close()
+
+    def execute(self, run: _Run, watchdog: Watchdog) -> None:
+        """Instantiate and run `_start`; raises as `Guest.run` says."""
+        self.run, failure = run, None
+        try:
+            with watchdog.watching(run.lifetime):
+                exports = self.instances.instantiate(run.store).exports(run.store)
+                memory, start = exports["memory"], exports["_start"]
+                assert isinstance(memory, Memory) and isinstance(start, Func)  # _check has seen to it
+                run.memory = memory
+                start(run.store)
+        except ExitTrap as error:
+            failure = f"the guest left with exit code {error.code}" if error.code else None
+        except Trap as error:
+            failure = f"the guest trapped: {error.message.strip()}"
+        except WasmtimeError as error:
+            failure = f"the guest could not run: {str(error).strip()}"
+        finally:
+            self.run = None
+        if failure is None and run.lifetime.stopped_by is None:
+            run.stdio.finish()
+        else:
+            raise _verdict(run, failure)
+
+    def _memory(self, run: _Run) -> GuestMemory | None:
+        if run.memory is None:
+            return None
+        length = run.memory.data_len(run.store)
+        if length == 0:
+            return GuestMemory(memoryview(b""))
+        address = ctypes.addressof(run.memory.data_ptr(run.store).contents)
+        return GuestMemory(memoryview(self._window.from_address(address)).cast("B")[:length])
+
+    def _enter(self) -> tuple[WasiNn, GuestMemory | None] | None:
+        run = self.run
+        if run is None or not run.lifetime.may_go_on():
+            return None
+        return run.nn, self._memory(run)
+
+    def _clock(self, _clock_id: int, _precision: int, out: int) -> int:
+        """It is always 1970: foreign guests that ask for the time go on, and learn nothing."""
+        memory = self._memory(self.run) if self.run is not None else None
+        try:
+            if memory is not None:
+                memory.span(out & U32_MAX, 8)[:] = bytes(8)
+                return int(WasiErrno.SUCCESS)
+        except OutOfBounds:
+            pass
+        return int(WasiErrno.FAULT)
+
+    def _stdio(self, call: Callable[..., WasiErrno], *arguments: int) -> int:
+        run = self.run
+        if run is None or not run.lifetime.may_go_on():
+            return int(WasiErrno.IO)
+        memory = self._memory(run)
+        if memory is None:
+            return int(WasiErrno.FAULT)
+        try:
+            return int(call(run.stdio, memory, *(argument & U32_MAX for argument in arguments)))
+        except Exception as error:
+            # Raised through the library's trampoline it would land in a variable that all threads share.
+            run.lifetime.stop(error)
+            return int(WasiErrno.IO)
+
+
+def _await(lifetime: Lifetime, before_compute: Callable[[str], None], name: str) -> None:
+    """`before_compute`, whose exception ends the run, as does what came to an end while it waited."""
+    try:
+        before_compute(name)
+    except Exception as error:
+        lifetime.stop(error)
+    if not lifetime.may_go_on():
+        raise WasiNnError(Errno.RUNTIME_ERROR, "the run was stopped")
+
+
+def _verdict(run: _Run, failure: str | None) -> Exception:
+    """What to raise for a run that the host stopped, or that failed by itself."""
+    reason = run.lifetime.stopped_by
+    if reason is not None and not isinstance(reason, GuestError):
+        return reason
+    lines = [str(reason)] if reason is not None else []
+    if failure is not None:
+        lines.append(failure)
+    if run.nn.last_error is not None:
+        lines.append(f"last WASI-NN error: {run.nn.last_error}")
+    if run.stdio.stderr_tail:
+        lines.append(f"stderr: {run.stdio.stderr_tail}")
+    return (GuestError if reason is None else type(reason))("\n".join(lines))
+
+
+def _engine() -> Engine:
+    config = Config()
+    config.epoch_interruption = True
+    # One 32-bit memory of its own is all that the host calls can read and the limits count.
+    config.wasm_memory64 = False
+    config.wasm_multi_memory = False
+    config.wasm_threads = False
+    config.memory_reservation = config.memory_reservation_for_growth = RESERVED_BYTES
+    config.memory_guard_size = GUARD_BYTES
+    return Engine(config)
+
+
+def _compile(engine: Engine, wasm: bytes, cache_folder: Path | None) -> Module:
+    if cache_folder is None:
+        return Module(engine, wasm)
+    cache = CodeCache(cache_folder)
+    key = hashlib.sha256(wasm).hexdigest()
+    code = cache.find(key)
+    if code is not None:
+        # Made by another version, for another processor or with other settings: the library sees it and says so.
+        with contextlib.suppress(WasmtimeError):
+            return Module.deserialize(engine, code)
+    module = Module(engine, wasm)
+    cache.keep(key, bytes(module.serialize()))
+    return module
+
+
+def _check(module: Module) -> None:
+    for item in module.imports:
+        if item.module not in (WASI, wasi_nn.MODULE):
+            raise GuestError(f"it imports {item.module}.{item.name}; a guest has only {WASI} and {wasi_nn.MODULE}")
+    exports = {item.name: item.type for item in module.exports}
+    if not isinstance(exports.get("memory"), MemoryType):
+        raise GuestError("it exports no memory named memory")
+    start = exports.get("_start")
+    if not isinstance(start, FuncType) or start.params or start.results:
+        raise GuestError("it exports no function _start without parameters and results")

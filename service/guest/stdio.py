@@ -1,0 +1,132 @@
+"""A guest's stdin, stdout and stderr: blocks in, JSON lines out, the tail of its diagnostics kept."""
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from enum import IntEnum
+from typing import Any
+
+from service.guest.lifetime import GuestError
+from service.guest.memory import GuestMemory, OutOfBounds
+
+MAX_IOVECS = 1024  # a call: Linux's IOV_MAX
+MAX_WRITE_BYTES = 65_536  # taken from one fd_write; the guest writes the rest with its next
+MAX_LINE_BYTES = 2 * 2**20  # one event, 2 MiB: the whole text of a day of speech
+STDERR_TAIL_BYTES = 4096
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+class WasiErrno(IntEnum):
+    """wasi_snapshot_preview1's error numbers, those given here."""
+
+    SUCCESS = 0
+    BADF = 8
+    FAULT = 21
+    INVAL = 28
+    IO = 29
+    NOSYS = 52
+
+
+class GuestStdio:
+    """The three streams of one run, as `fd_read` and `fd_write` see them.
+
+    Exceptions of the stdin iterable and of `on_event` pass through, and GuestError is raised for a bad line.
+    """
+
+    def __init__(self, stdin: Iterable[bytes], on_event: Callable[[dict[str, Any]], None]) -> None:
+        """`stdin`: asked for a block only when the guest has read the one before. `on_event`: called with each line."""
+        self._blocks: Iterator[bytes] = iter(stdin)
+        self._block = memoryview(b"")
+        self._on_event = on_event
+        self._line = bytearray()
+        self._stderr = bytearray()
+
+    @property
+    def stderr_tail(self) -> str:
+        """The last of what the guest wrote to stderr, stripped."""
+        return self._stderr.decode("utf-8", "replace").strip()
+
+    def fd_read(self, memory: GuestMemory, fd: int, iovecs: int, n_iovecs: int, out: int) -> WasiErrno:
+        """Fill the buffers from the current block of stdin, and the next when that is used up; 0 bytes at its end."""
+        if fd != STDIN:
+            return WasiErrno.BADF
+        try:
+            buffers = _buffers(memory, iovecs, n_iovecs)
+            memory.span(out, 4)
+        except (OutOfBounds, ValueError) as error:
+            return _errno(error)
+        if not self._block and any(len(buffer) for buffer in buffers):
+            self._block = next((block for block in map(_as_bytes, self._blocks) if block), self._block)
+        n_read = 0
+        for buffer in buffers:
+            n = min(len(buffer), len(self._block))
+            buffer[:n] = self._block[:n]
+            self._block = self._block[n:]
+            n_read += n
+        memory.write_u32(out, n_read)
+        return WasiErrno.SUCCESS
+
+    def fd_write(self, memory: GuestMemory, fd: int, iovecs: int, n_iovecs: int, out: int) -> WasiErrno:
+        """Take the buffers' bytes, at most MAX_WRITE_BYTES of them: whole stdout lines become events at once."""
+        if fd not in (STDOUT, STDERR):
+            return WasiErrno.BADF
+        try:
+            buffers = _buffers(memory, iovecs, n_iovecs)
+            memory.span(out, 4)
+        except (OutOfBounds, ValueError) as error:
+            return _errno(error)
+        written = bytearray()
+        for buffer in buffers:
+            written += buffer[: MAX_WRITE_BYTES - len(written)]
+        memory.write_u32(out, len(written))
+        if fd == STDERR:
+            self._stderr += written
+            del self._stderr[:-STDERR_TAIL_BYTES]
+        else:
+            self._take_lines(written)
+        return WasiErrno.SUCCESS
+
+    def finish(self) -> None:
+        """The guest has left with success: a last line without its newline is an event too."""
+        self._emit(self._line)
+
+    def _take_lines(self, written: bytearray) -> None:
+        *ends, rest = written.split(b"\n")
+        for end in ends:
+            self._line += end
+            line, self._line = self._line, bytearray()
+            self._emit(line)
+        self._line += rest
+        if len(self._line) > MAX_LINE_BYTES:
+            raise GuestError(f"the guest wrote a line of more than {MAX_LINE_BYTES} bytes to stdout")
+
+    def _emit(self, line: bytearray) -> None:
+        if not line.strip():
+            return
+        try:
+            event = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise GuestError(f"the guest wrote a line to stdout that is not JSON: {error}") from None
+        if not isinstance(event, dict):
+            raise GuestError("the guest wrote a line to stdout that is not a JSON object")
+        self._on_event(event)
+
+
+def _as_bytes(block: bytes) -> memoryview:
+    return memoryview(block).cast("B")
+
+
+def _buffers(memory: GuestMemory, iovecs: int, n_iovecs: int) -> list[memoryview]:
+    if n_iovecs > MAX_IOVECS:
+        raise ValueError(f"{n_iovecs} buffers in one call")
+    spans = struct.iter_unpack("<II", memory.span(iovecs, 8 * n_iovecs))
+    return [memory.span(pointer, length) for pointer, length in spans]
+
+
+def _errno(error: Exception) -> WasiErrno:
+    return WasiErrno.FAULT if isinstance(error, OutOfBounds) else WasiErrno.INVAL
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

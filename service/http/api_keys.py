@@ -1,0 +1,171 @@
+"""API keys: read once from a file and a variable, kept as SHA-256 digests, asked for on every route that is not public.
+
+Nothing here puts a key, or a part of one, into an error or a log line.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import InvalidApiKey, StartError
+from service.http.clients import KEY_IN_SCOPE
+from service.http.request_log import error_response
+from service.http.route_table import route_of
+from service.settings import Settings
+
+DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
+MEANT_AS_DIGEST = re.compile(r"sha-?\d*:.*", re.ASCII | re.IGNORECASE)
+EMPTY = hashlib.sha256(b"").digest()  # of what `Bearer ` without a key carries
+KEY = re.compile(r"[!-+\--~]+", re.ASCII)  # what a header carries whole: no spaces, and no comma, which parts keys
+MAX_FILE_BYTES = 1024 * 1024
+KEY_HEADERS = (b"api-key", b"x-api-key")  # Azure's clients send the former, others the latter
+MAX_KEYS_SENT = 4
+
+
+class ApiKeys:
+    """The keys in force. Without any, every request is let in."""
+
+    def __init__(self, digests: Collection[bytes]) -> None:
+        """`digests`: the SHA-256 of each key."""
+        self._digests = tuple(digests)
+
+    @property
+    def are_required(self) -> bool:
+        """Whether a request has to carry one."""
+        return bool(self._digests)
+
+    def accepted(self, authorization: Sequence[str], others: Sequence[str] = ()) -> bytes | None:
+        """The digest of the known key in these Authorization headers, or in these headers that hold a key alone.
+
+        One known key is enough: `Bearer KEY` or `KEY`, or one of the others. Of two Authorization headers neither
+        counts. A key is compared with all of them, each in constant time, so that the answer's time tells nothing.
+        """
+        keys = [*others]
+        if len(authorization) == 1:
+            scheme, _, key = authorization[0].strip().partition(" ")
+            if not key:
+                keys.append(scheme)
+            elif scheme.lower() == "bearer":
+                keys.append(key)
+        found = None
+        for key in keys[:MAX_KEYS_SENT]:
+            sent = digest_of(key.strip())
+            for known in self._digests:
+                if hmac.compare_digest(known, sent) and key.strip():
+                    found = known
+        return found
+
+
+def digest_of(key: str) -> bytes:
+    """SHA-256 of a key as it was sent; header bytes come as Latin-1."""
+    return hashlib.sha256(key.encode("latin-1", "replace")).digest()
+
+
+def read_api_keys(settings: Settings) -> ApiKeys:
+    """The keys of `api_keys_file`, a line each, and of `api_keys`, comma-separated.
+
+    A line may be `sha256:` and the key's digest in hex; empty lines and those that begin with # are passed over.
+    Raises StartError for a file that cannot be read, and where keys are configured but there are none or one is not
+    whole: to serve everybody then would be the opposite of what was asked for.
+    """
+    entries: list[tuple[str, str]] = []  # where a key stands, and the key
+    if settings.api_keys_file:
+        lines = _read(Path(settings.api_keys_file)).splitlines()
+        texts = [(f"line {number} of {settings.api_keys_file}", line.strip()) for number, line in enumerate(lines, 1)]
+        found = [(place, text) for place, text in texts if text and not text.startswith("#")]
+        if not found:
+            raise StartError(f"The file of API keys, {settings.api_keys_file}, has no key: write one a line.")
+        entries += found
+    if settings.api_keys:
+        listed = [text.strip() for text in settings.api_keys.split(",")]
+        found = [(f"number {number} of WISP_API_KEYS", text) for number, text in enumerate(listed, 1) if text]
+        if not found:
+            raise StartError("WISP_API_KEYS has no key: write keys separated by commas, or unset it.")
+        entries += found
+    return ApiKeys([_digest(place, text) for place, text in entries])
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise StartError(f"The file of API keys, {path}, is larger than {MAX_FILE_BYTES} bytes.")
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise StartError(f"The file of API keys, {path}, cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise StartError(f"The file of API keys, {path}, is not text.") from None
+
+
+def _digest(place: str, text: str) -> bytes:
+    if hashed := DIGEST.fullmatch(text):
+        digest = bytes.fromhex(hashed[1])
+        if digest == EMPTY:
+            raise StartError(f"The API key on {place} is the digest of nothing: it would let in whoever sends no key.")
+        return digest
+    if MEANT_AS_DIGEST.fullmatch(text) or not KEY.fullmatch(text):
+        raise StartError(
+            f"The API key on {place} cannot be sent as one: a key has ASCII letters, digits and signs, no spaces or "
+            "commas; sha256:, in small letters, goes before 64 hexadecimal digits."
+        )
+    return digest_of(text)
+
+
+def refuse_to_expose(settings: Settings, keys: ApiKeys) -> None:
+    """Raise StartError for an address that others reach, without a key, unless a setting allows exactly that.
+
+    In a container the address is the one that its port is published on, where that is known.
+    """
+    host = settings.published.rpartition(":")[0].strip("[]") if settings.published else settings.host
+    if keys.are_required or settings.allow_public_without_key == "yes" or is_loopback(host):
+        return
+    raise StartError(
+        f"The address {settings.published or settings.host} lets other machines in, and there is no API key: set "
+        "WISP_API_KEYS_FILE or WISP_API_KEYS, or listen on 127.0.0.1, or, where whoever reaches it may use it, "
+        "set WISP_ALLOW_PUBLIC_WITHOUT_KEY=yes."
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address. A name other than localhost may mean anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class KeyGuard:
+    """ASGI middleware: 401 for what carries no key, before any of its body is read, on every route that is not public.
+
+    A path belongs to the first route of the table that it fits, as in routing; what fits none is guarded too.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, routes: Sequence[BaseRoute], public: Collection[str]) -> None:
+        """`public`: the names of the routes that need no key."""
+        self.app, self.keys, self.routes, self.public = app, keys, routes, frozenset(public)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or not self.keys.are_required or self._is_public(scope):
+            await self.app(scope, receive, send)
+            return
+        sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+        others = [value.decode("latin-1") for name, value in scope["headers"] if name in KEY_HEADERS]
+        accepted = self.keys.accepted(sent, others)
+        if accepted is not None or not self.keys.are_required:
+            if accepted is not None:
+                scope[KEY_IN_SCOPE] = accepted.hex()
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it is accepted: 403
+        else:
+            await error_response(InvalidApiKey(is_absent=not (sent or others)))(scope, receive, send)
+
+    def _is_public(self, scope: Scope) -> bool:
+        return getattr(route_of(scope, self.routes), "name", None) in self.public

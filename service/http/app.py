@@ -1,0 +1,231 @@
+"""The wiring, and the only place of it: settings → engine → the ASGI application → a server."""
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from service.errors import StartError
+from service.guest.code_cache import user_cache_folder
+from service.settings import Settings
+from service.transcription.engine import GUEST_WASM, Engine, audio_of
+
+if TYPE_CHECKING:  # imported where it is used: `wisp transcribe` serves nothing
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.routing import BaseRoute
+    from starlette.types import ASGIApp
+
+    from service.http.api_keys import ApiKeys
+    from service.http.metrics import Metrics
+    from service.http.tracing import Tracing
+
+__all__ = ["GUEST_WASM", "Engine", "audio_of", "create_app", "serve"]
+
+log = logging.getLogger("wisp")
+
+CLOSE_S = 4.0  # how long a server that has stopped waits for what computes: a guest ends between two computes
+LAST_PORT = 65_535
+INTERRUPTED = 130  # a shell's number for a command that Ctrl-C ended
+METRICS_ROUTE = "metrics"
+
+
+def create_app(
+    engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys | None" = None, *, check_host: bool = False
+) -> "Starlette":
+    """The ASGI application around one engine, which it starts and closes with its lifespan, as it does `tracing`.
+
+    `keys`: those in force, where the settings' have been read already. `check_host`: whether the server answers to its
+    own names only. Raises StartError.
+    """
+    import asyncio
+
+    from starlette.applications import Starlette
+
+    from service.http import routes
+    from service.http.api_keys import read_api_keys
+    from service.http.form.multipart import find_spool_folder
+    from service.http.health import Health
+    from service.http.metrics import Metrics
+    from service.http.uploads import Uploads
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        app.state.health.stop()
+        # A daemon, so that a computation that takes long keeps neither this nor the process.
+        closing = threading.Thread(target=engine.close, name="wisp-close", daemon=True)
+        closing.start()
+        await asyncio.to_thread(closing.join, CLOSE_S)
+        if tracing is not None:
+            sending = threading.Thread(target=tracing.close, name="wisp-traces", daemon=True)
+            sending.start()
+            await asyncio.to_thread(sending.join, CLOSE_S)
+
+    find_spool_folder()
+    uploads = Uploads(engine.settings.n_places(), spool_bytes=engine.settings.spool_bytes)
+    metrics = Metrics(engine.spec.name, engine, uploads.n_under_way)
+    engine.observers.append(metrics.work_ended)
+    if tracing is not None:
+        engine.observers.append(tracing.work_ended)
+    table: list[BaseRoute] = [*routes.ROUTES]
+    if engine.settings.metrics != "off":
+        table.append(_metrics_route(metrics))
+    app = Starlette(
+        routes=table,
+        exception_handlers=routes.EXCEPTION_HANDLERS,
+        middleware=_middleware(
+            engine.settings, keys or read_api_keys(engine.settings), table, metrics, tracing, check_host
+        ),
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    health = Health(engine, fresh_s=engine.settings.probe_after_s, limit_s=engine.settings.probe_limit_s)
+    app.state.health = health
+    app.state.service = routes.Service(
+        engine.settings, engine.spec.name, engine.created, engine.loaded, health.readiness, health.liveness, uploads
+    )
+    return app
+
+
+def _metrics_route(metrics: "Metrics") -> "BaseRoute":
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    from service.http.metrics import CONTENT_TYPE
+
+    async def exposition(request: Request) -> Response:
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE)
+
+    return Route("/metrics", exposition, name=METRICS_ROUTE)
+
+
+def _middleware(
+    settings: Settings,
+    keys: "ApiKeys",
+    table: "Sequence[BaseRoute]",
+    metrics: "Metrics",
+    tracing: "Tracing | None",
+    check_host: bool,
+) -> "list[Middleware]":
+    """What stands in front of every route, the outermost first."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.cors import CORSMiddleware
+
+    from service.http import routes
+    from service.http.api_keys import KeyGuard
+    from service.http.clients import NamedClient
+    from service.http.metrics import NO_ROUTE
+    from service.http.origins import OriginGuard
+    from service.http.request_log import RequestLog
+    from service.http.route_table import PlainPath, route_of
+    from service.http.upload_pace import UploadPace
+
+    def on_end(scope: Any, status: int, seconds: float) -> None:
+        metrics.request_ended(getattr(route_of(scope, table), "path", NO_ROUTE), status, seconds)
+
+    def on_upload(seconds: float) -> None:
+        metrics.upload_ended(seconds)
+        if tracing is not None:
+            tracing.upload_ended(seconds)
+
+    origins, pattern = settings.cors_origin_list(), settings.cors_origin_pattern()
+
+    def cors(app: "ASGIApp") -> "ASGIApp":
+        if not origins:
+            return app
+        return CORSMiddleware(
+            app,
+            allow_origins=["*"] if "*" in origins else (),
+            allow_origin_regex=pattern,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["x-request-id", "retry-after", "wisp-warning"],
+        )
+
+    stack = [Middleware(RequestLog, on_end=on_end, wrap=cors), Middleware(PlainPath)]
+    if tracing is not None:
+        stack.append(Middleware(tracing.middleware, routes=table))
+    stack.append(Middleware(cors))  # in front of the keys: a browser asks first, without one
+    stack.append(
+        Middleware(
+            OriginGuard, origins=settings.cors_origin_pattern(), hosts=settings.host_list(), check_host=check_host
+        )
+    )
+    public = routes.PUBLIC_ROUTES | ({METRICS_ROUTE} if settings.metrics == "public" else set())
+    stack.append(Middleware(KeyGuard, keys=keys, routes=table, public=public))
+    stack.append(Middleware(NamedClient))
+    stack.append(
+        Middleware(
+            UploadPace,
+            floor_s=settings.upload_floor_s,
+            bytes_per_s=settings.upload_bytes_per_s,
+            idle_s=settings.upload_idle_s,
+            on_end=on_upload,
+        )
+    )
+    return stack
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop. Raises StartError, before anything listens, for keys, address, model or port."""
+    from service.http.api_keys import is_loopback, read_api_keys, refuse_to_expose
+    from service.http.connections import connections_within, raise_file_limit
+    from service.http.logs import dress
+    from service.http.server import Server
+    from service.http.tracing import open_tracing
+    from service.transcription.memory import keep_little
+
+    for handler in logging.getLogger().handlers:
+        dress(handler, settings.log_format)
+    keep_little()
+    n_files = raise_file_limit()
+    keys = read_api_keys(settings)
+    refuse_to_expose(settings, keys)
+    tracing = open_tracing() if settings.tracing == "otlp" else None
+    engine = Engine(settings, cache_folder=user_cache_folder())
+    engine.read()
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
+    app = create_app(engine, tracing, keys, check_host=is_loopback(settings.host))
+    server = Server(
+        app,
+        app.state.service.under_way,
+        grace_s=settings.grace_s,
+        on_stop=app.state.health.stop,
+        most_connections=connections_within(n_files, settings.n_places(), settings.max_connections),
+    )
+    with _listen(settings.host, settings.port) as listener:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        log.info("listening on http://%s:%d (loading the model)", host, listener.getsockname()[1])
+        try:
+            server.run(sockets=[listener])
+        finally:
+            if not engine.is_closed:
+                log.warning("ended while a computation still ran")
+                logging.shutdown()
+                os._exit(INTERRUPTED)  # the interpreter's own end would wait for it
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    from service.http.server import BACKLOG
+
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
+        )
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        other = port + 1 if port < LAST_PORT else port - 1
+        example = f" (WISP_PORT={other} make run)" if error.errno == errno.EADDRINUSE else ""
+        sentence = (
+            f"Cannot listen on {host} port {port}: {reason}; choose others with --host and --port "
+            f"or WISP_HOST and WISP_PORT{example}."
+        )
+        raise StartError(sentence) from None

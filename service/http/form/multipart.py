@@ -1,0 +1,213 @@
+"""A request's body as it arrives: fields given out in order, the file spooled to disk under a cap. Knows no HTTP."""
+
+import asyncio
+import contextlib
+import errno
+import tempfile
+from collections.abc import AsyncIterable, Callable
+from typing import BinaryIO, cast
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from service.errors import InvalidValue, MalformedForm, NoSpace, StartError, UploadTooLarge
+from service.http.form.multipart_lines import LineEnds
+
+PIECE_BYTES = 64 * 1024  # what is parsed, counted and written at once
+SPOOL_BYTES = 1024 * 1024  # larger files go to the disk
+MAX_PARTS = 64
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+MAX_FIELD_BYTES = 64 * 1024
+OVERHEAD_BYTES = MAX_PARTS * (
+    MAX_FIELD_BYTES + 16 * 1024
+)  # all the fields and headers a body may have besides its file
+
+FieldListener = Callable[[str, str], None]
+
+
+def find_spool_folder() -> None:
+    """Choose the folder for large uploads, once, as Python chooses: TMPDIR, /tmp and the like. Raises StartError.
+
+    It is found by writing to it, so that on a full disk there is none: a request is not the time to ask.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise StartError(f"Uploads need a folder for temporary files ({error.strerror}); name one in TMPDIR.") from None
+
+
+class BodyReader:
+    """Reads one body. `on_field(name, text)` hears each text field once it is whole, and may refuse it by raising.
+
+    A kind of body is a subclass: `_feed` takes the next piece, `_finish` the end.
+    """
+
+    def __init__(self, *, max_file_bytes: int, on_field: FieldListener) -> None:
+        self.max_file_bytes, self.on_field = max_file_bytes, on_field
+        self.max_body_bytes = max_file_bytes + OVERHEAD_BYTES
+        self.file: BinaryIO | None = None
+        self.file_bytes = 0
+        self._to_write: list[bytes] = []
+
+    def _feed(self, piece: bytes) -> None:
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        raise NotImplementedError
+
+    async def read(self, body: AsyncIterable[bytes]) -> BinaryIO | None:
+        """Read the body to its end and return the field `file`, at its start, or None when there was none.
+
+        The caller closes it. Raises MalformedForm, UploadTooLarge, NoSpace and what `on_field` raises; then nothing is
+        left open.
+        """
+        read_bytes = 0
+        try:
+            async for chunk in body:
+                for start in range(0, len(chunk), PIECE_BYTES):
+                    piece = chunk[start : start + PIECE_BYTES]
+                    read_bytes += len(piece)
+                    if read_bytes > self.max_body_bytes:
+                        raise UploadTooLarge(read_bytes, self.max_file_bytes)
+                    self._feed(piece)
+                    await self._write_file()
+            self._finish()
+            await self._write_file()
+            if self.file is not None:
+                self.file.seek(0)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, FormParserError):
+                raise MalformedForm("The multipart/form-data body cannot be parsed.") from error
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise NoSpace from error
+            raise
+        return self.file
+
+    def close(self) -> None:
+        """Drop the spooled file. Idempotent."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):  # a full disk refuses what was still to be written
+                self.file.close()
+
+    def _open_file(self) -> None:
+        if self.file is not None:
+            raise InvalidValue("The form field 'file' is there twice; send one file a request.", param="file")
+        # SpooledTemporaryFile is a whole binary file since Python 3.11, but not in its stubs.
+        self.file = cast(BinaryIO, tempfile.SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115
+
+    def _add_to_file(self, data: bytes) -> None:
+        self.file_bytes += len(data)
+        if self.file_bytes > self.max_file_bytes:
+            raise UploadTooLarge(self.file_bytes, self.max_file_bytes)
+        self._to_write.append(data)
+
+    async def _write_file(self) -> None:
+        if self.file is None or not self._to_write:
+            return
+        data = b"".join(self._to_write)
+        self._to_write.clear()
+        if self.file_bytes > SPOOL_BYTES:  # on the disk, or about to go there
+            await asyncio.to_thread(self.file.write, data)
+        else:
+            self.file.write(data)
+
+
+class FormReader(BodyReader):
+    """multipart/form-data. A part is the file by its name, `file`; any other is text, with a filename too."""
+
+    def __init__(
+        self,
+        content_type: str,
+        *,
+        max_file_bytes: int,
+        on_field: FieldListener,
+        is_text: Callable[[str], bool] = lambda name: True,
+    ) -> None:
+        """`is_text`: whether a part of this name that comes as a file is read; else `on_field` hears its name alone."""
+        media_type, parameters = parse_options_header(content_type)
+        if media_type != b"multipart/form-data" or not parameters.get(b"boundary"):
+            raise MalformedForm("The body must be multipart/form-data with a boundary.")
+        super().__init__(max_file_bytes=max_file_bytes, on_field=on_field)
+        self.is_text = is_text
+        self._lines = LineEnds(parameters[b"boundary"])
+        self._n_parts = 0
+        self._header_name = self._header_value = b""
+        self._disposition = b""
+        self._name = ""
+        self._in_file = self._in_ignored = False
+        self._ended = False
+        self._text = bytearray()
+        try:
+            self._parser = MultipartParser(
+                parameters[b"boundary"],
+                {
+                    "on_part_begin": self._on_part_begin,
+                    "on_header_field": self._on_header_field,
+                    "on_header_value": self._on_header_value,
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers_finished,
+                    "on_part_data": self._on_part_data,
+                    "on_part_end": self._on_part_end,
+                    "on_end": self._on_end,
+                },
+            )
+        except FormParserError as error:
+            raise MalformedForm("The boundary of the multipart/form-data body is too long.") from error
+
+    def _feed(self, piece: bytes) -> None:
+        if not self._ended and (data := self._lines.feed(piece)):
+            self._parser.write(data)
+
+    def _finish(self) -> None:
+        if not self._ended:
+            raise MalformedForm("The multipart/form-data body breaks off before its last boundary.")
+
+    def _on_part_begin(self) -> None:
+        self._n_parts += 1
+        if self._n_parts > MAX_PARTS:
+            raise MalformedForm(f"The form has more than {MAX_PARTS} parts.")
+        self._disposition = b""
+        self._text = bytearray()
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = self._header_value
+        self._header_name = self._header_value = b""
+
+    def _on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        name = options.get(b"name")
+        if name is None:
+            raise MalformedForm("A part of the form has no name in its Content-Disposition.")
+        self._name = name.decode("utf-8", "replace")
+        # By its name: some clients leave out the filename.
+        self._in_file = self._name == "file"
+        self._in_ignored = not self._in_file and b"filename" in options and not self.is_text(self._name)
+        if self._in_file:
+            self._open_file()
+        elif self._in_ignored:
+            self.on_field(self._name, "")
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file:
+            self._add_to_file(data[start:end])
+        elif self._in_ignored:
+            return
+        elif len(self._text) + end - start > MAX_FIELD_BYTES:
+            raise InvalidValue(f"The form field is longer than {MAX_FIELD_BYTES} bytes.", param=self._name)
+        else:
+            self._text += data[start:end]
+
+    def _on_part_end(self) -> None:
+        if not self._in_file and not self._in_ignored:
+            self.on_field(self._name, self._text.decode("utf-8", "replace"))
+
+    def _on_end(self) -> None:
+        self._ended = True

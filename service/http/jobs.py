@@ -1,0 +1,120 @@
+"""A request's work off the event loop: its events come back here, and it ends when its client leaves."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from typing import Any
+
+from service.errors import ClientGone, NotReady, WispError
+from service.http.sse import COMMENT, EventStream
+from service.transcription.reading import Upload
+from service.transcription.transcriber import Options, Segment, Transcriber, Transcription
+
+log = logging.getLogger("wisp")
+
+FIRST_EVENT_S = 1.0  # how long a stream's status waits for the first segment or a failure
+COMMENT_EVERY_S = 10.0  # while nothing is said: proxies end a stream that is silent for a minute
+
+
+def look_at(ended: "asyncio.Future[Any]") -> None:
+    """For what may end after nobody waits for it any more: asyncio logs exceptions that were never looked at."""
+    if not ended.cancelled():
+        ended.exception()
+
+
+class Job:
+    """A transcription in another thread, its events brought into the event loop; withdrawn if the client leaves."""
+
+    def __init__(
+        self,
+        transcriber: Transcriber,
+        upload: Upload,
+        options: Options,
+        leaving: "asyncio.Task[None]",
+        under_way: "set[Job]",
+    ) -> None:
+        """Begin. `under_way` holds the job until its transcription has ended, when the upload is closed."""
+        loop = asyncio.get_running_loop()
+        self.events: asyncio.Queue[Segment | Future[Transcription]] = asyncio.Queue()
+        self.cancelled = threading.Event()
+
+        def tell(event: "Segment | Future[Transcription]") -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
+                loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+        self.future = transcriber.submit(upload, options, tell, self.cancelled)
+        self.future.add_done_callback(lambda _: upload.file.close())
+        self.future.add_done_callback(tell)
+        under_way.add(self)
+        self.future.add_done_callback(lambda _: under_way.discard(self))
+        self._leaving = leaving
+        leaving.add_done_callback(lambda _: self._withdraw())
+
+    def _withdraw(self) -> None:
+        self.cancelled.set()
+        self.future.cancel()
+
+    def give_up(self) -> None:
+        """The server stops and waits no longer: the client is told after what it has been told already."""
+        given_up: Future[Transcription] = Future()
+        given_up.set_exception(NotReady("The server is stopping."))
+        self.events.put_nowait(given_up)
+        self._withdraw()
+
+    def _finish(self) -> None:
+        """Whatever happened, nothing of the job goes on."""
+        self._leaving.cancel()
+        self._withdraw()
+
+    async def result(self) -> Transcription:
+        """The whole transcription. Raises WispError."""
+        try:
+            while True:
+                event = await self.events.get()
+                if isinstance(event, Future):
+                    return outcome(event)
+        finally:
+            self._finish()
+
+    async def frames(self, stream: EventStream) -> AsyncIterator[bytes]:
+        """Server-sent events, with comments where nothing is said. Raises WispError for a failure that comes soon."""
+        try:
+            event = await self._next(FIRST_EVENT_S)
+            if isinstance(event, Future):
+                outcome(event)
+        except BaseException:
+            self._finish()
+            raise
+        return self._frames(event, stream)
+
+    async def _next(self, seconds: float) -> "Segment | Future[Transcription] | None":
+        """The next event, or None after so long without one."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.events.get()
+        except TimeoutError:
+            return None
+
+    async def _frames(
+        self, event: "Segment | Future[Transcription] | None", stream: EventStream
+    ) -> AsyncIterator[bytes]:
+        try:
+            while not isinstance(event, Future):
+                yield (stream.segment(event) if event else b"") or COMMENT
+                event = await self._next(COMMENT_EVERY_S)
+            try:
+                yield stream.done(outcome(event))
+            except WispError as error:
+                log.warning("the stream ends with an error: %s", error)
+                yield stream.error(error)
+        finally:
+            self._finish()
+
+
+def outcome(future: "Future[Transcription]") -> Transcription:
+    if future.cancelled():
+        raise ClientGone
+    return future.result()

@@ -1,0 +1,172 @@
+"""JSON Schema of every body that the API answers with: what /openapi.json describes and the tests hold bodies to."""
+
+from typing import Any
+
+from service.http.formats import MEDIA_TYPES
+from service.models.languages import LANGUAGES
+
+Schema = dict[str, Any]
+
+STRING: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
+SECONDS: Schema = {"type": "number", "minimum": 0}
+PROBABILITY: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+
+
+def record(properties: Schema, *, optional: tuple[str, ...] = (), description: str = "") -> Schema:
+    """An object with these keys and no others."""
+    schema: Schema = {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name not in optional],
+        "additionalProperties": False,
+    }
+    return schema | ({"description": description} if description else {})
+
+
+def reference(name: str) -> Schema:
+    """One of COMPONENTS."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def array(name: str) -> Schema:
+    """A list of one of COMPONENTS."""
+    return {"type": "array", "items": reference(name)}
+
+
+def _constant(value: str) -> Schema:
+    return {"type": "string", "const": value}
+
+
+_HEAD: Schema = {
+    "task": {"type": "string", "enum": ["transcribe", "translate"]},
+    "language": {"type": "string", "enum": sorted(set(LANGUAGES.values()))},
+    "duration": SECONDS | {"description": "Of the recording, in seconds."},
+    "text": STRING,
+}
+_SEGMENT: Schema = {
+    "id": COUNT,
+    "seek": COUNT | {"description": "Where the segment's window begins, in frames of 10 ms."},
+    "start": SECONDS,
+    "end": SECONDS,
+    "text": STRING | {"description": "With the space before it."},
+    "tokens": {"type": "array", "items": COUNT},
+    "temperature": PROBABILITY,
+    "avg_logprob": NUMBER,
+    "compression_ratio": SECONDS,
+    "no_speech_prob": PROBABILITY,
+}
+
+COMPONENTS: Schema = {
+    "Transcription": record(
+        {
+            "text": STRING,
+            "languages": array("Language"),
+            "usage": reference("Usage"),
+            "logprobs": array("Logprob"),
+        },
+        optional=("logprobs",),
+    ),
+    "VerboseTranscription": record(
+        {
+            **_HEAD,
+            "languages": array("Language"),
+            "segments": array("Segment"),
+            "words": array("Word"),
+            "usage": reference("Usage"),
+            "logprobs": array("Logprob"),
+        },
+        optional=("segments", "words", "logprobs"),
+        description="Segments, words or both, as timestamp_granularities[] asks.",
+    ),
+    "Segment": record(_SEGMENT),
+    "Word": record({"word": STRING, "start": SECONDS, "end": SECONDS}),
+    "Usage": record({"type": _constant("duration"), "seconds": COUNT}, description="Begun seconds of audio."),
+    "TokenUsage": record(
+        {
+            "type": _constant("tokens"),
+            "input_tokens": COUNT | {"description": "One for each begun 100 ms of audio."},
+            "input_token_details": record({"audio_tokens": COUNT, "text_tokens": COUNT}),
+            "output_tokens": COUNT | {"description": "Of Whisper, its timestamps among them."},
+            "total_tokens": COUNT,
+        }
+    ),
+    "Language": record({"code": {"type": "string", "enum": list(LANGUAGES)}}, description="A language spoken."),
+    "Logprob": record(
+        {
+            "token": STRING,
+            "logprob": {"type": "number", "maximum": 0},
+            "bytes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}},
+        },
+        description="A token of the text: U+FFFD stands for a part of a character, bytes are what it is.",
+    ),
+    "Event": {
+        "description": "The data of one server-sent event.",
+        "oneOf": [reference("DeltaEvent"), reference("SegmentEvent"), reference("DoneEvent"), reference("Error")],
+    },
+    "DeltaEvent": record(
+        {
+            "type": _constant("transcript.text.delta"),
+            "delta": STRING,
+            "segment_id": STRING,
+            "logprobs": array("Logprob"),
+        },
+        optional=("logprobs",),
+    ),
+    "SegmentEvent": record(
+        {"type": _constant("transcript.text.segment"), **_SEGMENT, "id": STRING, "words": array("Word")},
+        optional=("words",),
+        description="With verbose_json.",
+    ),
+    "DoneEvent": record(
+        {
+            "type": _constant("transcript.text.done"),
+            **_HEAD,
+            "languages": array("Language"),
+            "usage": reference("TokenUsage"),
+            "logprobs": array("Logprob"),
+        },
+        optional=("task", "language", "duration", "logprobs"),
+        description="The last event, but for an error.",
+    ),
+    "Error": record(
+        {
+            "error": record(
+                {
+                    "message": STRING,
+                    "type": STRING,
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": ["string", "null"]},
+                }
+            )
+        }
+    ),
+    "Model": {
+        "type": "object",
+        "properties": {
+            "id": STRING,
+            "object": _constant("model"),
+            "created": COUNT | {"description": "Unix time."},
+            "owned_by": STRING,
+            "description": {"type": "string", "description": "What to know of it, where there is something."},
+            "languages": {"type": "array", "items": {"type": "string", "enum": list(LANGUAGES)}},
+        },
+        "required": ["id", "object", "created", "owned_by"],
+    },
+    "ModelList": record({"object": _constant("list"), "data": array("Model")}),
+    "Health": {"type": "object", "properties": {"status": STRING}, "required": ["status"]},
+}
+
+JSON_BODIES = {"json": "Transcription", "verbose_json": "VerboseTranscription"}
+
+
+def transcript_content() -> Schema:
+    """Media type → schema of every answer that a transcription or translation may be."""
+    content: Schema = {
+        "application/json": {"schema": {"oneOf": [reference(name) for name in JSON_BODIES.values()]}},
+    }
+    for name, media_type in MEDIA_TYPES.items():
+        if name not in JSON_BODIES:
+            content[media_type.partition(";")[0]] = {"schema": STRING}
+    return content | {"text/event-stream": {"x-event-schema": reference("Event")}}

@@ -1,0 +1,90 @@
+"""Which web pages may use the server, and by which names it may be called: what a browser does for any page.
+
+A page of any site can have a browser post a form to http://localhost:8080, and after DNS rebinding the browser takes
+the server for the page's own. The browser says whose page it is (Origin), and how the server was called (Host).
+"""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import ForeignOrigin, UnknownHost, WispError
+from service.http.request_log import error_response
+
+HEALTH_PATHS = frozenset({"/health", "/healthz", "/readyz"})  # which monitors ask by any name, and which tell little
+DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+class OriginGuard:
+    """ASGI middleware: 403 for a page of another origin, 421 for a name that is not the server's.
+
+    Requests of programs, which send no Origin, and of the server's own pages pass.
+    """
+
+    def __init__(self, app: ASGIApp, *, origins: str, hosts: Sequence[str], check_host: bool) -> None:
+        """`origins`: a regular expression of those that may use the server. `hosts`: its names, `*` for any letters.
+
+        `check_host`: whether only those, localhost and addresses are its names.
+        """
+        self.app, self.hosts, self.check_host = app, hosts, check_host
+        self.origins = re.compile(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_checked = scope["type"] != "lifespan" and scope["path"] not in HEALTH_PATHS
+        refusal = self._refusal(scope) if is_checked else None
+        if refusal is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it is accepted: 403
+        else:
+            await error_response(refusal)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> WispError | None:
+        sent = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = sent.get(b"host", ""), sent.get(b"origin")
+        if self.check_host and host and not self._is_own_name(host):
+            return UnknownHost(_name(host))
+        if origin is None or self._is_own_page(origin, host, sent.get(b"sec-fetch-site", "")):
+            return None
+        return None if origin and self.origins.fullmatch(origin) else ForeignOrigin(origin)
+
+    def _is_own_name(self, host: str) -> bool:
+        name = _name(host)
+        return name == "localhost" or name.endswith(".localhost") or _is_address(name) or self._is_configured(name)
+
+    def _is_own_page(self, origin: str, host: str, fetch_site: str) -> bool:
+        if fetch_site == "same-origin":  # no page can set it, and behind a proxy Host may be another
+            return True
+        try:
+            parts = urlsplit(origin)
+            port = parts.port or DEFAULT_PORTS.get(parts.scheme)
+            called = urlsplit(f"{parts.scheme}://{host}")
+            own_port = called.port or DEFAULT_PORTS.get(parts.scheme)
+        except ValueError:
+            return False
+        if not parts.hostname or parts.scheme not in DEFAULT_PORTS:
+            return False
+        return (parts.hostname, port) == (called.hostname, own_port) or self._is_configured(parts.hostname)
+
+    def _is_configured(self, name: str) -> bool:
+        return any(fnmatchcase(name, known.lower()) for known in self.hosts)
+
+
+def _name(host: str) -> str:
+    """A Host header's name, without its port and brackets; what cannot be read is as it came."""
+    try:
+        return (urlsplit(f"//{host}").hostname or host).rstrip(".")
+    except ValueError:
+        return host
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        return False
+    return True

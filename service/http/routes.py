@@ -1,0 +1,282 @@
+"""The HTTP routes: parse and refuse early, transcribe without blocking the event loop, answer in OpenAI's shapes."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, BinaryIO
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from service.errors import (
+    ClientGone,
+    MethodNotAllowed,
+    MissingField,
+    ModelNotFound,
+    NotReady,
+    RequestError,
+    RouteNotFound,
+    UploadTooLarge,
+    UploadTooSlow,
+    WispError,
+)
+from service.http import formats, web_page
+from service.http.form.bodies import reader_for
+from service.http.form.fields import Fields, accept
+from service.http.form.multipart import BodyReader
+from service.http.jobs import Job, look_at
+from service.http.openapi import routes as api_pages
+from service.http.openapi.document import WILDCARDS
+from service.http.request_log import error_response
+from service.http.sse import MEDIA_TYPE, EventStream
+from service.http.uploads import UploadPlace, Uploads
+from service.models.better import embedded_notice
+from service.models.places import EMBEDDED_NAME, canonical_name
+from service.settings import Settings
+from service.transcription.reading import Upload
+from service.transcription.transcriber import Options, Transcriber
+
+log = logging.getLogger("wisp")
+
+LOAD_WAIT_S = 60.0  # how long a transcription waits for the model that is still loading
+FOREIGN_PREFIXES = ("/openai/v1", "/openai/deployments/{deployment}")  # Groq's and Azure's
+QUERY_OF_AZURE = ("api-version",)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes serve: one model, perhaps still loading.
+
+    `readiness` raises NotReady while it is of no use, `liveness` where it never will be again.
+    """
+
+    settings: Settings
+    model_name: str
+    created: int  # Unix time
+    loaded: "Future[Transcriber]"
+    readiness: Callable[[], Awaitable[None]]
+    liveness: Callable[[], None]
+    uploads: Uploads
+    under_way: set[Job] = field(default_factory=set)
+
+    def is_served(self, name: str) -> bool:
+        """Whether the model answers to this name: its own in any spelling, or an alias.
+
+        What clients put before a name does not count: `openai/whisper-1`, `Systran/faster-whisper-tiny.en`.
+        """
+        names = (name, name.rpartition("/")[2].removeprefix("faster-"))
+        return any(
+            canonical_name(spelling) == canonical_name(self.model_name)
+            or any(fnmatchcase(spelling, alias) for alias in self.settings.alias_names())
+            for spelling in names
+        )
+
+    def names(self) -> list[str]:
+        """The model's own name, then its aliases: what to tell a client that asked for another."""
+        return [self.model_name, *sorted(self.settings.alias_names() - {self.model_name})]
+
+    async def transcriber(self) -> Transcriber:
+        """The loaded model's transcriber, waiting for it. Raises NotReady when it failed to load or takes too long."""
+        if not self.loaded.done():
+            waiting = asyncio.wrap_future(self.loaded)
+            waiting.add_done_callback(look_at)
+            # Not wait_for: that of Python 3.11 may swallow the cancellation of a stopping server.
+            await asyncio.wait((waiting,), timeout=LOAD_WAIT_S)
+        if not self.loaded.done():
+            raise NotReady("The model is still loading.")
+        try:
+            return self.loaded.result()
+        except Exception:
+            raise NotReady("The model could not be loaded; the server's log says why.") from None
+
+    def model_object(self, name: str) -> dict[str, Any]:
+        """OpenAI's model object; with the languages that the model knows, by Whisper's codes, once it is loaded.
+
+        The embedded model's has a description too: how to get a better one.
+        """
+        known: dict[str, Any] = {"languages": list(self.languages())} if self.languages() else {}
+        if self.model_name == EMBEDDED_NAME:
+            known["description"] = embedded_notice(self.settings)
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "wisp", **known}
+
+    def languages(self) -> tuple[str, ...]:
+        """Whisper's codes of the languages that the model knows; none while it is not loaded."""
+        if not self.loaded.done() or self.loaded.cancelled() or self.loaded.exception() is not None:
+            return ()
+        return tuple(self.loaded.result().model.tokenizer.languages) or ("en",)
+
+
+async def transcriptions(request: Request) -> Response:
+    """POST /v1/audio/transcriptions: one file in, its words out, as the form asks."""
+    return await _answer(request, "transcribe")
+
+
+async def translations(request: Request) -> Response:
+    """POST /v1/audio/translations: one file in, its words in English out. Multilingual models can."""
+    return await _answer(request, "translate")
+
+
+async def _answer(request: Request, task: str) -> Response:
+    service: Service = request.app.state.service
+    check, admission = accept, None
+    if service.loaded.done():
+        transcriber = await service.transcriber()
+        check, admission = transcriber.check, transcriber.admission
+    check(Options(task=task))
+    fields = _fields(request, service, task, check)
+    # What its headers refuse takes no place, which may be another's upload's.
+    reader = _body_reader(request, fields, service.settings.max_upload_bytes)
+    with service.uploads.reserve(admission) as place:
+        file = await _read_form(request, reader, place)
+        leaving = asyncio.create_task(_client_leaves(request))
+        try:
+            options = fields.finish()
+            upload = Upload(file, service.settings.max_audio_s)
+            job = Job(await service.transcriber(), upload, options, leaving, service.under_way)
+            place.keep_until(job.future)
+        except BaseException:
+            leaving.cancel()
+            file.close()
+            raise
+    headers = {}
+    if fields.warning:
+        log.info("%s", fields.log_line)
+        headers["wisp-warning"] = fields.warning
+    if fields.stream:
+        headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        stream = EventStream(fields.response_format, fields.granularities, logprobs=options.logprobs)
+        return StreamingResponse(await job.frames(stream), media_type=MEDIA_TYPE, headers=headers)
+    result = await job.result()
+    body = formats.render(result, fields.response_format, fields.granularities, logprobs=options.logprobs)
+    return Response(body, media_type=formats.MEDIA_TYPES[fields.response_format], headers=headers)
+
+
+def _fields(request: Request, service: Service, task: str, check: Callable[[Options], None]) -> Fields:
+    """The fields of a request, with those of its address as defaults: the query's, and Azure's deployment."""
+    refuses_unknown = service.settings.unknown_fields == "refuse"
+    names = service.names()
+    address = Fields(service.is_served, names, task=task, check=check, refuses_unknown=refuses_unknown)
+    deployment = request.path_params.get("deployment")
+    if deployment is not None:
+        address("model", deployment)
+    for name, text in request.query_params.multi_items():
+        if name not in QUERY_OF_AZURE and not (name == "model" and deployment is not None):
+            address(name, text)
+    address.fold()
+    return Fields(service.is_served, names, task=task, check=check, refuses_unknown=refuses_unknown, defaults=address)
+
+
+def _body_reader(request: Request, fields: Fields, max_bytes: int) -> BodyReader:
+    content_type = request.headers.get("content-type", "")
+    reader = reader_for(content_type, max_file_bytes=max_bytes, on_field=fields, is_text=fields.knows)
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > reader.max_body_bytes:
+        raise UploadTooLarge(int(announced), max_bytes, announced=True)
+    return reader
+
+
+async def _read_form(request: Request, reader: BodyReader, place: UploadPlace) -> BinaryIO:
+    try:
+        async with place.reading():
+            file = await reader.read(place.counted(request.stream()))
+    except ClientDisconnect:
+        raise ClientGone from None
+    except UploadTooSlow:
+        reader.close()  # it may be read to its end by then
+        raise
+    if file is None:
+        raise MissingField("file")
+    return file
+
+
+async def _client_leaves(request: Request) -> None:
+    """Ends when the client of a request that is read to its end closes its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def models(request: Request) -> Response:
+    """GET /v1/models: the model by its name, then by each alias that is one name."""
+    service: Service = request.app.state.service
+    names = [name for name in service.names() if not WILDCARDS & set(name)]
+    return JSONResponse({"object": "list", "data": [service.model_object(name) for name in names]})
+
+
+async def model(request: Request) -> Response:
+    """GET /v1/models/{id}, by the model's name or an alias."""
+    service: Service = request.app.state.service
+    name = request.path_params["id"]
+    if not service.is_served(name):
+        raise ModelNotFound(name, service.names())
+    return JSONResponse(service.model_object(name))
+
+
+async def healthz(request: Request) -> Response:
+    """GET /healthz: 200 unless nothing but a new process can help, then 503."""
+    service: Service = request.app.state.service
+    service.liveness()
+    return JSONResponse({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """GET /readyz: 200 while the model does real inferences, else 503."""
+    service: Service = request.app.state.service
+    await service.readiness()
+    return JSONResponse({"status": "ready", "model": service.model_name})
+
+
+def _api(prefix: str) -> list[Route]:
+    """The API's routes under a prefix; described is the one of OpenAI itself."""
+    is_described = prefix == "/v1"
+    return [
+        Route(f"{prefix}/audio/transcriptions", transcriptions, methods=["POST"], include_in_schema=is_described),
+        Route(f"{prefix}/audio/translations", translations, methods=["POST"], include_in_schema=is_described),
+        Route(f"{prefix}/models", models, include_in_schema=is_described),
+        Route(f"{prefix}/models/{{id:path}}", model, include_in_schema=is_described),
+    ]
+
+
+ROUTES = [
+    *(route for prefix in ("/v1", "", *FOREIGN_PREFIXES) for route in _api(prefix)),
+    Route("/inference", transcriptions, methods=["POST"], include_in_schema=False),  # whisper.cpp's
+    Route("/health", healthz, include_in_schema=False),
+    Route("/healthz", healthz),
+    Route("/readyz", readyz),
+    *api_pages.ROUTES,
+    *web_page.ROUTES,
+]
+# By name: what needs no API key; every other route, and path, does.
+PUBLIC_ROUTES = frozenset({"healthz", "readyz"}) | api_pages.PUBLIC_ROUTES | web_page.PUBLIC_ROUTES
+
+
+async def on_wisp_error(request: Request, error: Exception) -> Response:
+    """A WispError that a route raised."""
+    assert isinstance(error, WispError)
+    return error_response(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals, in the envelope: no such path, wrong method."""
+    assert isinstance(error, HTTPException)
+    match error.status_code:
+        case 404:
+            response = error_response(RouteNotFound(f"There is nothing at {request.url.path}."))
+        case 405:
+            response = error_response(MethodNotAllowed(f"{request.url.path} cannot be asked with {request.method}."))
+        case _:
+            refusal = RequestError(f"{error.detail}.")
+            refusal.status = error.status_code
+            response = error_response(refusal)
+    response.headers.update(error.headers or {})
+    return response
+
+
+EXCEPTION_HANDLERS: dict[Any, Callable[[Request, Exception], Coroutine[Any, Any, Response]]] = {
+    WispError: on_wisp_error,
+    HTTPException: on_http_exception,
+}

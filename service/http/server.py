@@ -1,0 +1,128 @@
+"""The HTTP server, and how it stops: requests under way get a while, are then told, and nothing outlives that."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from service.http.connections import THINNED_WITHOUT_FILES, AcceptErrors, thin
+from service.http.jobs import Job
+from service.http.protocol import KEEP_ALIVE_S, MOST_CONNECTIONS, Config, ImpatientProtocol
+
+log = logging.getLogger("wisp")
+
+ANSWER_S = 1.0  # those given up have this long to answer that
+TICK_S = 0.05
+BACKLOG = 2048  # connections the kernel holds for us until they are accepted
+ACCEPTED_AT_ONCE = 32  # before any of them is looked at; asyncio takes the backlog's number
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server around the application. A second SIGINT or SIGTERM ends the wait for requests under way."""
+
+    def __init__(
+        self,
+        app: Any,
+        under_way: Iterable[Job],
+        *,
+        grace_s: float,
+        on_stop: Callable[[], None] = lambda: None,
+        most_connections: int = MOST_CONNECTIONS,
+    ) -> None:
+        """`app`: an ASGI application; `under_way`: the jobs there are, looked at when `grace_s` seconds are over.
+
+        `on_stop`: called as soon as the server is told to stop. `most_connections`: where one more comes, the longest
+        idle ones are closed.
+        """
+        config = Config(
+            app,
+            http=ImpatientProtocol,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=ACCEPTED_AT_ONCE,
+        )
+        config.most_connections = most_connections
+        # The last resort, for a task that takes no cancellation; else all has ended before.
+        config.timeout_graceful_shutdown = int(grace_s + 3 * ANSWER_S)
+        super().__init__(config)
+        self.under_way, self.grace_s, self.on_stop = under_way, grace_s, on_stop
+        self.hurried = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal's handler. The later ones are not kept to be raised again: one is enough for the exit code."""
+        if self.should_exit:
+            self.hurried = True
+        else:
+            self.on_stop()
+            super().handle_exit(sig, frame)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """uvicorn's SIGINT and SIGTERM, and SIGHUP: a terminal that closes stops the server as SIGTERM does.
+
+        Where SIGHUP is ignored, as under nohup, it stays so.
+        """
+        with super().capture_signals():
+            if threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            before = signal.getsignal(signal.SIGHUP)
+            if before is not signal.SIG_IGN:
+                signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, with an accept loop that survives a lack of open files."""
+        loop = asyncio.get_running_loop()
+
+        def make_room() -> None:
+            thin(self.server_state.connections, loop.time(), THINNED_WITHOUT_FILES)
+
+        loop.set_exception_handler(AcceptErrors(make_room))
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, let requests end or end them, close the application."""
+        if self.server_state.tasks:
+            log.info("stopping: %s may take %g s more; a second Ctrl-C ends it now", self._counted(), self.grace_s)
+        ending = asyncio.create_task(self._end_requests())
+        await super().shutdown(sockets)
+        await ending
+        log.info("stopped")
+
+    def _counted(self) -> str:
+        count = len(self.server_state.tasks)
+        return "1 request" if count == 1 else f"{count} requests"
+
+    async def _end_requests(self) -> None:
+        if await self._all_answered(self.grace_s, may_hurry=True):
+            return
+        log.warning("stopping: %s given up", self._counted())
+        for job in list(self.under_way):
+            job.give_up()
+        if not await self._all_answered(ANSWER_S):
+            # Uploads under way, files being decoded, and answers that their clients do not read.
+            for task in list(self.server_state.tasks):
+                task.cancel()
+            await self._all_answered(ANSWER_S)
+
+    async def _all_answered(self, seconds: float, may_hurry: bool = False) -> bool:
+        end = time.monotonic() + seconds
+        while self.server_state.tasks and time.monotonic() < end and not (may_hurry and self.hurried):
+            await asyncio.sleep(TICK_S)
+        return not self.server_state.tasks

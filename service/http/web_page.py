@@ -1,0 +1,85 @@
+"""The web page at `/`: its files, read once, each with its type and ETag, and what the page may do. Knows no model."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+FOLDER = Path(__file__).parents[1] / "web"
+INDEX = "index.html"
+# Not from the system's table of types, which may lack some: a browser runs no module of another type.
+MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+# Nothing but what this server serves runs or is drawn, and no text can become markup or a script.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "connect-src 'self'",
+        "media-src blob:",
+        "img-src 'self' data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+
+
+@dataclass(frozen=True)
+class PageFile:
+    """A file's bytes, their media type, and an ETag of their content."""
+
+    body: bytes
+    media_type: str
+    etag: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """A browser asks each time whether its copy is still right, so that no page mixes two versions."""
+        policy = {"content-security-policy": POLICY} if self.media_type.startswith("text/html") else {}
+        return {"etag": self.etag, "cache-control": "no-cache", **policy}
+
+
+@cache
+def page_files() -> Mapping[str, PageFile]:
+    """Every file of the page by its name. A path in a request is only looked up here, never opened."""
+    files = {}
+    for path in sorted(FOLDER.iterdir()):
+        body = path.read_bytes()
+        # By content: files of a container image all have the same date.
+        etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        files[path.name] = PageFile(body, MEDIA_TYPES[path.suffix], etag)
+    return files
+
+
+def is_current(file: PageFile, request: Request) -> bool:
+    """Whether the request names the file's ETag, so that its sender has it already."""
+    named = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    return file.etag in named or named == ["*"]
+
+
+async def page(request: Request) -> Response:
+    """GET / and GET /web/{name}."""
+    file = page_files().get(request.path_params.get("name", INDEX))
+    if file is None:
+        raise HTTPException(404)
+    if is_current(file, request):
+        return Response(status_code=304, headers=file.headers)
+    return Response(file.body, media_type=file.media_type, headers=file.headers)
+
+
+ROUTES = [Route("/", page, name="page"), Route("/web/{name}", page, name="web")]
+PUBLIC_ROUTES = frozenset({"page", "web"})  # by name: a page must be there before it can ask for an API key

@@ -1,0 +1,370 @@
+"""The loaded model and the target it runs on: its tokenizer, its WASI-NN graphs, what it holds on the device."""
+
+import logging
+import math
+import sys
+import time
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.checkpoints.common import NoTokenizer
+from kernels.checkpoints.load import Checkpoint, CheckpointError, Dimensions, load_checkpoint
+from service.errors import DeviceLost, DeviceUnavailable, ModelError
+from service.guest.wasi_nn import Graph
+from service.models.graphs import SpeechGraph, TokenizerGraph
+from service.models.languages import language_name
+from service.models.names import ModelSpec, TargetName, check_files, find_model, parse_preload
+from service.models.places import tokenizer_for
+from service.models.residence import Residence
+from service.models.tokenizer import Tokenizer
+from service.settings import PRELOAD_VARIABLE
+
+if TYPE_CHECKING:  # it imports wgpu
+    from kernels.webgpu.device import AdapterInfo
+
+__all__ = [
+    "Model",
+    "ModelSpec",
+    "ReadModel",
+    "Target",
+    "choose_target",
+    "find_model",
+    "load_model",
+    "parse_preload",
+    "read_model",
+    "wanted_target",
+]
+
+log = logging.getLogger("wisp")
+
+REOPEN_S = 5.0  # how soon after a GPU could not be opened the next try may be
+GPU_NODES = ("dri/*", "nvidia*", "dxg", "kgsl*", "mali*")  # what Linux's Vulkan drivers for hardware open, below /dev
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where kernels run, and why there, in one sentence."""
+
+    name: Literal["gpu", "cpu"]
+    reason: str
+    is_software: bool = False  # a GPU's driver that computes on the CPU
+
+
+class Kernels(Protocol):
+    """A checkpoint made ready to compute, by either target."""
+
+    @property
+    def encoder(self) -> Graph: ...
+
+    @property
+    def decoder(self) -> Graph: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """Kernels, and all the graphs that a guest may load by name while they are the model's."""
+
+    kernels: Kernels
+    graphs: MutableMapping[str, Graph]
+
+
+def choose_target(asked: str) -> Target:
+    """auto → the GPU if an adapter is hardware, else the CPU; gpu and cpu → as asked. `cpu` never loads wgpu.
+
+    Raises DeviceUnavailable for `gpu` without an adapter.
+    """
+    if asked not in get_args(TargetName):
+        raise DeviceUnavailable(f"The target '{asked}' is not one of {', '.join(get_args(TargetName))}.")
+    if asked == "cpu":
+        return Target("cpu", "The CPU was asked for.")
+    if asked == "auto" and not may_have_hardware():
+        return Target("cpu", "This machine has no graphics device (there is no node of one under /dev).")
+    try:
+        from kernels.webgpu.device import list_adapters
+
+        adapters = list_adapters()
+    except Exception as error:  # wgpu without its library, a Vulkan loader that fails: there is no adapter either way
+        return _target_among(asked, (), f" ({error})")
+    return _target_among(asked, adapters, "")
+
+
+def may_have_hardware() -> bool:
+    """False where no driver could find a GPU. To ask wgpu takes half a second, and 70 MB for the software adapter."""
+    return sys.platform != "linux" or any(True for pattern in GPU_NODES for _ in Path("/dev").glob(pattern))
+
+
+def _target_among(asked: str, adapters: "Sequence[AdapterInfo]", trouble: str) -> Target:
+    """The choice for `auto` and `gpu` among adapters, the best one first."""
+    if not adapters:
+        if asked == "auto":
+            return Target("cpu", f"No WebGPU adapter was found{trouble}.")
+        raise DeviceUnavailable(
+            f"The target gpu was asked for, but no WebGPU adapter was found{trouble}: install a Vulkan driver "
+            "(a software one is in mesa-vulkan-drivers, with libvulkan1), or use --target cpu."
+        )
+    best = adapters[0]
+    if asked == "gpu":
+        reason = f"The GPU was asked for; the best adapter is {best.name} ({best.kind})."
+        return Target("gpu", reason, best.is_software)
+    if best.is_software:
+        return Target("cpu", f"The only WebGPU adapter is software ({best.name}), which the CPU target outruns.")
+    return Target("gpu", f"There is a hardware adapter: {best.name} ({best.kind}).")
+
+
+class Model:
+    """A model and the graphs a guest may load by name. close() is idempotent; no graph computes after it."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        dims: Dimensions,
+        tokenizer: Tokenizer,
+        target: Target,
+        kernels: Kernels,
+        load_kernels: Callable[[], Kernels],
+        *,
+        num_beams: int = 1,
+        condition_on_prev_tokens: bool = True,
+    ) -> None:
+        """`load_kernels` makes them again, after they have been unloaded; how to decode, as the checkpoint asks for."""
+        self.name = spec.name
+        self.language = spec.language  # Whisper's code, where the preload string says one
+        self.dims = dims
+        self.tokenizer = tokenizer
+        self.target = target
+        self.num_beams = num_beams
+        self.condition_on_prev_tokens = condition_on_prev_tokens
+        self.device_failures = 0  # how often in a row the GPU was lost or could not be opened, no success in between
+        self._reopen_at = -math.inf  # by time.monotonic()
+        self._graphs: dict[str, Graph] = {f"{self.name}/tokenizer": TokenizerGraph(tokenizer)}
+        self._load_kernels = load_kernels
+        self._loaded = Residence(
+            self._with_graphs(kernels), load=self._load, unload=lambda loaded: loaded.kernels.close()
+        )
+
+    def _with_graphs(self, kernels: Kernels) -> _Loaded:
+        own = {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
+        return _Loaded(kernels, ChainMap(own, self._graphs))
+
+    def _load(self) -> _Loaded:
+        started = time.monotonic()
+        if started < self._reopen_at:
+            raise DeviceLost(self._reopen_at - started)
+        try:
+            loaded = self._with_graphs(self._load_kernels())
+        except DeviceUnavailable as error:
+            self.device_failures += 1
+            self._reopen_at = time.monotonic() + REOPEN_S
+            log.error("%s", error)
+            raise DeviceLost(REOPEN_S) from error
+        log.info("model %s loaded again in %.2f s", self.name, time.monotonic() - started)
+        return loaded
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it is in memory, ready to compute."""
+        return self._loaded.thing is not None
+
+    @contextmanager
+    def in_use(self) -> Iterator[Mapping[str, Graph]]:
+        """A block in which it is loaded, and its graphs.
+
+        Raises ModelError where it cannot be loaded, DeviceLost where there is no device for it, and in place of what
+        fails in the block because the device has gone. Then the next block has another device.
+        """
+        with self._loaded.in_use() as loaded:
+            try:
+                yield loaded.graphs
+            except Exception as error:
+                if not (isinstance(loaded.kernels, _GpuKernels) and loaded.kernels.is_lost()):
+                    raise
+                if self._loaded.discard(loaded):
+                    self.device_failures += 1
+                    log.error("the GPU is lost, and is opened anew for the next request")
+                raise DeviceLost from error
+            if self._loaded.thing is loaded:  # else what has ended well is no word on the device that comes next
+                self.device_failures = 0
+
+    def unload(self, idle_s: float = 0.0) -> bool:
+        """Free what it holds, on the device and off it, unless it was used in the last `idle_s` seconds."""
+        is_unloaded = self._loaded.unload(idle_s)
+        if is_unloaded:
+            log.info("model %s unloaded", self.name)
+        return is_unloaded
+
+    @property
+    def graphs(self) -> Mapping[str, Graph]:
+        """NAME/encoder and NAME/decoder while loaded, NAME/tokenizer, NAME once `add_speech_graph` has been called."""
+        loaded = self._loaded.thing
+        return loaded.graphs if loaded is not None else self._graphs
+
+    def add_speech_graph(self, transcribe: Callable[[NDArray[np.float32]], str]) -> None:
+        """Give guests the graph NAME: `transcribe` turns (n_samples,) f32 of 16 kHz PCM into text."""
+        self._graphs[self.name] = SpeechGraph(transcribe)
+
+    def device_bytes(self) -> int:
+        """Memory of the GPU that is held; 0 on the CPU."""
+        loaded = self._loaded.thing
+        return loaded.kernels.device_bytes() if loaded is not None and isinstance(loaded.kernels, _GpuKernels) else 0
+
+    def close(self) -> None:
+        """Free what the model holds on the device."""
+        self._loaded.close()
+
+
+@dataclass(frozen=True)
+class ReadModel:
+    """A model whose files have been read and found whole, and the target it will run on; nothing is computed yet."""
+
+    spec: ModelSpec
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    target: Target
+    may_fall_back: bool  # to the CPU, because the GPU was Wisp's choice and nobody's wish
+
+    def make_ready(self) -> Model:
+        """Prepare the kernels: seconds on some devices. Raises DeviceUnavailable."""
+        kernels, target = _kernels(self.checkpoint, self.target, self.may_fall_back)
+        log.info("model %s on the %s target. %s", self.spec.name, target.name, target.reason)
+        if target.is_software:
+            log.warning("the GPU's driver is software, which the CPU target outruns: --target cpu is faster here")
+
+        def load_kernels() -> Kernels:
+            return _kernels(read_checkpoint(self.spec), target, may_fall_back=False)[0]
+
+        checkpoint = self.checkpoint
+        return Model(
+            self.spec,
+            checkpoint.dims,
+            self.tokenizer,
+            target,
+            kernels,
+            load_kernels,
+            num_beams=checkpoint.num_beams,
+            condition_on_prev_tokens=checkpoint.condition_on_prev_tokens,
+        )
+
+
+def wanted_target(spec: ModelSpec, target: str) -> str:
+    """`target` where it says gpu or cpu, else what the model's preload string says, else auto."""
+    return spec.target or target if target == "auto" else target
+
+
+def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
+    """Read the checkpoint and choose the target as wanted_target() says.
+
+    Raises ModelError (files missing, broken, of another model, not of the preload string's language) or
+    DeviceUnavailable, each with what to do.
+    """
+    asked = wanted_target(spec, target)
+    chosen = choose_target(asked)
+    checkpoint = read_checkpoint(spec)
+    tokenizer = tokenizer_of(checkpoint)
+    if spec.language is not None and not tokenizer.speaks(spec.language):
+        raise ModelError(
+            f"The model '{spec.name}' does not know {language_name(spec.language).capitalize()} ('{spec.language}'), "
+            f"which {PRELOAD_VARIABLE} says it is to transcribe: leave the language out there, or take another model."
+        )
+    return ReadModel(spec, checkpoint, tokenizer, chosen, may_fall_back=asked == "auto")
+
+
+def read_checkpoint(spec: ModelSpec) -> Checkpoint:
+    """The files that `spec` names, read and checked. Raises ModelError."""
+    check_files(spec)
+    trouble = f"The model '{spec.name}' cannot be loaded"
+    try:
+        return load_checkpoint(
+            spec.weights,
+            config=spec.config,
+            tokenizer=spec.tokenizer,
+            tokenizer_for=lambda dims: tokenizer_for(dims.n_vocab, spec.models_dir),
+        )
+    except NoTokenizer as error:
+        raise ModelError(
+            f"{trouble}: {error}. Any model of that kind that is found here lends its own: "
+            f"wisp models pull {'tiny' if error.is_multilingual else 'tiny.en'} fetches one."
+        ) from error
+    except CheckpointError as error:
+        advice = "Fetch its files again, or name" if error.may_be_damage else "Name"
+        raise ModelError(
+            f"The model '{spec.name}' cannot be loaded: {error}. {advice} another with --model."
+        ) from error
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """What its tokenizer.json says, read and checked. Raises ModelError."""
+    return Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
+
+
+def load_model(spec: ModelSpec, target: str = "auto") -> Model:
+    """A model from its files to its graphs, in one call. Raises as its two steps do."""
+    return read_model(spec, target).make_ready()
+
+
+def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> tuple[Kernels, Target]:
+    """The checkpoint ready to compute on `target`, or on the CPU where a GPU does not do and it may."""
+    if target.name == "gpu":
+        try:
+            return _GpuKernels(checkpoint, target), target
+        except DeviceUnavailable as error:
+            if not may_fall_back:
+                raise
+            target = Target("cpu", f"{target.reason} But: {error}")
+    from kernels.cpu.model import CpuModel
+
+    return CpuModel(checkpoint), target
+
+
+class _GpuKernels:
+    """A model on a device of its own, closed with it."""
+
+    def __init__(self, checkpoint: Checkpoint, target: Target) -> None:
+        """On an adapter of the sort that `target` was chosen for: a GPU that is lost is not replaced by its emulation.
+
+        Raises DeviceUnavailable.
+        """
+        from kernels.webgpu.device import DeviceError, open_device
+        from kernels.webgpu.model import GpuModel
+
+        try:
+            self._device = open_device("software" if target.is_software else "hardware")
+            try:
+                self._model = GpuModel(checkpoint, self._device)
+            except BaseException:
+                self._device.close()
+                raise
+        except DeviceError as error:
+            raise DeviceUnavailable(
+                f"The model cannot run on the GPU: {error}; --target cpu runs it on the CPU."
+            ) from error
+        checkpoint.release_pages()
+        self.encoder: Graph = self._model.encoder
+        self.decoder: Graph = self._model.decoder
+
+    def is_lost(self) -> bool:
+        """Whether the device gives no memory any more, not even the least there is."""
+        from kernels.webgpu.device import DeviceError
+
+        try:
+            self._device.buffer(4).close()
+        except DeviceError:
+            return True
+        return False
+
+    def device_bytes(self) -> int:
+        from kernels.webgpu.recording import Buffer
+
+        return Buffer.held_bytes
+
+    def close(self) -> None:
+        self._model.close()
+        self._device.close()

@@ -1,0 +1,224 @@
+"""Which files a model's name means: a preload string, a path, a model that is found here, or the default."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from service.errors import ModelError
+from service.models.languages import language_code
+from service.models.packaged import compare_sums, packaged_sums
+from service.models.places import (
+    DEFAULT_NAME,
+    EMBEDDED_NAME,
+    WEIGHTS_SUFFIXES,
+    Place,
+    canonical_name,
+    embedded,
+    every_place,
+    find_place,
+    installed_models,
+    packaged,
+    stem_of,
+    weights_in,
+)
+from service.settings import PRELOAD_VARIABLE, Settings
+
+log = logging.getLogger("wisp")
+
+ENCODINGS = ("burn", "whisper", "ggml", "pytorch", "autodetect")  # of WasmEdge's; the file's name tells the format
+KNOWN_NAMES = (  # of openai/whisper's models, in Hugging Face's spelling; the repository is openai/whisper-NAME
+    "tiny.en",
+    "tiny",
+    "base.en",
+    "base",
+    "small.en",
+    "small",
+    "medium.en",
+    "medium",
+    "large-v2",
+    "large-v3",
+    "large-v3-turbo",
+)
+PRELOAD_FORM = "NAME:ENCODING:TARGET:WEIGHTS[:CONFIG[:TOKENIZER[:LANGUAGE]]]"
+
+TargetName = Literal["auto", "gpu", "cpu"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to load: its name towards clients and guests, and its files. A None file lies beside the weights."""
+
+    name: str
+    weights: Path  # a file, or a Hugging Face folder
+    config: Path | None = None
+    tokenizer: Path | None = None
+    language: str | None = None  # Whisper's code: what requests that name none are taken to speak
+    target: TargetName | None = None
+    # SHA-256 by name of files in the folder; where a vocabulary is looked for if the weights come without one.
+    sums: Mapping[str, str] = field(default_factory=dict, compare=False)
+    models_dir: Path | None = field(default=None, compare=False)
+
+
+def parse_preload(text: str) -> list[ModelSpec]:
+    """WASMEDGE_WASINN_PRELOAD, e.g. `default:Burn:GPU:/tiny_en.mpk:/tiny_en.cfg:/tokenizer.json:en` → its models.
+
+    One model a word. The encoding must be one of WasmEdge's for Whisper, in any case; the target is the GPU where it
+    says so, else the CPU. Raises ModelError, naming the word.
+    """
+    specs: dict[str, ModelSpec] = {}
+    for word in text.split():
+        parts = word.split(":")
+        if not 4 <= len(parts) <= 7 or not parts[0] or not parts[3]:
+            raise ModelError(f"WASMEDGE_WASINN_PRELOAD: '{word}' is not of the form {PRELOAD_FORM}.")
+        name, encoding, target, weights, config, tokenizer, language = [*parts, *[""] * (7 - len(parts))]
+        if encoding.lower() not in ENCODINGS:
+            known = ", ".join(ENCODINGS)
+            raise ModelError(f"WASMEDGE_WASINN_PRELOAD: encoding '{encoding}' of '{name}' is not one of {known}.")
+        if language and language_code(language) is None:
+            raise ModelError(f"WASMEDGE_WASINN_PRELOAD: '{language}' of '{name}' is no language of Whisper's.")
+        if name in specs:
+            raise ModelError(f"WASMEDGE_WASINN_PRELOAD: the name '{name}' is given twice.")
+        specs[name] = ModelSpec(
+            name,
+            Path(weights),
+            Path(config) if config else None,
+            Path(tokenizer) if tokenizer else None,
+            language_code(language),
+            "gpu" if target.lower() == "gpu" else "cpu",
+        )
+    return list(specs.values())
+
+
+def model_candidates(settings: Settings) -> list[ModelSpec]:
+    """The model to serve, then those that may stand in for it where its files turn out to be damaged.
+
+    One that --model, WISP_MODEL or the preload string names stands alone. Else tiny_en of the models folder, the
+    packaged tiny.en, the embedded model: each that there is. Raises ModelError where there is none.
+    """
+    if not settings.model and settings.preload:
+        preloaded = parse_preload(settings.preload)
+        if len(preloaded) > 1:
+            log.warning("%s names %d models; only the first one is served", PRELOAD_VARIABLE, len(preloaded))
+        if preloaded:
+            return preloaded[:1]
+    models_dir = settings.models_path()
+    if settings.model:
+        return [find_model(settings.model, models_dir)]
+    found = []
+    with _looking("", models_dir):
+        installed = installed_models(models_dir).get(DEFAULT_NAME)
+        if installed is not None:
+            found.append(_spec(Place(DEFAULT_NAME, installed, "models folder"), models_dir))
+    found += [_spec(place, models_dir) for place in (packaged(), embedded()) if place is not None]
+    if not found:
+        raise ModelError("There is no model: name one with --model, or fetch one with wisp models pull tiny.en.")
+    return found
+
+
+def choose_model(settings: Settings) -> ModelSpec:
+    """The first of model_candidates()."""
+    return model_candidates(settings)[0]
+
+
+def find_model(named: str, models_dir: Path) -> ModelSpec:
+    """The model called `named`: installed, at that path, packaged, or in another program's cache.
+
+    Raises ModelError if there is none, or where a folder cannot be looked into.
+    """
+    with _looking(f" '{named}'", models_dir):
+        return _find(named, models_dir)
+
+
+@contextmanager
+def _looking(what: str, models_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"Cannot look for the model{what}: {error.filename}: {error.strerror}; name one "
+            "that can be read with --model, or a folder of models with --models-dir."
+        ) from None
+
+
+def repo_of(name: str) -> str:
+    """The hub's repository of a model: `owner/name` as it is, a name of openai/whisper's as Hugging Face has it.
+
+    Raises ModelError for any other name.
+    """
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return name
+    canonical = canonical_name(name)
+    for known in KNOWN_NAMES:
+        if canonical_name(known) == canonical:
+            return f"openai/whisper-{known}"
+    known_names = ", ".join(KNOWN_NAMES)
+    raise ModelError(
+        f"No model is known as '{name}': give a repository of the hub as OWNER/NAME, or one of {known_names}."
+    )
+
+
+def _find(named: str, models_dir: Path) -> ModelSpec:
+    canonical = canonical_name(named)
+    installed = installed_models(models_dir)
+    if canonical in installed:
+        return _spec(Place(canonical, installed[canonical], "models folder"), models_dir)
+    path = Path(os.path.expanduser(named))  # noqa: PTH111 (Path's own raises for a user without a home)
+    if path.is_dir():
+        return _spec(Place(canonical_name(path.resolve().name), path, "path"), models_dir)
+    if path.is_file():
+        return _spec(Place(canonical_name(stem_of(path)), path, "path"), models_dir)
+    if (place := find_place(named, models_dir)) is not None:
+        return _spec(place, models_dir)
+    if canonical == EMBEDDED_NAME:
+        if (own := embedded()) is None:
+            raise ModelError("This installation has no embedded model (assets/embedded).")
+        return _spec(own, models_dir)
+    is_repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) and not named.endswith(WEIGHTS_SUFFIXES)
+    if not is_repository and (named.startswith(("~", ".")) or os.sep in named or named.endswith(WEIGHTS_SUFFIXES)):
+        raise ModelError(f"There is nothing at {named}: name a model's folder or weights file that is there.")
+    found = sorted({place.name for place in every_place(models_dir)})
+    have = f"found here: {', '.join(found)}" if found else "no model was found here"
+    raise ModelError(
+        f"There is no model '{named}': it isn't a folder or file, nor installed in {models_dir}, nor in the caches of "
+        f"Hugging Face and openai/whisper ({have}). Fetch it with wisp models pull {named}, "
+        f"put its folder there as {models_dir / canonical_name(named.rpartition('/')[2])}, or name its folder or file."
+    )
+
+
+def _spec(place: Place, models_dir: Path) -> ModelSpec:
+    """The files of a place. Raises OSError."""
+    weights = weights_in(place.path) if place.path.is_dir() else place.path
+    sums = packaged_sums(place.path) if place.source == "package" else {}
+    return ModelSpec(place.name, weights, sums=sums, models_dir=models_dir)
+
+
+def check_files(spec: ModelSpec) -> None:
+    """Raise ModelError for files that cannot be this model's, whatever is in them: absent, or of another sort."""
+    trouble = f"The model '{spec.name}' cannot be loaded"
+    if spec.sums:
+        compare_sums(spec.weights, spec.sums)
+    for role, path in (("weights", spec.weights), ("configuration", spec.config), ("tokenizer", spec.tokenizer)):
+        if path is not None and _is_absent(path):
+            raise ModelError(f"{trouble}: its {role} should be at {path}, where nothing is.")
+    weights, config = spec.weights.name, spec.config.name if spec.config else ""
+    of_burn = weights.endswith((".mpk", ".mpk.gz"))
+    if (config.endswith(".cfg") and not of_burn) or (config == "config.json" and of_burn):
+        raise ModelError(
+            f"{trouble}: {config} does not go with {weights}; "
+            "a .cfg goes with .mpk, and a config.json with .safetensors."
+        )
+
+
+def _is_absent(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # what Path.exists() would raise: the loader has words for a file that it cannot read
+        return False
+    return False

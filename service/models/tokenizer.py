@@ -1,0 +1,211 @@
+"""Whisper's tokenizer: ids → text by the vocabulary, text → ids by the `tokenizers` library, what is never sampled.
+
+Text tokens lie below <|endoftext|>, special and timestamp tokens from there on, in every Whisper vocabulary. The
+library takes a sixth of a cold start, and only prompts need it: it is loaded for the first of them.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from service.errors import ModelError
+from service.models.languages import LANGUAGES
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Library
+
+NAMES = {  # the guest's names → the tokens', older vocabularies' second
+    "sot": ("<|startoftranscript|>",),
+    "eot": ("<|endoftext|>",),
+    "transcribe": ("<|transcribe|>",),
+    "translate": ("<|translate|>",),
+    "sot_lm": ("<|startoflm|>",),
+    "sot_prev": ("<|startofprev|>",),
+    "no_speech": ("<|nospeech|>", "<|nocaptions|>"),
+    "no_timestamps": ("<|notimestamps|>",),
+}
+FIRST_TIMESTAMP = "<|0.00|>"
+
+# What transcripts of speech contain, but nobody says: openai/whisper 20250625 `non_speech_tokens`.
+_LONGER = (
+    "<<",
+    ">>",
+    "<<<",
+    ">>>",
+    "--",
+    "---",
+    "-(",
+    "-[",
+    "('",
+    '("',
+    "((",
+    "))",
+    "(((",
+    ")))",
+    "[[",
+    "]]",
+    "{{",
+    "}}",
+)
+_SYMBOLS = (*'"#()*+/:;<=>@[\\]^_`{|}~「」『』', *_LONGER, "♪♪", "♪♪♪")
+_MUSIC = tuple("♩♪♫♬♭♮♯")  # several tokens each, of which the first is enough to tell
+
+
+# What byte each character of a byte-level vocabulary stands for: itself where it can be seen, as in GPT-2.
+_SEEN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_UNSEEN = (byte for byte in range(0x100) if byte not in _SEEN)
+BYTE_OF = {chr(byte): byte for byte in _SEEN} | {chr(0x100 + index): byte for index, byte in enumerate(_UNSEEN)}
+_CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
+
+
+class Tokenizer:
+    """A tokenizer.json read for one model. Thread-safe. Raises ModelError where it is no tokenizer of Whisper's."""
+
+    def __init__(self, tokenizer_json: str, n_vocab: int, is_multilingual: bool) -> None:
+        try:
+            vocabulary, added = _read(tokenizer_json)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"The model's tokenizer.json cannot be read: {error}.") from error
+        self._json = tokenizer_json
+        self.n_vocab = n_vocab
+        self.is_multilingual = is_multilingual
+        ids = vocabulary | added
+        self.special = {name: self._find(ids, *tokens) for name, tokens in NAMES.items()}
+        self.timestamp_begin: int = ids.get(FIRST_TIMESTAMP, self.special["no_timestamps"] + 1)
+        self.eot = self.special["eot"]
+        self.languages: dict[str, int] = {}
+        if is_multilingual:
+            found = {code: ids.get(f"<|{code}|>", n_vocab) for code in LANGUAGES}
+            self.languages = {code: token for code, token in found.items() if token < n_vocab}
+        lowest = min(*self.special.values(), *self.languages.values(), self.timestamp_begin)
+        if lowest < self.eot or self.timestamp_begin >= n_vocab:
+            raise ModelError(
+                f"The model's tokenizer.json does not belong to its {n_vocab} tokens: <|endoftext|> is {self.eot}, "
+                f"the lowest special token {lowest}, the first timestamp {self.timestamp_begin}."
+            )
+        self._pieces = dict(zip(ids.values(), ids, strict=True))
+        self.suppress = self._never_sampled(vocabulary)
+        self.blank = _merged(" ", vocabulary)  # of a lone space, which no transcript starts with
+
+    def speaks(self, language: str) -> bool:
+        """Whether the model has this language, in Whisper's code. Without a token for any it is an English one."""
+        return language in (self.languages or ("en",))
+
+    def _find(self, ids: Mapping[str, int], *tokens: str) -> int:
+        for token in tokens:
+            if (found := ids.get(token, self.n_vocab)) < self.n_vocab:
+                return found
+        raise ModelError(
+            f"The model's tokenizer.json has no token {tokens[0]} below {self.n_vocab}: it is another model's."
+        )
+
+    def _never_sampled(self, vocabulary: Mapping[str, int]) -> list[int]:
+        """Ids never to be sampled, sorted: symbols nobody says, and special tokens that only a prompt holds.
+
+        The rule of openai/whisper's `non_speech_tokens` with `suppress_tokens="-1"`. Hyphen and apostrophe stay, but
+        may not start a word.
+        """
+        ids = {*_merged(" -", vocabulary)[:1], *_merged(" '", vocabulary)[:1]}
+        for symbol in (*_SYMBOLS, *_MUSIC):
+            for tokens in (_merged(symbol, vocabulary), _merged(" " + symbol, vocabulary)):
+                if len(tokens) == 1 or symbol in _MUSIC:
+                    ids |= {*tokens[:1]}
+        return sorted(ids | {id for name, id in self.special.items() if name not in ("eot", "no_timestamps")})
+
+    @cached_property
+    def _library(self) -> "Library":
+        from tokenizers import Tokenizer as Library
+
+        try:
+            return Library.from_str(self._json)
+        except Exception as error:
+            raise ModelError(f"The model's tokenizer.json cannot be read: {error}.") from error
+
+    def encode(self, text: str) -> list[int]:
+        """Text → ids. Text that looks like a special token is text: a prompt cannot smuggle one in.
+
+        Raises ModelError where the library finds a fault in the tokenizer.json: in what only it reads.
+        """
+        words = [text]
+        if (splitter := self._library.pre_tokenizer) is not None:
+            words = [word for word, _ in splitter.pre_tokenize_str(text)]
+        model = self._library.model
+        return [token.id for word in words for token in model.tokenize(word)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids → text with its leading space, without special tokens and timestamps; bytes that are no UTF-8 as U+FFFD.
+
+        ValueError for an id outside the vocabulary.
+        """
+        data = bytearray()
+        for token in ids:
+            if not 0 <= token < self.n_vocab:
+                raise ValueError(f"token {token} is not one of {self.n_vocab}")
+            if token < self.eot:
+                data += self.token_bytes(token)
+        return data.decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one text token, which may be a part of a character. ValueError for no text token."""
+        if not 0 <= token < self.eot:
+            raise ValueError(f"token {token} is no text")
+        piece = self._pieces.get(token, "")
+        try:
+            return bytes([BYTE_OF[character] for character in piece])
+        except KeyError:  # added by hand, and text as it is
+            return piece.encode("utf-8", "replace")
+
+    def guest_tokens(self) -> dict[str, Any]:
+        """The guest argument's "tokens"."""
+        return {
+            **self.special,
+            "timestamp_begin": self.timestamp_begin,
+            "languages": self.languages,
+            "suppress": self.suppress,
+            "blank": self.blank,
+        }
+
+
+def _read(tokenizer_json: str) -> tuple[dict[str, int], dict[str, int]]:
+    """The model's vocabulary and the tokens added to it, each piece → id.
+
+    Raises ValueError for what is no tokenizer.json of a byte-level BPE.
+    """
+    file = json.loads(tokenizer_json)
+    match file:
+        case {
+            "added_tokens": [*listed],
+            "decoder": {"type": "ByteLevel"},
+            "model": {"type": "BPE", "vocab": dict() as vocabulary},
+        }:
+            pass
+        case _:
+            raise ValueError("it is not of a byte-level BPE with a vocabulary")
+    added = {}
+    for token in listed:
+        match token:
+            case {"id": int() as id, "content": str() as content}:
+                added[content] = id
+            case _:
+                raise ValueError(f"an added token is {token!r:.80}")
+    if not {type(id) for id in vocabulary.values()} <= {int}:
+        raise ValueError("an id in its vocabulary is no whole number")
+    return vocabulary, added
+
+
+def _merged(text: str, vocabulary: Mapping[str, int]) -> list[int]:
+    """One word → ids: of its bytes, again and again, those two neighbours become one whose token has the lowest id.
+
+    Ids are in the order in which a vocabulary's merges were found. Source: `tiktoken`, which openai/whisper uses.
+    """
+    pieces = [_CHARACTER_OF[byte] for byte in text.encode()]
+    while True:
+        ranks = [vocabulary.get(left + right, math.inf) for left, right in pairwise(pieces)]
+        best = min(ranks, default=math.inf)
+        if best == math.inf:
+            return [vocabulary[piece] for piece in pieces if piece in vocabulary]
+        at = ranks.index(best)
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]

@@ -1,0 +1,255 @@
+"""Which jobs are open, each in a thread, and which wait: long ones leave room for short ones, clients for each other.
+
+A job is taken for short until it shows how long it is. At most `n_open` short ones are open, and as many of the
+longest; of shorter ones one more at each step of `STEPS_S`. So a short job finds a place that is soon free, however
+many long ones there are. A job that turns out longer than there is room for is set aside: it gives its place up, before
+it has answered anything, and begins again once there is room. A client with fewer open jobs goes first, then who came
+first or sent little.
+"""
+
+import contextvars
+import itertools
+import math
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from service.errors import ClientGone, Overloaded, QueueFull, SetAside
+from service.transcription.memory import Trimmer
+
+FIRST_GUESS_S = 1.0  # how long a job works, before any has finished: only Retry-After needs it
+LONGEST_RETRY_S = 60
+RESERVE = 4  # one more for each so many places: for clients that hold few, and for jobs that are short
+STEPS_S = (30.0, 120.0, 600.0)  # of audio: one window, some, many
+WAIT_PACE = 64 * 1024  # bytes of its upload for which a job waits as if it had come a second later
+
+T = TypeVar("T")
+
+current_client: contextvars.ContextVar[str] = contextvars.ContextVar("client", default="")  # who sent the request
+
+
+def has_room(held: Mapping[str, int], client: str, n_places: int) -> bool:
+    """Whether `client` may hold one more place, of those that clients hold.
+
+    Where all are taken, a quarter more is for clients that hold few. Places of nobody known count as anybody's.
+    """
+    n_held = sum(held.values())
+    n_own = sum(n for name, n in held.items() if name in (client, ""))
+    return n_held < n_places or n_own < n_places + reserve(n_places) - n_held
+
+
+def step_of(seconds: float) -> int:
+    """How many of STEPS_S a job with so much audio lasts longer than."""
+    return bisect_left(STEPS_S, seconds)
+
+
+def reserve(n_places: int) -> int:
+    """A quarter more, at least one."""
+    return max(1, n_places // RESERVE)
+
+
+@dataclass(eq=False)
+class _Job(Generic[T]):
+    """A call to be made, more than once where it is set aside."""
+
+    call: Callable[[], T] | None  # None once it has ended, so that nothing of it is kept
+    cancelled: threading.Event
+    client: str
+    rank: float  # of those that wait, the lowest begins first
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    future: "Future[T]" = field(default_factory=Future)
+    step = 0  # how many of STEPS_S it is known to last longer than
+    is_begun = False
+
+
+class Admission:
+    """Threads for the open jobs, and the places of all. Thread-safe; owns its threads, which end with their jobs."""
+
+    def __init__(self, *, n_open: int, queue_length: int, n_at_once: int) -> None:
+        """See the module; `queue_length` jobs more wait, `n_at_once` of the open ones work at the same time."""
+        self.n_places, self._n_open, self._n_at_once = n_open + queue_length, n_open, n_at_once
+        self._changed = threading.Condition(threading.RLock())  # notified when a job comes or leaves
+        self._admitted: set[_Job[Any]] = set()  # open or waiting
+        self._waiting: list[_Job[Any]] = []
+        self._open: set[_Job[Any]] = set()
+        self._threads: set[threading.Thread] = set()
+        self._here = threading.local()  # .job: the thread's
+        self._numbers = itertools.count(1)
+        self._is_closed = False
+        self._job_s = FIRST_GUESS_S
+        self._succeeded = False
+        self._trim = Trimmer()
+
+    @property
+    def n_admitted(self) -> int:
+        """Jobs that are open or wait."""
+        return len(self._admitted)
+
+    def check_room(self, coming: Mapping[str, int] | None = None, client: str | None = None) -> None:
+        """Raise QueueFull where a job of `client`, by default the current one, would be refused.
+
+        `coming`: jobs about to be submitted, by their clients.
+        """
+        self._drop_unwanted()
+        with self._changed:
+            held = Counter(job.client for job in self._admitted) + Counter(coming or {})
+            if not has_room(held, current_client.get() if client is None else client, self.n_places):
+                raise QueueFull(min(LONGEST_RETRY_S, math.ceil(self._job_s * held.total() / self._n_at_once)))
+
+    def submit(self, call: Callable[[], T], cancelled: threading.Event, *, n_bytes: int = 0) -> "Future[T]":
+        """Have `call` made in a thread, in the caller's context, once there is a place. Raises QueueFull at once.
+
+        `cancelled` is the call's to look at; close() sets it. A future that is cancelled in time gives its place up.
+        `n_bytes`: how large its upload was.
+        """
+        job = _Job(call, cancelled, current_client.get(), time.monotonic() + n_bytes / WAIT_PACE)
+        self._drop_unwanted()
+        with self._changed:
+            if self._is_closed:
+                raise RuntimeError("no jobs are taken any more")
+            self.check_room()
+            self._admitted.add(job)
+            self._waiting.append(job)
+            job.future.add_done_callback(lambda _: self._leave(job))
+            job.future.add_done_callback(lambda _: self._trim())
+            self._open_next()
+            self._changed.notify_all()
+        return job.future
+
+    def _open_next(self) -> None:
+        """Begin those that wait, as far as there is room."""
+        while job := self._next():
+            self._waiting.remove(job)
+            self._open.add(job)
+            name = f"wisp-job-{next(self._numbers)}"
+            thread = threading.Thread(target=self._run, args=(job,), name=name, daemon=True)
+            self._threads.add(thread)
+            try:
+                thread.start()
+            except RuntimeError:  # the system's limit of threads
+                self._threads.discard(thread)
+                self._leave(job)
+                job.future.set_exception(Overloaded())
+
+    def _next(self) -> _Job[Any] | None:
+        fitting = [] if self._is_closed else [job for job in self._waiting if self._fits(job)]
+        n_of = Counter(job.client for job in self._open)
+        return min(fitting, key=lambda job: (n_of[job.client], job.rank), default=None)
+
+    def _fits(self, job: _Job[Any]) -> bool:
+        """Whether there is room to open a job of that length."""
+        n_short = sum(not other.step for other in self._open)
+        if len(self._open) >= self._n_open + max(len(STEPS_S), reserve(self._n_open)):
+            return False
+        return (
+            n_short < self._n_open if not job.step else all(self._n_more(step) > 0 for step in range(1, job.step + 1))
+        )
+
+    def _n_more(self, step: int) -> int:
+        """How many more jobs of at least that many steps may be open; below 0 where there are too many."""
+        return self._n_open + len(STEPS_S) - step - sum(other.step >= step for other in self._open)
+
+    def _run(self, job: _Job[Any]) -> None:
+        try:
+            if job.is_begun or job.future.set_running_or_notify_cancel():
+                job.is_begun, self._here.job = True, job
+                self._make(job)
+        finally:
+            with self._changed:
+                self._threads.discard(threading.current_thread())
+
+    def _make(self, job: _Job[Any]) -> None:
+        result: Any = None
+        failure: BaseException | None = None
+        try:
+            assert job.call is not None
+            result = job.context.run(job.call)
+        except SetAside:
+            if self._set_aside(job):
+                return
+            failure = ClientGone()
+        except BaseException as error:
+            failure = error
+        # Its place is free by the time that its result is there.
+        self._leave(job)
+        if failure is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(failure)
+
+    def lasts(self, seconds: float) -> None:
+        """The job of the calling thread, if it is one's, has so much audio at least.
+
+        Raises SetAside where too many are open that are as long; the job is called again later. Idempotent.
+        """
+        job: _Job[Any] | None = getattr(self._here, "job", None)
+        step = step_of(seconds)
+        if job is None or step <= job.step:
+            return
+        with self._changed:
+            known, job.step = job.step, step
+            if any(self._n_more(step) < 0 for step in range(known + 1, step + 1)):
+                self._open.discard(job)  # now, so that nobody takes it for one that stays
+                raise SetAside
+            self._open_next()
+
+    def _set_aside(self, job: _Job[Any]) -> bool:
+        """Let it wait for a long job's place. False where nobody wants it any more."""
+        with self._changed:
+            wanted = not (self._is_closed or job.cancelled.is_set())
+            if wanted:
+                self._waiting.append(job)
+            self._open_next()
+            return wanted
+
+    def _drop_unwanted(self) -> None:
+        """End those that were set aside and then cancelled: nobody else looks at them."""
+        with self._changed:
+            unwanted = [job for job in self._waiting if job.is_begun and job.cancelled.is_set()]
+            for job in unwanted:
+                self._waiting.remove(job)
+        for job in unwanted:
+            self._leave(job)
+            job.future.set_exception(ClientGone())
+
+    def _leave(self, job: _Job[Any]) -> None:
+        """Give the place up. Idempotent."""
+        with self._changed:
+            if job in self._admitted:
+                self._admitted.discard(job)
+                self._open.discard(job)
+                if job in self._waiting:
+                    self._waiting.remove(job)
+                job.call = None
+                self._open_next()
+                self._changed.notify_all()
+
+    def succeeded(self, worked_s: float) -> None:
+        """A job has ended well after so many seconds of work, its waiting left out."""
+        with self._changed:
+            self._job_s += (worked_s - self._job_s) / 4
+            self._succeeded = True
+
+    def settle(self, grace_s: float) -> bool:
+        """Wait while there are jobs, or `grace_s` for the first to come; True once any has succeeded."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._admitted, grace_s)
+            self._changed.wait_for(lambda: self._succeeded or not self._admitted)
+            return self._succeeded
+
+    def close(self) -> None:
+        """Cancel what is open and what waits, and wait for the threads to end. Idempotent."""
+        with self._changed:
+            self._is_closed = True
+            jobs, threads = list(self._admitted), list(self._threads)
+        for job in jobs:
+            job.cancelled.set()
+            job.future.cancel()
+        self._drop_unwanted()
+        for thread in threads:
+            thread.join()

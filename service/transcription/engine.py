@@ -1,0 +1,192 @@
+"""A model, a guest and their transcriber: found, loaded, proven by a first inference, closed."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.audio.decode import Audio
+from service.audio.log_mel import SAMPLE_RATE
+from service.errors import ModelError, StartError, WispError
+from service.guest.runner import Guest, GuestError
+from service.models.better import embedded_notice
+from service.models.loaded import ReadModel, read_model
+from service.models.names import model_candidates
+from service.models.places import EMBEDDED_NAME
+from service.settings import Settings
+from service.transcription.transcriber import Options, Transcriber, Transcription, default_workers
+from service.transcription.work import Work
+
+log = logging.getLogger("wisp")
+
+GUEST_WASM = Path(__file__).parents[2] / "assets" / "guest.wasm"
+GRACE_FOR_CLIENTS_S = 0.1  # a model just loaded waits this long for requests before it tries itself
+
+
+def audio_of(samples: NDArray[np.float32]) -> Audio:
+    """(n_samples,) f32 of 16 kHz mono sound that is in memory already."""
+    return Audio(len(samples) / SAMPLE_RATE, "PCM", lambda: (samples,))
+
+
+class Engine:
+    """A model, a guest and their transcriber. Owns all three; close() is idempotent.
+
+    `read()` finds out in a moment whether the model can be had, `load()` gets everything ready in the calling thread,
+    `start()` does so in a thread of its own. Then `loaded` ends when transcriptions can run, or with the reason why
+    not, and `proven` when a first one really has.
+    """
+
+    def __init__(self, settings: Settings, *, guest_wasm: Path = GUEST_WASM, cache_folder: Path | None = None) -> None:
+        """Find the model's files; raises ModelError if there are none. Nothing is loaded yet.
+
+        `cache_folder`: where the guest's machine code is kept between starts, which saves most of a second.
+        """
+        self.settings, self.guest_wasm, self.cache_folder = settings, guest_wasm, cache_folder
+        self._candidates = model_candidates(settings)
+        self.spec = self._candidates[0]
+        self.created = int(time.time())
+        self.loaded: Future[Transcriber] = Future()
+        self.proven: Future[None] = Future()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._read: ReadModel | None = None
+        self._opened: list[Any] = []
+        self._closing = threading.Event()
+        self.is_closed = False
+        self.observers: list[Callable[[Work], None]] = []  # called with every request's transcription once it has ended
+
+    def start(self) -> None:
+        """Begin to load. A second call does nothing."""
+        with self._lock:
+            if self._thread is None:
+                from service.audio.decoder_client import warm_up  # here, as `wisp transcribe` may decode nothing by it
+
+                warm_up()
+                self._thread = threading.Thread(target=self._run, name="wisp-load", daemon=True)
+                self._thread.start()
+
+    def read(self) -> ReadModel:
+        """Read and check the model's files, once; where a default is damaged, those of the next. Raises StartError."""
+        while self._read is None:
+            try:
+                self._read = read_model(self.spec, self.settings.target)
+            except ModelError as error:
+                if self.spec is self._candidates[-1]:
+                    raise
+                following = self._candidates[self._candidates.index(self.spec) + 1]
+                log.error("%s The next model is taken: %s, from %s.", error, following.name, following.weights)
+                self.spec = following
+        return self._read
+
+    def load(self) -> Transcriber:
+        """Load in the calling thread: the guest is compiled while the model is read. Raises StartError."""
+        settings = self.settings
+        started = time.monotonic()
+        with ThreadPoolExecutor(1, thread_name_prefix="wisp-guest") as aside:
+            compiling = aside.submit(
+                Guest, self.guest_wasm, memory_bytes=settings.guest_memory_bytes, cache_folder=self.cache_folder
+            )
+            try:
+                model = self.read().make_ready()
+                self._read = None  # the kernels keep what they need of it
+                self._opened.append(model)
+            finally:
+                guest = self._compiled(compiling)
+        transcriber = Transcriber(
+            model,
+            guest,
+            workers=settings.workers or min(default_workers(model.target), settings.n_open()),
+            open_jobs=settings.n_open(),
+            queue_length=settings.queue_length,
+            deadline_floor_s=settings.deadline_floor_s,
+            deadline_factor=settings.deadline_factor,
+            beam_size=settings.beam_size,
+            vad=settings.vad,
+            observe=self._observe,
+        )
+        self._opened.append(transcriber)
+        model.add_speech_graph(lambda samples: transcriber.transcribe(audio_of(samples), Options()).text)
+        if model.name == EMBEDDED_NAME:
+            log.warning("%s", embedded_notice(settings))
+        log.info("loaded in %.2f s", time.monotonic() - started)
+        return transcriber
+
+    def _compiled(self, compiling: "Future[Guest]") -> Guest:
+        try:
+            guest = compiling.result()
+        except (GuestError, OSError) as error:
+            raise StartError(f"The guest cannot be loaded: {error}") from error
+        self._opened.append(guest)
+        return guest
+
+    def prove(self, transcriber: Transcriber, cancelled: threading.Event | None = None) -> Transcription:
+        """A real inference: a second of a soft tone, through the guest, the graphs and back. Raises WispError."""
+        tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * np.float32(2 * np.pi * 440 / SAMPLE_RATE))
+        sound, options = audio_of(tone * np.float32(0.1)), Options(temperature=(0.0,))
+        return transcriber.transcribe(sound, options, cancelled=cancelled)
+
+    def _observe(self, work: Work) -> None:
+        for observer in self.observers:
+            observer(work)
+
+    @property
+    def transcriber(self) -> Transcriber | None:
+        """What there is once the model is loaded."""
+        return self.loaded.result() if self.loaded.done() and self.loaded.exception() is None else None
+
+    def n_running(self) -> int:
+        """Transcriptions that compute now."""
+        return self.transcriber.computing.n_held + self.transcriber.reading.n_held if self.transcriber else 0
+
+    def n_waiting(self) -> int:
+        """Transcriptions that wait for their turn, or for another to end."""
+        return max(0, self.transcriber.admission.n_admitted - self.n_running()) if self.transcriber else 0
+
+    def device_bytes(self) -> int:
+        """Memory held on the GPU; 0 on the CPU."""
+        return self.transcriber.model.device_bytes() if self.transcriber else 0
+
+    def device_failures(self) -> int:
+        """How often in a row the GPU was lost or could not be opened, without a transcription in between."""
+        return self.transcriber.model.device_failures if self.transcriber else 0
+
+    def is_loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self.transcriber is not None and self.transcriber.model.is_loaded
+
+    def _run(self) -> None:
+        try:
+            transcriber = self.load()
+        except BaseException as error:
+            log.error("%s", error, exc_info=not isinstance(error, WispError))
+            self.loaded.set_exception(error)
+            self.proven.set_exception(error)
+            return
+        self.loaded.set_result(transcriber)
+        try:
+            # Clients that waited for the model go first, and what succeeds for one of them is proof enough.
+            if not transcriber.admission.settle(GRACE_FOR_CLIENTS_S):
+                self.prove(transcriber)
+            self.proven.set_result(None)
+            log.info("ready: the first inference succeeded")
+        except BaseException as error:
+            log.error("not ready, the first inference failed: %s", error)
+            self.proven.set_exception(error)
+        if idle_s := self.settings.idle_unload_s:
+            while not self._closing.wait(min(1.0, idle_s / 4)):
+                transcriber.model.unload(idle_s)
+
+    def close(self) -> None:
+        """Wait for loading to end, stop what runs, free the model and the guest."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+        while self._opened:
+            self._opened.pop().close()
+        self.is_closed = True

@@ -1,0 +1,87 @@
+"""A recording's features, read in turns: a long one lets others go first now and then, and may be called off."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from service.audio.decode import Audio, Samples, decode
+from service.audio.log_mel import CHUNK_SECONDS, SAMPLE_RATE, LogMelFrames, log_mel_frames
+from service.transcription.chunking import Chunking, clip_timestamps
+from service.transcription.recent import Recent
+from service.transcription.turns import Turn
+from service.transcription.vad import STEP_S, loudness, speech_probabilities
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file still to be decoded, of `max_seconds` at most. It stays open until its job has ended."""
+
+    file: BinaryIO
+    max_seconds: float
+
+    def n_bytes(self) -> int:
+        """How large the file is. Leaves it at its start."""
+        size = self.file.seek(0, os.SEEK_END)
+        self.file.seek(0)
+        return size
+
+
+class Reader:
+    """Reads one recording under a job's turn, which it gives up every 30 s of sound and while it waits for sound."""
+
+    def __init__(self, turn: Turn, on_block: Callable[[float], None], recent: Recent | None = None) -> None:
+        """`on_block`: called with the seconds read so far, block by block; raises to end the reading.
+
+        `recent`: keeps what is read for the features.
+        """
+        self._turn, self._on_block, self._recent = turn, on_block, recent
+        self._piece = -1  # of 30 s, which is being read
+        self._seconds = -1.0  # read so far
+
+    def decoded(self, recording: Audio | Upload) -> Audio:
+        """The recording as sound. Raises what decode() and `on_block` raise."""
+        if isinstance(recording, Audio):
+            return recording
+        return decode(recording.file, max_seconds=recording.max_seconds, on_block=self._begin())
+
+    def features(self, audio: Audio, n_mels: int) -> LogMelFrames:
+        """Its log-mel frames, all of it read for the loudest value. Frames asked for later may read it again."""
+        passing = self._recent.passing if self._recent else iter
+        return log_mel_frames(lambda: passing(self._blocks(audio)), n_mels)
+
+    def clips(self, audio: Audio, chunking: Chunking) -> list[float]:
+        """Where there is speech: start, end, start, … in seconds. After its features, which
+        `recent` has kept; reads again a recording that is too long for that."""
+
+        def blocks() -> Iterable[Samples]:
+            return [self._recent.samples()] if self._recent and self._recent.is_whole else self._blocks(audio)
+
+        def probabilities() -> Iterator[float]:
+            loudest = max(loudness(blocks()), default=0.0)
+            self._begin()
+            for number, probability in enumerate(speech_probabilities(blocks(), loudest)):
+                self._at(number * STEP_S)
+                yield probability
+
+        return clip_timestamps(probabilities(), STEP_S, chunking, duration_s=audio.duration)
+
+    def _blocks(self, audio: Audio) -> Iterator[Samples]:
+        at, n_samples = self._begin(), 0
+        for block in audio.blocks():
+            at(n_samples / SAMPLE_RATE)
+            n_samples += block.shape[0]
+            yield block
+
+    def _begin(self) -> Callable[[float], None]:
+        self._piece, self._seconds = -1, -1.0
+        return self._at
+
+    def _at(self, seconds: float) -> None:
+        self._on_block(seconds)
+        piece = int(seconds // CHUNK_SECONDS)
+        # A decoder that takes its time before the next sample, as a hostile file makes it, lets others go first too.
+        is_waiting, self._seconds = seconds == self._seconds, seconds
+        if piece > self._piece or is_waiting:
+            self._piece = piece
+            self._turn.border()

@@ -1,0 +1,36 @@
+"""What the tests hold bodies to: the schemas that /openapi.json describes them with."""
+
+import json
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from service.http.formats import MEDIA_TYPES
+from service.http.openapi.schemas import COMPONENTS, JSON_BODIES
+from tests.support.serving import events
+
+
+def assert_is(name: str, body: Any) -> None:
+    """`body` is what the component `name` says."""
+    components = {"components": {"schemas": COMPONENTS}}
+    schema = {"$ref": f"#/components/schemas/{name}", **components}
+    Draft202012Validator(schema).validate(body)
+
+
+def assert_answer(response: Any, response_format: str = "json", *, stream: bool = False) -> Any:
+    """A whole answer of this format, as it should be; returns its parsed body, or its text, or its events."""
+    assert response.status_code == 200, response.text
+    if stream:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        heard = events(response.text)
+        for event in heard:
+            assert_is("Event", event)
+        assert [event["type"] for event in heard].count("transcript.text.done") == 1
+        assert heard[-1]["type"] == "transcript.text.done"
+        return heard
+    assert response.headers["content-type"] == MEDIA_TYPES[response_format]
+    if response_format not in JSON_BODIES:
+        return response.text
+    body = json.loads(response.text)
+    assert_is(JSON_BODIES[response_format], body)
+    return body
