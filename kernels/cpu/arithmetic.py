@@ -1,4 +1,4 @@
-"""What the CPU target's two graphs ask of an arithmetic: NumPy's (cpu_numpy.py) or the C kernels' (cpu_native.py)."""
+"""What the CPU target's two graphs ask of an arithmetic: NumPy's (numpy_kernels.py) or the C kernels' (native_kernels.py)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

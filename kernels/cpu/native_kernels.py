@@ -32,7 +32,7 @@ DECODING_THREADS = 8  # a token's pieces are a few µs: more threads would wait 
 
 
 class NativeWhisper:
-    """Arithmetic by the C kernels; see cpu_arithmetic.py. The checkpoint's file must stay as it is while this lives."""
+    """Arithmetic by the C kernels; see arithmetic.py. The checkpoint's file must stay as it is while this lives."""
 
     def __init__(self, checkpoint: Checkpoint, cores: Cores, library: Library) -> None:
         self._dims, self._cores, self._library = checkpoint.dims, cores, library

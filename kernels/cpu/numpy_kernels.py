@@ -15,7 +15,7 @@ QUERY_ROWS = 128  # query rows a piece of cross-attention, which bounds the memo
 
 
 class NumpyWhisper:
-    """Arithmetic in NumPy; see cpu_arithmetic.py.
+    """Arithmetic in NumPy; see arithmetic.py.
 
     BLAS is held to one thread for the whole process: its own threads meet at a barrier in every call, which on a busy
     machine costs more than the call. Cores hands out the work instead.

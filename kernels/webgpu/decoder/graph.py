@@ -6,7 +6,7 @@ for any other context. The decoder holds it for as long as it attends to it.
 
 A token takes 8 launches a layer, one for the logits and one that chooses: 34 for Whisper tiny. Rows, positions and the
 rules' state live in a device buffer (state.py), so every step is the same recording; several go in one submit.
-Contexts that choose tokens at the same time do so together (decoder_batch.py).
+Contexts that choose tokens at the same time do so together (batch.py).
 """
 
 from collections.abc import Callable, Mapping
