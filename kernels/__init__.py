@@ -1,1 +1,1 @@
-"""Whisper's encoder and decoder as WGSL dispatches (WebGPU) or NumPy calls (CPU). Knows no HTTP and no Wasm."""
+"""Whisper's encoder and decoder as WGSL dispatches (WebGPU), or in C or NumPy (CPU). Knows no HTTP and no Wasm."""

@@ -22,6 +22,8 @@ LIMITS = {  # what the kernels depend on
     "max-compute-invocations-per-workgroup": "",
 }
 
+N_INSTANCES = 100  # whose mean time is reported
+
 Write = Callable[[str], object]
 
 
@@ -86,14 +88,17 @@ def _guest(write: Write) -> bool:
     try:
         with Guest(GUEST_WASM, cache_folder=user_cache_folder()) as guest:
             compiled = time.perf_counter()
-            guest.instantiate()
-            instantiated = time.perf_counter()
+            guest.instantiate()  # the first prepares what all others share
+            prepared = time.perf_counter()
+            for _ in range(N_INSTANCES):
+                guest.instantiate()
+            instance_s = (time.perf_counter() - prepared) / N_INSTANCES
     except (GuestError, OSError) as error:
         write(f"guest      FAILED. {error}\n")
         return False
     write(
         f"guest      {GUEST_WASM.stat().st_size} bytes, imports as they should be, ready in "
-        f"{(compiled - started) * 1e3:.0f} ms, an instance in {(instantiated - compiled) * 1e6:.0f} µs\n"
+        f"{(compiled - started) * 1e3:.0f} ms, an instance in {instance_s * 1e6:.0f} µs\n"
     )
     return True
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 SERVER_ERROR = 500
-MISSING = "WISP_TRACING=otlp needs the optional extra [otel], which is not installed here (pip install 'wisp[otel]')."
+MISSING = (
+    "WISP_TRACING=otlp needs the optional extra [otel], which is not installed here: "
+    "in the clone, .venv/bin/pip install -e '.[otel]'."
+)
 
 
 class Tracing:

@@ -23,11 +23,9 @@ SAID = "ask not what your country can do for you"
 
 
 @pytest.fixture(scope="module")
-def client(shared: Path) -> Iterator[openai.OpenAI]:
-    if not (shared / "models/tiny_en").is_dir():
-        pytest.skip("the reference data has no tiny_en")
+def client(tiny_en: Path) -> Iterator[openai.OpenAI]:
     with (
-        engine_for(settings_for(shared / "models/tiny_en", vad="skip")) as engine,
+        engine_for(settings_for(tiny_en, vad="skip")) as engine,
         served(ready(engine)) as url,
         openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client,
     ):

@@ -19,8 +19,8 @@ SOUNDS = without_speech(35.0)
 
 
 @pytest.fixture(scope="module")
-def tiny_en(shared: Path) -> Iterator[Transcriber]:
-    with engine_for(settings_for(shared / "models" / "tiny_en", vad="skip")) as engine:
+def tiny_en(tiny_en: Path) -> Iterator[Transcriber]:
+    with engine_for(settings_for(tiny_en, vad="skip")) as engine:
         yield engine.load()
 
 

@@ -270,8 +270,8 @@ def test_a_fault_of_ours_is_logged_whole_and_told_as_an_internal_error(
 
 
 @pytest.fixture(scope="module")
-def tiny_en(shared: Path) -> Iterator[Transcriber]:
-    with engine_for(settings_for(shared / "models" / "tiny_en")) as engine:
+def tiny_en(tiny_en: Path) -> Iterator[Transcriber]:
+    with engine_for(settings_for(tiny_en)) as engine:
         yield engine.load()
 
 
