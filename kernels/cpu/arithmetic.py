@@ -1,4 +1,4 @@
-"""What the CPU target's graphs ask of an arithmetic: numpy_kernels.py's, or that of the C kernels (native_kernels.py)."""
+"""What the CPU target's graphs ask of an arithmetic: NumPy's (numpy_kernels.py), or that of native_kernels.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
