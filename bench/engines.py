@@ -107,11 +107,11 @@ class Entry:
         return engine
 
 
-def _wisp(target: str, kernels: str = "", **variables: str | None) -> Entry:
+def _wisp(target: str, kernels: str = "", vad: str = "", **variables: str | None) -> Entry:
     as_its_command: dict[str, str | None] = {  # sets it: see service/cli/main.py
         "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")
     }
-    options = {"target": target, "kernels": kernels}
+    options = {"target": target, "kernels": kernels, "vad": vad}
     return Entry("bench.wisp", "Wisp", options, False, target == "gpu", as_its_command | variables)
 
 
@@ -121,6 +121,8 @@ def _peer(name: str, **options: str) -> Entry:
 
 ENGINES: dict[str, Entry] = {
     "wisp": _wisp("cpu"),
+    "wisp, WISP_VAD=off": _wisp("cpu", vad="off"),
+    "wisp, WISP_VAD=cut": _wisp("cpu", vad="cut"),
     "wisp, NumPy": _wisp("cpu", "numpy"),
     "wisp, NumPy, OPENBLAS_CORETYPE unset": _wisp("cpu", "numpy", OPENBLAS_CORETYPE=None),
     "wisp gpu": _wisp("gpu"),

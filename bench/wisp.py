@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.engines import STEPS, Files, in_threads, read_clip, timed
+from bench.engines import STEPS, Files, Unsupported, in_threads, read_clip, timed
 from service.audio.decode import decode
 from service.audio.log_mel import HOP_LENGTH, log_mel_spectrogram
 from service.guest.code_cache import user_cache_folder
@@ -19,16 +19,19 @@ GREEDY = Options(temperature=(0.0,))
 
 
 class Wisp:
-    """Wisp on one target; `kernels` "numpy" leaves the C kernels out."""
+    """Wisp on one target; `kernels` "numpy" leaves the C kernels out. `vad`: WISP_VAD, where it is not the default.
 
-    def __init__(self, files: Files, clip: Path, target: str, kernels: str = "") -> None:
+    With another `vad` only transcriptions differ, and only they are measured.
+    """
+
+    def __init__(self, files: Files, clip: Path, target: str, kernels: str = "", vad: str = "") -> None:
         if kernels == "numpy":
             from kernels.cpu import native_library
 
             native_library.LIBRARY = Path("/nonexistent")
-        app = App(
-            Settings(model=str(files.model), target=target, open_jobs=64, beam_size=1), cache_folder=user_cache_folder()
-        )
+        self.is_default = not vad
+        settings = Settings(model=str(files.model), target=target, open_jobs=64, beam_size=1, vad=vad or Settings().vad)
+        app = App(settings, cache_folder=user_cache_folder())
         self.transcriber = app.load()
         self.is_slow = kernels == "numpy" or self.transcriber.model.target.is_software
         self.clip = clip
@@ -60,10 +63,12 @@ class Wisp:
         return model.graphs[f"{model.name}/decoder"].init_execution_context({0: self.encoder})
 
     def encode(self) -> float:
+        self._need_default()
         self.encoder.set_input(0, self.mel)
         return timed(self.encoder.compute)
 
     def token(self) -> float:
+        self._need_default()
         self.decoder.set_input(0, np.array([0], np.int32))
         self.decoder.set_input(1, self.start)
         self.decoder.set_input(3, self.rules)
@@ -75,4 +80,9 @@ class Wisp:
             return self.transcriber.transcribe(decode(file), GREEDY).text
 
     def together(self, clip: Path, n: int) -> float:
+        self._need_default()
         return in_threads(lambda: self.transcribe(clip), n)
+
+    def _need_default(self) -> None:
+        if not self.is_default:
+            raise Unsupported("it is that of wisp")
