@@ -57,7 +57,7 @@ class Engine(Protocol):
         """The clip to its text, with timestamps."""
 
     def together(self, clip: Path, n: int) -> float:
-        """So many transcriptions of the clip begun at once: until the last one ends."""
+        """Seconds for n concurrent transcriptions of the clip to finish."""
 
 
 def read_clip(path: Path) -> FloatArray:

@@ -61,7 +61,7 @@ def table(results: dict[str, Any]) -> str:
         *_times(seconds, [name for name in seconds if name not in ("encode", "token")], 0),
     ]
     if together:
-        lines += ["", f"So many transcriptions of {results['clip']} begun at once, until the last has ended:", ""]
+        lines += ["", f"Time for N concurrent transcriptions of {results['clip']} to finish:", ""]
         lines += _times(together, list(together), 0)
     lines += ["", "Process start to first transcript, and the largest resident set:", ""]
     starts = results["start"]

@@ -122,7 +122,7 @@ class Settings:
     )
     upload_floor_s: float = _field(60.0, "Time every upload is given", unit="seconds", minimum=1)
     upload_bytes_per_s: int = _field(
-        4096, "Pace an upload must keep besides: for so many bytes it is given a second more", unit="bytes", minimum=1
+        4096, "Each N bytes received adds one second to the upload's time limit", unit="bytes", minimum=1
     )
     upload_idle_s: float = _field(
         30.0, "Longest pause in an upload, after which it is answered 408", unit="seconds", minimum=1
@@ -195,9 +195,7 @@ class Settings:
         "Who may read /metrics: guarded takes an API key where there are any, public takes none, off has no such route",
         choices=("guarded", "public", "off"),
     )
-    log_level: str = _field(
-        "info", "Least serious message that is logged", choices=("debug", "info", "warning", "error")
-    )
+    log_level: str = _field("info", "Minimum log level", choices=("debug", "info", "warning", "error"))
     log_format: str = _field("console", "How the server writes its log, on stderr", choices=("console", "json"))
     tracing: str = _field(
         "off",
@@ -216,7 +214,7 @@ class Settings:
         return max(self.open_jobs, self.workers)
 
     def n_places(self) -> int:
-        """Requests that there may be, from the first byte of an upload to its transcript."""
+        """The most requests at once, each from the first byte of its upload to its transcript."""
         return self.n_open() + self.queue_length
 
     def models_path(self) -> Path:

@@ -21,7 +21,7 @@ pub fn is_doubtful(result: &DecodingResult, text: &[i32], before: &[i32], n_fram
         || repeats(text, before)
 }
 
-/// Whether all of `text` was said at the end of `before`, or nothing is said.
+/// Whether `text` stands somewhere in `before`; no text does not.
 fn repeats(text: &[i32], before: &[i32]) -> bool {
     !before.is_empty() && before.windows(text.len().max(1)).any(|said| said == text)
 }

@@ -142,7 +142,7 @@ def verify_models(settings: Settings, names: Sequence[str], write: Write) -> Ite
             else:
                 write(sentence + "\n")
         elif phrases := damage(folder, record):
-            yield f"{name}: {', '.join(phrases)}; wisp models pull {record.repo} mends it"
+            yield f"{name}: {', '.join(phrases)}; wisp models pull {record.repo} fetches it again"
         else:
             write(f"{name}: {len(record.sums)} files are as they were fetched from {record.repo}\n")
 

@@ -54,7 +54,7 @@ class Guest:
         """Compile `wasm` and check what it imports and exports; GuestError says what is wrong with it.
 
         `memory_bytes`: the most that one instance's linear memory may grow to. `cache_folder`: where the machine code
-        is kept between starts (guest_cache.user_cache_folder()); None compiles at every start.
+        is kept between starts (code_cache.user_cache_folder()); None compiles at every start.
         """
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()

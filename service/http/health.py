@@ -1,6 +1,6 @@
 """Whether the server is of use now, and whether it can ever be again.
 
-Has a window of audio lately been transcribed, and if not, can one be? What only a new process can mend is told apart.
+Has a window of audio lately been transcribed, and if not, can one be? Separates failures that only a restart fixes.
 """
 
 import asyncio

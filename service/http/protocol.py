@@ -129,9 +129,9 @@ class ImpatientProtocol(H11Protocol):
         self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is told so in OpenAI's envelope, as everything else is, unless an answer has begun.
+        """Answers malformed HTTP with 400 in OpenAI's envelope, unless an answer has begun.
 
-        The application that waits for the rest of such a request is told that its client is gone, and sends no more.
+        The application that waits for the rest of such a request sees its client disconnect, and sends no more.
         """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(RequestError(self.conn.refusal or msg).envelope()).encode()

@@ -164,9 +164,8 @@ def repo_of(name: str) -> str:
 
 def _find(named: str, models_dir: Path) -> ModelSpec:
     canonical = canonical_name(named)
-    installed = installed_models(models_dir)
-    if canonical in installed:
-        return _spec(Place(canonical, installed[canonical], "models folder"), models_dir)
+    if canonical in installed_models(models_dir) and (place := find_place(named, models_dir)) is not None:
+        return _spec(place, models_dir)
     path = Path(os.path.expanduser(named))  # noqa: PTH111 (Path's own raises for a user without a home)
     if path.is_dir():
         return _spec(Place(canonical_name(path.resolve().name), path, "path"), models_dir)

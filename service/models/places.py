@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.models.packaged import packaged_folder
+from service.models.store import Record
 
 log = logging.getLogger("wisp")
 
@@ -94,7 +95,7 @@ def cached_by_hub() -> Iterator[Place]:
         _, owner, name = folder.name.split("--", 2)
         snapshot = _snapshot(folder)
         if snapshot is not None and is_whisper(snapshot):
-            yield Place(canonical_name(f"{owner}/{name}"), snapshot, "Hugging Face cache", f"{owner}/{name}")
+            yield Place(canonical_name(name), snapshot, "Hugging Face cache", f"{owner}/{name}")
 
 
 def cached_by_whisper() -> Iterator[Place]:
@@ -116,6 +117,10 @@ def find_place(named: str, models_dir: Path) -> Place | None:
     it; a bare name may be any place's. Raises OSError for `models_dir`."""
     canonical = canonical_name(named)
     installed = installed_models(models_dir)
+    for name, path in installed.items() if "/" in named else ():
+        record = Record.read(path)
+        if record is not None and record.repo.lower() == named.lower():
+            return Place(name, path, "models folder", record.repo)
     if canonical in installed:
         return Place(canonical, installed[canonical], "models folder")
     if (own := packaged()) is not None and own.name == canonical:

@@ -12,13 +12,12 @@ from typing import Any
 
 from service.errors import HubError
 from service.models.hub import Hub, HubFile, HubModel, part_of
-from service.models.places import canonical_name
+from service.models.places import CTRANSLATE2_WEIGHTS, canonical_name
 from service.models.store import Record, damage, megabytes, removed_folder, unfinished_folder
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-CTRANSLATE2_WEIGHTS = "model.bin"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 VOCABULARIES = ("vocabulary.json", "vocabulary.txt")  # of CTranslate2, where there is no tokenizer.json

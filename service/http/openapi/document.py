@@ -1,4 +1,4 @@
-"""/openapi.json, made of the tables that the API itself is made of: form_table's fields, schemas' bodies."""
+"""/openapi.json, made of the tables that the API itself is made of: the form's fields, the bodies of schemas.py."""
 
 from collections.abc import Collection, Sequence
 from importlib.metadata import PackageNotFoundError, version

@@ -81,7 +81,9 @@ def test_a_model_is_pulled_listed_verified_and_removed(wisp: Run, hub: FakeHub, 
         file.write(b"!")
     code, out, err = wisp("models", "verify", "tiny.en")
     assert (code, out) == (1, "")
-    assert err == f"wisp: tiny_en: model.safetensors is not what was fetched; wisp models pull {REPO} mends it\n"
+    assert (
+        err == f"wisp: tiny_en: model.safetensors is not what was fetched; wisp models pull {REPO} fetches it again\n"
+    )
     assert "is in" in wisp("models", "pull", REPO)[1]
     assert wisp("models", "verify")[0] == 0
 

@@ -37,7 +37,7 @@ def test_a_container_is_named_to_its_engine(tmp_path: Path, outside: pytest.Monk
     outside.setattr(socket, "gethostname", lambda: "3f2a")
     assert pull_command(Settings()) == "docker exec 3f2a wisp models pull tiny.en && docker restart 3f2a"
     outside.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert pull_command(Settings()) == "kubectl exec 3f2a -- wisp models pull tiny.en"
+    assert pull_command(Settings()) == "docker build --build-arg MODEL=tiny.en ."
 
 
 def test_a_clone_can_set_up_again(tmp_path: Path, outside: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernels.checkpoints.kinds import SUFFIXES
+from kernels.checkpoints.load import WEIGHTS_NAMES
 from kernels.webgpu.device import AdapterInfo, list_adapters
 from service.errors import DeviceUnavailable, ModelError
 from service.models import loaded as models
@@ -28,8 +30,15 @@ from service.models.loaded import (
 )
 from service.models.names import model_candidates
 from service.models.packaged import compare_sums, packaged_folder
-from service.models.places import canonical_name, find_place, is_whisper, tokenizer_for
-from service.models.store import hash_file
+from service.models.places import (
+    FOLDER_WEIGHTS,
+    WEIGHTS_SUFFIXES,
+    canonical_name,
+    find_place,
+    is_whisper,
+    tokenizer_for,
+)
+from service.models.store import Record, hash_file
 from service.settings import Settings
 from service.transcription.engine import Engine
 from tests.conftest import ROOT
@@ -241,7 +250,8 @@ def test_models_are_found_in_hugging_faces_cache(tmp_path: Path, synthetic: Path
         ("openai/whisper-base", base, "base"),
         ("base", base, "base"),
         ("whisper-base", base, "base"),
-        ("distil-whisper/distil-small.en", distil, "distil_whisper/distil_small_en"),
+        ("distil-whisper/distil-small.en", distil, "distil_small_en"),
+        ("distil-small.en", distil, "distil_small_en"),
     ):
         assert find_model(named, models) == ModelSpec(name, path)
     assert find_place("bert/bert", models) is None and not is_whisper(other)
@@ -502,3 +512,18 @@ def test_another_models_tokenizer_is_refused(install: Callable[[str], Path], sha
     folder = install("own")
     with pytest.raises(ModelError, match="another model's"):
         load_model(ModelSpec("own", folder, tokenizer=shared / "models/tiny_en/tokenizer.json"), "cpu")
+
+
+def test_the_names_of_weights_files_are_those_that_their_readers_know() -> None:
+    """They stand twice, as `wisp --help` should not load NumPy for them."""
+    assert WEIGHTS_SUFFIXES == SUFFIXES
+    assert set(FOLDER_WEIGHTS) == set(WEIGHTS_NAMES)
+
+
+def test_a_model_that_was_pulled_is_found_by_its_repositorys_name(
+    install: Callable[[str], Path], tmp_path: Path, bare: pytest.MonkeyPatch
+) -> None:
+    folder = install("distil_small_en")
+    Record("hub", "distil-whisper/distil-small.en", "5a" * 20, None, "", {}).write(folder)
+    for named in ("distil-whisper/distil-small.en", "distil-small.en", "Distil-Whisper/distil-small.en"):
+        assert find_model(named, tmp_path) == ModelSpec("distil_small_en", folder)
