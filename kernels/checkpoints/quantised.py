@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 GROUP_SIZE = 64  # weights that share a scale; an f16 for 64 bytes is 3 % more to store
 LARGEST = 127
+BLOCK_ROWS = 1024
 LARGEST_F16 = float(np.finfo(np.float16).max)
 
 
@@ -68,6 +69,11 @@ def quantise(weights: NDArray[Any]) -> Quantised:
     return Quantised(values.reshape(n_out, n_in), scales)
 
 
+def _halves(weights: NDArray[np.float32]) -> NDArray[Any]:
+    """The weights in f16; as they are where one is too large for that."""
+    return weights if max(weights.max(), -weights.min()) > LARGEST_F16 else weights.astype(np.float16)
+
+
 class Dequantised(Mapping[str, NDArray[Any]]):
     """Named tensors, quantised or not, read as float arrays: each is dequantised when it is asked for, and not kept."""
 
@@ -82,9 +88,14 @@ class Dequantised(Mapping[str, NDArray[Any]]):
         tensor = self._stored[name]
         if isinstance(tensor, np.ndarray):
             return tensor
-        weights = tensor.dequantise()
-        is_fine = isinstance(tensor, Quantised) and tensor.values.itemsize > 1
-        return weights if is_fine or np.abs(weights).max(initial=0) > LARGEST_F16 else weights.astype(np.float16)
+        if not isinstance(tensor, Quantised):
+            return _halves(tensor.dequantise())
+        if tensor.values.itemsize > 1:
+            return tensor.dequantise()
+        # Some rows at a time: the floats of all would be four times as large as what is kept.
+        blocks = (slice(at, at + BLOCK_ROWS) for at in range(0, len(tensor.values), BLOCK_ROWS))
+        parts = [_halves(tensor[rows].dequantise()) for rows in blocks]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
