@@ -359,3 +359,4 @@ class InternalError(WispError):
 
     def __init__(self) -> None:
         super().__init__("The server failed to process this request; its log says why, under this x-request-id.")
+        self.in_shell = "the transcription failed, for the reason above"

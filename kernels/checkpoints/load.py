@@ -141,7 +141,8 @@ def _weights_in(folder: Path) -> Path:
         return found[0]
     trouble = f"{folder}: has no model.safetensors, and {len(found)} files of other formats to load"
     if found:
-        raise UnknownFormat(f"{trouble} ({', '.join(path.name for path in found[:5])}): name one of them")
+        listed = ", ".join(path.name for path in found[:5]) + ", …" * (len(found) > 5)
+        raise UnknownFormat(f"{trouble} ({listed})")
     for path in files:
         kind = other_kind(path)
         if kind is not None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
-from service.errors import WispError
+from service.errors import InternalError, WispError
 from service.guest.code_cache import user_cache_folder
 from service.guest.runner import Guest, GuestError
 from service.http.app import GUEST_WASM, Engine
@@ -105,7 +105,7 @@ def _guest(write: Write) -> bool:
 
 def _model(settings: Settings, write: Write) -> bool:
     try:
-        spec = choose_model(settings)
+        spec = Engine(settings).read().spec  # not the first choice where that is damaged
     except WispError as error:
         write(f"model      FAILED. {error}\n")
         return False
@@ -125,6 +125,9 @@ def _self_test(settings: Settings, write: Write) -> bool:
         engine.prove(transcriber)
         second = time.perf_counter()
         target = transcriber.model.target.name
+    except InternalError as error:
+        write(f"self-test  FAILED: {error.in_shell}\n")
+        return False
     except WispError as error:
         write(f"self-test  FAILED. {error}\n")
         return False

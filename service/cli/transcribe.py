@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 
 from service.audio.decode import Audio, decode
 from service.cli.progress import Bar, progress_bar
-from service.errors import ClientGone, StartError, WispError
+from service.errors import ClientGone, InternalError, StartError, WispError
 from service.guest.code_cache import user_cache_folder
 from service.http.app import Engine
 from service.http.formats import render
@@ -207,6 +207,8 @@ def _noting(name: str, complaints: list[str]) -> Iterator[None]:
         yield
     except IsADirectoryError:
         complaints.append(f"{name}: a folder without audio files")
+    except InternalError as error:
+        complaints.append(f"{name}: {error.in_shell}")
     except (WispError, OSError) as error:
         complaints.append(f"{name}: {error.strerror if isinstance(error, OSError) else error}")
 

@@ -17,7 +17,7 @@ def pull_command(settings: Settings) -> str:
     """The command that gets tiny.en to where this server finds it when it starts again."""
     if "KUBERNETES_SERVICE_HOST" in os.environ:  # a pod keeps nothing: its image has to hold the model
         return "docker build --build-arg MODEL=tiny.en ."
-    if any(Path(mark).exists() for mark in CONTAINER_MARKS):
+    if not MAKEFILE.is_file() and any(Path(mark).exists() for mark in CONTAINER_MARKS):  # not a clone in a container
         name = socket.gethostname()  # an engine gives a container its own id for a name
         return f"docker exec {name} wisp {PULL} && docker restart {name}"
     words = [_program(), *PULL.split()]

@@ -34,7 +34,7 @@ MOST_JSON_BYTES = 16 * 2**20
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 NO_WAY = (
     "HTTPS_PROXY names a proxy and HF_ENDPOINT a mirror; or copy a model's folder from a machine that reaches the hub "
-    "into the one that WISP_MODELS_DIR names"
+    "into the models folder (WISP_MODELS_DIR, by default ~/.local/share/wisp/models)"
 )
 TOKEN_PAGE = "settings/tokens"  # where the hub gives out what HF_TOKEN takes
 

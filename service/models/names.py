@@ -26,6 +26,7 @@ from service.models.places import (
     stem_of,
     weights_in,
 )
+from service.models.store import Record
 from service.settings import PRELOAD_VARIABLE, Settings
 
 log = logging.getLogger("wisp")
@@ -193,6 +194,8 @@ def _spec(place: Place, models_dir: Path) -> ModelSpec:
     """The files of a place. Raises OSError."""
     weights = weights_in(place.path) if place.path.is_dir() else place.path
     sums = packaged_sums(place.path) if place.source == "package" else {}
+    if weights == place.path and (record := Record.read(place.path)) is not None:
+        sums = record.sums
     return ModelSpec(place.name, weights, sums=sums, models_dir=models_dir)
 
 

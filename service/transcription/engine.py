@@ -80,7 +80,7 @@ class Engine:
                 if self.spec is self._candidates[-1]:
                     raise
                 following = self._candidates[self._candidates.index(self.spec) + 1]
-                log.error("%s The next model is taken: %s, from %s.", error, following.name, following.weights)
+                log.warning("%s The next model is taken: %s, from %s.", error, following.name, following.weights)
                 self.spec = following
         return self._read
 

@@ -37,7 +37,7 @@ def test_adapters_are_listed_or_said_to_be_none(folder: Path) -> None:
     _, text = report(settings_for(folder, target="auto"))
     assert "\nadapter    " in text or "\nadapters   none" in text
     if "\nadapter    " in text:
-        assert "features: shader-f16 " in text and "max-buffer-size" in text
+        assert "features: subgroup " in text and "max-buffer-size" in text
 
 
 def test_the_target_told_is_the_one_that_serves(folder: Path) -> None:

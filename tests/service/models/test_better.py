@@ -34,6 +34,8 @@ def test_a_virtual_environments_own_command_is_named(tmp_path: Path, outside: py
 
 def test_a_container_is_named_to_its_engine(tmp_path: Path, outside: pytest.MonkeyPatch) -> None:
     outside.setattr(better_model, "CONTAINER_MARKS", (str(tmp_path),))
+    assert "docker" not in pull_command(Settings()), "a clone in a container is a clone"
+    outside.setattr(better_model, "MAKEFILE", tmp_path / "absent")
     outside.setattr(socket, "gethostname", lambda: "3f2a")
     assert pull_command(Settings()) == "docker exec 3f2a wisp models pull tiny.en && docker restart 3f2a"
     outside.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
