@@ -60,7 +60,7 @@ class Guest:
         self._lock = threading.Lock()
         self._watchdog = Watchdog()
         self._closed = False
-        engine = _engine()
+        engine = Engine(engine_config())
         try:
             self._module = _compile(engine, wasm.read_bytes(), cache_folder)
             _check(self._module)
@@ -126,7 +126,7 @@ class Guest:
                 raise RuntimeError("the guest is closed")
             lane = self._idle.pop() if self._idle else None
         if lane is None:
-            engine = _engine()
+            engine = Engine(engine_config())
             lane = _Lane(engine, Module.deserialize(engine, self._module.serialize()), self._memory_bytes)
         try:
             yield lane
@@ -293,7 +293,8 @@ def _verdict(run: _Run, failure: str | None) -> Exception:
     return (GuestError if reason is None else type(reason))("\n".join(lines))
 
 
-def _engine() -> Engine:
+def engine_config() -> Config:
+    """What the guest's machine code is made for."""
     config = Config()
     config.epoch_interruption = True
     # One 32-bit memory of its own is all that the host calls can read and the limits count.
@@ -302,7 +303,7 @@ def _engine() -> Engine:
     config.wasm_threads = False
     config.memory_reservation = config.memory_reservation_for_growth = RESERVED_BYTES
     config.memory_guard_size = GUARD_BYTES
-    return Engine(config)
+    return config
 
 
 def _compile(engine: Engine, wasm: bytes, cache_folder: Path | None) -> Module:

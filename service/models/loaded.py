@@ -294,8 +294,8 @@ def read_checkpoint(spec: ModelSpec) -> Checkpoint:
             f"wisp models pull {'tiny' if error.is_multilingual else 'tiny.en'} fetches one."
         ) from error
     except CheckpointError as error:
-        advice = "Fetch its files again, or name another" if error.may_be_damage else "Name another folder or file"
-        raise ModelError(f"{trouble}: {error}. {advice} with --model.") from error
+        advice = "Fetch its files again, or name" if error.may_be_damage else "Name"
+        raise ModelError(f"{trouble}: {error}. {advice} another with --model.") from error
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:

@@ -206,7 +206,10 @@ def test_the_embedded_model_is_told_to_be_small_and_each_of_its_words_is_heard_w
 ) -> None:
     speech = (shared / "speech" / "jfk.wav").read_bytes()
     granularities = {"timestamp_granularities[]": ["segment", "word"]}
-    with engine_for(Settings(target="cpu", models_dir=str(tmp_path))) as engine, site_for(engine) as embedded:
+    with (
+        engine_for(Settings(model="embedded", target="cpu", models_dir=str(tmp_path))) as engine,
+        site_for(engine) as embedded,
+    ):
         page = open_page(embedded)
         expect(page.get_by_label("About the model")).to_contain_text("wisp models pull tiny.en")
         page.get_by_text("Options").click()

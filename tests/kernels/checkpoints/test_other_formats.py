@@ -162,7 +162,7 @@ def test_a_tokenizer_is_asked_for_where_there_is_none(tmp_path: Path) -> None:
         with pytest.raises(NoTokenizer, match=missing) as error:
             load_checkpoint(path, tokenizer_for=ask)
         assert not error.value.may_be_damage
-    with pytest.raises(ModelError, match=r"of 283 tokens\. Name another with --model"):
+    with pytest.raises(ModelError, match=r"of 283 tokens\. Any model of that kind"):
         read_checkpoint(ModelSpec("m", path))
 
 

@@ -176,7 +176,7 @@ def test_the_fork_server_starts_again_after_its_end() -> None:
 @needs_linux
 def test_the_fork_server_ends_with_the_service() -> None:
     code = (
-        "import sys, io; from service import decoder_client; from service.audio.decode import decode\n"
+        "import sys, io; from service.audio import decoder_client; from service.audio.decode import decode\n"
         "decode(io.BytesIO(sys.stdin.buffer.read())); print(decoder_client._server._process.pid, flush=True)\n"
         "import os; os._exit(0)"
     )

@@ -117,7 +117,7 @@ def test_what_is_wrong_is_400_and_what_is_not_there_404(client: openai.OpenAI, j
             hear(client, jfk, **arguments)
     corrupt = io.BytesIO(b"not a valid audio file")
     corrupt.name = "invalid.wav"
-    with pytest.raises(openai.BadRequestError, match="format is not known") as bad:
+    with pytest.raises(openai.BadRequestError, match="not audio of a known format") as bad:
         hear(client, corrupt)
     assert bad.value.param == "file"
     with pytest.raises(openai.BadRequestError, match="cannot translate"):
