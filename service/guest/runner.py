@@ -42,7 +42,7 @@ __all__ = ["Guest", "GuestCancelled", "GuestError", "GuestTimeout"]
 WASI = "wasi_snapshot_preview1"
 MEMORY_BYTES = 256 * 2**20  # linear memory of one instance, 256 MiB
 TABLE_ELEMENTS = 65_536  # of one instance's tables
-RESERVED_BYTES = 16 * 2**20  # of address space at first, and again as it grows; wasmtime's default is 4 GiB an instance
+RESERVED_BYTES = 64 * 2**20  # of address space at first, and again as it grows; wasmtime's default is 4 GiB an instance
 GUARD_BYTES = 2**16  # behind it, wasmtime's default being 32 MiB
 IDLE_LANES = 2  # kept prepared for the next runs, each with a copy of the machine code and an open file
 
