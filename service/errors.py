@@ -88,7 +88,7 @@ class UnsupportedValue(RequestError):
 
 
 class MalformedForm(RequestError):
-    """The body is not the multipart/form-data it should be."""
+    """The body is of no type that is read here, or broken; or it or the address has too many fields."""
 
     code = "malformed_form"
 

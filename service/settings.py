@@ -86,7 +86,8 @@ class Settings:
     hosts: str = _field(
         "host.docker.internal,host.containers.internal",
         "Names that clients call this server by, comma-separated, such as wisp.example or *.example: its pages' "
-        "origins and, on 127.0.0.1 or ::1, the only Host headers taken, with addresses and localhost",
+        "origins and, where only this machine reaches it, the only Host headers accepted, with addresses, localhost "
+        "and names without a dot",
     )
     model: str = _field(
         "",

@@ -2,7 +2,8 @@
 
     serve run deploy.ray.service:app
 
-Settings are Wisp's WISP_* variables, as the replicas' processes see them.
+Settings are Wisp's WISP_* variables, as the replicas' processes see them. The address is Ray's own, 127.0.0.1 unless
+its configuration says otherwise, and Wisp can't see it: WISP_PUBLISHED states it where other machines reach it.
 """
 
 import os
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from service.guest.code_cache import user_cache_folder
+from service.http.api_keys import is_local, read_api_keys, refuse_to_expose
 from service.http.app import Engine, create_app
 from service.settings import read_settings
 from service.transcription.memory import keep_little
@@ -26,7 +28,11 @@ MAX_REPLICAS = int(os.environ.get("WISP_RAY_MAX_REPLICAS", "4"))
 def build() -> "Starlette":
     """One replica's application; Ray runs its lifespan, which loads the model. Raises StartError."""
     keep_little()
-    return create_app(Engine(read_settings(os.environ), cache_folder=user_cache_folder()))
+    settings = read_settings(os.environ)
+    keys = read_api_keys(settings)
+    refuse_to_expose(settings, keys)
+    engine = Engine(settings, cache_folder=user_cache_folder())
+    return create_app(engine, keys=keys, check_host=is_local(settings))
 
 
 app = serve.deployment(

@@ -42,7 +42,6 @@ class Errno(IntEnum):
     MISSING_MEMORY = 3
     BUSY = 4
     RUNTIME_ERROR = 5
-    UNSUPPORTED_OPERATION = 6
     TOO_LARGE = 7
     NOT_FOUND = 8
 

@@ -118,13 +118,17 @@ def _digest(place: str, text: str) -> bytes:
     return digest_of(text)
 
 
-def refuse_to_expose(settings: Settings, keys: ApiKeys) -> None:
-    """Raise StartError for an address that others reach, without a key, unless a setting allows exactly that.
+def is_local(settings: Settings) -> bool:
+    """Whether only this machine reaches the server.
 
-    In a container the address is the one that its port is published on, where that is known.
+    The address that counts is `published`, where a container's port is published, if it is set; else `host`.
     """
-    host = settings.published.rpartition(":")[0].strip("[]") if settings.published else settings.host
-    if keys.are_required or settings.allow_public_without_key == "yes" or is_loopback(host):
+    return is_loopback(settings.published.rpartition(":")[0].strip("[]") if settings.published else settings.host)
+
+
+def refuse_to_expose(settings: Settings, keys: ApiKeys) -> None:
+    """Raise StartError for an address that others reach, without a key, unless a setting allows exactly that."""
+    if keys.are_required or settings.allow_public_without_key == "yes" or is_local(settings):
         return
     raise StartError(
         f"The address {settings.published or settings.host} lets other machines in, and there is no API key: set "

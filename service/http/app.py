@@ -176,7 +176,7 @@ def _middleware(
 
 def serve(settings: Settings) -> None:
     """Serve until told to stop. Raises StartError, before anything listens, for keys, address, model or port."""
-    from service.http.api_keys import is_loopback, read_api_keys, refuse_to_expose
+    from service.http.api_keys import is_local, read_api_keys, refuse_to_expose
     from service.http.connections import connections_within, raise_file_limit
     from service.http.logs import dress
     from service.http.server import Server
@@ -193,7 +193,7 @@ def serve(settings: Settings) -> None:
     engine = Engine(settings, cache_folder=user_cache_folder())
     engine.read()
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
-    app = create_app(engine, tracing, keys, check_host=is_loopback(settings.host))
+    app = create_app(engine, tracing, keys, check_host=is_local(settings))
     server = Server(
         app,
         app.state.service.under_way,

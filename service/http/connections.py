@@ -65,9 +65,7 @@ class AcceptErrors:
 
     def __call__(self, loop: Any, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if not (
-            isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-        ):
+        if not (isinstance(error, OSError) and error.errno in OUT_OF_FILES):
             loop.default_exception_handler(context)
             return
         now = self._clock()

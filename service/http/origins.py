@@ -16,6 +16,7 @@ from service.errors import ForeignOrigin, UnknownHost, WispError
 from service.http.request_log import error_response
 
 HEALTH_PATHS = frozenset({"/health", "/healthz", "/readyz"})  # which monitors ask by any name, and which tell little
+SINGLE_LABEL = re.compile(r"[a-z0-9_-]+", re.ASCII)  # as of a container: no public name, so no page's to rebind
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -28,7 +29,7 @@ class OriginGuard:
     def __init__(self, app: ASGIApp, *, origins: str, hosts: Sequence[str], check_host: bool) -> None:
         """`origins`: a regular expression of those that may use the server. `hosts`: its names, `*` for any letters.
 
-        `check_host`: whether only those, localhost and addresses are its names.
+        `check_host`: whether only those, localhost, addresses and names without a dot are its own.
         """
         self.app, self.hosts, self.check_host = app, hosts, check_host
         self.origins = re.compile(origins)
@@ -54,7 +55,8 @@ class OriginGuard:
 
     def _is_own_name(self, host: str) -> bool:
         name = _name(host)
-        return name == "localhost" or name.endswith(".localhost") or _is_address(name) or self._is_configured(name)
+        is_local = SINGLE_LABEL.fullmatch(name) is not None or name.endswith(".localhost")
+        return is_local or _is_address(name) or self._is_configured(name)
 
     def _is_own_page(self, origin: str, host: str, fetch_site: str) -> bool:
         if fetch_site == "same-origin":  # no page can set it, and behind a proxy Host may be another

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, BinaryIO
+from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -15,6 +16,7 @@ from starlette.routing import Route
 
 from service.errors import (
     ClientGone,
+    MalformedForm,
     MethodNotAllowed,
     MissingField,
     ModelNotFound,
@@ -28,7 +30,7 @@ from service.errors import (
 from service.http import formats, web_page
 from service.http.form.bodies import reader_for
 from service.http.form.fields import Fields, accept
-from service.http.form.multipart import BodyReader
+from service.http.form.multipart import MAX_PARTS, BodyReader
 from service.http.jobs import Job, look_at
 from service.http.openapi import routes as api_pages
 from service.http.openapi.document import WILDCARDS
@@ -157,14 +159,23 @@ async def _answer(request: Request, task: str) -> Response:
 
 
 def _fields(request: Request, service: Service, task: str, check: Callable[[Options], None]) -> Fields:
-    """The fields of a request, with those of its address as defaults: the query's, and Azure's deployment."""
+    """The fields of a request, with those of its address as defaults: the query's, and Azure's deployment.
+
+    Raises MalformedForm for a query of more than MAX_PARTS fields, before it is parsed.
+    """
     refuses_unknown = service.settings.unknown_fields == "refuse"
     names = service.names()
     address = Fields(service.is_served, names, task=task, check=check, refuses_unknown=refuses_unknown)
     deployment = request.path_params.get("deployment")
     if deployment is not None:
         address("model", deployment)
-    for name, text in request.query_params.multi_items():
+    try:
+        query = parse_qsl(
+            request.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARTS
+        )
+    except ValueError:
+        raise MalformedForm(f"The address has more than {MAX_PARTS} fields.") from None
+    for name, text in query:
         if name not in QUERY_OF_AZURE and not (name == "model" and deployment is not None):
             address(name, text)
     address.fold()

@@ -51,7 +51,7 @@ class UploadPlace:
 
     def lose(self) -> None:
         """Another request has it now."""
-        self.is_lost = True
+        self.is_counted, self.is_lost = False, True
         if self._reading is not None:
             self._reading.reschedule(asyncio.get_running_loop().time())
 
@@ -136,18 +136,34 @@ class Uploads:
         try:
             self._check_room(place.admission)
         except QueueFull:
-            if not self._take_from_slowest(lambda other: other.is_counted):
+            slow = self._slowest(lambda other: other.is_counted)
+            if not slow:
                 raise
+            slow[0].lose()
         place.is_counted = True
 
     def spool(self, place: UploadPlace, n_bytes: int) -> None:
-        """It grows by so many bytes. Raises NoSpace where it takes too much of what is left and none is slow."""
+        """It grows by `n_bytes`. Where that is too much of what is left, slow uploads give way, no more than needed.
+
+        Raises NoSpace where all of their bytes would not be enough; then none gives way.
+        """
         with self._lock:
             self.n_spooled += n_bytes
             place.n_bytes += n_bytes
             left = self.spool_bytes - self.n_spooled
-        if place.n_bytes > LARGEST_SHARE * left and not self._take_from_slowest(lambda other: other is not place):
-            raise NoSpace
+        if place.n_bytes <= LARGEST_SHARE * left:
+            return
+        slow = iter(self._slowest(lambda other: other is not place and other.n_bytes > 0))
+        lost: list[UploadPlace] = []
+        while place.n_bytes > LARGEST_SHARE * left:
+            other = next(slow, None)
+            if other is None:
+                raise NoSpace
+            left += other.n_bytes
+            lost.append(other)
+        for other in lost:
+            other.lose()
+            self.forget(other)
 
     def forget(self, place: UploadPlace) -> None:
         """Its bytes are gone. Thread-safe."""
@@ -155,15 +171,10 @@ class Uploads:
             self.n_spooled -= place.n_bytes
             place.n_bytes = 0
 
-    def _take_from_slowest(self, is_one: Callable[[UploadPlace], bool]) -> bool:
-        """Have the slowest of the slow uploads give way, of those that `is_one`; False where there is none."""
+    def _slowest(self, is_one: Callable[[UploadPlace], bool]) -> list[UploadPlace]:
+        """The slow uploads of those that `is_one`, the slowest first."""
         slow = [place for place in self._under_way if is_one(place) and place.is_slow()]
-        slowest = min(slow, key=lambda place: (place.pace(), place.came_at), default=None)
-        if slowest is None:
-            return False
-        slowest.is_counted = False
-        slowest.lose()
-        return True
+        return sorted(slow, key=lambda place: (place.pace(), place.came_at))
 
     def _check_room(self, admission: Admission | None) -> None:
         coming = Counter(place.client for place in self._under_way if place.is_counted)

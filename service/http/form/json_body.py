@@ -4,6 +4,7 @@ Only strings too long for a field are treated so. The rest of the body, small, i
 """
 
 import binascii
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -12,12 +13,13 @@ from typing import Any
 from service.errors import InvalidValue, MalformedForm
 from service.http.form.multipart import MAX_FIELD_BYTES, MAX_PARTS, BodyReader, FieldListener
 
-IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # up to the quote, or to a backslash that ends the piece
 ALPHABET = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 BLANK = b" \t\r\n"
 SPOOLED = "\0spooled\0"  # stands for the long string; one that a client sends has no audio of its own
 MAX_SKELETON_BYTES = 1024 * 1024  # all of the body but the audio
+MAX_STRINGS = 16 * MAX_PARTS  # names and values, those inside of ignored fields too
 FILE_KEYS = ("file", "input_audio", "audio")
 
 
@@ -66,8 +68,9 @@ class JsonReader(BodyReader):
         super().__init__(max_file_bytes=max_file_bytes, on_field=on_field)
         self.max_body_bytes = 2 * max_file_bytes + MAX_SKELETON_BYTES  # base64 and its escapes
         self._skeleton = bytearray()
+        self._n_strings = 0
         self._text = bytearray()  # of the string under way; once it is spooled, what is not decoded yet
-        self._in_string = False
+        self._in_string = self._is_escaping = False  # the latter: a backslash ended the last piece
         self._decoder: Base64Decoder | None = None
         self._long: Base64Decoder | None = None  # the decoder of the string under way
 
@@ -80,19 +83,17 @@ class JsonReader(BodyReader):
                 self._add_to_skeleton(piece[start:end])
                 start, self._in_string = end + 1, quote >= 0
                 continue
-            # A backslash at the end of what was kept belongs to the first byte here.
-            self._text += piece[start:]
-            match = IN_STRING.match(self._text)
+            match = IN_STRING.match(piece, start + self._is_escaping)
             assert match is not None
-            start = len(piece) - (len(self._text) - match.end()) + 1
-            is_whole = match.end() < len(self._text) and self._text[match.end()] == ord('"')
+            end = match.end()
+            self._is_escaping = piece[end : end + 1] == b"\\"
+            is_whole = piece[end : end + 1] == b'"'
+            self._text += piece[start : end + self._is_escaping]
+            start = end + 1
             if is_whole:
-                del self._text[match.end() :]
                 self._end_string()
-            else:
-                start = len(piece)
-                if len(self._text) > MAX_FIELD_BYTES or self._long is not None:
-                    self._spool()
+            elif len(self._text) > MAX_FIELD_BYTES or self._long is not None:
+                self._spool()
 
     def _add_to_skeleton(self, data: bytes) -> None:
         self._skeleton += data
@@ -112,6 +113,9 @@ class JsonReader(BodyReader):
         del self._text[:end]
 
     def _end_string(self) -> None:
+        self._n_strings += 1
+        if self._n_strings > MAX_STRINGS:
+            raise MalformedForm(f"The JSON body has more than {MAX_STRINGS} strings.")
         if self._long is not None or len(self._text) > MAX_FIELD_BYTES:
             self._spool(is_last=True)
             self._long = None
@@ -135,7 +139,8 @@ class JsonReader(BodyReader):
             if text is not None and text != SPOOLED:
                 self._open_file()
                 self._add_to_file(Base64Decoder().feed(text.encode("utf-8", "replace"), is_last=True))
-        fields = [field for name, value in body.items() for field in texts(name, value)]
+        found = (field for name, value in body.items() for field in texts(name, value))
+        fields = list(itertools.islice(found, MAX_PARTS + 1))
         if len(fields) > MAX_PARTS:
             raise MalformedForm(f"The JSON body has more than {MAX_PARTS} fields.")
         for name, text in fields:

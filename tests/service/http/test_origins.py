@@ -9,6 +9,8 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from service.errors import StartError
+from service.http import app as wiring
 from service.http.app import create_app
 from service.http.origins import OriginGuard
 from service.settings import Settings
@@ -53,6 +55,10 @@ OWN, FOREIGN, MISDIRECTED = 204, 403, 421
         ({"Host": "localhost.evil.example"}, MISDIRECTED),
         ({"Host": "127.0.0.1.evil.example"}, MISDIRECTED),
         ({"Host": "["}, MISDIRECTED),
+        ({"Host": "cpu.evil.example"}, MISDIRECTED),
+        ({"Host": "cpu:8080"}, OWN),
+        ({"Host": "wisp-cpu_1:8080", "Origin": "http://wisp-cpu_1:8080"}, OWN),
+        ({"Host": "cpu:8080", "Origin": EVIL}, FOREIGN),
         ({"Host": "LOCALHOST:1"}, OWN),
         ({"Host": "localhost."}, OWN),
         ({"Host": "wisp.localhost:8080"}, OWN),
@@ -112,6 +118,39 @@ def test_a_foreign_page_is_refused_before_its_upload_is_read(folder: Path) -> No
         assert len(client.get("/v1/models", headers={"Origin": "x" * 10_000}).text) < 500
 
 
+@pytest.mark.parametrize(
+    ("host", "published", "expected"),
+    [
+        ("0.0.0.0", "127.0.0.1:8080", MISDIRECTED),  # as compose.yaml publishes the image's port
+        ("0.0.0.0", "[::1]:8080", MISDIRECTED),
+        ("127.0.0.1", "", MISDIRECTED),
+        ("0.0.0.0", "8080", 200),
+        ("127.0.0.1", "0.0.0.0:8080", 200),
+        ("0.0.0.0", "", 200),
+    ],
+)
+def test_who_reaches_a_container_decides_by_which_names(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, host: str, published: str, expected: int
+) -> None:
+    apps = []
+
+    def created(*args: Any, **options: Any) -> Any:
+        apps.append(create_app(*args, **options))
+        return apps[0]
+
+    def listen(*address: Any) -> None:
+        raise StartError("Nothing listens in this test.")
+
+    monkeypatch.setattr(wiring, "create_app", created)
+    monkeypatch.setattr(wiring, "_listen", listen)
+    settings = settings_for(folder, host=host, published=published, allow_public_without_key="yes")
+    with pytest.raises(StartError, match="in this test"):
+        wiring.serve(settings)
+    client = TestClient(apps[0])
+    assert client.get("/v1/models", headers={"Host": "evil.example:8080"}).status_code == expected
+    assert client.get("/v1/models", headers={"Host": "cpu:8080"}).status_code == 200
+
+
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with server_process(folder, tmp_path_factory.mktemp("cache")) as server:
@@ -124,7 +163,8 @@ def test_a_server_on_this_machine_knows_its_names(server: ServerProcess) -> None
     told = assert_error(httpx2.post(server.url + PATH, headers=rebound, files=FILES), 421, "unknown_host")
     assert "WISP_HOSTS" in told
     assert httpx2.get(server.url + "/metrics", headers={"Host": "evil.example"}).status_code == 421
-    assert httpx2.get(server.url + "/healthz", headers={"Host": "a.monitors.name"}).status_code == 200
+    for path in ("/health", "/healthz", "/readyz"):
+        assert httpx2.get(server.url + path, headers={"Host": "a.monitors.name"}).status_code == 200
     own = {"Origin": f"http://localhost:{port}", "Host": f"localhost:{port}"}
     for headers in ({}, own, {"Host": f"host.docker.internal:{port}"}):
         assert httpx2.post(server.url + PATH, headers=headers, files=FILES, timeout=60).status_code == 200

@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.http.app import create_app
+from service.http.form.multipart import MAX_PARTS
 from tests.support import synthetic
 from tests.support.serving import PATH, assert_error, engine_for, post, ready, settings_for, wav
 
@@ -77,6 +78,12 @@ def test_fields_may_be_in_the_address_and_those_of_the_form_win(client: TestClie
     assert answer.text.startswith("1\n00:00:00,000")
     refusal = client.post(f"{PATH}?temperature=hot", content=b"", headers={"content-type": "audio/wav"})
     assert_error(refusal, 400, "invalid_value", "temperature")
+
+
+def test_an_address_has_a_bounded_number_of_fields(client: TestClient) -> None:
+    query = "&".join(["a"] * MAX_PARTS)
+    assert client.post(f"{PATH}?{query}", files=UPLOAD).status_code == 200
+    assert "address" in assert_error(client.post(f"{PATH}?{query}&a", files=UPLOAD), 400, "malformed_form")
 
 
 def test_a_body_may_be_json_or_the_sound(client: TestClient) -> None:

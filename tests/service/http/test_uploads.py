@@ -232,6 +232,40 @@ def test_all_uploads_together_leave_room_for_a_small_one(monkeypatch: pytest.Mon
     asyncio.run(scenario())
 
 
+def test_no_more_slow_uploads_give_way_than_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    async def scenario() -> None:
+        uploads = Uploads(50, spool_bytes=1_000_000, slow_after_s=5.0)
+        with ExitStack() as stack:
+            *trickling, slow, slower, large = (stack.enter_context(uploads.reserve(None)) for _ in range(23))
+            slower.add(100_000)
+            clock.now = 100.1
+            slow.add(100_000)
+            for place in trickling[:10]:  # the others have sent nothing
+                place.add(1)
+            others = (*trickling, slow, slower)
+            readings = [asyncio.create_task(read(place)) for place in others]
+            await asyncio.sleep(0)
+            clock.now = 110.0
+
+            large.add(590_000)
+            assert not any(place.is_lost for place in others)
+            large.add(40_000)  # three times what is left without the slowest's
+            assert [place for place in others if place.is_lost] == [slower]
+            large.add(500)
+            assert [place for place in others if place.is_lost] == [slower], "its bytes are not counted again"
+            assert uploads.n_spooled <= uploads.spool_bytes
+            with pytest.raises(NoSpace):
+                large.add(500_000)
+            assert [place for place in others if place.is_lost] == [slower], "none gives way for nothing"
+            for reading in readings:
+                reading.cancel()
+            await asyncio.gather(*readings, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
 def test_bytes_are_on_the_disk_until_the_job_has_ended() -> None:
     uploads, job = Uploads(1, spool_bytes=1000), Future[None]()
 

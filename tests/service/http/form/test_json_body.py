@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from service.errors import InvalidValue, MalformedForm, UploadTooLarge
+from service.http.form import json_body
 from service.http.form.bodies import SoundReader, UrlencodedReader, reader_for
-from service.http.form.json_body import MAX_SKELETON_BYTES, JsonReader
+from service.http.form.json_body import MAX_SKELETON_BYTES, MAX_STRINGS, JsonReader
 from service.http.form.multipart import MAX_FIELD_BYTES, MAX_PARTS, BodyReader
 
 SHORT = bytes(range(256))
@@ -131,6 +132,8 @@ def test_a_long_text_is_decoded_as_it_arrives() -> None:
         b'{"file": "' + b"\\x" * 2 * MAX_FIELD_BYTES + b'"}',
         b" " * (MAX_SKELETON_BYTES + 1),
         b'{"keywords": [' + b",".join([b'"a"'] * (MAX_PARTS + 1)) + b"]}",
+        b'{"keywords": [' + b",".join([b"0"] * (MAX_PARTS + 1)) + b"]}",
+        b'{"metadata": [[' + b",".join([b'""'] * MAX_STRINGS) + b"]]}",
         b"\xff\xfe",
     ],
     ids=lambda body: str(body[:20]),
@@ -178,6 +181,40 @@ def test_json_is_read_the_same_however_it_is_cut() -> None:
     for _ in range(20):
         file, fields, _ = read(body, step=chance.randrange(1000, 90_000))
         assert file == LONG and fields == {"prompt": ['a\\"b']}
+
+
+class CountedText(bytearray):
+    """Counts the bytes that are added to it."""
+
+    n_added = 0
+
+    def __iadd__(self, data: Any) -> "CountedText":  # type: ignore[misc]  # bytearray + bytes is a bytearray
+        self.n_added += len(data)
+        self.extend(data)
+        return self
+
+
+@pytest.mark.parametrize("step", [1, 10, 1 << 16])
+@pytest.mark.parametrize("inside", ['","' * (MAX_STRINGS - 100), "a" * 60_000, "\\n" * 30_000, "\\\\" * 30_000])
+def test_each_byte_is_looked_at_and_kept_once(monkeypatch: pytest.MonkeyPatch, inside: str, step: int) -> None:
+    n_matched, pattern = 0, json_body.IN_STRING
+
+    class CountedPattern:
+        def match(self, text: bytes, start: int = 0) -> Any:
+            nonlocal n_matched
+            match = pattern.match(text, start)
+            assert match is not None
+            n_matched += match.end() - start
+            return match
+
+    monkeypatch.setattr(json_body, "IN_STRING", CountedPattern())
+    body = f'{{"prompt": ["{inside}"]}}'.encode()
+    reader = JsonReader(max_file_bytes=1, on_field=lambda name, text: None)
+    reader._text = text = CountedText()
+    for start in range(0, len(body), step):
+        reader._feed(body[start : start + step])
+    assert bytes(reader._skeleton) == body
+    assert n_matched <= len(body) and text.n_added <= len(body)
 
 
 # The sound alone, and urlencoded
