@@ -8,7 +8,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 def plain_path(path: str) -> str:
-    """`//v1/models/` → `/v1/models`: clients join a base address and a path with a slash too many, or end in one."""
+    """`//v1/models/` → `/v1/models`: clients join a base address and a path with a slash too many, or end in one.
+
+    A target in absolute form, as clients of proxies send it, loses its scheme and host (RFC 9112, 3.2.2).
+    """
+    path = re.sub("^https?://[^/]*", "", path)
     return re.sub("/{2,}", "/", path).rstrip("/") or "/"
 
 

@@ -61,6 +61,12 @@ def unescaped(text: bytes) -> bytes:
         raise MalformedForm("The body is not JSON.") from None
 
 
+def without_lone_surrogates(value: Any) -> Any:
+    """The same JSON value with U+FFFD for halves of characters, which JavaScript leaves where it cuts a text."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+
+
 class JsonReader(BodyReader):
     """application/json: an object of fields. The file is `file` or `audio`, or `input_audio` with `data` in it."""
 
@@ -127,7 +133,7 @@ class JsonReader(BodyReader):
 
     def _finish(self) -> None:
         try:
-            body = json.loads(self._skeleton)
+            body = without_lone_surrogates(json.loads(self._skeleton))
         except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict) or self._in_string:

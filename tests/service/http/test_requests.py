@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from service.http.app import create_app
 from service.http.form.multipart import MAX_PARTS
+from service.http.route_table import plain_path
 from tests.support import synthetic
 from tests.support.serving import PATH, assert_error, engine_for, post, ready, settings_for, wav
 
@@ -225,3 +226,10 @@ def test_a_page_of_the_internet_may_ask_a_server_at_home(folder: Path) -> None:
         assert preflight(client, "https://b.example", **asks).status_code == 400
         answer = client.get("/v1/models", headers={"Origin": "https://a.example"})
         assert "wisp-warning" in answer.headers["access-control-expose-headers"]
+
+
+def test_a_target_in_absolute_form_is_its_path() -> None:
+    assert (
+        plain_path("http://localhost:8080/v1/models") == plain_path("https://wisp.example//v1/models/") == "/v1/models"
+    )
+    assert plain_path("http://localhost") == "/"

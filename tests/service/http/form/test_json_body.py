@@ -249,3 +249,12 @@ def test_an_urlencoded_form_has_its_file_in_base64() -> None:
 def test_another_type_is_refused(content_type: str) -> None:
     with pytest.raises(MalformedForm):
         read(b"x", content_type)
+
+
+def test_half_a_character_is_replaced() -> None:
+    """As JavaScript leaves it where it cuts a text inside an emoji."""
+    body = json.dumps(
+        {"file": encoded(SHORT), "prompt": "cut \ud83d", "keywords": ["\udfff", "whole \U0001f3b5"]}
+    ).encode()
+    fields = read(body, "application/json")[1]
+    assert fields["prompt"] == ["cut \ufffd"] and "".join(fields["keywords[]"]) == "\ufffdwhole \U0001f3b5"
