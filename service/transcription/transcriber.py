@@ -206,8 +206,8 @@ class Transcriber:
         try:
             check()
             with Turn(self.reading, watch, check) as turn:
-                chunking = options.chunking or (Chunking() if self.vad == "cut" else None)
-                recent = Recent() if chunking or self.vad == "skip" else None
+                chunking = options.chunking or (Chunking() if self.vad == "cut" and not options.uncut else None)
+                recent = Recent() if chunking or self.vad != "off" else None
                 reader = Reader(turn, on_block, recent)
                 work.enter("decode_audio")
                 audio = reader.decoded(recording)
@@ -337,7 +337,7 @@ class Transcriber:
                 "emit_tokens": options.logprobs,
                 "clip_timestamps": clips or [0.0],
                 "detect_in_clips": clips is not None,
-                "no_speech": "skip" if self.vad == "skip" and clips is None else "reference",
+                "no_speech": "skip" if self.vad != "off" and clips is None else "reference",
                 "last_rung": "best",
                 "times": "sound",
             },

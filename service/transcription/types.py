@@ -15,8 +15,9 @@ class Options:
     `keywords` are words to expect: unlike `prompt`, which leads up to the first window, they are put before every one.
     `languages`: what detection chooses among, all of the model's where there are none. `task`: `transcribe`, or
     `translate` into English. `logprobs`: each token's log-probability. `chunking`: what of the audio is heard; all of
-    it, in the model's own windows, without. `beam_size`: 0 is the server's. `without_timestamps`: decode without
-    timestamp tokens. `seed`: of the random numbers at temperatures above 0.
+    it, in the model's own windows, without. `uncut`: all of it too where the server cuts by default. `beam_size`: 0 is
+    the server's. `without_timestamps`: decode without timestamp tokens. `seed`: of the random numbers at temperatures
+    above 0.
     """
 
     language: str | None = None
@@ -28,6 +29,7 @@ class Options:
     task: str = "transcribe"
     logprobs: bool = False
     chunking: Chunking | None = None
+    uncut: bool = False
     beam_size: int = 0
     without_timestamps: bool = False
     seed: int = 0

@@ -139,6 +139,7 @@ class Fields:
             keywords=tuple(word.strip() for word in keywords if word),
             logprobs="logprobs" in value(INCLUDE.name, ()),
             chunking=value(CHUNKING.name) or (Chunking() if value(VAD_FILTER.name) else None),
+            uncut=value(VAD_FILTER.name) is False,
             beam_size=value(BEAM_SIZE.name, 0),
             without_timestamps=bool(value(UNTIMED.name) or value(UNTIMED_CPP.name)),
             seed=value(SEED.name, 0),

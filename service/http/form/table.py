@@ -259,7 +259,7 @@ FIELDS = (
 
 # Fields of other servers' APIs that clients send here too. A value that cannot be used is ignored with a warning.
 HOTWORDS = Field("hotwords", "faster-whisper's: as keywords.")
-VAD_FILTER = Field("vad_filter", "faster-whisper's: as chunking_strategy auto.", kind="boolean")
+VAD_FILTER = Field("vad_filter", "faster-whisper's: as chunking_strategy auto; false: no cutting.", kind="boolean")
 BEAM_SIZE = Field("beam_size", "openai/whisper's: beams to search with.", kind="integer", minimum=1, maximum=MAX_BEAMS)
 UNTIMED = Field("without_timestamps", "openai/whisper's: decode without timestamp tokens.", kind="boolean")
 UNTIMED_CPP = replace(UNTIMED, name="no_timestamps", help="whisper.cpp's: as without_timestamps.")

@@ -169,10 +169,14 @@ def test_the_setting_cuts_for_all_who_do_not_say(tmp_path: Path, speech: Samples
         assert post(client, file(silence(7.0))).json()["text"] == ""
         own = {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "0"}
         assert post(client, file(silence(7.0)), **own).json()["text"] != ""
-        (segment,) = post(client, file(np.concatenate([silence(8.0), speech])), response_format="verbose_json").json()[
-            "segments"
-        ]
+        late = file(np.concatenate([silence(8.0), speech]))
+        (segment,) = post(client, late, response_format="verbose_json").json()["segments"]
         assert 7.6 <= segment["start"] <= 8.5
+        twice = file(np.concatenate([speech, silence(5.0), speech]))
+        assert post(client, twice).json()["text"] == "Ask not what Ask not what"
+        uncut = post(client, twice, vad_filter="false").json()["text"]
+        assert uncut == " ".join(["Ask not what"] * 3), "the model's own windows, the silence between included"
+        assert post(client, file(silence(7.0)), vad_filter="false").json()["text"] == "", "as with WISP_VAD=skip"
 
 
 def test_a_long_recording_is_cut_where_a_short_one_is(speech: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
