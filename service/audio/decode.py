@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from service.audio.ffmpeg import FORMATS_READ, id3_bytes
+from service.audio.ffmpeg import FORMATS_READ
 from service.audio.mixing import Mixer
 from service.audio.sandbox import Limits
+from service.audio.tags import id3_bytes
 from service.audio.wav import ORDERS, PlainWav, open_wav
 from service.errors import AudioTooLong, AudioTooShort, UnreadableAudio
 

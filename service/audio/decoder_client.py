@@ -27,7 +27,20 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from service.audio.decoder_process import BEGINS, BLOCK, CRASHED, DISK, END, ENDS, HEAD, REFUSED, REQUEST, SHAPE, START
+from service.audio.decoder_process import (
+    BEGINS,
+    BLOCK,
+    CRASHED,
+    DISK,
+    END,
+    ENDS,
+    HEAD,
+    NOT_BEGUN,
+    REFUSED,
+    REQUEST,
+    SHAPE,
+    START,
+)
 from service.audio.sandbox import Limits
 from service.audio.wav import Floats
 from service.errors import DecoderLost, UnreadableAudio
@@ -217,8 +230,8 @@ class Decoder:
     def _died(self) -> Exception:
         end, self._end = self._end, lambda: None
         code = end()
-        if code is None or code == -signal.SIGKILL:
-            log.warning("a decoding process was ended from outside: is there too little memory?")
+        if code in (None, -signal.SIGKILL, NOT_BEGUN):
+            log.warning("a decoding process could not begin, or was ended from outside: is there too little memory?")
             return DecoderLost()
         if code < 0 and -code in TIME_IS_UP:
             return UnreadableAudio("The file takes too long to decode: it is damaged or made to.")

@@ -18,6 +18,7 @@ from typing import NoReturn
 from service.audio.sandbox import Limits, confine, still_alive
 
 FILE, OUT = 3, 4  # descriptors of a process that decodes
+NOT_BEGUN = os.EX_OSERR  # status of a process that could not begin
 MAX_DESCRIPTORS = 1024  # more than a server has
 START, END = 1, 2  # requests to the server
 REQUEST = struct.Struct("<BQQQdQ")  # START or END, the file's number, where to begin in it, Limits
@@ -64,17 +65,17 @@ class Output:
 
 def decode(file: int, out: int, start: int, limits: Limits) -> NoReturn:
     """Decode one file in this process, which ends with it."""
-    from service.audio import ffmpeg as av_audio
+    from service.audio import ffmpeg
 
     status = 0
     output = Output(out, limits)
     try:
-        source = av_audio.Source(file, start)
+        source = ffmpeg.Source(file, start)
         confine(limits)
         still_alive(limits)
         try:
-            av_audio.decode(source, output)
-        except av_audio.Refused as error:
+            ffmpeg.decode(source, output)
+        except ffmpeg.Refused as error:
             output.send(REFUSED, str(error).encode())
         except MemoryError:
             output.send(REFUSED, b"The file takes more memory to decode than is allowed; it is damaged or made to.")
@@ -101,11 +102,7 @@ def serve(control: socket.socket) -> None:
         kind, number, start, *limits = REQUEST.unpack(message)
         if kind == START:
             with suppress(OSError):  # no process to be had: the file's pipe ends at once
-                pid = os.fork()
-                if pid == 0:
-                    _become(*fds)
-                    decode(FILE, OUT, start, Limits(*limits))
-                processes[number] = pid
+                processes[number] = os.fork() or _run(fds, start, Limits(*limits))
         elif number in processes:
             pid = processes.pop(number)
             os.kill(pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
@@ -114,6 +111,15 @@ def serve(control: socket.socket) -> None:
                 os.write(fd, str(status).encode())
         for fd in fds:
             os.close(fd)
+
+
+def _run(fds: list[int], start: int, limits: Limits) -> NoReturn:
+    """Decode in this process, just forked, which ends whatever happens: it must not go on as a second server."""
+    try:
+        _become(*fds)
+        decode(FILE, OUT, start, limits)
+    finally:
+        os._exit(NOT_BEGUN)
 
 
 def _become(file: int, out: int) -> None:
@@ -126,13 +132,13 @@ def _become(file: int, out: int) -> None:
 
 def main(command: str, *numbers: str) -> None:
     """`serve FD`, or `once FILE OUT START MEMORY STALL CPU`."""
-    from service.audio import ffmpeg as av_audio
+    from service.audio import ffmpeg
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as adjustment:  # noqa: PTH123
         adjustment.write("1000")  # where memory is short, decoding ends before the service does
-    av_audio.set_up()
-    av_audio.codecs()  # kept for every fork
+    ffmpeg.set_up()
+    ffmpeg.codecs()  # kept for every fork
     if command == "serve":
         serve(socket.socket(fileno=int(numbers[0])))
     else:

@@ -4,6 +4,7 @@ FFmpeg sees nothing but the uploaded bytes. It finds out itself what they are, m
 no demuxer may open another file or address. Only codecs of sound are opened. NumPy is not needed here.
 """
 
+import copy
 import functools
 import io
 import os
@@ -11,7 +12,9 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from service.audio.joined import heads, own_end
 from service.audio.ogg import links
+from service.audio.tags import behind_tags
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -55,6 +58,8 @@ BARE = ("mp3", "aac", "loas", "ac3", "eac3", "dts", "flac")  # frames and nothin
 MAX_STREAMS = 16
 GAP_S = 0.05  # between frames; less is rounding
 MAX_FAULTS = 100  # places in a row where a file cannot be read on
+MAX_FILES = 1000  # one after the other
+MAX_FALSE_HEADS = 20  # places that look like another file's head and aren't
 
 
 class Refused(Exception):
@@ -138,27 +143,61 @@ def _decodes_sound(av: ModuleType, name: str) -> bool:
 def decode(source: Source, output: _Output) -> None:
     """Send the format, then the frames of the first sound track, then how much of it did not decode.
 
-    What is damaged inside is passed over; a file that ends early gives what can be decoded. Raises Refused when there
-    is no sound, or most of it does not decode; MemoryError; OSError where the file cannot be read.
+    What is damaged inside is passed over; a file that ends early gives what can be decoded. Files joined one after the
+    other are all heard. Raises Refused when there is no sound, or most of it does not decode; MemoryError; OSError
+    where the file cannot be read.
     """
-    found, origin = _Found(), source.start
-    parts = links(source.read_at, source.size) if source.read_at(0, 4) == b"OggS" else [(0, source.size)]
-    for start, end in parts:
-        source.show(origin + start, origin + end)
+    found, at, end = _Found(), source.start, source.start + source.size
+    behind = _decode_file(source, at, end, output, found, tuple(FORMATS))
+    n_files, n_false, unheard, unheard_from = 1, 0, 0, end
+
+    def read_at(position: int, count: int) -> bytes:
+        return source.read_at(position - source.start, count)
+
+    following = heads(read_at, end, at, behind)
+    while head := next(following, None):
+        if n_files == MAX_FILES or n_false == MAX_FALSE_HEADS:
+            unheard_from = min(unheard_from, head.at)
+            break
+        before = copy.copy(found)
         try:
-            _decode(source, output, found)
+            behind = _decode_file(source, head.at, end, output, found, tuple(FORMATS) if head.is_certain else BARE)
+            if found.met_s == before.met_s:
+                raise Refused
+        except Refused:
+            found, n_false = before, n_false + 1
+            if head.is_certain:
+                unheard_from = min(unheard_from, head.at)
+            continue
+        n_files += 1
+        unheard += max(0, head.at - unheard_from)
+        unheard_from = end
+        following = heads(read_at, end, head.at, behind)
+    found.check()
+    output.flush()
+    output.send(b"E", f"{found.lost_bytes + unheard + end - unheard_from},{found.lost_s:.3f}".encode())
+
+
+def _decode_file(source: Source, at: int, end: int, output: _Output, found: "_Found", formats: tuple[str, ...]) -> int:
+    """Decode the file that begins at `at`; where its last packet ends."""
+    source.show(at, end)
+    behind = 0
+    for start, stop in links(source.read_at, end - at) if source.read_at(0, 4) == b"OggS" else [(0, end - at)]:
+        source.show(at + start, at + own_end(source.read_at, stop, start))
+        try:
+            behind = start + _decode(source, output, found, formats)
         except Refused:
             if start == 0:
                 raise
-            found.lose(end - start)
-    found.check()
-    output.flush()
-    output.send(b"E", f"{found.lost_bytes},{found.lost_s:.3f}".encode())
+            found.lose(stop - start)
+        finally:
+            source.show(at, end)
+    return at + behind
 
 
-def _decode(source: Source, output: _Output, found: "_Found") -> None:
+def _decode(source: Source, output: _Output, found: "_Found", formats: tuple[str, ...]) -> int:
     av = set_up()
-    container = _open(av, source)
+    container = _open(av, source, formats)
     demuxer = container.format.name.partition(",")[0]
     kind = FORMATS[demuxer]
     tracks = container.streams.audio
@@ -176,25 +215,29 @@ def _decode(source: Source, output: _Output, found: "_Found") -> None:
     found.begin(source, kind, demuxer in BARE, float(track.time_base or 0))
     if demuxer == "flac":
         found.largest = int.from_bytes((track.codec_context.extradata or b"")[7:10], "big")
+    behind = 0
     for packet in _packets(av, container, track, source):
         found.packet(packet)
+        behind = max(behind, (packet.pos or 0) + packet.size)
         try:
             frames = packet.decode()
         except _faults(av) as error:
             _no_memory(error)
             found.lost_bytes += packet.size
             continue
+        found.junk(packet, len(frames))
         for frame in frames:
             if isinstance(frame, av.AudioFrame) and frame.samples:
                 found.frame(frame)
                 _send(frame, output)
     if source.failure is not None:
         raise source.failure
+    return behind
 
 
-def _open(av: ModuleType, source: Source) -> "InputContainer":
+def _open(av: ModuleType, source: Source, formats: tuple[str, ...]) -> "InputContainer":
     options = {
-        "format_whitelist": ",".join(FORMATS),
+        "format_whitelist": ",".join(formats),
         "codec_whitelist": codecs(),  # finding out what streams there are decodes their first packets
         "protocol_whitelist": "none",
         "max_streams": str(MAX_STREAMS),
@@ -263,7 +306,7 @@ class _Found:
     def begin(self, source: Source, kind: str, is_bare: bool, tick_s: float) -> None:
         """A recording: the file, or a part of it. `is_bare`: one of frames and nothing between them."""
         self._tick_s = tick_s  # of its time
-        self.kind, self._source, self._is_bare = kind, source, is_bare
+        self.kind, self._source, self._is_bare, self.largest = self.kind or kind, source, is_bare, 0
         self._start: int | None = None  # of the first packet in the file
         self._behind = 0  # the last packet there; positions may be off for packets behind a damage
         self._tag_bytes = 0
@@ -278,17 +321,21 @@ class _Found:
         """The next one; one of no bytes comes at the file's end."""
         size, position = packet.size, packet.pos if packet.size else self._source.size
         self.met_bytes += size
-        if self.largest:
-            self.lost_bytes += max(0, size - self.largest)
         if not self._is_bare or position is None:
             return
         if self._start is None:
             self._start = position
         elif position > self._behind:
-            self._tag_bytes += min(position, _behind_tags(self._source, self._behind)) - self._behind
+            self._tag_bytes += min(position, behind_tags(self._source.read_at, self._behind)) - self._behind
         self._behind = max(self._behind, position + size)
         if not size:
             self.lose(max(0, position - self._start - self._tag_bytes - self.met_bytes))
+
+    def junk(self, packet: "Packet[Any]", n_frames: int) -> None:
+        """Count what a packet holds after its frames, where their size is known; another FLAC file's header isn't."""
+        size = packet.size
+        if self.largest and size > self.largest * max(1, n_frames):
+            self.lost_bytes += max(0, size - self.largest * max(1, n_frames) - _flac_header_bytes(bytes(packet)))
 
     def frame(self, frame: "AudioFrame") -> None:
         """The next one."""
@@ -310,24 +357,14 @@ class _Found:
             raise Refused(f"Most of the {self.kind} file is damaged: it cannot be decoded.")
 
 
-def _behind_tags(source: Source, position: int) -> int:
-    """Where the tags end that may begin at `position`: ID3, in front of sound or behind it, and APE."""
-    while True:
-        head = source.read_at(position, 32)
-        if head[:3] == b"ID3" and len(head) >= 10:
-            position += id3_bytes(head)
-        elif head[:8] == b"APETAGEX" and len(head) == 32:
-            position += 32 + int.from_bytes(head[12:16], "little")
-        elif head[:3] == b"TAG":
-            position += 128
-        else:
-            return position
-
-
-def id3_bytes(head: bytes) -> int:
-    """The size of an ID3v2 tag that begins with these 10 bytes: a length in 4 × 7 bits, perhaps a footer."""
-    length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-    return 10 + length + (10 if head[5] & 0x10 else 0)
+def _flac_header_bytes(data: bytes) -> int:
+    """Of the FLAC header that begins somewhere in the data, 0 where none does."""
+    start = data.find(b"fLaC")
+    at, is_last = start + 4, start < 0
+    while not is_last and at + 4 <= len(data):
+        is_last = data[at] >= 0x80
+        at += 4 + int.from_bytes(data[at + 1 : at + 4], "big")
+    return max(0, min(at, len(data)) - start) if start >= 0 else 0
 
 
 _SAMPLE_BYTES = {"u8": 1, "s16": 2, "s32": 4, "s64": 8, "flt": 4, "dbl": 8}

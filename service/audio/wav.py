@@ -1,8 +1,8 @@
 """Plain WAV files, which most uploads are: PCM of 8 to 32 bits, float, A-law, µ-law. Anything else is left to FFmpeg.
 
 A header's lengths are not trusted: sound of size 0, as programs write that cannot go back, or of more bytes than there
-are goes to the file's end, and so does sound that is followed by a second or more of what isn't a chunk. WAV files one
-after the other are read as one. Source: RFC 2361, Microsoft's description of RIFF.
+are goes to the file's end, and so does sound that is followed by a second or more that is neither a chunk nor a file
+of another kind. WAV files one after the other are read as one. Source: RFC 2361, Microsoft's description of RIFF.
 """
 
 import io
@@ -12,10 +12,15 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.audio.joined import is_head
+from service.audio.tags import behind_tags
+
 BLOCK_VALUES = 1 << 16  # samples × channels read at once
 UNKNOWN_SIZES = (0, 0xFFFF_FFFF)
-MAX_CHUNKS = 1000  # in a row without sound
-MAX_PARTS = 10_000
+MAX_CHUNKS = 1000  # in the whole file; FFmpeg, in its own process, reads one of more
+LOST_BYTES = 1024  # fewer after the sound are not worth a line in the log
+# How files begin that hold no sound: JPEG, PNG, GIF, PDF, zip, gzip, 7z, XML.
+_NO_SOUND = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"%PDF", b"PK\3\4", b"\x1f\x8b\x08", b"7z\xbc\xaf", b"<?xml")
 _EXTENSIBLE = 0xFFFE
 _FLOATS = ("FLOAT", "DOUBLE")
 _SUBTYPES = {  # (format tag, bits) → libsndfile's name
@@ -55,10 +60,10 @@ class PlainWav:
     """A file of plain WAV recordings, nearly always one."""
 
     format = "WAV"
-    lost = ""
 
-    def __init__(self, file: BinaryIO, parts: list[_Part]) -> None:
+    def __init__(self, file: BinaryIO, parts: list[_Part], n_left: int) -> None:
         self._file, self._parts = file, parts
+        self.lost = f"{n_left} bytes after the sound are not sound" if n_left >= LOST_BYTES else ""
         self.is_float = any(part.subtype in _FLOATS for part in parts)
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
@@ -93,30 +98,58 @@ def open_wav(file: BinaryIO, rates: range, max_channels: int) -> PlainWav | None
     """The file, where it is plain WAV within these bounds all through; None leaves it to FFmpeg."""
     size, at = file.seek(0, io.SEEK_END), 0
     parts: list[_Part] = []
-    while len(parts) < MAX_PARTS and (order := ORDERS.get(_read(file, at, 4))) and _read(file, at + 8, 4) == b"WAVE":
-        part = _part(file, at + 12, size, order)
-        if part is None or part.rate not in rates or not 1 <= part.channels <= max_channels:
-            return None
-        at, is_sound = _behind_chunks(file, part.end, size, order)
-        if is_sound and size - at > part.rate * part.frame_bytes:
-            part, at = part._replace(end=size), size
-        parts.append(part)
-    return PlainWav(file, parts) if parts else None
+    chunks = _Chunks(file)
+    try:
+        while (order := ORDERS.get(_read(file, at, 4))) and _read(file, at + 8, 4) == b"WAVE":
+            part = _part(chunks, at + 12, size, order)
+            if part is None or part.rate not in rates or not 1 <= part.channels <= max_channels:
+                return None
+            parts.append(part)
+            behind = _behind_chunks(chunks, part.end, size, order)
+            at = min(size, behind_tags(chunks.read_at, behind))
+            if at < size and is_head(chunks.read_at, at) and _read(file, at, 4) not in ORDERS:
+                return None
+            is_sound = (
+                at == behind and _read(file, at, 4) not in ORDERS and not _read(file, at, 8).startswith(_NO_SOUND)
+            )
+            if is_sound and size - at > part.rate * part.frame_bytes:
+                parts[-1], at = part._replace(end=size), size
+    except _TooManyChunks:
+        return None
+    return PlainWav(file, parts, size - at) if parts else None
 
 
-def _part(file: BinaryIO, at: int, size: int, order: Order) -> _Part | None:
+class _TooManyChunks(Exception):
+    """The file has more than `MAX_CHUNKS`."""
+
+
+class _Chunks:
+    """Reads the heads of a file's chunks, and counts them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._n_left = file, MAX_CHUNKS
+
+    def read_at(self, at: int, count: int) -> bytes:
+        return _read(self._file, at, count)
+
+    def head(self, at: int) -> bytes:
+        """Name and length. Raises _TooManyChunks."""
+        if not self._n_left:
+            raise _TooManyChunks
+        self._n_left -= 1
+        return self.read_at(at, 8)
+
+
+def _part(chunks: _Chunks, at: int, size: int, order: Order) -> _Part | None:
     fields: tuple[int, int, str, int] | None = None
-    for _ in range(MAX_CHUNKS):
-        head = _read(file, at, 8)
+    while len(head := chunks.head(at)) == 8:
         name, length = head[:4], int.from_bytes(head[4:], order)
         at += 8
-        if len(head) < 8:
-            return None
         if name == b"data":
             end = size if length in UNKNOWN_SIZES else min(size, at + length)
             return None if fields is None else _Part(*fields, order, at, end)
         if name == b"fmt ":
-            fields = _fields(_read(file, at, min(length, 40)), order)
+            fields = _fields(chunks.read_at(at, min(length, 40)), order)
         at += length + length % 2
     return None
 
@@ -133,18 +166,15 @@ def _fields(fmt: bytes, order: Order) -> tuple[int, int, str, int] | None:
     return None if subtype is None or frame != channels * bits // 8 else (rate, channels, subtype, bits)
 
 
-def _behind_chunks(file: BinaryIO, at: int, size: int, order: Order) -> tuple[int, bool]:
-    """Where the chunks end that follow the samples, and whether there is something else then."""
-    at += at % 2
-    for _ in range(MAX_CHUNKS):
-        head = _read(file, at, 8)
+def _behind_chunks(chunks: _Chunks, at: int, size: int, order: Order) -> int:
+    """Where the chunks end that follow the samples."""
+    at += 0 if is_head(chunks.read_at, at) else at % 2  # not all programs pad
+    while len(head := chunks.head(at)) == 8:
         after = at + 8 + int.from_bytes(head[4:], order)
-        if len(head) < 8 or head[:4] in ORDERS:
-            return at, False
-        if not head[:4].isascii() or not head[:4].decode().isprintable() or after > size:
-            return at, True
+        if is_head(chunks.read_at, at) or not head[:4].isascii() or not head[:4].decode().isprintable() or after > size:
+            break
         at = after + after % 2
-    return size, False
+    return at
 
 
 def _read(file: BinaryIO, at: int, count: int) -> bytes:

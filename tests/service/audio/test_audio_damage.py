@@ -100,7 +100,6 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "junk put in": junk_put_in,
     "flipped bytes": flipped,
     "cut off": lambda content: content[: len(content) * 7 // 10],
-    "twice": lambda content: content + content,
     "with a tag in front": lambda content: b"ID3\x04\0\0\0\0\x01\0" + bytes(128) + content,
     "with a tag behind": lambda content: content + b"TAG" + bytes(125),
 }
@@ -115,7 +114,7 @@ def check(content: bytes) -> None:
         assert (error.status, error.param) == (400, "file")
         assert expected <= SECONDS / 2, f"refused, though FFmpeg decodes {expected} s: {error}"
     else:
-        assert found == pytest.approx(expected, rel=0.01) or (expected == 0 and found > 0.9 * SECONDS)
+        assert found == pytest.approx(expected, rel=0.01) or (found > expected and found > 0.9 * SECONDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,6 +129,58 @@ def test_a_damaged_file_is_as_long_as_ffmpeg_finds_it(kind: str) -> None:
     whole = file(kind)
     for damage in DAMAGES.values():
         check(damage(whole))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_twice_is_heard_twice(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "wisp"):
+        audio = decode(io.BytesIO(2 * file(kind)))
+    assert audio.duration == pytest.approx(2 * length_of_ffmpeg(file(kind)), rel=0.02)
+    sound = samples(audio)
+    for half in (sound[: len(sound) // 2], sound[len(sound) // 2 :]):
+        similar = similarity(speechlike(SAMPLE_RATE, 1, SECONDS)[:, 0], half, within=4000)
+        assert similar > (0.85 if kind == "amr" else 0.95)
+    assert not caplog.records or kind == "amr"  # whose decoder takes the second head for a frame
+
+
+PCM = encoded(speechlike(16_000, 1, 2), 16_000, "WAV", "PCM_16")
+LIST = b"LIST\x04\0\0\0INFO"
+
+
+@pytest.mark.parametrize("first", ["wav", "ima.wav", "m4a", "caf", "aiff", "flv", "wv", "w64", "tta", "mka"])
+@pytest.mark.parametrize("second", ["wav", "ima.wav", "mp3", "m4a", "flac", "opus", "aac", "ac3", "wv", "caf", "aiff"])
+def test_files_of_other_kinds_are_heard_one_after_the_other(first: str, second: str) -> None:
+    one, other = (PCM if kind == "wav" else file(kind) for kind in (first, second))
+    seconds = [decode(io.BytesIO(content)).duration for content in (one, other)]
+    if second not in BARE:  # frames have no end
+        all_three = decode(io.BytesIO(one + other + LIST + one)).duration
+        assert all_three == pytest.approx(2 * seconds[0] + seconds[1], abs=0.1)
+    assert decode(io.BytesIO(one + other)).duration == pytest.approx(sum(seconds), abs=0.1)
+
+
+def test_a_file_behind_chunks_or_a_tag_is_heard() -> None:
+    tag = b"ID3\x04\0\0\0\0\x01\0" + bytes(128)
+    for one in (PCM, file("ima.wav")):
+        length = int.from_bytes(one[4:8], "little") + len(LIST)
+        listed = one[:4] + length.to_bytes(4, "little") + one[8:] + LIST
+        for between in (b"", tag):
+            both = decode(io.BytesIO(listed + between + file("mp3"))).duration
+            assert both == pytest.approx(decode(io.BytesIO(one)).duration + 4.05, abs=0.1)
+
+
+def test_a_joined_file_that_cannot_be_opened_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    cut = file("m4a")[:30_000]  # its index is at the end
+    assert b"moov" not in cut
+    with caplog.at_level(logging.WARNING, "wisp"):
+        assert decode(io.BytesIO(file("ima.wav") + cut)).duration == pytest.approx(4.08, abs=0.1)
+    assert f"{len(cut)} bytes cannot be decoded" in caplog.text
+
+
+def test_false_heads_are_bounded_work_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    false = b"TTA1\x01\0" + bytes(94)
+    with caplog.at_level(logging.WARNING, "wisp"):
+        assert decode(io.BytesIO(file("ima.wav") + false * 5000)).duration == pytest.approx(4.08, abs=0.1)
+    assert f"{len(false) * 5000} bytes cannot be decoded" in caplog.text
 
 
 @pytest.mark.parametrize("kind", sorted(BARE.keys() - {"ts", "flac"}))

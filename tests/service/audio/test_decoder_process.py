@@ -17,6 +17,7 @@ import pytest
 
 from service.audio import decoder_client
 from service.audio.decode import KEPT_SECONDS, decode
+from service.audio.decoder_process import NOT_BEGUN
 from service.audio.sandbox import MIB, Limits
 from service.errors import ClientGone, DecoderLost, UnreadableAudio
 from service.transcription.reading import Upload
@@ -198,6 +199,39 @@ def test_the_processes_have_nothing_of_the_service(monkeypatch: pytest.MonkeyPat
         opened = {int(fd.name): str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
         assert [opened.pop(fd) for fd in (0, 1, 2)] == ["/dev/null"] * 3
         assert sorted(opened) == [3, 4] and "memfd" in opened[3] and "pipe" in opened[4]
+
+
+UNBEGUN = """
+import os, socket
+from service.audio import decoder_process
+from service.audio.decoder_process import END, REQUEST, START
+def fail(*fds): raise OSError(24, "Too many open files")
+decoder_process._become = fail
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+if os.fork() == 0:
+    ours.close()
+    decoder_process.serve(theirs)
+    os._exit(0)
+theirs.close()
+limits = (1 << 27, 3.0, 60)
+(read, out), (answer, status) = os.pipe(), os.pipe()
+socket.send_fds(ours, [REQUEST.pack(START, 7, 0, *limits)], [os.open("/dev/null", os.O_RDONLY), out])
+os.close(out)
+assert os.read(read, 1) == b""
+socket.send_fds(ours, [REQUEST.pack(END, 7, 0, *limits)], [status])
+os.close(status)
+print(os.waitstatus_to_exitcode(int(os.read(answer, 20))))
+"""
+
+
+@needs_linux
+def test_a_fork_that_cannot_begin_is_no_second_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.run([sys.executable, "-c", UNBEGUN], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.strip() == str(NOT_BEGUN), ended.stderr
+    monkeypatch.setattr(decoder_client._server, "end", lambda number: NOT_BEGUN)
+    monkeypatch.setattr(decoder_client._server, "fork", lambda *request: 7)
+    with pytest.raises(DecoderLost):
+        decode(io.BytesIO(GOOD))
 
 
 INSIDE = """

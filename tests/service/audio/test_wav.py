@@ -1,12 +1,14 @@
 """Plain WAV files whose headers are wrong, old or unfinished."""
 
 import io
+import logging
 import struct
 
 import numpy as np
 import pytest
 
-from service.audio.decode import SAMPLE_RATE, decode
+from service.audio.decode import RATES, SAMPLE_RATE, decode
+from service.audio.wav import MAX_CHUNKS, open_wav
 from tests.support.sounds import encoded, samples, speechlike
 
 RATE = 16_000
@@ -76,3 +78,53 @@ def test_long_float_is_scaled_in_every_reading() -> None:
 def test_plain_wav_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.audio.decoder_client.Decoder", None)
     assert decode(io.BytesIO(wav())).duration == 2
+
+
+ID3 = b"ID3\x04\0\0" + bytes([0, 12, 27, 0]) + bytes(12 << 14 | 27 << 7)
+NOISE = np.random.default_rng(3).bytes(200_000)
+
+
+@pytest.mark.parametrize(
+    ("behind", "n_left"),
+    [
+        (ID3, 0),
+        (b"APETAGEX" + bytes(4) + len(NOISE).to_bytes(4, "little") + bytes(16) + NOISE, 0),
+        (b"\xff\xd8\xff\xe0" + NOISE, len(NOISE) + 4),
+        (b"\x89PNG\r\n\x1a\n" + NOISE, len(NOISE) + 8),
+        (b"%PDF-1.4" + NOISE, len(NOISE) + 8),
+        (b"PK\3\4" + NOISE, len(NOISE) + 4),
+        (ID3 + NOISE, len(NOISE)),
+        (NOISE[:20_000], 20_000),  # under a second
+    ],
+)
+def test_what_follows_the_sound_is_not_taken_for_it(
+    behind: bytes, n_left: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "wisp"):
+        assert decode(io.BytesIO(wav(behind=behind))).duration == 2
+    lines = [record.getMessage() for record in caplog.records]
+    expected = [f"the WAV file is damaged: {n_left} bytes after the sound are not sound"] if n_left else []
+    assert lines == expected
+
+
+def test_chunks_are_counted_over_the_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = chunk(b"junk", b"")
+    for content in (wav(behind=empty * 2000), wav(before=empty * 2000), wav(SOUND[:100]) * 700):
+        reads = 0
+
+        class Counted(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                nonlocal reads
+                reads += 1
+                return super().read(size)
+
+        assert open_wav(Counted(content), RATES, 2) is None
+        assert reads < 10 * MAX_CHUNKS
+    assert decode(io.BytesIO(wav(behind=empty * 2000))).duration == 2
+    assert decode(io.BytesIO(wav(SOUND[:3200]) * 700)).duration == pytest.approx(70)
+
+
+def test_sound_of_an_odd_size_may_lack_its_padding() -> None:
+    odd = encoded(speechlike(8001, 1, 1), 8001, "WAV", "PCM_U8")[:-1]
+    assert len(odd) % 2
+    assert decode(io.BytesIO(odd + odd)).duration == pytest.approx(2, abs=0.001)

@@ -1,0 +1,176 @@
+"""Files one after the other in one upload: where the next may begin, after the sound of the one before."""
+
+import heapq
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from service.audio.ogg import ReadAt
+from service.audio.tags import behind_tags
+
+_PIECE = 1 << 20
+_HEAD_BYTES = 16
+_N_FRAMES = 3  # in a row that make bytes a file of frames
+_MAX_BOXES = 100
+_TAIL_BYTES = 64  # after the last sound, as of padding, or of an FLV's last tag
+# Bytes to look for, and how many stand before them in a file's head.
+_MARKS = {
+    b"RIFF": 0,
+    b"RIFX": 0,
+    b"RF64": 0,
+    b"FORM": 0,
+    b"caff": 0,
+    b"riff.\x91\xcf\x11": 0,
+    b"fLaC": 0,
+    b"OggS\0\x02": 0,
+    b"wvpk": 0,
+    b"TTA1": 0,
+    b"FLV\x01": 0,
+    b"ftyp": 4,
+    b".snd\0\0": 0,
+    b"#!AMR": 0,
+    b"MAC ": 0,
+    b"0&\xb2u\x8ef\xcf\x11": 0,  # ASF
+    b"\x1aE\xdf\xa3": 0,  # Matroska
+    b"NIST_1A\n": 0,
+    b"ID3": 0,
+}
+_CERTAIN = re.compile(
+    rb"RIF[FX].{4}(WAVE|AVI )|RF64.{4}WAVE|FORM.{4}AIF[FC]|caff\0[\x01\x02]|riff\.\x91\xcf\x11|fLaC[\0\x80]\0\0\x22"
+    rb"|OggS\0\x02|wvpk.{4}[\x02-\x10]\x04|TTA1[\x01\x02]\0|FLV\x01|\0\0..ftyp|\.snd\0\0|#!AMR|MAC .[\x0b-\x10]"
+    rb"|0&\xb2u\x8ef\xcf\x11|\x1aE\xdf\xa3|NIST_1A\n",
+    re.DOTALL,
+)
+_TAG = re.compile(rb"ID3[\x02-\x04][\x00-\x10].[\0-\x7f]{4}", re.DOTALL)
+# kbit/s by a header's four bits, of MPEG 1 layer III, MPEG 1 layer II, and MPEG 2 of both
+_BIT_RATES = {
+    (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+
+
+class Head(NamedTuple):
+    """Where a file may begin. One that isn't certain is a tag or bare frames, and may be neither."""
+
+    at: int
+    is_certain: bool
+
+
+def heads(read_at: ReadAt, end: int, at: int, behind: int) -> Iterator[Head]:
+    """Where files may begin after the one at `at`, whose last sound ends at `behind`; in order."""
+    frames = (Head(place, False) for place in _ends(read_at, end, at, behind) if is_frames(read_at, place))
+    yield from heapq.merge(frames, _marked(read_at, max(behind, at + 1)))
+
+
+def is_head(read_at: ReadAt, at: int) -> bool:
+    """Whether a file of sound begins here."""
+    return bool(_CERTAIN.match(read_at(at, _HEAD_BYTES))) or is_frames(read_at, at)
+
+
+def is_frames(read_at: ReadAt, at: int) -> bool:
+    """Whether frames of MPEG, ADTS, AC-3 or DTS follow one another here."""
+    head = read_at(at, 6)
+    if head[:4] == b"\x7f\xfe\x80\x01" or (head[:2] == b"\x0bw" and len(head) == 6 and head[5] >> 3 <= 16):
+        return True
+    for _ in range(_N_FRAMES):
+        if not (length := _frame_bytes(read_at(at, 6))):
+            return False
+        at += length
+    return True
+
+
+def _frame_bytes(head: bytes) -> int:
+    """Of a frame of ADTS or MPEG, layer II or III, with this head; 0 for anything else."""
+    if len(head) < 6 or head[0] != 0xFF or head[1] < 0xE0:
+        return 0
+    if head[1] & 0xF6 == 0xF0:
+        length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+        return length if length > 7 and (head[2] >> 2 & 15) < 13 else 0
+    version, layer, bits, rate = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 4, head[2] >> 2 & 3
+    table = _BIT_RATES.get((1 if version == 3 else 2, layer))
+    if table is None or version == 1 or bits in (0, 15) or rate == 3:
+        return 0
+    hertz = (44_100, 48_000, 32_000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
+    factor = 72_000 if version != 3 and layer == 3 else 144_000
+    return factor * table[bits - 1] // hertz + (head[2] >> 1 & 1)
+
+
+def _ends(read_at: ReadAt, end: int, at: int, behind: int) -> list[int]:
+    """Where the file at `at` may end: where its sound does, by its own length, or after its last box."""
+    places = set(range(behind, min(end, behind + _TAIL_BYTES)))
+    head = read_at(at, 8)
+    if head[:4] in (b"RIFF", b"RIFX", b"FORM"):
+        length = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big")
+        places.add(at + 8 + length + length % 2)
+    elif head[4:] == b"ftyp":
+        places.add(_behind_boxes(read_at, at))
+    elif head[:4] == b"caff":
+        places.add(_behind_caf_chunks(read_at, at + 8))
+    places |= {behind_tags(read_at, place) for place in (behind, *places - set(range(behind, behind + _TAIL_BYTES)))}
+    return sorted(place for place in places if behind <= place < end)
+
+
+def _behind_boxes(read_at: ReadAt, at: int) -> int:
+    for _ in range(_MAX_BOXES):
+        head = read_at(at, 16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:], "big")
+        if length < 8 or not head[4:8].isalnum():
+            break
+        at += length
+    return at
+
+
+def _behind_caf_chunks(read_at: ReadAt, at: int) -> int:
+    for _ in range(_MAX_BOXES):
+        head = read_at(at, 12)
+        if len(head) < 12 or not head[:4].isalnum():
+            break
+        at += 12 + int.from_bytes(head[4:], "big")
+    return at
+
+
+def own_end(read_at: ReadAt, end: int, at: int) -> int:
+    """Where a Matroska or FLV file at `at` ends by its own lengths, as FFmpeg would take the next for a part of it."""
+    if read_at(at, 4) == b"FLV\x01":
+        stop = _behind_flv_tags(read_at, at + 13)
+        return stop if is_head(read_at, stop) else end
+    if read_at(at, 4) != b"\x1aE\xdf\xa3":
+        return end
+    for name_bytes in (b"\x1aE\xdf\xa3", b"\x18S\x80g"):
+        head = read_at(at, 12)
+        width = 9 - head[4].bit_length() if len(head) == 12 and head[:4] == name_bytes else 9
+        length = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
+        if width > 8 or length == (1 << 7 * width) - 1:
+            return end
+        at += 4 + width + length
+    return min(at, end)
+
+
+def _behind_flv_tags(read_at: ReadAt, at: int) -> int:
+    while len(head := read_at(at, 11)) == 11:
+        length = 11 + int.from_bytes(head[1:4], "big")
+        if read_at(at + length, 4) != length.to_bytes(4, "big"):
+            break
+        at += length + 4
+    return at
+
+
+def _marked(read_at: ReadAt, at: int) -> Iterator[Head]:
+    before = max(_MARKS.values())
+    while len(piece := read_at(at, _PIECE + _HEAD_BYTES)) >= _HEAD_BYTES:
+        places = set()
+        for mark, offset in _MARKS.items():
+            found = piece.find(mark)
+            while found >= 0:
+                if offset <= found < _PIECE + before:
+                    places.add(found - offset)
+                found = piece.find(mark, found + 1)
+        for place in sorted(places):
+            head = piece[place : place + _HEAD_BYTES]
+            if place < _PIECE and (_CERTAIN.match(head) or _TAG.match(head)):
+                yield Head(at + place, head[:3] != b"ID3")
+        at += _PIECE
