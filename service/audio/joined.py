@@ -8,7 +8,7 @@ from typing import NamedTuple
 from service.audio.ogg import ReadAt
 from service.audio.tags import behind_tags
 
-_PIECE = 1 << 20
+_FIRST_PIECE, _PIECE = 1 << 12, 1 << 20  # bytes looked at together: the next file mostly follows at once
 _HEAD_BYTES = 16
 _N_FRAMES = 3  # in a row that make bytes a file of frames
 _MAX_BOXES = 100
@@ -160,17 +160,17 @@ def _behind_flv_tags(read_at: ReadAt, at: int) -> int:
 
 
 def _marked(read_at: ReadAt, at: int) -> Iterator[Head]:
-    before = max(_MARKS.values())
-    while len(piece := read_at(at, _PIECE + _HEAD_BYTES)) >= _HEAD_BYTES:
+    before, size = max(_MARKS.values()), _FIRST_PIECE
+    while len(piece := read_at(at, size + _HEAD_BYTES)) >= _HEAD_BYTES:
         places = set()
         for mark, offset in _MARKS.items():
             found = piece.find(mark)
             while found >= 0:
-                if offset <= found < _PIECE + before:
+                if offset <= found < size + before:
                     places.add(found - offset)
                 found = piece.find(mark, found + 1)
         for place in sorted(places):
             head = piece[place : place + _HEAD_BYTES]
-            if place < _PIECE and (_CERTAIN.match(head) or _TAG.match(head)):
+            if place < size and (_CERTAIN.match(head) or _TAG.match(head)):
                 yield Head(at + place, head[:3] != b"ID3")
-        at += _PIECE
+        at, size = at + size, min(2 * size, _PIECE)
