@@ -11,21 +11,17 @@ import platform
 import sys
 from pathlib import Path
 
-from wasmtime import Config, Engine, Module
+from wasmtime import Module
 
 from service.guest.code_cache import CodeCache
+from service.guest.runner import new_engine
 from service.http.app import GUEST_WASM
 
 
 def precompile(wasm: bytes, folder: Path) -> None:
     """Keep the machine code of `wasm` in `folder`, made with the settings of service.guest.runner's engine."""
-    config = Config()
-    config.target = f"{platform.machine()}-unknown-linux-gnu"  # without it, for this very processor
-    config.epoch_interruption = True
-    config.wasm_memory64 = False
-    config.wasm_multi_memory = False
-    config.wasm_threads = False
-    CodeCache(folder).keep(hashlib.sha256(wasm).hexdigest(), bytes(Module(Engine(config), wasm).serialize()))
+    engine = new_engine(f"{platform.machine()}-unknown-linux-gnu")
+    CodeCache(folder).keep(hashlib.sha256(wasm).hexdigest(), bytes(Module(engine, wasm).serialize()))
 
 
 if __name__ == "__main__":

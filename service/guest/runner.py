@@ -60,7 +60,7 @@ class Guest:
         self._lock = threading.Lock()
         self._watchdog = Watchdog()
         self._closed = False
-        engine = _engine()
+        engine = new_engine()
         try:
             self._module = _compile(engine, wasm.read_bytes(), cache_folder)
             _check(self._module)
@@ -126,7 +126,7 @@ class Guest:
                 raise RuntimeError("the guest is closed")
             lane = self._idle.pop() if self._idle else None
         if lane is None:
-            engine = _engine()
+            engine = new_engine()
             lane = _Lane(engine, Module.deserialize(engine, self._module.serialize()), self._memory_bytes)
         try:
             yield lane
@@ -293,8 +293,11 @@ def _verdict(run: _Run, failure: str | None) -> Exception:
     return (GuestError if reason is None else type(reason))("\n".join(lines))
 
 
-def _engine() -> Engine:
+def new_engine(target: str = "") -> Engine:
+    """What compiles and runs the guest, its code for `target`, which is this very processor unless it names another."""
     config = Config()
+    if target:
+        config.target = target
     config.epoch_interruption = True
     # One 32-bit memory of its own is all that the host calls can read and the limits count.
     config.wasm_memory64 = False
