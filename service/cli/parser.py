@@ -10,7 +10,7 @@ from service.settings import TABLE, Setting
 
 USAGE = 2  # argparse's own number for a command that cannot be read
 TRANSCRIPT_FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
-SAVED_DTYPES = ("int8", "f16", "f32")  # kernels.checkpoints.save's
+SAVED_DTYPES = ("int8", "int8-coarse", "f16", "f32")  # kernels.checkpoints.save's
 SHELLS = ("bash", "zsh", "fish")
 SHARED_FLAGS = ("model", "target", "models_dir", "vad", "log_level")  # of what transcribes; serve has the rest too
 MODELS_FLAGS = ("models_dir", "log_level")  # of what only looks after models

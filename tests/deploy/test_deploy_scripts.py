@@ -21,7 +21,8 @@ from deploy.image.healthcheck import TIMEOUT_S, status
 from deploy.image.precompile import precompile
 from deploy.image.sbom import PACKAGES, sbom
 from deploy.image.size import report
-from deploy.image.slim import HOLLOW, NEVER_CALLED, hollow, link_copies, move_apart, slim
+from deploy.image.slim import HOLLOW, NEVER_CALLED, NEVER_CALLED_BY_NUMPY, hollow, link_copies, move_apart, slim
+from deploy.image.try_image import MOST, SAID, share_of
 from service.audio.decode import decode
 from service.guest.runner import Guest
 from service.http.app import GUEST_WASM
@@ -145,7 +146,7 @@ def hollowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packages")
     shutil.copytree(Path(found.origin).parent, folder / "av")
     shutil.copytree(libraries, folder / "av.libs")
-    hollow(folder, NEVER_CALLED)
+    hollow(folder, "av", NEVER_CALLED)
     return folder
 
 
@@ -199,6 +200,44 @@ with open(sys.argv[1], "rb") as film:
     assert ended.stdout == str(hollowed / "av/__init__.py")
     with film.open("rb") as file:
         np.testing.assert_array_equal(np.load(heard), samples(decode(file)))
+
+
+def test_numpy_multiplies_as_the_image_has_it(tmp_path: Path) -> None:
+    if missing := [tool for tool in ("as", "ld", "nm", "strip") if not shutil.which(tool)]:
+        pytest.skip(f"not installed: {', '.join(missing)} (binutils)")
+    installed_in = Path(np.__file__).parents[1]
+    if not any(installed_in.glob("numpy.libs/libgfortran-*")):
+        pytest.skip("NumPy is not installed from a wheel with OpenBLAS")
+    for name in ("numpy", "numpy.libs"):
+        shutil.copytree(installed_in / name, tmp_path / name)
+    slim(tmp_path)
+    left = {path.name.split("-")[0]: path.stat().st_size for path in (tmp_path / "numpy.libs").glob("*.so*")}
+    assert left.keys() == {"libscipy_openblas64_", *NEVER_CALLED_BY_NUMPY}
+    assert all(left[name] < 40_000 for name in NEVER_CALLED_BY_NUMPY)
+    program = """
+import numpy as np
+assert np.__file__.startswith(__import__("sys").argv[1])
+for dtype in (np.float32, np.float64):
+    a = np.arange(300 * 200, dtype=dtype).reshape(300, 200) % 7
+    assert np.array_equal(a @ a.T, np.einsum("ik,jk->ij", a, a))
+    assert np.array_equal(a @ a[0], (a * a[0]).sum(axis=1)) and a[0] @ a[1] == (a[0] * a[1]).sum()
+assert np.allclose(np.fft.irfft(np.fft.rfft(a[0])), a[0])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_words_of_a_transcript_are_counted_in_their_order() -> None:
+    assert share_of(SAID, SAID.lower().replace(",", "")) == 1
+    assert share_of(SAID, SAID.replace("computer", "commuter")) >= MOST
+    assert share_of(SAID, "Hello, this recording was made by a computer.") < MOST
+    assert share_of(SAID, " ".join(reversed(SAID.split()))) < 0.5
+    assert share_of(SAID, "") == 0
 
 
 def test_the_bill_names_every_package_of_every_layer_once(tmp_path: Path) -> None:
