@@ -6,7 +6,6 @@ decoded.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ MAX_VALUES_PER_SECOND = 192_000  # samples × channels, times the longest audio 
 LOUDEST = 1e10  # beyond this a float sample is no sound; its square must stay finite in float32
 LOUD = 8.0  # float files with a higher peak (full scale is 1) are in the range of integers, and scaled
 MAX_TAGS = 8  # in front of the sound
+MAX_RATE_CHANGES = 64  # inside one file: each begins a resampler
 CPU_SHARE = 0.1  # decoding may take that part of the longest audio accepted in CPU time, and a minute
 
 Samples = NDArray[np.float32]
@@ -74,13 +74,15 @@ def decode(
     """
     limits = limits or Limits(cpu_s=round(60 + CPU_SHARE * max_seconds))
     kept: list[Samples] | None = []
-    n_samples: Counter[int] = Counter()  # by rate
-    duration = peak = 0.0
+    n_samples = last_rate = 0  # at the present rate
+    duration = before = peak = 0.0  # before: seconds at the rates until this one
     resample = _Resampler()
     with closing(_opened(file, limits, lambda: on_block(duration))) as sound:
         for rate, channels, block in _mono(sound):
-            n_samples[rate] += block.shape[0]
-            duration = sum(n / hertz for hertz, n in n_samples.items())
+            if rate != last_rate:
+                before, n_samples, last_rate = duration, 0, rate
+            n_samples += block.shape[0]
+            duration = before + n_samples / rate
             most_seconds = max_seconds * min(1.0, MAX_VALUES_PER_SECOND / (channels * rate))
             if duration > most_seconds:
                 raise AudioTooLong(duration, most_seconds)
@@ -135,11 +137,16 @@ def _opened(file: BinaryIO, limits: Limits, on_wait: Callable[[], None]) -> "Pla
 def _mono(sound: "PlainWav | Decoder") -> Iterator[tuple[int, int, Samples]]:
     """(Hz, channels, (n,) f32 of one channel), … at the file's own rate, which may change."""
     mixer: Mixer | None = None
-    shape = (0, 0)
+    shape, n_changes = (0, 0), -1
     for rate, block in sound.blocks():
         if shape != (rate, block.shape[1]):
             if mixer is not None:
                 yield from ((*shape, mixed) for mixed in mixer.rest())
+            n_changes += rate != shape[0]
+            if n_changes > MAX_RATE_CHANGES:
+                raise UnreadableAudio(
+                    f"The {sound.format} file changes its sample rate more than {MAX_RATE_CHANGES} times."
+                )
             shape = rate, block.shape[1]
             if rate not in RATES or shape[1] > MAX_CHANNELS:
                 raise UnreadableAudio(

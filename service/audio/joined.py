@@ -8,10 +8,12 @@ from typing import NamedTuple
 from service.audio.ogg import ReadAt
 from service.audio.tags import behind_tags
 
-_FIRST_PIECE, _PIECE = 1 << 12, 1 << 20  # bytes looked at together: the next file mostly follows at once
+_FIRST_PIECE, _PIECE = 1 << 12, 1 << 20  # the next file is nearly always close
 _HEAD_BYTES = 16
 _N_FRAMES = 3  # in a row that make bytes a file of frames
 _MAX_BOXES = 100
+_MAX_ZEROS = 1 << 20  # of padding between files
+_MAX_MARKS = 1000  # of a kind in a piece
 _TAIL_BYTES = 64  # after the last sound, as of padding, or of an FLV's last tag
 # Bytes to look for, and how many stand before them in a file's head.
 _MARKS = {
@@ -69,6 +71,30 @@ def is_head(read_at: ReadAt, at: int) -> bool:
     return bool(_CERTAIN.match(read_at(at, _HEAD_BYTES))) or is_frames(read_at, at)
 
 
+def next_file(read_at: ReadAt, at: int) -> int | None:
+    """Where the next file of sound begins, behind zeros or bytes of any kind; None if there is none to be sure of."""
+    place = behind_zeros(read_at, at)
+    if is_head(read_at, place):
+        return place
+    return next((head.at for head in _marked(read_at, at) if _is_sure(read_at, head)), None)
+
+
+def _is_sure(read_at: ReadAt, head: Head) -> bool:
+    """Whether the head is more than four bytes that may stand in samples by chance."""
+    if not head.is_certain:
+        return is_frames(read_at, behind_tags(read_at, head.at))
+    start = read_at(head.at, 64)
+    if start.startswith(b"\x1aE\xdf\xa3"):
+        return b"matroska" in start or b"webm" in start
+    return not start.startswith(b"FLV") or start[5:9] == b"\0\0\0\x09"
+
+
+def behind_zeros(read_at: ReadAt, at: int) -> int:
+    """Where the zeros end that may begin at `at`."""
+    zeros = read_at(at, _MAX_ZEROS)
+    return at + len(zeros) - len(zeros.lstrip(b"\0"))
+
+
 def is_frames(read_at: ReadAt, at: int) -> bool:
     """Whether frames of MPEG, ADTS, AC-3 or DTS follow one another here."""
     head = read_at(at, 6)
@@ -99,7 +125,7 @@ def _frame_bytes(head: bytes) -> int:
 
 def _ends(read_at: ReadAt, end: int, at: int, behind: int) -> list[int]:
     """Where the file at `at` may end: where its sound does, by its own length, or after its last box."""
-    places = set(range(behind, min(end, behind + _TAIL_BYTES)))
+    places = {*range(behind, min(end, behind + _TAIL_BYTES)), behind_zeros(read_at, behind)}
     head = read_at(at, 8)
     if head[:4] in (b"RIFF", b"RIFX", b"FORM"):
         length = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big")
@@ -160,12 +186,15 @@ def _behind_flv_tags(read_at: ReadAt, at: int) -> int:
 
 
 def _marked(read_at: ReadAt, at: int) -> Iterator[Head]:
-    before, size = max(_MARKS.values()), _FIRST_PIECE
+    before = max(_MARKS.values())
+    size = _FIRST_PIECE
     while len(piece := read_at(at, size + _HEAD_BYTES)) >= _HEAD_BYTES:
         places = set()
         for mark, offset in _MARKS.items():
             found = piece.find(mark)
-            while found >= 0:
+            for _ in range(_MAX_MARKS):
+                if found < 0:
+                    break
                 if offset <= found < size + before:
                     places.add(found - offset)
                 found = piece.find(mark, found + 1)
@@ -173,4 +202,5 @@ def _marked(read_at: ReadAt, at: int) -> Iterator[Head]:
             head = piece[place : place + _HEAD_BYTES]
             if place < size and (_CERTAIN.match(head) or _TAG.match(head)):
                 yield Head(at + place, head[:3] != b"ID3")
-        at, size = at + size, min(2 * size, _PIECE)
+        at += size
+        size = min(_PIECE, 2 * size)

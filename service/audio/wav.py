@@ -6,21 +6,27 @@ of another kind. WAV files one after the other are read as one. Source: RFC 2361
 """
 
 import io
+import re
 from collections.abc import Iterator
 from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.audio.joined import is_head
+from service.audio.joined import behind_zeros, is_frames, is_head, next_file
 from service.audio.tags import behind_tags
 
 BLOCK_VALUES = 1 << 16  # samples × channels read at once
 UNKNOWN_SIZES = (0, 0xFFFF_FFFF)
 MAX_CHUNKS = 1000  # in the whole file; FFmpeg, in its own process, reads one of more
+MAX_PARTS = 16  # as well
 LOST_BYTES = 1024  # fewer after the sound are not worth a line in the log
 # How files begin that hold no sound: JPEG, PNG, GIF, PDF, zip, gzip, 7z, XML.
 _NO_SOUND = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"%PDF", b"PK\3\4", b"\x1f\x8b\x08", b"7z\xbc\xaf", b"<?xml")
+# How AC-3, DTS (of 16 and 14 bits) and S/PDIF begin, in either order of bytes: sound that PCM headers are put before.
+_SYNC = re.compile(
+    rb"\x0bw|w\x0b|\x7f\xfe\x80\x01|\xfe\x7f\x01\x80|\x1f\xff\xe8\0|\xff\x1f\0\xe8|\x72\xf8\x1f\x4e|\xf8\x72\x4e\x1f"
+)
 _EXTENSIBLE = 0xFFFE
 _FLOATS = ("FLOAT", "DOUBLE")
 _SUBTYPES = {  # (format tag, bits) → libsndfile's name
@@ -49,6 +55,7 @@ class _Part(NamedTuple):
     order: Order
     start: int
     end: int
+    is_open: bool  # its header does not say where it ends
 
     @property
     def frame_bytes(self) -> int:
@@ -104,19 +111,43 @@ def open_wav(file: BinaryIO, rates: range, max_channels: int) -> PlainWav | None
             part = _part(chunks, at + 12, size, order)
             if part is None or part.rate not in rates or not 1 <= part.channels <= max_channels:
                 return None
-            parts.append(part)
-            behind = _behind_chunks(chunks, part.end, size, order)
-            at = min(size, behind_tags(chunks.read_at, behind))
-            if at < size and is_head(chunks.read_at, at) and _read(file, at, 4) not in ORDERS:
+            if part.subtype.startswith("PCM") and _is_compressed(chunks, part.start):
                 return None
-            is_sound = (
-                at == behind and _read(file, at, 4) not in ORDERS and not _read(file, at, 8).startswith(_NO_SOUND)
-            )
-            if is_sound and size - at > part.rate * part.frame_bytes:
-                parts[-1], at = part._replace(end=size), size
+            parts.append(part)
+            behind = _behind_chunks(chunks, parts, size, order)
+            if len(parts) > MAX_PARTS:
+                return None
+            at, is_raw = _behind_sound(chunks, parts[-1], behind, size)
+            if is_raw:
+                parts[-1] = parts[-1]._replace(end=at)
+            elif at < size and is_head(chunks.read_at, at) and _read(file, at, 4) not in ORDERS:
+                return None
     except _TooManyChunks:
         return None
     return PlainWav(file, parts, size - at) if parts else None
+
+
+def _is_compressed(chunks: "_Chunks", at: int) -> bool:
+    at = behind_zeros(chunks.read_at, at)
+    return bool(_SYNC.match(chunks.read_at(at, 4))) or is_frames(chunks.read_at, at)
+
+
+def _behind_sound(chunks: "_Chunks", part: _Part, behind: int, size: int) -> tuple[int, bool]:
+    """(where to read on, whether all before it is sound of this part) after its chunks, which end at `behind`."""
+    if part.is_open:
+        return next_file(chunks.read_at, part.start) or size, True
+    at = min(size, behind_tags(chunks.read_at, behind))
+    if at == size or is_head(chunks.read_at, at):
+        return at, False
+    found = next_file(chunks.read_at, at)
+    is_sound = at == behind and behind_zeros(chunks.read_at, at) != found
+    if (
+        is_sound
+        and not chunks.read_at(at, 8).startswith(_NO_SOUND)
+        and (found or size) - at > part.rate * part.frame_bytes
+    ):
+        return found or size, True
+    return at if found is None else found, False
 
 
 class _TooManyChunks(Exception):
@@ -146,8 +177,9 @@ def _part(chunks: _Chunks, at: int, size: int, order: Order) -> _Part | None:
         name, length = head[:4], int.from_bytes(head[4:], order)
         at += 8
         if name == b"data":
-            end = size if length in UNKNOWN_SIZES else min(size, at + length)
-            return None if fields is None else _Part(*fields, order, at, end)
+            is_open = length in UNKNOWN_SIZES or at + length > size
+            end = size if is_open else at + length
+            return None if fields is None else _Part(*fields, order, at, end, is_open)
         if name == b"fmt ":
             fields = _fields(chunks.read_at(at, min(length, 40)), order)
         at += length + length % 2
@@ -166,13 +198,16 @@ def _fields(fmt: bytes, order: Order) -> tuple[int, int, str, int] | None:
     return None if subtype is None or frame != channels * bits // 8 else (rate, channels, subtype, bits)
 
 
-def _behind_chunks(chunks: _Chunks, at: int, size: int, order: Order) -> int:
-    """Where the chunks end that follow the samples."""
+def _behind_chunks(chunks: _Chunks, parts: list[_Part], size: int, order: Order) -> int:
+    """Where the chunks end that follow the samples. More samples in them become further parts."""
+    at = parts[-1].end
     at += 0 if is_head(chunks.read_at, at) else at % 2  # not all programs pad
     while len(head := chunks.head(at)) == 8:
         after = at + 8 + int.from_bytes(head[4:], order)
         if is_head(chunks.read_at, at) or not head[:4].isascii() or not head[:4].decode().isprintable() or after > size:
             break
+        if head[:4] == b"data" and after > at + 8:
+            parts.append(parts[-1]._replace(start=at + 8, end=after))
         at = after + after % 2
     return at
 

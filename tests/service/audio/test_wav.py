@@ -3,13 +3,16 @@
 import io
 import logging
 import struct
+import time
 
 import numpy as np
 import pytest
 
-from service.audio.decode import RATES, SAMPLE_RATE, decode
-from service.audio.wav import MAX_CHUNKS, open_wav
-from tests.support.sounds import encoded, samples, speechlike
+from service.audio.decode import MAX_RATE_CHANGES, RATES, SAMPLE_RATE, decode
+from service.audio.wav import MAX_CHUNKS, MAX_PARTS, open_wav
+from service.errors import UnreadableAudio
+from tests.support import av_sounds
+from tests.support.sounds import encoded, samples, similarity, speechlike
 
 RATE = 16_000
 SOUND = (speechlike(RATE, 1, 2)[:, 0] * 32767).astype("<i2").tobytes()
@@ -128,3 +131,70 @@ def test_sound_of_an_odd_size_may_lack_its_padding() -> None:
     odd = encoded(speechlike(8001, 1, 1), 8001, "WAV", "PCM_U8")[:-1]
     assert len(odd) % 2
     assert decode(io.BytesIO(odd + odd)).duration == pytest.approx(2, abs=0.001)
+
+
+def test_recordings_read_here_and_changes_of_rate_are_bounded() -> None:
+    assert open_wav(io.BytesIO(wav(SOUND[:100]) * MAX_PARTS), RATES, 2) is not None
+    assert open_wav(io.BytesIO(wav(SOUND[:100]) * (MAX_PARTS + 1)), RATES, 2) is None
+    few, many = (
+        b"".join(encoded(speechlike(rate, 1, 0.1), rate, "WAV", "PCM_16") for rate in rates)
+        for rates in (range(8000, 8000 + MAX_RATE_CHANGES + 1), range(8000, 8000 + MAX_RATE_CHANGES + 2))
+    )
+    assert decode(io.BytesIO(few)).duration == pytest.approx(0.1 * (MAX_RATE_CHANGES + 1), abs=0.01)
+    with pytest.raises(UnreadableAudio, match="changes its sample rate more than 64 times"):
+        decode(io.BytesIO(many))
+
+
+def test_thousands_of_recordings_take_little_of_this_process() -> None:
+    tiny = b"".join(encoded(np.zeros((3, 1)), 44_101 if turn % 2 else 383_999, "WAV", "PCM_16") for turn in range(2000))
+    before = time.process_time()
+    with pytest.raises(UnreadableAudio, match="changes its sample rate"):
+        decode(io.BytesIO(tiny))
+    assert time.process_time() - before < 1
+
+
+@pytest.mark.parametrize("gap", [b"", b"\1", bytes(5), bytes(1001), bytes(99_999), b"\1" * 5])
+@pytest.mark.parametrize("size", [None, 0, 0xFFFF_FFFF, 2000])
+def test_a_second_recording_is_found_wherever_it_begins(gap: bytes, size: int | None) -> None:
+    audio = decode(io.BytesIO(wav(size=size) + gap + wav()))
+    assert audio.duration == pytest.approx(4 + (len(gap) / RATE / 2 if size is not None else 0), abs=0.01)
+    assert similarity(speechlike(RATE, 1, 2)[:, 0], samples(audio)[-2 * RATE :]) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"), [("MP3", None), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("AIFF", "PCM_16")]
+)
+def test_a_file_of_another_kind_is_never_taken_for_samples(
+    format: str, subtype: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = encoded(speechlike(RATE, 1, 4), RATE, format, subtype)
+    for gap in (0, 5, 1001, 99_999):
+        assert decode(io.BytesIO(wav() + bytes(gap) + other)).duration == pytest.approx(6, abs=0.1)
+    if format != "MP3":  # bare frames may stand in samples by chance
+        assert decode(io.BytesIO(wav(size=0) + other)).duration == 2
+        assert f"{len(other)} bytes after the sound are not sound" in caplog.text
+
+
+def swapped(content: bytes) -> bytes:
+    return np.frombuffer(content[: len(content) // 2 * 2], "<u2").byteswap().tobytes()
+
+
+@pytest.mark.parametrize("codec", ["ac3", "mp2", "mp3"])
+def test_compressed_sound_in_a_header_of_pcm_is_left_to_ffmpeg(codec: str) -> None:
+    sound = (
+        encoded(speechlike(48_000, 1, 4), 48_000, "MP3") if codec == "mp3" else av_sounds.encoded(codec, codec, 48_000)
+    )
+    for content in (sound, swapped(sound))[: 2 if codec == "ac3" else 1]:
+        assert open_wav(io.BytesIO(wav(content)), RATES, 2) is None
+        assert open_wav(io.BytesIO(wav(bytes(4000) + content)), RATES, 2) is None
+
+
+@pytest.mark.parametrize("sync", ["7ffe8001", "fe7f0180", "1fffe800", "ff1f00e8"])
+def test_dts_in_a_header_of_pcm_is_left_to_ffmpeg(sync: str) -> None:
+    assert open_wav(io.BytesIO(wav(bytes.fromhex(sync) + SOUND)), RATES, 2) is None
+
+
+def test_two_chunks_of_sound_are_both_heard() -> None:
+    audio = decode(io.BytesIO(wav(behind=chunk(b"LIST", b"INFO") + chunk(b"data", SOUND))))
+    assert audio.duration == 4
+    assert similarity(speechlike(RATE, 1, 2)[:, 0], samples(audio)[2 * RATE :]) > 0.99
