@@ -60,12 +60,9 @@ def documents(path: Path) -> Any:
 # The locked requirements
 
 
-def test_the_lock_has_a_fitting_version_of_every_dependency_and_of_the_extras_of_make_run() -> None:
+def test_the_lock_has_a_fitting_version_of_every_dependency() -> None:
     have = locked()
-    installed = re.search(r"/\.run:.*\n(?:\t.*\n)*?\t.* -e '\.\[(\S+)\]'", (ROOT / "Makefile").read_text())
-    assert installed, "make run installs no extras"
-    extras = [text for name in installed[1].split(",") for text in PROJECT["optional-dependencies"][name]]
-    for text in PROJECT["dependencies"] + extras:
+    for text in PROJECT["dependencies"]:
         requirement = Requirement(text)
         version = have.get(canonicalize_name(requirement.name))
         assert version and requirement.specifier.contains(version), f"{text}: run make requirements"
