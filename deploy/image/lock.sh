@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes requirements.lock anew: the newest versions that pyproject.toml allows, each with the hashes of its files.
-# The image has the extras that `make run` installs.
+# Writes requirements.lock: the newest versions that pyproject.toml allows of its dependencies, without extras, each with
+# the hashes of its files.
 set -eu
 
 cd "$(dirname "$0")/../.."

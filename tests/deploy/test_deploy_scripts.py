@@ -142,7 +142,7 @@ def hollowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"not installed: {', '.join(missing)} (binutils)")
     found = importlib.util.find_spec("av")
     if found is None or found.origin is None or not (libraries := Path(found.origin).parents[1] / "av.libs").is_dir():
-        pytest.skip("the extra [av] is not installed from its wheel")
+        pytest.skip("PyAV is not installed from its wheel")
     folder = tmp_path_factory.mktemp("packages")
     shutil.copytree(Path(found.origin).parent, folder / "av")
     shutil.copytree(libraries, folder / "av.libs")
@@ -175,7 +175,7 @@ def test_libraries_that_nothing_calls_are_hollow(hollowed: Path) -> None:
 def test_the_sound_next_to_pictures_is_read_without_their_codecs(
     hollowed: Path, tmp_path: Path, container: str, codec: str, picture: str
 ) -> None:
-    from tests.support.av_sounds import encoded  # not without the extra [av]
+    from tests.support.av_sounds import encoded  # not without PyAV
 
     film = tmp_path / "film"
     with ThreadPoolExecutor(1) as other:  # SVT-AV1 gives the thread that opens it real-time priority where it may
