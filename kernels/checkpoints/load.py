@@ -58,6 +58,11 @@ class Checkpoint:
         for mapped in self.maps:
             mapped.madvise(mmap.MADV_DONTNEED)
 
+    def release_copied(self) -> None:
+        """The same once a target has taken the arrays, where most of them were copies: of quantised weights."""
+        if isinstance(self.arrays, Dequantised) and self.arrays.is_packed:
+            self.release_pages()
+
 
 def sinusoids(length: int, channels: int, max_timescale: float = 10_000.0) -> NDArray[np.float32]:
     """(length, channels) sinusoidal positions, sines then cosines. Source: openai/whisper `model.py`."""

@@ -98,6 +98,11 @@ class Dequantised(Mapping[str, NDArray[Any]]):
     def __init__(self, stored: Mapping[str, NDArray[Any] | Packed]) -> None:
         self._stored = stored
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether any tensor is stored otherwise than as an array."""
+        return any(not isinstance(tensor, np.ndarray) for tensor in self._stored.values())
+
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The tensor: a view of what is stored, or a new array, f16 where the stored values have at most eight bits.
 

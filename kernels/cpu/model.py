@@ -44,6 +44,7 @@ class CpuModel:
         library = (library or load_library()) if use_library else None
         self.kernels = "NumPy" if library is None else library.variant
         self._arithmetic: Arithmetic | None = _arithmetic(checkpoint, self._cores, library)
+        checkpoint.release_copied()
         self.encoder = EncoderGraph(lambda: EncoderContext(self.dims, self._open()))
         self.decoder = DecoderGraph(lambda peers: DecoderContext(self.dims, heads, self._open(), peers))
 
