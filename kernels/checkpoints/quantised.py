@@ -87,9 +87,9 @@ def _stepped(weights: NDArray[np.float32], steps: NDArray[np.float32]) -> Quanti
     return Quantised(values.reshape(weights.shape), scales)
 
 
-def _halves(weights: NDArray[np.float32]) -> NDArray[Any]:
-    """The weights in f16; as they are where one is too large for that."""
-    return weights if max(weights.max(), -weights.min()) > LARGEST_F16 else weights.astype(np.float16)
+def _are_too_large(weights: NDArray[np.float32]) -> bool:
+    """Whether one of the weights is beyond f16."""
+    return bool(max(weights.max(), -weights.min()) > LARGEST_F16)
 
 
 class Dequantised(Mapping[str, NDArray[Any]]):
@@ -112,13 +112,19 @@ class Dequantised(Mapping[str, NDArray[Any]]):
         if isinstance(tensor, np.ndarray):
             return tensor
         if not isinstance(tensor, Quantised):
-            return _halves(tensor.dequantise())
+            weights = tensor.dequantise()
+            return weights if _are_too_large(weights) else weights.astype(np.float16)
         if tensor.values.itemsize > 1:
             return tensor.dequantise()
         # Some rows at a time: the floats of all would be four times as large as what is kept.
-        blocks = (slice(at, at + BLOCK_ROWS) for at in range(0, len(tensor.values), BLOCK_ROWS))
-        parts = [_halves(tensor[rows].dequantise()) for rows in blocks]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        halves = np.empty(tensor.shape, np.float16)
+        for at in range(0, len(halves), BLOCK_ROWS):
+            rows = slice(at, at + BLOCK_ROWS)
+            weights = tensor[rows].dequantise()
+            if _are_too_large(weights):
+                return tensor.dequantise()
+            halves[rows] = weights
+        return halves
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
