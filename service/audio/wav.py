@@ -140,7 +140,7 @@ def _behind_sound(chunks: "_Chunks", part: _Part, behind: int, size: int) -> tup
     if at == size or is_head(chunks.read_at, at):
         return at, False
     found = next_file(chunks.read_at, at)
-    is_sound = at == behind and behind_zeros(chunks.read_at, at) != found
+    is_sound = at == behind and (found is None or behind_zeros(chunks.read_at, at) < found)
     if (
         is_sound
         and not chunks.read_at(at, 8).startswith(_NO_SOUND)
