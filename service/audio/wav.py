@@ -1,8 +1,9 @@
 """Plain WAV files, which most uploads are: PCM of 8 to 32 bits, float, A-law, µ-law. Anything else is left to FFmpeg.
 
 A header's lengths are not trusted: sound of size 0, as programs write that cannot go back, or of more bytes than there
-are goes to the file's end, and so does sound that is followed by a second or more that is neither a chunk nor a file
-of another kind. WAV files one after the other are read as one. Source: RFC 2361, Microsoft's description of RIFF.
+are goes to the next file or this one's end, and so does sound that is followed by a second or more that is neither a
+chunk nor a file of another kind. WAV files one after the other are read as one. Source: RFC 2361,
+Microsoft's description of RIFF.
 """
 
 import io
