@@ -78,7 +78,11 @@ def decode(file: int, out: int, start: int, limits: Limits) -> NoReturn:
         except ffmpeg.Refused as error:
             output.send(REFUSED, str(error).encode())
         except MemoryError:
-            output.send(REFUSED, b"The file takes more memory to decode than is allowed; it is damaged or made to.")
+            output.send(
+                REFUSED,
+                b"The file takes more memory to decode than is allowed: it is damaged, made to, "
+                b"or has more than %d tracks." % ffmpeg.MAX_STREAMS,
+            )
         except OSError:
             if source.failure is None:
                 raise

@@ -8,6 +8,7 @@ import copy
 import functools
 import io
 import os
+import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,11 +56,15 @@ FORMATS_READ = (
     "WavPack, TTA, Monkey's Audio, SPHERE, MPEG, AVI and FLV"
 )
 BARE = ("mp3", "aac", "loas", "ac3", "eac3", "dts", "flac")  # frames and nothing between them, but for tags
-MAX_STREAMS = 16
+MAX_STREAMS = 64
 GAP_S = 0.05  # between frames; less is rounding
 MAX_FAULTS = 100  # places in a row where a file cannot be read on
 MAX_FILES = 1000  # one after the other
 MAX_FALSE_HEADS = 20  # places that look like another file's head and aren't
+
+
+_PIECE, _IDLE_PIECE = 1 << 20, 1 << 10
+_NO_TEXT = re.compile(rb"[\0-\x08\x0b\x0e-\x1f\x7f\xff]")
 
 
 class Refused(Exception):
@@ -175,7 +180,9 @@ def decode(source: Source, output: _Output) -> None:
         following = heads(read_at, end, head.at, behind)
     found.check()
     output.flush()
-    output.send(b"E", f"{found.lost_bytes + unheard + end - unheard_from},{found.lost_s:.3f}".encode())
+    output.send(
+        b"E", f"{found.lost_bytes + found.idle_bytes + unheard + end - unheard_from},{found.lost_s:.3f}".encode()
+    )
 
 
 def _decode_file(source: Source, at: int, end: int, output: _Output, found: "_Found", formats: tuple[str, ...]) -> int:
@@ -200,6 +207,8 @@ def _decode(source: Source, output: _Output, found: "_Found", formats: tuple[str
     container = _open(av, source, formats)
     demuxer = container.format.name.partition(",")[0]
     kind = FORMATS[demuxer]
+    if len(container.streams) > MAX_STREAMS:
+        raise Refused(f"The {kind} file has more than {MAX_STREAMS} tracks.")
     tracks = container.streams.audio
     if not tracks:
         raise Refused(f"The {kind} file has no audio track.")
@@ -223,7 +232,7 @@ def _decode(source: Source, output: _Output, found: "_Found", formats: tuple[str
             frames = packet.decode()
         except _faults(av) as error:
             _no_memory(error)
-            found.lost_bytes += packet.size
+            found.undecoded(bytes(packet))
             continue
         found.junk(packet, len(frames))
         for frame in frames:
@@ -240,7 +249,7 @@ def _open(av: ModuleType, source: Source, formats: tuple[str, ...]) -> "InputCon
         "format_whitelist": ",".join(formats),
         "codec_whitelist": codecs(),  # finding out what streams there are decodes their first packets
         "protocol_whitelist": "none",
-        "max_streams": str(MAX_STREAMS),
+        "max_streams": str(MAX_STREAMS + 1),
         "enable_drefs": "0",  # of an MP4
         "use_absolute_path": "0",
     }
@@ -301,6 +310,7 @@ class _Found:
         self.kind = ""
         self.largest = 0  # packet there may be, where the file says it: what is behind is junk
         self.met_bytes = self.lost_bytes = 0
+        self.idle_bytes = 0  # lost ones that hold no frames: no damage
         self.met_s = self.lost_s = 0.0
 
     def begin(self, source: Source, kind: str, is_bare: bool, tick_s: float) -> None:
@@ -309,7 +319,7 @@ class _Found:
         self.kind, self._source, self._is_bare, self.largest = self.kind or kind, source, is_bare, 0
         self._start: int | None = None  # of the first packet in the file
         self._behind = 0  # the last packet there; positions may be off for packets behind a damage
-        self._tag_bytes = 0
+        self._passed_bytes = 0  # tags and idle bytes between packets
         self._due: float | None = None  # when the next frame begins, in the file's time
 
     def lose(self, n_bytes: int) -> None:
@@ -326,16 +336,29 @@ class _Found:
         if self._start is None:
             self._start = position
         elif position > self._behind:
-            self._tag_bytes += min(position, behind_tags(self._source.read_at, self._behind)) - self._behind
+            start = min(position, behind_tags(self._source.read_at, self._behind))
+            idle = sum(
+                _idle_bytes(self._source.read_at(at, min(_PIECE, position - at)))
+                for at in range(start, position, _PIECE)
+            )
+            self.idle_bytes += idle
+            self._passed_bytes += start - self._behind + idle
         self._behind = max(self._behind, position + size)
         if not size:
-            self.lose(max(0, position - self._start - self._tag_bytes - self.met_bytes))
+            self.lose(max(0, position - self._start - self._passed_bytes - self.met_bytes))
+
+    def undecoded(self, data: bytes) -> None:
+        """Count a packet, or what is left of it, that does not decode."""
+        idle = _idle_bytes(data)
+        self.idle_bytes += idle
+        self.lost_bytes += len(data) - idle
 
     def junk(self, packet: "Packet[Any]", n_frames: int) -> None:
         """Count what a packet holds after its frames, where their size is known; another FLAC file's header isn't."""
         size = packet.size
         if self.largest and size > self.largest * max(1, n_frames):
-            self.lost_bytes += max(0, size - self.largest * max(1, n_frames) - _flac_header_bytes(bytes(packet)))
+            data = bytes(packet)
+            self.undecoded(data[self.largest * max(1, n_frames) + _flac_header_bytes(data) :])
 
     def frame(self, frame: "AudioFrame") -> None:
         """The next one."""
@@ -355,6 +378,12 @@ class _Found:
             raise Refused(f"The {self.kind} file holds no sound that can be decoded.")
         if 2 * self.lost_bytes > self.met_bytes or (self._is_bare and self.lost_s > self.met_s):
             raise Refused(f"Most of the {self.kind} file is damaged: it cannot be decoded.")
+
+
+def _idle_bytes(data: bytes) -> int:
+    """How many of these bytes cannot hold frames: runs of one byte, and text."""
+    pieces = (data[at : at + _IDLE_PIECE] for at in range(0, len(data), _IDLE_PIECE))
+    return sum(len(piece) for piece in pieces if len(set(piece)) == 1 or not _NO_TEXT.search(piece))
 
 
 def _flac_header_bytes(data: bytes) -> int:

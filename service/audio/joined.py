@@ -160,7 +160,11 @@ def _behind_caf_chunks(read_at: ReadAt, at: int) -> int:
 
 
 def own_end(read_at: ReadAt, end: int, at: int) -> int:
-    """Where a Matroska or FLV file at `at` ends by its own lengths, as FFmpeg would take the next for a part of it."""
+    """Where a WAV, Matroska or FLV file at `at` ends by its own lengths: FFmpeg reads the next as a part of it."""
+    head = read_at(at, 12)
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        stop = at + 8 + int.from_bytes(head[4:8], "little")
+        return next((place for place in (stop, stop + 1) if _CERTAIN.match(read_at(place, _HEAD_BYTES))), end)
     if read_at(at, 4) == b"FLV\x01":
         stop = _behind_flv_tags(read_at, at + 13)
         return stop if is_head(read_at, stop) else end

@@ -1,8 +1,9 @@
 """Plain WAV files, which most uploads are: PCM of 8 to 32 bits, float, A-law, µ-law. Anything else is left to FFmpeg.
 
 A header's lengths are not trusted: sound of size 0, as programs write that cannot go back, or of more bytes than there
-are goes to the file's end, and so does sound that is followed by a second or more that is neither a chunk nor a file
-of another kind. WAV files one after the other are read as one. Source: RFC 2361, Microsoft's description of RIFF.
+are goes to the next file or this one's end, and so does sound that is followed by a second or more that is neither a
+chunk nor a file of another kind. WAV files one after the other are read as one. Source: RFC 2361,
+Microsoft's description of RIFF.
 """
 
 import io
@@ -140,7 +141,7 @@ def _behind_sound(chunks: "_Chunks", part: _Part, behind: int, size: int) -> tup
     if at == size or is_head(chunks.read_at, at):
         return at, False
     found = next_file(chunks.read_at, at)
-    is_sound = at == behind and behind_zeros(chunks.read_at, at) != found
+    is_sound = at == behind and (found is None or behind_zeros(chunks.read_at, at) < found)
     if (
         is_sound
         and not chunks.read_at(at, 8).startswith(_NO_SOUND)

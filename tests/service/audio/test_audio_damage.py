@@ -2,6 +2,7 @@
 
 import io
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -208,9 +209,27 @@ def test_a_file_that_changes_inside_is_heard_to_its_end(
 def test_a_file_that_is_mostly_damaged_is_refused(kind: str) -> None:
     whole = file(kind)
     start = len(whole) // 4
-    for rest in (bytes(len(whole) - start), np.random.default_rng(0).bytes(len(whole) - start)):
-        with pytest.raises(UnreadableAudio, match=r"Most of the .* file is damaged"):
-            decode(io.BytesIO(whole[:start] + rest))
+    rest = np.random.default_rng(0).bytes(len(whole) - start)
+    with pytest.raises(UnreadableAudio, match=r"Most of the .* file is damaged"):
+        decode(io.BytesIO(whole[:start] + rest))
+
+
+@pytest.mark.parametrize("kind", ["mp3", "aac", "flac", "ac3", "eac3", "mp2"])
+def test_padding_and_text_are_no_damage_but_logged(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    whole = file(kind)
+    for padding in (bytes(300_000), b"\xff" * 300_000, b"lorem ipsum dolor\n" * 12_000):
+        caplog.clear()
+        assert decode(io.BytesIO(whole + padding)).duration == pytest.approx(SECONDS, abs=0.1)
+        assert len(caplog.records) == 1
+    if kind != "flac":  # which FFmpeg does not look for behind anything
+        assert decode(io.BytesIO(bytes(100_000) + whole)).duration == pytest.approx(SECONDS, abs=0.1)
+
+
+def test_files_joined_by_the_thousand_are_bounded_work() -> None:
+    tiny = encoded(np.zeros((3, 1)), 16_000, "WAV", "PCM_16")
+    start = time.monotonic()
+    assert decode(io.BytesIO(PCM + tiny * 5000)).duration == pytest.approx(2.2, abs=0.1)
+    assert time.monotonic() - start < 20
 
 
 def test_what_is_lost_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

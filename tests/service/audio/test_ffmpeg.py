@@ -5,7 +5,9 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -45,6 +47,34 @@ def test_every_format_gives_the_same_sound(container: str, codec: str, rate: int
     assert audio.duration == pytest.approx(2, abs=0.13)  # AAC's frames fill 64 ms at 16 kHz
     assert sound.shape[0] == pytest.approx(audio.duration * SAMPLE_RATE, abs=1)
     assert similarity(speechlike(SAMPLE_RATE, 1, 2)[:, 0], sound) > 0.98
+
+
+def with_tracks(n: int, container: str) -> bytes:
+    """The same sound in each of n tracks."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        tracks: list[Any] = [out.add_stream("alac", rate=SAMPLE_RATE) for _ in range(n)]
+        for track in tracks:
+            track.layout = "mono"
+        sound = (speechlike(SAMPLE_RATE, 1, 1)[:, 0] * 32767).astype(np.int16)
+        for start in range(0, len(sound), 4096):
+            for track in tracks:
+                frame = av.AudioFrame.from_ndarray(sound[None, start : start + 4096], "s16p", "mono")
+                frame.sample_rate, frame.pts = SAMPLE_RATE, start
+                out.mux(track.encode(frame))
+        for track in tracks:
+            out.mux(track.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("container", ["matroska", "mp4"])
+def test_the_first_of_many_tracks_is_heard(container: str) -> None:
+    for n in (20, MAX_STREAMS):
+        audio = decode(io.BytesIO(with_tracks(n, container)))
+        assert audio.duration == pytest.approx(1, abs=0.01)
+        assert similarity(speechlike(SAMPLE_RATE, 1, 1)[:, 0], samples(audio)) > 0.99
+    with pytest.raises(UnreadableAudio, match=f"has more than {MAX_STREAMS} tracks"):
+        decode(io.BytesIO(with_tracks(MAX_STREAMS + 2, container)))
 
 
 def test_tags_in_front_of_aac_are_passed_over() -> None:
