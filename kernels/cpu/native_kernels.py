@@ -177,7 +177,7 @@ class NativeWeights:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._kept: list[NDArray[Any] | Array[Block]] = []  # all that `model` points to
-        self._arrays, dims = checkpoint.arrays, checkpoint.dims
+        self._arrays, dims, self._release = checkpoint.arrays, checkpoint.dims, checkpoint.release_copied
         self.model = Model(
             *(dims.n_mels, dims.n_audio_ctx, dims.n_text_state, dims.n_audio_head, dims.n_audio_layer),
             *(dims.n_vocab, dims.n_text_ctx, dims.n_text_head, dims.n_text_layer, 0),
@@ -227,5 +227,6 @@ class NativeWeights:
                     setattr(block, prefix + part, self._linear(f"{name}.{attention}.{part}"))
             block.mlp_ln = self._norm(f"{name}.mlp_ln")
             block.mlp_up, block.mlp_down = self._linear(f"{name}.mlp.0"), self._linear(f"{name}.mlp.2")
+            self._release()
         self._kept.append(blocks)
         return addressof(blocks)
