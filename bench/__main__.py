@@ -22,7 +22,7 @@ from bench.share import measure_guest_share
 ROOT = Path(__file__).resolve().parent.parent
 MAIN_CLIP = "11 s"
 LONG_CLIP = "5 min"
-TOGETHER = (1, 4, 16, 64)
+TOGETHER = (1, 4, 16)
 SLOW_CLIPS = ("2 s", MAIN_CLIP)  # all that a slow engine is asked for
 N_INSTANCES = 20_000
 

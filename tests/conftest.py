@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # In the background of a shell that is no terminal's, Ctrl-C is ignored, and would be by the programs under test too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 
 
 def shared_path() -> Path:
@@ -43,12 +44,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_en() -> Path:
-    """OpenAI's tiny.en, as `make setup` installs it."""
+def tiny_en(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OpenAI's tiny.en, as `make setup` installs it, in a folder of that name."""
     found = packaged_folder()
     if found is None:
         pytest.skip("tiny.en is not installed (make setup)")
-    return found
+    folder = tmp_path_factory.mktemp("packaged") / "tiny_en"
+    folder.symlink_to(found)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -72,5 +72,6 @@ def blocks(page: Path) -> list[Block]:
 
 def shows(shown: str, output: str) -> bool:
     """Whether the output is what the page shows; `…` there stands for anything, lines too, and a space for several."""
+    output = re.sub(r"^:\n+", "", output, flags=re.MULTILINE)  # an event stream's comments come as time passes
     parts = re.sub(r" +", " ", shown.rstrip()).split("…")
     return re.fullmatch(".*".join(map(re.escape, parts)), re.sub(r" +", " ", output.rstrip()), re.DOTALL) is not None

