@@ -50,7 +50,9 @@ def tiny_en(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if found is None:
         pytest.skip("tiny.en is not installed (make setup)")
     folder = tmp_path_factory.mktemp("packaged") / "tiny_en"
-    folder.symlink_to(found)
+    folder.mkdir()
+    for path in found.iterdir():
+        (folder / path.name).symlink_to(path)
     return folder
 
 
