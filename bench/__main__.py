@@ -186,7 +186,7 @@ def main() -> None:
     command = [WISP, "transcribe", str(clips[MAIN_CLIP]), "--model", str(files.model), "--target", "cpu"]
     starts: dict[str, Start] = {}
     for worker in workers:
-        if not worker.is_slow:
+        if not worker.is_slow and worker.name in texts[MAIN_CLIP]:
             python = peers_python if worker.entry.is_peer else Path(sys.executable)
             once = [*worker_command(python, worker.name, files, clips[MAIN_CLIP]), "once"]
             starts[worker.name] = Start(once, worker.entry.environment())
