@@ -33,7 +33,7 @@ class Reader:
     def __init__(self, turn: Turn, on_block: Callable[[float], None], recent: Recent | None = None) -> None:
         """`on_block`: called with the seconds read so far, block by block; raises to end the reading.
 
-        `recent`: keeps what is read for the features.
+        `recent`: keeps the samples that the features are made of.
         """
         self._turn, self._on_block, self._recent = turn, on_block, recent
         self._piece = -1  # of 30 s, which is being read

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Callable
 from typing import BinaryIO, cast
 
@@ -36,7 +37,7 @@ def find_spool_folder() -> None:
         raise StartError(f"Uploads need a folder for temporary files ({error.strerror}); name one in TMPDIR.") from None
 
 
-class BodyReader:
+class BodyReader(ABC):
     """Reads one body. `on_field(name, text)` hears each text field once it is whole, and may refuse it by raising.
 
     A kind of body is a subclass: `_feed` takes the next piece, `_finish` the end.
@@ -49,11 +50,13 @@ class BodyReader:
         self.file_bytes = 0
         self._to_write: list[bytes] = []
 
+    @abstractmethod
     def _feed(self, piece: bytes) -> None:
-        raise NotImplementedError
+        """Take the next piece."""
 
+    @abstractmethod
     def _finish(self) -> None:
-        raise NotImplementedError
+        """Take the end."""
 
     async def read(self, body: AsyncIterable[bytes]) -> BinaryIO | None:
         """Read the body to its end and return the field `file`, at its start, or None when there was none.

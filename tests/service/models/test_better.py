@@ -1,4 +1,4 @@
-"""What a user of the embedded model is told to run, for each way of starting Wisp."""
+"""The command for a better model, for each way of starting Wisp."""
 
 import socket
 import sys
