@@ -4,21 +4,17 @@ import logging
 import math
 import sys
 import time
-from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kernels.checkpoints.common import NoTokenizer
 from kernels.checkpoints.load import Checkpoint, CheckpointError, Dimensions, load_checkpoint
 from service.errors import DeviceLost, DeviceUnavailable, ModelError
 from service.guest.wasi_nn import Graph
-from service.models.graphs import SpeechGraph, TokenizerGraph
+from service.models.graphs import TokenizerGraph
 from service.models.languages import language_name
 from service.models.names import ModelSpec, TargetName, check_files, find_model, parse_preload
 from service.models.places import tokenizer_for
@@ -74,7 +70,7 @@ class _Loaded:
     """Kernels, and all the graphs that a guest may load by name while they are the model's."""
 
     kernels: Kernels
-    graphs: MutableMapping[str, Graph]
+    graphs: Mapping[str, Graph]
 
 
 def choose_target(asked: str) -> Target:
@@ -153,7 +149,7 @@ class Model:
 
     def _with_graphs(self, kernels: Kernels) -> _Loaded:
         own = {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
-        return _Loaded(kernels, ChainMap(own, self._graphs))
+        return _Loaded(kernels, own | self._graphs)
 
     def _load(self) -> _Loaded:
         started = time.monotonic()
@@ -203,13 +199,9 @@ class Model:
 
     @property
     def graphs(self) -> Mapping[str, Graph]:
-        """NAME/encoder and NAME/decoder while loaded, NAME/tokenizer, NAME once `add_speech_graph` has been called."""
+        """NAME/encoder and NAME/decoder while loaded, NAME/tokenizer."""
         loaded = self._loaded.thing
         return loaded.graphs if loaded is not None else self._graphs
-
-    def add_speech_graph(self, transcribe: Callable[[NDArray[np.float32]], str]) -> None:
-        """Give guests the graph NAME: `transcribe` turns (n_samples,) f32 of 16 kHz PCM into text."""
-        self._graphs[self.name] = SpeechGraph(transcribe)
 
     def device_bytes(self) -> int:
         """Memory of the GPU that is held; 0 on the CPU."""

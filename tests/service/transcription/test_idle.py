@@ -30,7 +30,7 @@ def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Engine]:
 
 def words(engine: Engine) -> str:
     assert engine.transcriber is not None
-    return engine.transcriber.submit(tone_audio(1.0), Options(), None, threading.Event()).result(120).text
+    return engine.transcriber.submit(tone_audio(1.0), Options()).future.result(120).text
 
 
 def test_an_unloaded_model_holds_nothing_and_comes_back_for_a_request(engine: Engine) -> None:
