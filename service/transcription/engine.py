@@ -20,7 +20,7 @@ from service.models.places import EMBEDDED_NAME
 from service.settings import Settings
 from service.transcription.reading import audio_of
 from service.transcription.run import Run
-from service.transcription.transcriber import Options, Transcriber, Transcription, default_workers
+from service.transcription.transcriber import Options, Transcriber, Transcription
 
 log = logging.getLogger("wisp")
 
@@ -92,18 +92,7 @@ class Engine:
                 self._opened.append(model)
             finally:
                 guest = self._compiled(compiling)
-        transcriber = Transcriber(
-            model,
-            guest,
-            workers=settings.workers or min(default_workers(model.target), settings.n_open()),
-            open_jobs=settings.n_open(),
-            queue_length=settings.queue_length,
-            deadline_floor_s=settings.deadline_floor_s,
-            deadline_factor=settings.deadline_factor,
-            beam_size=settings.beam_size,
-            vad=settings.vad,
-            observe=self._observe,
-        )
+        transcriber = Transcriber(model, guest, settings, self.observers)
         self._opened.append(transcriber)
         if model.name == EMBEDDED_NAME:
             log.warning("%s", embedded_notice(settings))
@@ -123,10 +112,6 @@ class Engine:
         # At 440 Hz tiny.en hears words that take three times as long.
         tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * np.float32(2 * np.pi * 100 / SAMPLE_RATE))
         return transcriber.transcribe(audio_of(tone * np.float32(0.1)), Options(temperature=(0.0,)), run=run)
-
-    def _observe(self, run: Run) -> None:
-        for observer in self.observers:
-            observer(run)
 
     @property
     def transcriber(self) -> Transcriber | None:

@@ -16,8 +16,10 @@ from service.guest.runner import Guest, GuestError
 from service.guest.wasi_nn import Graph
 from service.models.graphs import SpeechGraph, VoiceGraph
 from service.models.languages import language_name
-from service.models.loaded import Model, Target
+from service.models.loaded import Model
+from service.models.target import Target
 from service.models.tokenizer import Tokenizer
+from service.settings import Settings
 from service.transcription.admission import Admission, step_of
 from service.transcription.chunking import Chunking
 from service.transcription.reading import Reader, Upload, audio_of
@@ -98,35 +100,22 @@ def check_options(options: Options, name: str, tokenizer: Tokenizer) -> None:
 
 
 class Transcriber:
-    """Transcriptions of one model: `workers` compute at once, `open_jobs` take turns at that, `queue_length` more wait.
+    """Transcriptions of one model: some compute at once, more take turns at that, the rest wait. Thread-safe.
 
-    Thread-safe; owns its threads.
+    Owns its threads.
     """
 
     def __init__(
-        self,
-        model: Model,
-        guest: Guest,
-        *,
-        workers: int = 2,
-        open_jobs: int = 16,
-        queue_length: int = 128,
-        deadline_floor_s: float = 60.0,
-        deadline_factor: float = 10.0,
-        beam_size: int = 0,
-        vad: str = "skip",
-        observe: Callable[[Run], None] = lambda run: None,
+        self, model: Model, guest: Guest, settings: Settings, observers: Sequence[Callable[[Run], None]] = ()
     ) -> None:
-        """`beam_size`: 1 is greedy, 0 as the model says. `vad`: what becomes of silence, see Settings.
-
-        `observe`: called with each submitted run once it has ended, in its request's context.
-        """
-        self.model, self.guest, self.vad, self.observe = model, guest, vad, observe
+        """`observers`: called with each submitted run once it has ended, in its request's context."""
+        self.model, self.guest, self.settings, self.observers = model, guest, settings, observers
+        self.vad = settings.vad
         self.proven_at = -math.inf  # when a window was last transcribed to its end, by time.monotonic()
         self.moved_at = -math.inf  # when a network was last asked for something, by the same clock
-        self.deadline_floor_s, self.deadline_factor = deadline_floor_s, deadline_factor
-        self.beam_size = beam_size or model.num_beams
-        self.admission = Admission(n_open=open_jobs, queue_length=queue_length, n_at_once=workers)
+        n_open = settings.n_open()
+        workers = settings.workers or min(default_workers(model.target), n_open)
+        self.admission = Admission(n_open=n_open, queue_length=settings.queue_length, n_at_once=workers)
         self.reading, self.computing = Turns(min(workers, N_CORES)), Turns(workers)
 
     def is_proven(self, since: float) -> bool:
@@ -150,9 +139,13 @@ class Transcriber:
             self.admission.succeeded(run.elapsed())  # of requests only: a probe is shorter
             return result
 
-        run.future.add_done_callback(lambda _: run.context.run(self.observe, run))
+        run.future.add_done_callback(lambda _: run.context.run(self._report, run))
         self.admission.submit(run, call, n_bytes=recording.n_bytes() if isinstance(recording, Upload) else 0)
         return run
+
+    def _report(self, run: Run) -> None:
+        for observer in self.observers:
+            observer(run)
 
     def transcribe(
         self,
@@ -168,7 +161,7 @@ class Transcriber:
         DeviceLost, InternalError for a fault of the guest's, whose report goes to the log.
         """
         run = run or Run()
-        run.begin(self.deadline_floor_s)
+        run.begin(self.settings.deadline_floor_s)
         try:
             return self._transcribe(run, recording, options, on_segment)
         except DeadlineExceeded as error:
@@ -200,7 +193,7 @@ class Transcriber:
         events = _Events(on_segment, self.model.tokenizer)
 
         def on_block(seconds: float) -> None:
-            run.allow(self.deadline_floor_s + self.deadline_factor * seconds)
+            run.allow(self.settings.deadline_s(seconds))
             if not is_within:
                 self.admission.lasts(run, seconds)
 
@@ -213,7 +206,7 @@ class Transcriber:
             audio = reader.decoded(recording)
             run.audio_s = audio.duration
             run.enter("features")
-            run.allow(self.deadline_floor_s + self.deadline_factor * audio.duration)
+            run.allow(self.settings.deadline_s(audio.duration))
             log_mel = reader.features(audio, self.model.dims.n_mels)
             clips = reader.clips(audio, chunking) if chunking is not None else None
             run.enter("")
@@ -277,7 +270,7 @@ class Transcriber:
                 code: token for code, token in tokens["languages"].items() if code in options.languages
             }
         prompts = [", ".join(options.keywords), options.prompt or ""]
-        n_beams = options.beam_size or self.beam_size
+        n_beams = options.beam_size or self.settings.beam_size or model.num_beams
         return {
             "model": model.name,
             "dims": {name: getattr(model.dims, name) for name in ("n_mels", "n_audio_ctx", "n_vocab", "n_text_ctx")},

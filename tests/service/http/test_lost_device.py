@@ -14,8 +14,8 @@ from service.errors import DeviceLost, DeviceUnavailable, WispError
 from service.http.app import Engine, create_app
 from service.http.health import GPU_FAILURES, Health
 from service.models import loaded as models
-from service.models.loaded import choose_target
 from service.models.residence import Residence
+from service.models.target import choose_target
 from service.transcription.transcriber import Options
 from tests.support import synthetic
 from tests.support.serving import (

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from service.errors import DeviceUnavailable, InternalError
 from service.http.app import Engine, create_app
-from service.models.loaded import choose_target
 from service.models.residence import Residence
+from service.models.target import choose_target
 from service.transcription.transcriber import Options
 from tests.support import synthetic
 from tests.support.serving import engine_for, post, ready, settings_for, tone_audio

@@ -16,6 +16,7 @@ from service.guest.runner import Guest
 from service.http.app import GUEST_WASM
 from service.models.loaded import load_model
 from service.models.names import find_model
+from service.settings import Settings
 from service.transcription.reading import Upload
 from service.transcription.run import STAGES, Run
 from service.transcription.transcriber import Options, Transcriber
@@ -86,7 +87,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Transcriber
         model = load_model(find_model(str(folder), folder.parent), "cpu")
         stack.callback(model.close)
         guest = stack.enter_context(Guest(GUEST_WASM))
-        transcriber = Transcriber(model, guest, observe=runs.put)
+        transcriber = Transcriber(model, guest, Settings(), [runs.put])
         stack.callback(transcriber.admission.close)
         yield transcriber, runs
 

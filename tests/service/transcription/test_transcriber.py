@@ -23,7 +23,7 @@ from service.errors import (
     UnsupportedValue,
 )
 from service.guest.wasi_nn import WasiNnError
-from service.models.loaded import Target
+from service.models.target import Target
 from service.transcription.reading import audio_of
 from service.transcription.run import Run
 from service.transcription.transcriber import TEMPERATURES, Options, Segment, Transcriber, default_workers
