@@ -51,7 +51,7 @@ def test_client_faults_are_invalid_requests_and_ours_are_not(cls: type[WispError
 
 
 def test_every_refusal_is_documented_with_its_status_and_no_other_is() -> None:
-    _, _, section = (ROOT / "docs/api.md").read_text().partition("\n## Refusals\n")
+    _, _, section = (ROOT / "docs/api.md").read_text().partition("\n## Errors\n")
     rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", section, re.MULTILINE)
     documented = sorted((int(status), code) for status, codes in rows for code in re.findall(r"`(\w+)`", codes))
     assert documented == sorted((cls.status, cls.code) for cls in CLASSES if cls.code is not None)
