@@ -68,7 +68,7 @@ def test_upload_over_the_cap_names_the_cap_and_the_bytes_read() -> None:
 
 
 def test_audio_that_is_too_long_is_told_the_limit_once() -> None:
-    assert str(AudioTooLong(12.1, 12.0)) == "The audio is longer than the 12 s accepted here."
+    assert str(AudioTooLong(12.1, 12.0)) == "The audio is longer than this server's limit of 12 s."
 
 
 def test_an_internal_error_says_nothing_of_its_cause() -> None:
