@@ -20,7 +20,7 @@ REFUSALS = {  # statuses that a request for words may be answered with, besides 
     "400": "A field that cannot be honoured, or a file that cannot be read; param names it.",
     "404": "Another model was asked for.",
     "408": "The upload came too slowly.",
-    "413": "The upload or the audio is over the cap.",
+    "413": "The upload or the audio is over the limit.",
     "429": "The queue is full; Retry-After says when to come back.",
     "500": "The server failed; its log says why.",
     "503": "The model is not ready, the GPU failed, the transcription took too long, or the disk for uploads is full.",
