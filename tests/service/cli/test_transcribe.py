@@ -71,6 +71,20 @@ def test_several_formats_are_a_file_each(model: Path, talks: Path) -> None:
 
 
 @pytest.mark.usefixtures("talks")
+def test_raw_sound_is_known_by_its_name(
+    model: Path, talks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (talks / "call.ulaw").write_bytes(b"\x80\xff" * 8000)
+    (talks / "posing.ulaw").write_bytes(wav(1.0))
+    (talks / "call").write_bytes(b"\x80\xff" * 8000)
+    for name, status in (("call.ulaw", 0), ("posing.ulaw", 0), ("call", 1)):
+        wanted = Wanted.of([f"talks/{name}"], formats=["verbose_json"])
+        assert transcribe_files(settings_for(model), wanted) == status
+    out, err = capsys.readouterr()
+    assert out.count('"duration": 2.0') == 1 or '"duration":2.0' in out
+    assert "talks/call:" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
