@@ -67,14 +67,15 @@ class Service:
     under_way: set[Job] = field(default_factory=set)
 
     def is_served(self, name: str) -> bool:
-        """Whether the model has this name: its own in any spelling, or an alias.
+        """Whether the model has this name: its own in any spelling, or an alias in any case.
 
         Ignores prefixes: `openai/whisper-1`, `Systran/faster-whisper-tiny.en`.
         """
+        name = name.strip().lower()
         names = (name, name.rpartition("/")[2].removeprefix("faster-"))
         return any(
             canonical_name(spelling) == canonical_name(self.model_name)
-            or any(fnmatchcase(spelling, alias) for alias in self.settings.alias_names())
+            or any(fnmatchcase(spelling, alias.lower()) for alias in self.settings.alias_names())
             for spelling in names
         )
 
