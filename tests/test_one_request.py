@@ -1,4 +1,4 @@
-"""One request, followed from the route to the kernel: through few modules, which docs/architecture.md names in order."""
+"""One request, followed from the route to the kernel: through few modules, which docs/architecture.md names."""
 
 import inspect
 from pathlib import Path
