@@ -73,7 +73,7 @@ class Admission:
         return len(self._admitted)
 
     def check_room(self, coming: Mapping[str, int] | None = None) -> None:
-        """Raise QueueFull where a job of the current client would be refused. `coming`: jobs about to come, by client."""
+        """Raise QueueFull where a job of the current client would be refused. `coming`: those on their way."""
         with self._changed:
             held = Counter(job.client for job in self._admitted) + Counter(coming or {})
             if not has_room(held, current_client.get(), self.n_places):
