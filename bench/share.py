@@ -1,4 +1,4 @@
-"""How much of a transcription is the guest's own: decoding policy, sandbox and calls, everything but the graphs."""
+"""Measures the guest's own share of a transcription: decoding policy, sandbox and calls, without the graphs."""
 
 import statistics
 import time
@@ -48,7 +48,7 @@ class TimedContext:
 
 
 class Unwrapped(Mapping[int, ExecutionContext]):
-    """The instance's contexts as the graphs made them, so that one finds another."""
+    """The instance's contexts without their timers, so that one finds another."""
 
     def __init__(self, timed: Mapping[int, Any]) -> None:
         self.timed = timed
@@ -75,7 +75,7 @@ class TimedGraph:
 
 
 def measure_guest_share(files: Files, clip: Path, rounds: int) -> float:
-    """The guest's part of a greedy transcription on the CPU target, features left out: the median of `rounds`."""
+    """The guest's share of a greedy transcription on the CPU target, without features: the median of `rounds`."""
     wisp = Wisp(files, clip, "cpu")
     loaded, samples = wisp.transcriber.model, read_clip(clip)
     argument = wisp.transcriber.argument(GREEDY)
