@@ -3,6 +3,7 @@
 import errno
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
@@ -17,17 +18,13 @@ class WispError(Exception):
     type: str = SERVER_ERROR
     code: str | None = None
     param: str | None = None
+    headers: Mapping[str, str] = MappingProxyType({})  # of the response
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         if param is not None:
             self.param = param
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Response headers of this error."""
-        return {}
 
     def envelope(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's error body, all four keys always present."""
@@ -153,6 +150,8 @@ class UploadTooSlow(RequestError):
 
     status = 408
     code = "upload_too_slow"
+    # An OpenAI client would send it twice more, no faster. What still comes of it is not read.
+    headers = MappingProxyType({"x-should-retry": "false", "Connection": "close"})
 
     def __init__(self, floor_s: float, bytes_per_s: int, *, is_full: bool = False, idle_s: float | None = None) -> None:
         if idle_s is not None:
@@ -163,25 +162,17 @@ class UploadTooSlow(RequestError):
             f"The upload was too slow{where}: its time limit is {floor_s:g} s plus one second per {bytes_per_s} bytes."
         )
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        # Otherwise an OpenAI client would retry twice, no faster. The rest of the body is not read.
-        return {"x-should-retry": "false", "Connection": "close"}
-
 
 class InvalidApiKey(RequestError):
     """The request has no valid API key. The error never shows what it sent."""
 
     status = 401
     code = "invalid_api_key"
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
     def __init__(self, *, is_absent: bool) -> None:
         sent = "No API key was sent" if is_absent else "The API key is not valid for this server"
         super().__init__(f"{sent}; send one in the header 'Authorization: Bearer KEY'.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"WWW-Authenticate": "Bearer"}
 
 
 class ForeignOrigin(RequestError):
@@ -243,10 +234,7 @@ class QueueFull(WispError):
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(f"The server's queue is full; try again in {max(1, retry_after_s)} s.")
         self.retry_after_s = max(1, retry_after_s)
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": str(self.retry_after_s)}
+        self.headers = {"Retry-After": str(self.retry_after_s)}
 
 
 class SetAside(WispError):
@@ -261,13 +249,10 @@ class Overloaded(WispError):
 
     status = 503
     code = "overloaded"
+    headers = MappingProxyType({"Retry-After": "5"})
 
     def __init__(self) -> None:
         super().__init__("The server is overloaded; try again later.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": "5"}
 
     @staticmethod
     def is_meant_by(error: BaseException | None) -> bool:
@@ -284,10 +269,7 @@ class NotReady(WispError):
 
     status = 503
     code = "not_ready"
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": "1"}
+    headers = MappingProxyType({"Retry-After": "1"})
 
 
 class DeviceLost(WispError):
@@ -302,10 +284,7 @@ class DeviceLost(WispError):
     def __init__(self, retry_after_s: float = 1.0) -> None:
         super().__init__("The GPU has failed; the next request opens it again.")
         self.retry_after_s = max(1, math.ceil(retry_after_s))
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": str(self.retry_after_s)}
+        self.headers = {"Retry-After": str(self.retry_after_s)}
 
 
 class NoSpace(WispError):
@@ -313,13 +292,10 @@ class NoSpace(WispError):
 
     status = 503
     code = "no_space"
+    headers = MappingProxyType({"Retry-After": "10"})
 
     def __init__(self) -> None:
         super().__init__("The server has no disk space for this upload now; try again later.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": "10"}
 
 
 class DecoderLost(WispError):
@@ -327,13 +303,10 @@ class DecoderLost(WispError):
 
     status = 503
     code = "decoder_lost"
+    headers = MappingProxyType({"Retry-After": "10"})
 
     def __init__(self) -> None:
         super().__init__("The server had too little memory or too few processes to decode the file; try again later.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": "10"}
 
 
 class DeadlineExceeded(WispError):
@@ -341,14 +314,11 @@ class DeadlineExceeded(WispError):
 
     status = 503
     code = "deadline_exceeded"
+    # An OpenAI client would send the whole file twice more and wait as long each time.
+    headers = MappingProxyType({"x-should-retry": "false"})
 
     def __init__(self, deadline_s: float) -> None:
         super().__init__(f"The transcription was stopped at its time limit of {deadline_s:.0f} s.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        # Otherwise an OpenAI client would send the whole file twice more and wait as long each time.
-        return {"x-should-retry": "false"}
 
 
 class InternalError(WispError):

@@ -214,6 +214,10 @@ class Settings:
         """Maximum concurrent requests, each counted from the first byte of its upload to its transcript."""
         return self.n_open() + self.queue_length
 
+    def deadline_s(self, audio_s: float) -> float:
+        """The most time that a transcription of so much audio may work."""
+        return self.deadline_floor_s + self.deadline_factor * audio_s
+
     def models_path(self) -> Path:
         """The models' folder with `~` expanded, if the user has a home."""
         return Path(os.path.expanduser(self.models_dir))  # noqa: PTH111 (Path.expanduser raises without a home)

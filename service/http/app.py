@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from service.errors import StartError
 from service.guest.code_cache import user_cache_folder
 from service.settings import Settings
-from service.transcription.engine import GUEST_WASM, Engine, audio_of
+from service.transcription.engine import GUEST_WASM, Engine
 
 if TYPE_CHECKING:  # imported where used: `wisp transcribe` serves nothing
     from starlette.applications import Starlette
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # imported where used: `wisp transcribe` serves nothing
     from service.http.metrics import Metrics
     from service.http.tracing import Tracing
 
-__all__ = ["GUEST_WASM", "Engine", "audio_of", "create_app", "serve"]
+__all__ = ["GUEST_WASM", "Engine", "create_app", "serve"]
 
 log = logging.getLogger("wisp")
 
@@ -70,9 +70,9 @@ def create_app(
     find_spool_folder()
     uploads = Uploads(engine.settings.n_places(), spool_bytes=engine.settings.spool_bytes)
     metrics = Metrics(engine.spec.name, engine, uploads.n_under_way)
-    engine.observers.append(metrics.work_ended)
+    engine.observers.append(metrics.run_ended)
     if tracing is not None:
-        engine.observers.append(tracing.work_ended)
+        engine.observers.append(tracing.run_ended)
     table: list[BaseRoute] = [*routes.ROUTES]
     if engine.settings.metrics != "off":
         table.append(_metrics_route(metrics))

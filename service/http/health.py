@@ -12,6 +12,7 @@ import time
 
 from service.errors import NotReady, WispError
 from service.transcription.engine import Engine
+from service.transcription.run import Run
 from service.transcription.transcriber import Transcriber
 
 log = logging.getLogger("wisp")
@@ -38,12 +39,12 @@ class Health:
         self._failed_at = -math.inf  # the latest failed probe
         self._began_at = -math.inf
         self._took_s = 0.0  # the latest successful probe
-        self._cancelled = threading.Event()
+        self._run = Run()  # the latest probe's
 
     def stop(self) -> None:
         """Not ready from now on, because the server stops. No more probes."""
         self.is_stopping = True
-        self._cancelled.set()
+        self._run.cancel()
 
     async def readiness(self) -> None:
         """Return if transcriptions work. Raises NotReady: loading, failed, stopping, or stuck."""
@@ -89,17 +90,20 @@ class Health:
                 return self._probe
             if time.monotonic() - self._failed_at < AFTER_FAILURE_S:
                 return None
-            self._probe = threading.Thread(target=self._run, args=(transcriber,), name="wisp-probe", daemon=True)
+            self._run = Run()
+            if self.is_stopping:
+                self._run.cancel()
+            self._probe = threading.Thread(target=self._try, args=(transcriber,), name="wisp-probe", daemon=True)
             self._began_at = time.monotonic()
             self._probe.start()
             return self._probe
 
-    def _run(self, transcriber: Transcriber) -> None:
+    def _try(self, transcriber: Transcriber) -> None:
         started = time.monotonic()
         try:
-            self.engine.prove(transcriber, self._cancelled)
+            self.engine.prove(transcriber, self._run)
             self._took_s = time.monotonic() - started
         except WispError as error:
             self._failed_at = time.monotonic()
-            if not self._cancelled.is_set():
+            if not self.is_stopping:
                 log.error("not ready, an inference failed: %s", error)

@@ -9,7 +9,7 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from service.transcription.work import OUTCOMES, STAGES, Work
+from service.transcription.run import OUTCOMES, STAGES, Run
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 NO_ROUTE = "none"  # label for paths without a route
@@ -93,17 +93,17 @@ class Metrics:
         """A body has been read completely."""
         self._stage_s.labels("upload").observe(seconds)
 
-    def work_ended(self, work: Work) -> None:
+    def run_ended(self, run: Run) -> None:
         """A transcription has ended, successfully or not."""
-        self._ended.labels(work.outcome).inc()
-        for stage, seconds in work.seconds.items():
+        self._ended.labels(run.outcome).inc()
+        for stage, seconds in run.seconds.items():
             self._stage_s.labels(stage).observe(seconds)
-        taken_s = (work.ended_ns - work.submitted_ns) / NANOSECONDS
-        self._stage_s.labels("wait").observe(max(0.0, taken_s - work.worked_s))
-        if work.outcome == "done":
-            self._audio_s.inc(work.audio_s)
-            self._tokens.inc(work.n_tokens)
-            self._factor.observe(work.worked_s / work.audio_s)
+        taken_s = (run.ended_ns - run.submitted_ns) / NANOSECONDS
+        self._stage_s.labels("wait").observe(max(0.0, taken_s - run.worked_s))
+        if run.outcome == "done":
+            self._audio_s.inc(run.audio_s)
+            self._tokens.inc(run.n_tokens)
+            self._factor.observe(run.worked_s / run.audio_s)
 
     def exposition(self) -> bytes:
         """All metrics, as CONTENT_TYPE says."""

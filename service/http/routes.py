@@ -140,7 +140,7 @@ async def _answer(request: Request, task: str) -> Response:
             options = fields.finish()
             upload = Upload(file, service.settings.max_audio_s)
             job = Job(await service.transcriber(), upload, options, leaving, service.under_way)
-            place.keep_until(job.future)
+            place.keep_until(job.run.future)
         except BaseException:
             leaving.cancel()
             file.close()

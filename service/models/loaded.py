@@ -1,60 +1,29 @@
-"""The loaded model and its target: tokenizer, WASI-NN graphs, and device memory."""
+"""The loaded model: tokenizer, WASI-NN graphs, and device memory."""
 
 import logging
 import math
-import sys
 import time
-from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Protocol
 
 from kernels.checkpoints.common import NoTokenizer
 from kernels.checkpoints.load import Checkpoint, CheckpointError, Dimensions, load_checkpoint
 from service.errors import DeviceLost, DeviceUnavailable, ModelError
 from service.guest.wasi_nn import Graph
-from service.models.graphs import SpeechGraph, TokenizerGraph
+from service.models.graphs import TokenizerGraph
 from service.models.languages import language_name
-from service.models.names import ModelSpec, TargetName, check_files, find_model, parse_preload
+from service.models.names import ModelSpec, check_files
 from service.models.places import tokenizer_for
 from service.models.residence import Residence
+from service.models.target import Target, choose_target, wanted_target
 from service.models.tokenizer import Tokenizer
 from service.settings import PRELOAD_VARIABLE
-
-if TYPE_CHECKING:  # it imports wgpu
-    from kernels.webgpu.device import AdapterInfo
-
-__all__ = [
-    "Model",
-    "ModelSpec",
-    "ReadModel",
-    "Target",
-    "choose_target",
-    "find_model",
-    "load_model",
-    "parse_preload",
-    "read_model",
-    "wanted_target",
-]
 
 log = logging.getLogger("wisp")
 
 REOPEN_S = 5.0  # minimum time between attempts to open a failing GPU
-GPU_NODES = ("dri/*", "nvidia*", "dxg", "kgsl*", "mali*")  # below /dev, opened by Linux's hardware Vulkan drivers
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where kernels run, and the reason in one sentence."""
-
-    name: Literal["gpu", "cpu"]
-    reason: str
-    is_software: bool = False  # a GPU driver that computes on the CPU
 
 
 class Kernels(Protocol):
@@ -74,50 +43,7 @@ class _Loaded:
     """Kernels, and the model's graphs that a guest may load by name."""
 
     kernels: Kernels
-    graphs: MutableMapping[str, Graph]
-
-
-def choose_target(asked: str) -> Target:
-    """auto → the GPU if an adapter is hardware, else the CPU; gpu and cpu → as requested. `cpu` never loads wgpu.
-
-    Raises DeviceUnavailable for `gpu` without an adapter.
-    """
-    if asked not in get_args(TargetName):
-        raise DeviceUnavailable(f"The target '{asked}' is not one of {', '.join(get_args(TargetName))}.")
-    if asked == "cpu":
-        return Target("cpu", "The CPU was requested.")
-    if asked == "auto" and not may_have_hardware():
-        return Target("cpu", "This machine has no graphics device (no device node under /dev).")
-    try:
-        from kernels.webgpu.device import list_adapters
-
-        adapters = list_adapters()
-    except Exception as error:  # wgpu without its library, or a failing Vulkan loader: either way no adapter
-        return _target_among(asked, (), f" ({error})")
-    return _target_among(asked, adapters, "")
-
-
-def may_have_hardware() -> bool:
-    """False if no driver could find a GPU. Asking wgpu takes half a second, and 70 MB for the software adapter."""
-    return sys.platform != "linux" or any(True for pattern in GPU_NODES for _ in Path("/dev").glob(pattern))
-
-
-def _target_among(asked: str, adapters: "Sequence[AdapterInfo]", trouble: str) -> Target:
-    """The choice for `auto` and `gpu` among adapters, the best one first."""
-    if not adapters:
-        if asked == "auto":
-            return Target("cpu", f"No WebGPU adapter was found{trouble}.")
-        raise DeviceUnavailable(
-            f"The target gpu was requested, but no WebGPU adapter was found{trouble}: install a Vulkan driver "
-            "(a software one is in mesa-vulkan-drivers, with libvulkan1), or use --target cpu."
-        )
-    best = adapters[0]
-    if asked == "gpu":
-        reason = f"The GPU was requested; the best adapter is {best.name} ({best.kind})."
-        return Target("gpu", reason, best.is_software)
-    if best.is_software:
-        return Target("cpu", f"The only WebGPU adapter is software ({best.name}), which is slower than the CPU target.")
-    return Target("gpu", f"The machine has a hardware adapter: {best.name} ({best.kind}).")
+    graphs: Mapping[str, Graph]
 
 
 class Model:
@@ -153,7 +79,7 @@ class Model:
 
     def _with_graphs(self, kernels: Kernels) -> _Loaded:
         own = {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
-        return _Loaded(kernels, ChainMap(own, self._graphs))
+        return _Loaded(kernels, own | self._graphs)
 
     def _load(self) -> _Loaded:
         started = time.monotonic()
@@ -203,13 +129,9 @@ class Model:
 
     @property
     def graphs(self) -> Mapping[str, Graph]:
-        """NAME/encoder and NAME/decoder while loaded, NAME/tokenizer, and NAME after `add_speech_graph`."""
+        """NAME/encoder and NAME/decoder while loaded, NAME/tokenizer."""
         loaded = self._loaded.thing
         return loaded.graphs if loaded is not None else self._graphs
-
-    def add_speech_graph(self, transcribe: Callable[[NDArray[np.float32]], str]) -> None:
-        """Offer guests the graph NAME: `transcribe` turns (n_samples,) f32 of 16 kHz PCM into text."""
-        self._graphs[self.name] = SpeechGraph(transcribe)
 
     def device_bytes(self) -> int:
         """GPU memory in use; 0 on the CPU."""
@@ -252,11 +174,6 @@ class ReadModel:
             num_beams=checkpoint.num_beams,
             condition_on_prev_tokens=checkpoint.condition_on_prev_tokens,
         )
-
-
-def wanted_target(spec: ModelSpec, target: str) -> str:
-    """`target` if it is gpu or cpu, else the target of the model's preload string, else auto."""
-    return spec.target or target if target == "auto" else target
 
 
 def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
