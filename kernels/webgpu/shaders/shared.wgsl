@@ -72,7 +72,6 @@ struct Sequence {  // what it may choose next, and what that follows from
   last_was_time: u32,
   last_time: u32,  // 0: none yet
   has_ended: u32,
-  has_sampled: u32,
 }
 
 struct State {
