@@ -41,8 +41,9 @@ ARROWS = {
     },
     "kernels.rules": set(),
     "kernels.checkpoints": set(),
-    "kernels.webgpu": {"kernels.rules", "kernels.checkpoints"},
-    "kernels.cpu": {"kernels.rules", "kernels.checkpoints"},
+    "kernels.inputs": {"kernels.rules", "kernels.checkpoints"},
+    "kernels.webgpu": {"kernels.inputs", "kernels.rules", "kernels.checkpoints"},
+    "kernels.cpu": {"kernels.inputs", "kernels.rules", "kernels.checkpoints"},
 }
 ONLY_IMPORTER = {  # library → the package, or the module, that alone may import it
     "av": "service.audio",

@@ -7,24 +7,12 @@ import pytest
 from numpy.typing import NDArray
 
 from kernels.checkpoints.load import Checkpoint, Dimensions
+from kernels.inputs import AUDIO, CHOSEN, LOG_PROBABILITIES, RULES
 from kernels.rules import Rules
 from kernels.webgpu.decoder.graph import DecoderGraph
 from kernels.webgpu.device import Device
 from tests.support import rule_cases
-from tests.support.decoding import (
-    AUDIO,
-    BEGIN,
-    CHOSEN,
-    EOT,
-    LOG_PROBABILITIES,
-    N_VOCAB,
-    NO_TIMESTAMPS,
-    RULES,
-    Array,
-    cross_memory,
-    rules,
-    step,
-)
+from tests.support.decoding import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS, Array, cross_memory, rules, step
 from tests.support.rule_cases import RuleCase, each_rule_case
 
 

@@ -9,23 +9,25 @@ import numpy as np
 import pytest
 
 from kernels.checkpoints.load import load_checkpoint
+from kernels.inputs import (
+    AUDIO,
+    CHOSEN,
+    CROSS_ATTENTION,
+    LOG_PROBABILITIES,
+    LOGITS,
+    ORIGINS,
+    RULES,
+    TOKEN_PROBABILITIES,
+    TOKENS,
+)
 from kernels.webgpu.cross_memory import CrossMemory
 from kernels.webgpu.decoder.graph import DecoderGraph
 from kernels.webgpu.device import Device
 from kernels.webgpu.wgsl import SUBGROUP, WORKGROUP
 from tests.support.decoding import (
-    AUDIO,
-    CHOSEN,
-    CROSS_ATTENTION,
     EOT,
-    LOG_PROBABILITIES,
-    LOGITS,
     N_VOCAB,
-    ORIGINS,
-    RULES,
     SMALL,
-    TOKEN_PROBABILITIES,
-    TOKENS,
     Array,
     Pair,
     cross_memory,
