@@ -100,6 +100,12 @@ def test_every_module_is_in_a_package_with_arrows() -> None:
             assert module == f"{package}.__init__" or any(is_in(module, known) for known in ARROWS), module
 
 
+def test_no_test_imports_another() -> None:
+    for path in modules("tests"):
+        tests = {module for module in imports(path) if is_in(module, "tests") and ".test_" in module}
+        assert not tests, f"{path.relative_to(ROOT)} imports {tests}: what they share belongs in tests/support"
+
+
 def test_there_is_no_circle() -> None:
     done: set[str] = set()
     while len(done) < len(ARROWS):
