@@ -157,6 +157,16 @@ fn norm_inputs(first_row: u32, invocation: u32) {
 }
 {% endmacro %}
 
+{# The sizes of a decoder's product: products() and norm_inputs() read them. #}
+{% macro product_sizes() %}
+override WORKGROUP = 256u;  // invocations
+override LANES = 64u;  // of them that share 4 outputs
+override TILES = 4u;  // that a workgroup takes
+override N_IN = 384u;
+override N_OUT = 384u;
+const ROWS = {{ rows }}u;
+{% endmacro %}
+
 {#
 x @ weight.T for the decoder: a workgroup sums 4 · WORKGROUP / LANES neighbouring outputs at a time for its rows, TILES times. The caller's
 lines follow for each row r: there y<r> is the row's 4 outputs from `out` on. The weights are loaded once for all rows.
