@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from service.guest.runner import Guest
 from tests.conftest import ROOT
+from tests.support.guests import limits
 
 WASM = ROOT / "assets" / "guest.wasm"
 DEADLINE_S = 300.0  # no test should reach it
@@ -167,7 +168,7 @@ def run(guest: Guest, script: Script, arguments: dict[str, Any], n_frames: int =
     ramp = np.arange(n_frames, dtype=np.float32)
     events: list[Event] = []
     stdin = [np.ascontiguousarray(np.stack([ramp, -ramp], axis=1)).tobytes()]
-    guest.run(arguments, stdin, script.graphs, events.append, deadline_s=DEADLINE_S)
+    guest.run(arguments, stdin, script.graphs, events.append, limits(DEADLINE_S))
     return events
 
 

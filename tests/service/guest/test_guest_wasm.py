@@ -10,6 +10,7 @@ import pytest
 import wasmtime
 
 from service.guest.runner import Guest, GuestError
+from tests.support.guests import limits
 from tests.support.scripted import (
     DE,
     DEADLINE_S,
@@ -143,9 +144,9 @@ def test_bad_options_end_it_with_a_sentence(guest: Guest, arguments: dict[str, A
 
 def test_a_graph_that_is_not_there_and_half_a_frame_are_said(guest: Guest) -> None:
     with pytest.raises(GuestError, match="load_by_name of scripted/encoder failed: not found"):
-        guest.run(argument(), [], {}, lambda event: None, deadline_s=DEADLINE_S)
+        guest.run(argument(), [], {}, lambda event: None, limits(DEADLINE_S))
     with pytest.raises(GuestError, match="the features end within a frame of 2 numbers"):
-        guest.run(argument(), [b"\0" * 12], saying([]).graphs, lambda event: None, deadline_s=DEADLINE_S)
+        guest.run(argument(), [b"\0" * 12], saying([]).graphs, lambda event: None, limits(DEADLINE_S))
 
 
 def test_an_hour_of_audio_fits_in_a_few_megabytes() -> None:
@@ -154,7 +155,7 @@ def test_an_hour_of_audio_fits_in_a_few_megabytes() -> None:
     events: list[Event] = []
     stdin = (bytes(block // 100) for _ in range(120))
     graphs = saying(*[[T, 5, T + 1500]] * 120).graphs
-    small.run(argument(dims={"n_mels": n_mels}), stdin, graphs, events.append, deadline_s=DEADLINE_S)
+    small.run(argument(dims={"n_mels": n_mels}), stdin, graphs, events.append, limits(DEADLINE_S))
     small.close()
     assert len(of(events, "segment")) == 120
     assert of(events, "segment")[-1]["end"] == 3600.0
