@@ -25,6 +25,7 @@ ARROWS = {
     "service.http": {
         "service.errors",
         "service.settings",
+        "service.audio",  # a form gives raw sound the header that its name tells
         "service.guest",
         "service.models",
         "service.transcription",

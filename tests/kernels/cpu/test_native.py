@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kernels.checkpoints.load import Checkpoint
+from kernels.checkpoints.quantised import Dequantised, quantise_coarsely
 from kernels.cpu import native_library
 from kernels.cpu.cores import Cores
 from kernels.cpu.model import CpuModel
@@ -213,6 +214,29 @@ def test_a_choice_waits_for_the_table_in_bytes(library: Library) -> None:
             may_go_on.set()
         assert len(chosen.result()[0]) == 1
     cores.close()
+
+
+def test_a_token_embedding_in_bytes_is_read_where_it_lies(library: Library) -> None:
+    """The same logits and choices as of its floats, from the table itself instead of two copies."""
+    name = "decoder.token_embedding.weight"
+    table = quantise_coarsely(CHECKPOINT.arrays[name])
+    stored = Checkpoint(DIMS, Dequantised({**CHECKPOINT.arrays, name: table}), "{}", CHECKPOINT.alignment_heads, False)
+    plain = replace(CHECKPOINT, arrays={**CHECKPOINT.arrays, name: table.dequantise()})
+    mel = np.random.default_rng(1).standard_normal((DIMS.n_mels, 2 * DIMS.n_audio_ctx), dtype=np.float32)
+    n_beams, some = 3, np.zeros(0, np.int32)
+    cache = np.zeros((DIMS.n_text_layer, 2, n_beams, DIMS.n_text_ctx * DIMS.n_text_state), np.float32)
+    tokens = rng.integers(0, DIMS.n_vocab, (n_beams, 4)).astype(np.int32)
+    found = []
+    for checkpoint in (stored, plain):
+        native = NativeWhisper(checkpoint, Cores(), library)
+        hidden, _, screened = native.append(tokens, native.encode(mel), cache.copy(), 0, is_choosing=True)
+        chosen = native.choose(hidden[:, -1], screened, Rules(1, 4, 40, -1, -1, -1, some, some), tokens.tolist())
+        found.append((native.logits(hidden[:, -1], DIMS.n_vocab), *chosen))
+        used = native._weights.model.token_embedding.values
+        assert (used == table.values.ctypes.data) == (checkpoint is stored)
+    close_to(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    np.testing.assert_allclose(found[0][2], found[1][2], atol=0.01)
 
 
 @pytest.mark.parametrize("n_new", [1, 4, 29])

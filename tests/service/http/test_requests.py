@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -84,7 +85,7 @@ def test_fields_may_be_in_the_address_and_those_of_the_form_win(client: TestClie
 def test_an_address_has_a_bounded_number_of_fields(client: TestClient) -> None:
     query = "&".join(["a"] * MAX_PARTS)
     assert client.post(f"{PATH}?{query}", files=UPLOAD).status_code == 200
-    assert "address" in assert_error(client.post(f"{PATH}?{query}&a", files=UPLOAD), 400, "malformed_form")
+    assert "query" in assert_error(client.post(f"{PATH}?{query}&a", files=UPLOAD), 400, "malformed_form")
 
 
 def test_a_body_may_be_json_or_the_sound(client: TestClient) -> None:
@@ -97,6 +98,24 @@ def test_a_body_may_be_json_or_the_sound(client: TestClient) -> None:
     assert_error(client.post(PATH, json={"model": "whisper-1"}), 400, "missing_required_parameter", "file")
     assert_error(client.post(PATH, json={"file": "!"}), 400, "invalid_value", "file")
     assert_error(client.post(PATH, json={"file": data, "model": "gpt-5"}), 404, "model_not_found", "model")
+
+
+def test_raw_telephone_sound_is_known_by_its_name_or_type(client: TestClient) -> None:
+    raw = np.full(16_000, 0xFF, np.uint8)  # two seconds of silence in µ-law
+    raw[::8] = 0x80
+    for upload in (("call.ulaw", raw.tobytes(), "application/octet-stream"), ("blob", raw.tobytes(), "audio/PCMU")):
+        answer = client.post(PATH, data={"response_format": "verbose_json"}, files={"file": upload})
+        assert answer.json()["duration"] == 2.0
+    whole = client.post(
+        f"{PATH}?response_format=verbose_json", content=raw.tobytes(), headers={"content-type": "audio/PCMU"}
+    )
+    assert whole.json()["duration"] == 2.0
+    assert_error(client.post(PATH, files={"file": ("call", raw.tobytes())}), 400, "unreadable_audio", "file")
+    posing = client.post(PATH, data={"response_format": "verbose_json"}, files={"file": ("call.ulaw", SOUND)})
+    assert posing.json()["duration"] == 1.0, "the content decides where it is a file of another kind"
+    assert_error(client.post(PATH, files={"file": ("call.ulaw", b"")}), 400, "unreadable_audio", "file")
+    short = client.post(PATH, files={"file": ("call.ulaw", raw[:100].tobytes())})
+    assert_error(short, 400, "audio_too_short", "file")
 
 
 def test_json_has_the_same_cap(client: TestClient) -> None:
@@ -174,7 +193,7 @@ def test_a_name_cannot_add_a_header_or_a_log_line(client: TestClient, caplog: py
     assert warning.startswith("ignored fields: c??X??y, a?0d?0aSet-Cookie??x, na?ve?, bbb") and len(warning) < 200
     assert warning.isprintable()
     (line,) = (message for message in caplog.messages if message.startswith("ignored fields"))
-    assert line == warning.replace("c??X??y, ", "") + " (and in the address)", "a name there may be a secret"
+    assert line == warning.replace("c??X??y, ", "") + " (and in the query)", "a name there may be a secret"
 
 
 # Pages of other origins

@@ -85,7 +85,7 @@ def test_a_form_without_a_file_gives_none() -> None:
 
 def test_a_file_at_the_cap_is_taken_and_one_byte_more_is_not() -> None:
     assert read(form(part("file", b"x" * 1000, "a")))[0] == b"x" * 1000
-    with pytest.raises(UploadTooLarge, match="cap of 1000 bytes; 1001 bytes were read"):
+    with pytest.raises(UploadTooLarge, match="limit of 1000 bytes; 1001 bytes were read"):
         read(form(part("file", b"x" * 1001, "a")), step=1)
 
 
@@ -138,6 +138,20 @@ def test_lines_may_end_in_lf_with_text_before_and_after(step: int, preamble: byt
             whole = preamble.replace(b"\n", line_end) + body.removesuffix(line_end) + epilogue.replace(b"\n", line_end)
             file, fields, _ = read(whole, step=step)
             assert (file, fields) == (sound, [("model", "tiny_en"), ("prompt", "")]), (sound, line_end)
+
+
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize("padding", [b" ", b"  ", b"\t", b" \t" * 400])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_blanks_may_follow_a_boundary(step: int, padding: bytes, line_end: bytes) -> None:
+    """Transport padding: RFC 2046, section 5.1.1."""
+    for preamble in (b"", b"A preamble." + line_end):
+        for sound in (bytes(range(256)) * 3, b"--edge", b" \r\n--edg "):
+            parts = form(part("model", b"tiny_en"), part("file", b"SOUND", "a.wav"), part("prompt", b"x"))
+            padded = parts.replace(b"--edge--", b"--edge--" + padding).replace(b"--edge\r", b"--edge" + padding + b"\r")
+            body = preamble + padded.replace(b"\r\n", line_end).replace(b"SOUND", sound)
+            file, fields, _ = read(body, step=step)
+            assert (file, fields) == (sound, [("model", "tiny_en"), ("prompt", "x")])
 
 
 def test_a_preamble_has_an_end() -> None:
