@@ -106,11 +106,6 @@ bench-peers:
 	test -x $(VENV)-peers/bin/python || $(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install -q -r bench/requirements-peers.txt
 
-# Train the embedded model from nothing: hours on a CPU, less with DEVICE=cuda (tools/train/README.md)
-.PHONY: embedded-model
-embedded-model: $(VENV)/.train
-	SHARED=$(SHARED) tools/train/run.sh
-
 # Word error rate of the default model, or of another, as served: make wer MODEL=base MANIFEST=transcripts.tsv TARGET=gpu
 .PHONY: wer
 wer: $(VENV)/.test
@@ -156,10 +151,6 @@ $(VENV)-clients/.done: $(wildcard tests/clients/requirements*.txt)
 
 $(VENV)/.ray: $(VENV)/.test pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[ray]'
-	@touch $@
-
-$(VENV)/.train: $(VENV)/.run pyproject.toml
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train]'
 	@touch $@
 
 $(VENV)/.run: pyproject.toml
