@@ -91,11 +91,6 @@ def linear(x: Float, weight: Float, bias: Float | None = None, cores: Cores | No
     return y
 
 
-def conv1d(x: Float, weight: Float, bias: Float, stride: int) -> Float:
-    """(n_frames, n_in), weight [n_out, 3 · n_in] → (⌈n_frames / stride⌉, n_out): kernel 3, padding 1."""
-    return linear(conv_windows(x, stride), weight, bias)
-
-
 def conv_windows(x: Float, stride: int) -> Float:
     """(n_frames, n_in) → (⌈n_frames / stride⌉, 3 · n_in): the three frames under the kernel at each place."""
     n_frames, n_in = x.shape
