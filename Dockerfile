@@ -20,7 +20,7 @@ RUN apt-get -qq update
 # Debian's Rust calls the target wasm32-wasi; Rust 1.78 renamed it to wasm32-wasip1.
 FROM debian AS guest
 RUN apt-get -qq install -y --no-install-recommends rustc cargo gcc libc6-dev lld libstd-rust-dev-wasm32 \
-        librust-serde-dev librust-serde-derive-dev librust-serde-json-dev python3 >/dev/null
+        librust-miniz-oxide-dev librust-serde-dev librust-serde-derive-dev librust-serde-json-dev python3 >/dev/null
 COPY assets/guest.wasm /source/assets/
 COPY guest /source/guest
 RUN /source/guest/build.sh --check

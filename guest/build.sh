@@ -22,6 +22,7 @@ need rustc /usr/bin/rustc
 need gcc /usr/bin/cc
 need lld /usr/bin/wasm-ld /usr/bin/wasm-ld-[0-9]*
 need libstd-rust-dev-wasm32 /usr/lib/rustlib/wasm32-wasi
+need librust-miniz-oxide-dev "$crates"/miniz_oxide-0.6.*
 need librust-serde-dev "$crates"/serde-1.*
 need librust-serde-derive-dev "$crates"/serde_derive-1.*
 need librust-serde-json-dev "$crates"/serde_json-1.*

@@ -1,11 +1,10 @@
 //! One window, one temperature: openai/whisper's `DecodingTask`.
 
 use crate::model::Model;
-use crate::numeric::{argmax, probability, strip};
+use crate::numeric::{argmax, compressed_size, probability, strip};
 use crate::options::Argument;
 use crate::rules::Rules;
 use crate::sampling::Random;
-use crate::zlib::compressed_size;
 use crate::{Error, Result};
 
 /// A sequence being sampled: its tokens after the prompt and before the end of text.
