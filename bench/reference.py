@@ -1,7 +1,7 @@
-"""Every call of openai/whisper recorded in `../shared/expected`, the same call of ours, and what is not the same."""
+"""Replays the calls of openai/whisper recorded in `../shared/expected`, and compares the results."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from service.audio.log_mel import HOP_LENGTH, SAMPLE_RATE, log_mel_frames, log_mel_spectrogram
 from service.guest.runner import Guest
 from service.models.loaded import Model
+from service.transcription.run import Run
 
 DEADLINE_S = 600.0  # no call should reach it
 TOLERANCE = 1e-3  # of log-probabilities and probabilities
@@ -30,7 +31,7 @@ Mel = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Case:
-    """One recorded call: a file of `../shared/expected` without its suffix, the clip's name, options, the answer."""
+    """One recorded call: a file of `../shared/expected` without its suffix, the clip's name, options, the result."""
 
     kind: str
     name: str
@@ -39,12 +40,12 @@ class Case:
 
     @property
     def is_decode(self) -> bool:
-        """Whether `whisper.decode` was called, which takes one window; else `model.transcribe`."""
+        """Whether the call was `whisper.decode`, for one window, rather than `model.transcribe`."""
         return self.kind in DECODE_OPTIONS
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the answer came from temperature 0 throughout: above it the random numbers are not the same."""
+        """Whether only temperature 0 was used: above it the random numbers differ."""
         return not any(segment["temperature"] for segment in self.answer.get("segments", ()))
 
     def samples(self, shared: Path) -> Samples:
@@ -69,7 +70,7 @@ class Case:
 
 
 def cases(shared: Path, kinds: tuple[str, ...] = KINDS) -> Iterator[Case]:
-    """The recorded calls of these kinds, in the files' order. Raises OSError where a file is missing."""
+    """The recorded calls of these kinds, in file order. Raises OSError if a file is missing."""
     for kind in kinds:
         for number, line in enumerate((shared / "expected" / f"{kind}.jsonl").read_text().splitlines()):
             answer = json.loads(line)
@@ -81,18 +82,18 @@ def cases(shared: Path, kinds: tuple[str, ...] = KINDS) -> Iterator[Case]:
 
 
 class FirstWindow(Exception):
-    """Enough has been heard."""
+    """Stops the guest after its first window."""
 
 
 class Whisper:
-    """A model with the guest around it, called as openai/whisper is."""
+    """A model with the guest around it, called like openai/whisper."""
 
     def __init__(self, guest: Guest, model: Model) -> None:
         self.guest, self.model = guest, model
         self.tokens: dict[str, Any] = model.tokenizer.guest_tokens()
 
     def answer(self, case: Case, samples: Samples) -> dict[str, Any]:
-        """The guest's answer to the same call: `window`s, and of a transcription its `text` and `segments`."""
+        """The guest's result for the same call: `window`s and, for a transcription, its `text` and `segments`."""
         if case.is_decode:
             window = self.decode(samples, **case.options)
             return {"windows": [window], "window": window}
@@ -115,7 +116,7 @@ class Whisper:
         stdin = [np.ascontiguousarray(self.mel(samples).T).tobytes()]
         argument = self._argument({"temperature": 0.0, **options})
         try:
-            self.guest.run(argument, stdin, self.model.graphs, on_event, deadline_s=DEADLINE_S)
+            self.guest.run(argument, stdin, self.model.graphs, on_event, self._check())
         except FirstWindow:
             return windows[0]
         raise RuntimeError("the guest gave no window")
@@ -124,12 +125,17 @@ class Whisper:
         """`model.transcribe`: its text and segments, and the windows' events."""
         events: list[dict[str, Any]] = []
         stdin = (block.tobytes() for block in log_mel_frames(lambda: [samples], self.model.dims.n_mels))
-        self.guest.run(self._argument(options), stdin, self.model.graphs, events.append, deadline_s=DEADLINE_S)
+        self.guest.run(self._argument(options), stdin, self.model.graphs, events.append, self._check())
         return {
             "text": events[-1]["text"],
             "segments": [event for event in events if event["event"] == "segment"],
             "windows": [event for event in events if event["event"] == "window"],
         }
+
+    def _check(self) -> Callable[[], None]:
+        run = Run()
+        run.begin(DEADLINE_S)
+        return run.check
 
     def _argument(self, options: dict[str, Any]) -> dict[str, Any]:
         dims = self.model.dims
@@ -143,9 +149,9 @@ class Whisper:
 
 
 def differences(case: Case, said: dict[str, Any], *, numbers: bool = True) -> list[str]:
-    """What of an answer is not as the reference's: tokens, text, times, words and, with `numbers`, probabilities.
+    """Differences from the reference: tokens, text, times, words and, with `numbers`, probabilities.
 
-    A ladder that the reference left above temperature 0 must be left there, and no more.
+    If the reference went above temperature 0, only that is compared.
     """
     answer = case.answer
     if case.is_decode:

@@ -21,7 +21,7 @@ from kernels.checkpoints.common import (
     read_text,
 )
 from kernels.checkpoints.kinds import SUFFIXES, format_of, other_kind
-from kernels.checkpoints.quantised import Dequantised, Packed
+from kernels.checkpoints.quantised import Dequantised, Packed, Quantised
 
 __all__ = ["MAX_BEAMS", "Checkpoint", "CheckpointError", "Dimensions", "load_checkpoint", "sinusoids"]
 
@@ -57,6 +57,10 @@ class Checkpoint:
         """Gives back the memory of the mapped files; arrays stay valid and fault their pages in when read again."""
         for mapped in self.maps:
             mapped.madvise(mmap.MADV_DONTNEED)
+
+    def bytes_of(self, name: str) -> Quantised | None:
+        """The tensor as int8 with one scale a row, views of the file, where it is stored so."""
+        return self.arrays.bytes_of(name) if isinstance(self.arrays, Dequantised) else None
 
     def release_copied(self) -> None:
         """The same once a target has taken the arrays, where most of them were copies: of quantised weights."""

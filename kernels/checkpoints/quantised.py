@@ -1,6 +1,6 @@
 """Weights of eight or sixteen bits: whole numbers, and a scale for each group of a row, as compressed-tensors has them.
 
-Only what is stored is smaller: both targets compute with the floats that `dequantise` gives.
+Both targets compute with the floats that `dequantise` gives; the C kernels read a token embedding of int8 as it is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -125,6 +125,13 @@ class Dequantised(Mapping[str, NDArray[Any]]):
                 return tensor.dequantise()
             halves[rows] = weights
         return halves
+
+    def bytes_of(self, name: str) -> Quantised | None:
+        """The tensor where it is stored as int8 [n_out, n_in] with one scale a row."""
+        tensor = self._stored[name]
+        if isinstance(tensor, Quantised) and tensor.values.dtype == np.int8 and tensor.scales.shape[1] == 1:
+            return tensor
+        return None
 
     def __iter__(self) -> Iterator[str]:
         """The names."""

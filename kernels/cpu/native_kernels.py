@@ -25,7 +25,7 @@ from kernels.cpu.native_library import (
     Team,
 )
 from kernels.cpu.numpy_ops import Float
-from kernels.rules import Int, Rules, next_tokens
+from kernels.rules import Int, Rules
 
 MOST_LANES = 16  # vector.h's LANES, of any variant
 DECODING_THREADS = 8  # a token's pieces are a few µs: more threads would wait for each other longer than they work
@@ -39,14 +39,17 @@ class NativeWhisper:
         self._weights = NativeWeights(checkpoint)
         self._model = addressof(self._weights.model)
         self._cross_floats = library.cross_floats(self._model)
-        table = self._weights.model.token_embedding
-        self._bytes = np.empty((table.n_out, table.n_in), np.int8)
-        self._scales = np.zeros(table.n_out + MOST_LANES, np.float32)
-        self._widest = cores.aside(lambda: self._screen(checkpoint))  # until the first token is chosen there is time
+        # Until the first token is chosen there is time.
+        self._widest = cores.aside(lambda: self._screen(checkpoint))
 
     def _screen(self, checkpoint: Checkpoint) -> float:
-        """Fills in the token table in bytes, with a scale for each row; the largest of these."""
+        """Makes the token table in bytes, a scale for each row; the largest of these, or 0 where the file has it."""
         table = self._weights.model.token_embedding
+        if table.scales:
+            self._weights.model.screen = table
+            return 0.0
+        self._bytes = np.empty((table.n_out, table.n_in), np.int8)
+        self._scales = np.zeros(table.n_out + MOST_LANES, np.float32)
         values, scales = self._bytes.ctypes.data, self._scales.ctypes.data
         self._run(self._library.screen, Screening(addressof(table), values, scales), 1)
         checkpoint.release_pages()  # of the table as it lies in the file some rows are read again, no more
@@ -100,7 +103,7 @@ class NativeWhisper:
         chosen: list[int] = []
         log_probabilities: list[float] = []
         for hidden, row, sequence in zip(last, logits, sequences, strict=True):
-            allowed = next_tokens(rules, sequence, n_vocab)
+            allowed = rules.next_tokens(sequence, n_vocab)
             if allowed.has_ended:
                 chosen.append(rules.eot)
                 log_probabilities.append(0.0)
@@ -122,7 +125,7 @@ class NativeWhisper:
         n_state = hidden.shape[1]
         result = np.empty((len(hidden), n_vocab), np.float32)
         whole = self._weights.model.token_embedding
-        embedding = Matrix(whole.values, None, n_vocab, n_state, whole.is_half)
+        embedding = Matrix(whole.values, None, n_vocab, n_state, whole.is_half, 0, whole.scales)
         # A few rows at a time: for more the vocabulary would be copied, which takes more memory than all weights.
         for some in slices(len(hidden), FEW_ROWS):
             x, y = hidden[some], result[some]
@@ -185,7 +188,7 @@ class NativeWeights:
             self._f32(self._arrays["encoder.positional_embedding"]),
             self._blocks("encoder", dims.n_audio_layer, ("attn",)),
             self._norm("encoder.ln_post"),
-            self._matrix(self._arrays["decoder.token_embedding.weight"], None),
+            self._token_embedding(checkpoint, "decoder.token_embedding.weight"),
             Matrix(),
             self._f32(self._arrays["decoder.positional_embedding"]),
             self._blocks("decoder", dims.n_text_layer, ("attn", "cross_attn")),
@@ -207,6 +210,16 @@ class NativeWeights:
         is_half = weight.dtype == np.float16
         weight = np.ascontiguousarray(weight, np.float16 if is_half else np.float32)
         return Matrix(self._address(weight), None if bias is None else self._f32(bias), *weight.shape, is_half)
+
+    def _token_embedding(self, checkpoint: Checkpoint, name: str) -> Matrix:
+        """int8 with a scale for each row as it is; anything else as any matrix."""
+        table = checkpoint.bytes_of(name)
+        if table is None:
+            return self._matrix(self._arrays[name], None)
+        scales = np.zeros(len(table.scales) + MOST_LANES, np.float32)
+        scales[: len(table.scales)] = table.scales[:, 0]
+        values = np.ascontiguousarray(table.values)
+        return Matrix(self._address(values), None, *values.shape, 0, 0, self._address(scales))
 
     def _linear(self, name: str) -> Matrix:
         return self._matrix(self._arrays[f"{name}.weight"], self._arrays.get(f"{name}.bias"))  # keys have no bias

@@ -1,4 +1,4 @@
-"""wisp transcribe: files or stdin in, transcripts out, on stdout or in a folder."""
+"""wisp transcribe: files or stdin in; transcripts out, to stdout or a folder."""
 
 import glob
 import json
@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -19,12 +18,13 @@ from typing import BinaryIO, cast
 from service.audio.decode import Audio, decode
 from service.audio.headerless import HELD_BYTES, header_for, is_raw
 from service.cli.progress import Bar, progress_bar
-from service.errors import ClientGone, InternalError, StartError, WispError
+from service.errors import InternalError, StartError, WispError
 from service.guest.code_cache import user_cache_folder
 from service.http.app import Engine
 from service.http.formats import render
 from service.models.languages import language_code
 from service.settings import Settings
+from service.transcription.run import Run
 from service.transcription.transcriber import TEMPERATURES, Options, Segment, Transcriber, Transcription, check_options
 
 log = logging.getLogger("wisp")
@@ -32,19 +32,19 @@ log = logging.getLogger("wisp")
 STDIN = "-"
 SUFFIXES = {"text": ".txt", "json": ".json", "verbose_json": ".json", "srt": ".srt", "vtt": ".vtt"}
 SUBTITLES = ("srt", "vtt")
-# What of a folder is taken. A file that is named is read whatever its name is.
+# Suffixes taken from a folder. A file that is named explicitly is read whatever its suffix.
 AUDIO_SUFFIXES = (
     *(".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov", ".mp3", ".mp4"),
     *(".mpeg", ".mpga", ".oga", ".ogg", ".opus", ".wav", ".webm", ".wma"),
 )
-SPOOL_BYTES = 1024 * 1024  # more of stdin than this goes to the disk
+SPOOL_BYTES = 1024 * 1024  # larger stdin goes to disk
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the command line asks for, found to make sense."""
+    """The command line's request, validated."""
 
-    files: tuple[str, ...]  # as they were named, and what folders and patterns hold; `-` is stdin
+    files: tuple[str, ...]  # the named files and the contents of folders and patterns; `-` is stdin
     formats: tuple[str, ...]
     options: Options
     output_dir: Path | None = None
@@ -61,7 +61,7 @@ class Wanted:
         temperature: str = "0",
         word_timestamps: bool = False,
     ) -> "Wanted":
-        """Read what the flags say. Raises ValueError with one sentence."""
+        """Read the flags. Raises ValueError with one sentence."""
         code = language_code(language) if language else None
         if language and code is None:
             raise ValueError(f"'{language}' is not a language.")
@@ -72,14 +72,14 @@ class Wanted:
         if not 0 <= degrees <= 1:
             raise ValueError(f"--temperature is '{temperature}'; it must be a number from 0 to 1.")
         if word_timestamps and "verbose_json" not in formats:
-            raise ValueError("--word-timestamps goes with --format verbose_json only.")
+            raise ValueError("--word-timestamps works with --format verbose_json only.")
         if "" in files:
-            raise ValueError("A file's name is empty.")
+            raise ValueError("A file name is empty.")
         if files.count(STDIN) > 1:
             raise ValueError("stdin (-) can be read once only.")
         files, formats = _found(files), tuple(dict.fromkeys(formats))
         if output_dir is None and len(formats) > 1:
-            raise ValueError("Several formats do not go to one stdout: give --output-dir, a folder to write to.")
+            raise ValueError("Several formats cannot share stdout: give --output-dir, a folder to write to.")
         if output_dir is None and formats[0] in SUBTITLES and len(files) > 1:
             raise ValueError(
                 f"Several files do not make one {formats[0]} file: give --output-dir, a folder to write to."
@@ -113,20 +113,20 @@ class Wanted:
                 written[path] = name
 
     def path_of(self, name: str, format: str) -> Path:
-        """Where this file's transcript goes, with --output-dir."""
+        """Path of this file's transcript in --output-dir."""
         assert self.output_dir is not None
         stem = "stdin" if name == STDIN else Path(name).stem
         return self.output_dir / (stem + SUFFIXES[format])
 
     def written(self, name: str, result: Transcription) -> None:
-        """Write a file of each format. Raises OSError."""
+        """Write a file for each format. Raises OSError."""
         for format in self.formats:
             path = self.path_of(name, format)
             path.write_text(self.rendered(name, result, format), "utf-8")
             log.info("wrote %s", path)
 
     def rendered(self, name: str, result: Transcription, format: str) -> str:
-        """A transcript as stdout or its file gets it; on stdout one of several tells its file's name."""
+        """A transcript for stdout or its file; on stdout, one of several includes its file's name."""
         granularities = ("segment", "word") if self.options.word_timestamps else ()
         body = render(result, format, granularities).rstrip("\n")
         if len(self.files) == 1 or self.output_dir is not None:
@@ -138,27 +138,24 @@ class Wanted:
 
 
 def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
-    """Transcribe one file after the other; yields a sentence for each that fails.
+    """Transcribe the files in order; yields a sentence for each that fails.
 
-    The model is made ready for the first that is audio. Raises StartError where none can be begun (no model, no such
+    The first file that is audio loads the model. Raises StartError if none can be transcribed (no model, no such
     folder), RequestError for a language that the model does not know.
     """
     if wanted.output_dir is not None:
         try:
             wanted.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StartError(f"The folder {wanted.output_dir} cannot be made: {error.strerror}.") from None
+            raise StartError(f"The folder {wanted.output_dir} cannot be created: {error.strerror}.") from None
     engine = Engine(settings, cache_folder=user_cache_folder())
-    cancelled, opened = threading.Event(), ExitStack()
+    run, opened = Run(), ExitStack()
     transcriber: Transcriber | None = None
 
-    def on_block(seconds: float) -> None:
-        if cancelled.is_set():
-            raise ClientGone
-
     def decoded(name: str) -> Audio:
-        opened.close()  # the file before
-        return decode(_opened(name, opened), max_seconds=settings.max_audio_s, on_block=on_block)
+        opened.close()  # the previous file
+        run.begin(math.inf)
+        return decode(_opened(name, opened), max_seconds=settings.max_audio_s, on_block=lambda _: run.check())
 
     def words_of(transcriber: Transcriber, audio: Audio, bar: Bar) -> Transcription:
         bar.reset(total=audio.duration)
@@ -166,13 +163,13 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
         def move(segment: Segment) -> None:
             bar.update(segment.end - bar.n)
 
-        return transcriber.transcribe(audio, wanted.options, move, cancelled=cancelled)
+        return transcriber.transcribe(audio, wanted.options, move, run)
 
     if not all(name.lower().endswith(".wav") for name in wanted.files):
-        from service.audio.decoder_client import warm_up  # here, as most WAV files do without
+        from service.audio.decoder_client import warm_up  # imported here because most WAV files don't need it
 
         warm_up()
-    # Not in the main thread: Ctrl-C is raised there, and a C library calling back into Python would swallow it.
+    # Not in the main thread: Ctrl-C is raised there, and a C library that calls back into Python would swallow it.
     aside = ThreadPoolExecutor(1)
     try:
         read = engine.read()
@@ -184,7 +181,7 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
                 with _noting(name, complaints):
                     audio = aside.submit(decoded, name).result()
                 if not complaints:
-                    transcriber = transcriber or engine.load()  # which takes a while: not for what is no audio
+                    transcriber = transcriber or engine.load()  # slow, so not for files that aren't audio
                     with _noting(name, complaints):
                         result = aside.submit(words_of, transcriber, audio, bar).result()
                         if wanted.output_dir is not None:
@@ -195,7 +192,7 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
                 sys.stdout.write(wanted.rendered(name, result, wanted.formats[0]))
                 sys.stdout.flush()
     finally:
-        cancelled.set()
+        run.cancel()
         aside.shutdown()
         opened.close()
         engine.close()
@@ -203,7 +200,7 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
 
 @contextmanager
 def _noting(name: str, complaints: list[str]) -> Iterator[None]:
-    """A block whose failure, which is the file's alone, becomes a complaint."""
+    """A block in which a failure of one file becomes a complaint."""
     try:
         yield
     except IsADirectoryError:
@@ -215,10 +212,10 @@ def _noting(name: str, complaints: list[str]) -> Iterator[None]:
 
 
 def _found(names: Sequence[str]) -> list[str]:
-    """Each name, or what it stands for: the audio files of a folder and those below it, the files that a pattern is of.
+    """Each name, or what it matches: the audio files in a folder and its subfolders, or the files of a pattern.
 
-    A pattern is for shells that hand it on, and for `**`. What stands for nothing stays as it is, and is complained of
-    in its turn.
+    Patterns are expanded for shells that don't, and for `**`. A name that matches nothing is kept, and fails later with
+    its own message.
     """
     found: list[str] = []
     for name in names:
@@ -233,7 +230,7 @@ def _found(names: Sequence[str]) -> list[str]:
 
 
 def _opened(name: str, stack: ExitStack) -> BinaryIO:
-    """The file, with the header that raw sound lacks, or all of stdin as one, as decoding goes back and forth."""
+    """The file, with the header that raw sound lacks, or all of stdin as a file, because decoding seeks."""
     file: BinaryIO = sys.stdin.buffer
     header = b""
     if name != STDIN:
@@ -242,7 +239,7 @@ def _opened(name: str, stack: ExitStack) -> BinaryIO:
         if not header or not is_raw(file.read(HELD_BYTES)):
             return file
         file.seek(0)
-    # SpooledTemporaryFile is a whole binary file since Python 3.11, but not in its stubs.
+    # SpooledTemporaryFile is a full binary file since Python 3.11, but not in its stubs.
     spooled = cast(BinaryIO, stack.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES)))  # noqa: SIM115
     spooled.write(header)
     shutil.copyfileobj(file, spooled)
@@ -251,5 +248,5 @@ def _opened(name: str, stack: ExitStack) -> BinaryIO:
 
 
 def _as_text(argument: str) -> str:
-    """An argument whose bytes are no UTF-8 (they come as surrogates) as text that can be written."""
+    """An argument as text that can be written; bytes that aren't UTF-8 arrive as surrogates."""
     return os.fsencode(argument).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The HTTP routes: parse and refuse early, transcribe without blocking the event loop, answer in OpenAI's shapes."""
+"""The HTTP routes: validate early, transcribe without blocking the event loop, respond in OpenAI's formats."""
 
 import asyncio
 import logging
@@ -45,16 +45,16 @@ from service.transcription.transcriber import Options, Transcriber
 
 log = logging.getLogger("wisp")
 
-LOAD_WAIT_S = 60.0  # how long a transcription waits for the model that is still loading
+LOAD_WAIT_S = 60.0  # how long a transcription waits for the model to load
 FOREIGN_PREFIXES = ("/openai/v1", "/openai/deployments/{deployment}")  # Groq's and Azure's
 QUERY_OF_AZURE = ("api-version",)
 
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes serve: one model, perhaps still loading.
+    """What the routes serve: one model, possibly still loading.
 
-    `readiness` raises NotReady while it is of no use, `liveness` where it never will be again.
+    `readiness` raises NotReady while it cannot transcribe, `liveness` once only a restart helps.
     """
 
     settings: Settings
@@ -67,9 +67,9 @@ class Service:
     under_way: set[Job] = field(default_factory=set)
 
     def is_served(self, name: str) -> bool:
-        """Whether the model answers to this name: its own in any spelling, or an alias in any case.
+        """Whether the model has this name: its own in any spelling, or an alias in any case.
 
-        What clients put before a name does not count: `openai/whisper-1`, `Systran/faster-whisper-tiny.en`.
+        Ignores prefixes: `openai/whisper-1`, `Systran/faster-whisper-tiny.en`.
         """
         name = name.strip().lower()
         names = (name, name.rpartition("/")[2].removeprefix("faster-"))
@@ -80,15 +80,15 @@ class Service:
         )
 
     def names(self) -> list[str]:
-        """The model's own name, then its aliases: what to tell a client that asked for another."""
+        """The model's own name and its aliases, for errors about other names."""
         return [self.model_name, *sorted(self.settings.alias_names() - {self.model_name})]
 
     async def transcriber(self) -> Transcriber:
-        """The loaded model's transcriber, waiting for it. Raises NotReady when it failed to load or takes too long."""
+        """The loaded model's transcriber, once loaded. Raises NotReady if loading failed or takes too long."""
         if not self.loaded.done():
             waiting = asyncio.wrap_future(self.loaded)
             waiting.add_done_callback(look_at)
-            # Not wait_for: that of Python 3.11 may swallow the cancellation of a stopping server.
+            # Not wait_for: in Python 3.11 it may swallow the cancellation by a stopping server.
             await asyncio.wait((waiting,), timeout=LOAD_WAIT_S)
         if not self.loaded.done():
             raise NotReady("The model is still loading.")
@@ -98,9 +98,9 @@ class Service:
             raise NotReady("The model could not be loaded; the server's log says why.") from None
 
     def model_object(self, name: str) -> dict[str, Any]:
-        """OpenAI's model object; with the languages that the model knows, by Whisper's codes, once it is loaded.
+        """OpenAI's model object; once loaded, with the languages that the model knows, in Whisper's codes.
 
-        The embedded model's has a description too: how to get a better one.
+        The embedded model also gets a description: how to get a better one.
         """
         known: dict[str, Any] = {"languages": list(self.languages())} if self.languages() else {}
         if self.model_name == EMBEDDED_NAME:
@@ -108,19 +108,19 @@ class Service:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "wisp", **known}
 
     def languages(self) -> tuple[str, ...]:
-        """Whisper's codes of the languages that the model knows; none while it is not loaded."""
+        """Whisper's codes of the model's languages; empty until it is loaded."""
         if not self.loaded.done() or self.loaded.cancelled() or self.loaded.exception() is not None:
             return ()
         return tuple(self.loaded.result().model.tokenizer.languages) or ("en",)
 
 
 async def transcriptions(request: Request) -> Response:
-    """POST /v1/audio/transcriptions: one file in, its words out, as the form asks."""
+    """POST /v1/audio/transcriptions: transcribe one file as the form says."""
     return await _answer(request, "transcribe")
 
 
 async def translations(request: Request) -> Response:
-    """POST /v1/audio/translations: one file in, its words in English out. Multilingual models can."""
+    """POST /v1/audio/translations: translate one file into English text; multilingual models only."""
     return await _answer(request, "translate")
 
 
@@ -132,7 +132,7 @@ async def _answer(request: Request, task: str) -> Response:
         check, admission = transcriber.check, transcriber.admission
     check(Options(task=task))
     fields = _fields(request, service, task, check)
-    # What its headers refuse takes no place, which may be another's upload's.
+    # A request rejected by its headers takes no place away from other uploads.
     reader = _body_reader(request, fields, service.settings.max_upload_bytes)
     with service.uploads.reserve(admission) as place:
         file = await _read_form(request, reader, place)
@@ -141,7 +141,7 @@ async def _answer(request: Request, task: str) -> Response:
             options = fields.finish()
             upload = Upload(file, service.settings.max_audio_s)
             job = Job(await service.transcriber(), upload, options, leaving, service.under_way)
-            place.keep_until(job.future)
+            place.keep_until(job.run.future)
         except BaseException:
             leaving.cancel()
             file.close()
@@ -160,9 +160,9 @@ async def _answer(request: Request, task: str) -> Response:
 
 
 def _fields(request: Request, service: Service, task: str, check: Callable[[Options], None]) -> Fields:
-    """The fields of a request, with those of its address as defaults: the query's, and Azure's deployment.
+    """A request's fields, with those of its URL as defaults: the query's, and Azure's deployment.
 
-    Raises MalformedForm for a query of more than MAX_PARTS fields, before it is parsed.
+    Raises MalformedForm for a query of more than MAX_PARTS fields, before parsing it.
     """
     refuses_unknown = service.settings.unknown_fields == "refuse"
     names = service.names()
@@ -175,7 +175,7 @@ def _fields(request: Request, service: Service, task: str, check: Callable[[Opti
             request.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARTS
         )
     except ValueError:
-        raise MalformedForm(f"The address has more than {MAX_PARTS} fields.") from None
+        raise MalformedForm(f"The query has more than {MAX_PARTS} fields.") from None
     for name, text in query:
         if name not in QUERY_OF_AZURE and not (name == "model" and deployment is not None):
             address(name, text)
@@ -199,7 +199,7 @@ async def _read_form(request: Request, reader: BodyReader, place: UploadPlace) -
     except ClientDisconnect:
         raise ClientGone from None
     except UploadTooSlow:
-        reader.close()  # it may be read to its end by then
+        reader.close()  # it may be fully read by then
         raise
     if file is None:
         raise MissingField("file")
@@ -207,13 +207,13 @@ async def _read_form(request: Request, reader: BodyReader, place: UploadPlace) -
 
 
 async def _client_leaves(request: Request) -> None:
-    """Ends when the client of a request that is read to its end closes its connection."""
+    """Ends when the client of a fully read request closes its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def models(request: Request) -> Response:
-    """GET /v1/models: the model by its name, then by each alias that is one name."""
+    """GET /v1/models: the model by its name, then by each alias without wildcards."""
     service: Service = request.app.state.service
     names = [name for name in service.names() if not WILDCARDS & set(name)]
     return JSONResponse({"object": "list", "data": [service.model_object(name) for name in names]})
@@ -229,21 +229,21 @@ async def model(request: Request) -> Response:
 
 
 async def healthz(request: Request) -> Response:
-    """GET /healthz: 200 unless nothing but a new process can help, then 503."""
+    """GET /healthz: 200, or 503 once only a restart helps."""
     service: Service = request.app.state.service
     service.liveness()
     return JSONResponse({"status": "ok"})
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz: 200 while the model does real inferences, else 503."""
+    """GET /readyz: 200 while the model can transcribe, else 503."""
     service: Service = request.app.state.service
     await service.readiness()
     return JSONResponse({"status": "ready", "model": service.model_name})
 
 
 def _api(prefix: str) -> list[Route]:
-    """The API's routes under a prefix; described is the one of OpenAI itself."""
+    """The API's routes under a prefix; only OpenAI's own are in the schema."""
     is_described = prefix == "/v1"
     return [
         Route(f"{prefix}/audio/transcriptions", transcriptions, methods=["POST"], include_in_schema=is_described),
@@ -262,24 +262,24 @@ ROUTES = [
     *api_pages.ROUTES,
     *web_page.ROUTES,
 ]
-# By name: what needs no API key; every other route, and path, does.
+# Names of the routes that need no API key; all other routes and paths do.
 PUBLIC_ROUTES = frozenset({"healthz", "readyz"}) | api_pages.PUBLIC_ROUTES | web_page.PUBLIC_ROUTES
 
 
 async def on_wisp_error(request: Request, error: Exception) -> Response:
-    """A WispError that a route raised."""
+    """A WispError raised by a route."""
     assert isinstance(error, WispError)
     return error_response(error)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals, in the envelope: no such path, wrong method."""
+    """Starlette's own errors, in the envelope: unknown path, wrong method."""
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
-            response = error_response(RouteNotFound(f"There is nothing at {request.url.path}."))
+            response = error_response(RouteNotFound(f"{request.url.path} does not exist."))
         case 405:
-            response = error_response(MethodNotAllowed(f"{request.url.path} cannot be asked with {request.method}."))
+            response = error_response(MethodNotAllowed(f"{request.url.path} does not support {request.method}."))
         case _:
             refusal = RequestError(f"{error.detail}.")
             refusal.status = error.status_code

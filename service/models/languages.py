@@ -1,21 +1,8 @@
-"""Whisper's languages: ISO 639 codes and their English names, and what clients write instead of them."""
+"""Whisper's languages: ISO 639 codes, English names, and other spellings that clients send."""
 
-# openai/whisper 20250625 names them so; a model's own <|code|> tokens say which of them it speaks.
-_TABLE = """
-af afrikaans, am amharic, ar arabic, as assamese, az azerbaijani, ba bashkir, be belarusian, bg bulgarian, bn
-bengali, bo tibetan, br breton, bs bosnian, ca catalan, cs czech, cy welsh, da danish, de german, el greek, en
-english, es spanish, et estonian, eu basque, fa persian, fi finnish, fo faroese, fr french, gl galician, gu
-gujarati, ha hausa, haw hawaiian, he hebrew, hi hindi, hr croatian, ht haitian creole, hu hungarian, hy
-armenian, id indonesian, is icelandic, it italian, ja japanese, jw javanese, ka georgian, kk kazakh, km khmer,
-kn kannada, ko korean, la latin, lb luxembourgish, ln lingala, lo lao, lt lithuanian, lv latvian, mg malagasy,
-mi maori, mk macedonian, ml malayalam, mn mongolian, mr marathi, ms malay, mt maltese, my myanmar, ne nepali,
-nl dutch, nn nynorsk, no norwegian, oc occitan, pa punjabi, pl polish, ps pashto, pt portuguese, ro romanian,
-ru russian, sa sanskrit, sd sindhi, si sinhala, sk slovak, sl slovenian, sn shona, so somali, sq albanian, sr
-serbian, su sundanese, sv swedish, sw swahili, ta tamil, te telugu, tg tajik, th thai, tk turkmen, tl tagalog,
-tr turkish, tt tatar, uk ukrainian, ur urdu, uz uzbek, vi vietnamese, yi yiddish, yo yoruba, yue cantonese, zh
-chinese
-"""
-LANGUAGES: dict[str, str] = {code: " ".join(name) for code, *name in (entry.split() for entry in _TABLE.split(","))}
+from kernels.checkpoints import languages
+
+LANGUAGES: dict[str, str] = dict(sorted(languages.LANGUAGES.items()))
 
 _CODES = {name: code for code, name in LANGUAGES.items()} | {
     "burmese": "my",
@@ -33,7 +20,7 @@ _CODES = {name: code for code, name in LANGUAGES.items()} | {
 }
 # Codes that changed or have two forms.
 _CODES |= {"iw": "he", "in": "id", "ji": "yi", "jv": "jw", "nb": "no", "mo": "ro"}
-# ISO 639-2's (terminological and bibliographic) and 639-3's, that of the main variety of a macrolanguage among them.
+# ISO 639-2 codes (terminological and bibliographic) and 639-3 ones, including a macrolanguage's main variety.
 _THREE_LETTERS = """
 af afr, am amh, ar ara arb, as asm, az aze azj, ba bak, be bel, bg bul, bn ben, bo bod tib, br bre, bs bos, ca cat, cs
 ces cze, cy cym wel, da dan, de deu ger, el ell gre, en eng, es spa, et est ekk, eu eus baq, fa fas per pes, fi fin, fo
@@ -48,7 +35,7 @@ _CODES |= {three: code for code, *rest in (entry.split() for entry in _THREE_LET
 
 
 def language_code(text: str) -> str | None:
-    """Whisper's code for `en`, `en-US`, `EN_gb`, `eng` or `English`; None for what is no language of Whisper's."""
+    """Whisper's code for `en`, `en-US`, `EN_gb`, `eng` or `English`; None if it isn't a language of Whisper."""
     word = text.strip().lower()
     primary = word.replace("_", "-").partition("-")[0]
     for candidate in (word, primary):
@@ -60,5 +47,5 @@ def language_code(text: str) -> str | None:
 
 
 def language_name(code: str) -> str:
-    """`english` for `en`, as verbose_json says it; a code that is not in the table is its own name."""
+    """`english` for `en`, as in verbose_json; an unknown code is its own name."""
     return LANGUAGES.get(code, code)

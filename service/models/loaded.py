@@ -1,64 +1,33 @@
-"""The loaded model and the target it runs on: its tokenizer, its WASI-NN graphs, what it holds on the device."""
+"""The loaded model: tokenizer, WASI-NN graphs, and device memory."""
 
 import logging
 import math
-import sys
 import time
-from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Protocol
 
 from kernels.checkpoints.common import NoTokenizer
 from kernels.checkpoints.load import Checkpoint, CheckpointError, Dimensions, load_checkpoint
 from service.errors import DeviceLost, DeviceUnavailable, ModelError
 from service.guest.wasi_nn import Graph
-from service.models.graphs import SpeechGraph, TokenizerGraph
+from service.models.graphs import TokenizerGraph
 from service.models.languages import language_name
-from service.models.names import ModelSpec, TargetName, check_files, find_model, parse_preload
+from service.models.names import ModelSpec, check_files
 from service.models.places import tokenizer_for
 from service.models.residence import Residence
+from service.models.target import Target, choose_target, wanted_target
 from service.models.tokenizer import Tokenizer
 from service.settings import PRELOAD_VARIABLE
 
-if TYPE_CHECKING:  # it imports wgpu
-    from kernels.webgpu.device import AdapterInfo
-
-__all__ = [
-    "Model",
-    "ModelSpec",
-    "ReadModel",
-    "Target",
-    "choose_target",
-    "find_model",
-    "load_model",
-    "parse_preload",
-    "read_model",
-    "wanted_target",
-]
-
 log = logging.getLogger("wisp")
 
-REOPEN_S = 5.0  # how soon after a GPU could not be opened the next try may be
-GPU_NODES = ("dri/*", "nvidia*", "dxg", "kgsl*", "mali*")  # what Linux's Vulkan drivers for hardware open, below /dev
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where kernels run, and why there, in one sentence."""
-
-    name: Literal["gpu", "cpu"]
-    reason: str
-    is_software: bool = False  # a GPU's driver that computes on the CPU
+REOPEN_S = 5.0  # minimum time between attempts to open a failing GPU
 
 
 class Kernels(Protocol):
-    """A checkpoint made ready to compute, by either target."""
+    """A checkpoint ready to compute on either target."""
 
     @property
     def encoder(self) -> Graph: ...
@@ -71,57 +40,14 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
-    """Kernels, and all the graphs that a guest may load by name while they are the model's."""
+    """Kernels, and the model's graphs that a guest may load by name."""
 
     kernels: Kernels
-    graphs: MutableMapping[str, Graph]
-
-
-def choose_target(asked: str) -> Target:
-    """auto → the GPU if an adapter is hardware, else the CPU; gpu and cpu → as asked. `cpu` never loads wgpu.
-
-    Raises DeviceUnavailable for `gpu` without an adapter.
-    """
-    if asked not in get_args(TargetName):
-        raise DeviceUnavailable(f"The target '{asked}' is not one of {', '.join(get_args(TargetName))}.")
-    if asked == "cpu":
-        return Target("cpu", "The CPU was asked for.")
-    if asked == "auto" and not may_have_hardware():
-        return Target("cpu", "This machine has no graphics device (there is no node of one under /dev).")
-    try:
-        from kernels.webgpu.device import list_adapters
-
-        adapters = list_adapters()
-    except Exception as error:  # wgpu without its library, a Vulkan loader that fails: there is no adapter either way
-        return _target_among(asked, (), f" ({error})")
-    return _target_among(asked, adapters, "")
-
-
-def may_have_hardware() -> bool:
-    """False where no driver could find a GPU. To ask wgpu takes half a second, and 70 MB for the software adapter."""
-    return sys.platform != "linux" or any(True for pattern in GPU_NODES for _ in Path("/dev").glob(pattern))
-
-
-def _target_among(asked: str, adapters: "Sequence[AdapterInfo]", trouble: str) -> Target:
-    """The choice for `auto` and `gpu` among adapters, the best one first."""
-    if not adapters:
-        if asked == "auto":
-            return Target("cpu", f"No WebGPU adapter was found{trouble}.")
-        raise DeviceUnavailable(
-            f"The target gpu was asked for, but no WebGPU adapter was found{trouble}: install a Vulkan driver "
-            "(a software one is in mesa-vulkan-drivers, with libvulkan1), or use --target cpu."
-        )
-    best = adapters[0]
-    if asked == "gpu":
-        reason = f"The GPU was asked for; the best adapter is {best.name} ({best.kind})."
-        return Target("gpu", reason, best.is_software)
-    if best.is_software:
-        return Target("cpu", f"The only WebGPU adapter is software ({best.name}), which the CPU target outruns.")
-    return Target("gpu", f"There is a hardware adapter: {best.name} ({best.kind}).")
+    graphs: Mapping[str, Graph]
 
 
 class Model:
-    """A model and the graphs a guest may load by name. close() is idempotent; no graph computes after it."""
+    """A model and the graphs that a guest may load by name. close() is idempotent; no graph computes after it."""
 
     def __init__(
         self,
@@ -135,15 +61,15 @@ class Model:
         num_beams: int = 1,
         condition_on_prev_tokens: bool = True,
     ) -> None:
-        """`load_kernels` makes them again, after they have been unloaded; how to decode, as the checkpoint asks for."""
+        """`load_kernels` makes the kernels again after an unload; the decoding options are the checkpoint's."""
         self.name = spec.name
-        self.language = spec.language  # Whisper's code, where the preload string says one
+        self.language = spec.language  # Whisper's code, if the preload string has one
         self.dims = dims
         self.tokenizer = tokenizer
         self.target = target
         self.num_beams = num_beams
         self.condition_on_prev_tokens = condition_on_prev_tokens
-        self.device_failures = 0  # how often in a row the GPU was lost or could not be opened, no success in between
+        self.device_failures = 0  # GPU losses and failed openings in a row, without a success in between
         self._reopen_at = -math.inf  # by time.monotonic()
         self._graphs: dict[str, Graph] = {f"{self.name}/tokenizer": TokenizerGraph(tokenizer)}
         self._load_kernels = load_kernels
@@ -153,7 +79,7 @@ class Model:
 
     def _with_graphs(self, kernels: Kernels) -> _Loaded:
         own = {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
-        return _Loaded(kernels, ChainMap(own, self._graphs))
+        return _Loaded(kernels, own | self._graphs)
 
     def _load(self) -> _Loaded:
         started = time.monotonic()
@@ -176,10 +102,10 @@ class Model:
 
     @contextmanager
     def in_use(self) -> Iterator[Mapping[str, Graph]]:
-        """A block in which it is loaded, and its graphs.
+        """A block in which the model is loaded, with its graphs.
 
-        Raises ModelError where it cannot be loaded, DeviceLost where there is no device for it, and in place of what
-        fails in the block because the device has gone. Then the next block has another device.
+        Raises ModelError if it cannot be loaded, and DeviceLost if there is no device for it or the device was lost
+        during the block. The next block then gets another device.
         """
         with self._loaded.in_use() as loaded:
             try:
@@ -189,13 +115,13 @@ class Model:
                     raise
                 if self._loaded.discard(loaded):
                     self.device_failures += 1
-                    log.error("the GPU is lost, and is opened anew for the next request")
+                    log.error("the GPU is lost; the next request opens it again")
                 raise DeviceLost from error
-            if self._loaded.thing is loaded:  # else what has ended well is no word on the device that comes next
+            if self._loaded.thing is loaded:  # else this success says nothing about the next device
                 self.device_failures = 0
 
     def unload(self, idle_s: float = 0.0) -> bool:
-        """Free what it holds, on the device and off it, unless it was used in the last `idle_s` seconds."""
+        """Free its memory, on the device and off it, unless it was used in the last `idle_s` seconds."""
         is_unloaded = self._loaded.unload(idle_s)
         if is_unloaded:
             log.info("model %s unloaded", self.name)
@@ -203,40 +129,36 @@ class Model:
 
     @property
     def graphs(self) -> Mapping[str, Graph]:
-        """NAME/encoder and NAME/decoder while loaded, NAME/tokenizer, NAME once `add_speech_graph` has been called."""
+        """NAME/encoder and NAME/decoder while loaded, NAME/tokenizer."""
         loaded = self._loaded.thing
         return loaded.graphs if loaded is not None else self._graphs
 
-    def add_speech_graph(self, transcribe: Callable[[NDArray[np.float32]], str]) -> None:
-        """Give guests the graph NAME: `transcribe` turns (n_samples,) f32 of 16 kHz PCM into text."""
-        self._graphs[self.name] = SpeechGraph(transcribe)
-
     def device_bytes(self) -> int:
-        """Memory of the GPU that is held; 0 on the CPU."""
+        """GPU memory in use; 0 on the CPU."""
         loaded = self._loaded.thing
         return loaded.kernels.device_bytes() if loaded is not None and isinstance(loaded.kernels, _GpuKernels) else 0
 
     def close(self) -> None:
-        """Free what the model holds on the device."""
+        """Free the model's device memory."""
         self._loaded.close()
 
 
 @dataclass(frozen=True)
 class ReadModel:
-    """A model whose files have been read and found whole, and the target it will run on; nothing is computed yet."""
+    """A model whose files have been read and checked, and its target; nothing is computed yet."""
 
     spec: ModelSpec
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     target: Target
-    may_fall_back: bool  # to the CPU, because the GPU was Wisp's choice and nobody's wish
+    may_fall_back: bool  # to the CPU, because Wisp chose the GPU, not the user
 
     def make_ready(self) -> Model:
-        """Prepare the kernels: seconds on some devices. Raises DeviceUnavailable."""
+        """Prepare the kernels, which takes seconds on some devices. Raises DeviceUnavailable."""
         kernels, target = _kernels(self.checkpoint, self.target, self.may_fall_back)
         log.info("model %s on the %s target. %s", self.spec.name, target.name, target.reason)
         if target.is_software:
-            log.warning("the GPU's driver is software, which the CPU target outruns: --target cpu is faster here")
+            log.warning("the GPU's driver is software and slower than the CPU target: use --target cpu here")
 
         def load_kernels() -> Kernels:
             return _kernels(read_checkpoint(self.spec), target, may_fall_back=False)[0]
@@ -254,15 +176,10 @@ class ReadModel:
         )
 
 
-def wanted_target(spec: ModelSpec, target: str) -> str:
-    """`target` where it says gpu or cpu, else what the model's preload string says, else auto."""
-    return spec.target or target if target == "auto" else target
-
-
 def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
     """Read the checkpoint and choose the target as wanted_target() says.
 
-    Raises ModelError (files missing, broken, of another model, not of the preload string's language) or
+    Raises ModelError (files missing, broken, of another model, or without the preload string's language) or
     DeviceUnavailable, each with what to do.
     """
     asked = wanted_target(spec, target)
@@ -272,13 +189,13 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
     if spec.language is not None and not tokenizer.speaks(spec.language):
         raise ModelError(
             f"The model '{spec.name}' does not know {language_name(spec.language).capitalize()} ('{spec.language}'), "
-            f"which {PRELOAD_VARIABLE} says it is to transcribe: leave the language out there, or take another model."
+            f"the language in {PRELOAD_VARIABLE}: remove it there, or use another model."
         )
     return ReadModel(spec, checkpoint, tokenizer, chosen, may_fall_back=asked == "auto")
 
 
 def read_checkpoint(spec: ModelSpec) -> Checkpoint:
-    """The files that `spec` names, read and checked. Raises ModelError."""
+    """Read and check the files that `spec` names. Raises ModelError."""
     check_files(spec)
     trouble = f"The model '{spec.name}' cannot be loaded"
     try:
@@ -299,17 +216,17 @@ def read_checkpoint(spec: ModelSpec) -> Checkpoint:
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    """What its tokenizer.json says, read and checked. Raises ModelError."""
+    """Its tokenizer.json, read and checked. Raises ModelError."""
     return Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
 
 
 def load_model(spec: ModelSpec, target: str = "auto") -> Model:
-    """A model from its files to its graphs, in one call. Raises as its two steps do."""
+    """A model from its files to its graphs in one call. Raises what its two steps raise."""
     return read_model(spec, target).make_ready()
 
 
 def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> tuple[Kernels, Target]:
-    """The checkpoint ready to compute on `target`, or on the CPU where a GPU does not do and it may."""
+    """The checkpoint ready to compute on `target`, or on the CPU if the GPU fails and `may_fall_back`."""
     if target.name == "gpu":
         try:
             return _GpuKernels(checkpoint, target), target
@@ -323,10 +240,10 @@ def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> tup
 
 
 class _GpuKernels:
-    """A model on a device of its own, closed with it."""
+    """A model on its own device, closed with it."""
 
     def __init__(self, checkpoint: Checkpoint, target: Target) -> None:
-        """On an adapter of the sort that `target` was chosen for: a GPU that is lost is not replaced by its emulation.
+        """Use an adapter of the kind that `target` was chosen for: a software adapter never replaces a lost GPU.
 
         Raises DeviceUnavailable.
         """
@@ -342,14 +259,14 @@ class _GpuKernels:
                 raise
         except DeviceError as error:
             raise DeviceUnavailable(
-                f"The model cannot run on the GPU: {error}; --target cpu runs it on the CPU."
+                f"The model cannot run on the GPU: {error}; use --target cpu to run it on the CPU."
             ) from error
         checkpoint.release_pages()
         self.encoder: Graph = self._model.encoder
         self.decoder: Graph = self._model.decoder
 
     def is_lost(self) -> bool:
-        """Whether the device gives no memory any more, not even the least there is."""
+        """Whether the device no longer allocates even the smallest buffer."""
         from kernels.webgpu.device import DeviceError
 
         try:

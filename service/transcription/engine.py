@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from service.audio.decode import Audio
 from service.audio.log_mel import SAMPLE_RATE
 from service.errors import ModelError, StartError, WispError
 from service.guest.runner import Guest, GuestError
@@ -20,18 +18,14 @@ from service.models.loaded import ReadModel, read_model
 from service.models.names import model_candidates
 from service.models.places import EMBEDDED_NAME
 from service.settings import Settings
-from service.transcription.transcriber import Options, Transcriber, Transcription, default_workers
-from service.transcription.work import Work
+from service.transcription.reading import audio_of
+from service.transcription.run import Run
+from service.transcription.transcriber import Options, Transcriber, Transcription
 
 log = logging.getLogger("wisp")
 
 GUEST_WASM = Path(__file__).parents[2] / "assets" / "guest.wasm"
 GRACE_FOR_CLIENTS_S = 0.1  # a model just loaded waits this long for requests before it tries itself
-
-
-def audio_of(samples: NDArray[np.float32]) -> Audio:
-    """(n_samples,) f32 of 16 kHz mono sound that is in memory already."""
-    return Audio(len(samples) / SAMPLE_RATE, "PCM", lambda: (samples,))
 
 
 class Engine:
@@ -59,7 +53,7 @@ class Engine:
         self._opened: list[Any] = []
         self._closing = threading.Event()
         self.is_closed = False
-        self.observers: list[Callable[[Work], None]] = []  # called with every request's transcription once it has ended
+        self.observers: list[Callable[[Run], None]] = []  # called with every request's run once it has ended
 
     def start(self) -> None:
         """Begin to load. A second call does nothing."""
@@ -98,20 +92,8 @@ class Engine:
                 self._opened.append(model)
             finally:
                 guest = self._compiled(compiling)
-        transcriber = Transcriber(
-            model,
-            guest,
-            workers=settings.workers or min(default_workers(model.target), settings.n_open()),
-            open_jobs=settings.n_open(),
-            queue_length=settings.queue_length,
-            deadline_floor_s=settings.deadline_floor_s,
-            deadline_factor=settings.deadline_factor,
-            beam_size=settings.beam_size,
-            vad=settings.vad,
-            observe=self._observe,
-        )
+        transcriber = Transcriber(model, guest, settings, self.observers)
         self._opened.append(transcriber)
-        model.add_speech_graph(lambda samples: transcriber.transcribe(audio_of(samples), Options()).text)
         if model.name == EMBEDDED_NAME:
             log.warning("%s", embedded_notice(settings))
         log.info("loaded in %.2f s", time.monotonic() - started)
@@ -125,16 +107,11 @@ class Engine:
         self._opened.append(guest)
         return guest
 
-    def prove(self, transcriber: Transcriber, cancelled: threading.Event | None = None) -> Transcription:
+    def prove(self, transcriber: Transcriber, run: Run | None = None) -> Transcription:
         """A real inference: a second of a soft hum, through the guest, the graphs and back. Raises WispError."""
         # At 440 Hz tiny.en hears words that take three times as long.
         tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * np.float32(2 * np.pi * 100 / SAMPLE_RATE))
-        sound, options = audio_of(tone * np.float32(0.1)), Options(temperature=(0.0,))
-        return transcriber.transcribe(sound, options, cancelled=cancelled)
-
-    def _observe(self, work: Work) -> None:
-        for observer in self.observers:
-            observer(work)
+        return transcriber.transcribe(audio_of(tone * np.float32(0.1)), Options(temperature=(0.0,)), run=run)
 
     @property
     def transcriber(self) -> Transcriber | None:

@@ -9,9 +9,10 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from service.errors import DeviceLost
+from service.transcription.run import Run
+from tests.support.page import card, choose, finished, transcript
 from tests.support.serving import TRAP, engine_for, settings_for, wav
 from tests.web.conftest import OpenPage, Site, site_for
-from tests.web.test_transcribing import card, choose, finished, transcript
 
 
 def test_a_refusal_is_shown_in_the_servers_words(open_page: OpenPage, site: Site) -> None:
@@ -45,19 +46,20 @@ def test_an_upload_over_the_cap_is_told_so(open_page: OpenPage, folder: Path) ->
     with engine_for(settings_for(folder, max_upload_bytes=100_000)) as engine, site_for(engine) as small:
         page = open_page(small, may_fail=True)
         choose(page, ("large.wav", wav(30.0)))
-        expect(card(page, "large.wav").get_by_role("alert")).to_contain_text("over the cap of 100000 bytes")
+        expect(card(page, "large.wav").get_by_role("alert")).to_contain_text("over the limit of 100000 bytes")
 
 
 def test_a_full_queue_is_waited_for(open_page: OpenPage, hostile_site: Site) -> None:
     page = open_page(hostile_site, may_fail=True)
     free = threading.Event()
-    occupied = hostile_site.engine.loaded.result().admission.submit(lambda: free.wait(60), threading.Event())
+    occupied = Run()
+    hostile_site.engine.loaded.result().admission.submit(occupied, lambda: free.wait(60))
     try:
         choose(page, ("talk.wav", wav(1.0)))
         expect(card(page, "talk.wav")).to_contain_text("The server is busy. Trying again in")
     finally:
         free.set()
-        occupied.result()
+        occupied.future.result()
     finished(page, "talk.wav")
 
 

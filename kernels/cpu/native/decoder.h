@@ -55,8 +55,7 @@ static void append(struct team *team, const struct decoding *s) {
     const int64_t at = s->tokens[row] * n_state;
     const float *position = m->text_positions + (s->n_past + row % s->n_new) * n_state;
     for (int64_t i = 0; i < n_state; i++)
-      x[row * n_state + i] = position[i] + (m->token_embedding.is_half ? one_half((const half *)m->token_embedding.values + at + i)
-                                                                      : ((const float *)m->token_embedding.values)[at + i]);
+      x[row * n_state + i] = position[i] + weight_at(&m->token_embedding, at + i) * scale_of(&m->token_embedding, s->tokens[row]);
   }
   for (int layer = 0; layer < m->n_text_layer; layer++) {
     const struct block *b = m->decoder + layer;

@@ -18,7 +18,7 @@ struct model {
   const struct block *encoder;
   struct norm ln_post;
   struct matrix token_embedding;  // [n_vocab, n_state], also the output's weight
-  struct matrix screen;           // the same in bytes: see choice.h
+  struct matrix screen;           // the same in bytes: see choice.h; the same matrix where the file has it in bytes
   const float *text_positions;    // [n_text_ctx, n_state]
   const struct block *decoder;
   struct norm ln;

@@ -187,6 +187,8 @@ INLINE float weight_at(const struct matrix *m, int64_t at) {
   return m->is_half ? one_half((const half *)m->values + at) : ((const float *)m->values)[at];
 }
 
+INLINE float scale_of(const struct matrix *m, int64_t row) { return m->scales ? m->scales[row] : 1; }
+
 // Row `column` of W times each row of x: dots[row], whose elements and rests[row] are still to be added up. rows is a constant
 // where this is inlined. W is read from end to end: several of its rows at once would be streams that the processor does
 // not fetch ahead of.

@@ -1,6 +1,6 @@
-// y[row] += x @ weight.T + bias, where x joins the SPLITS parts of the row's cross-attention.
+// y[row] += x @ weight.T + bias, where x combines the SPLITS parts of the row's cross-attention.
 //
-// A workgroup joins ROWS rows, then computes 4 · WORKGROUP / LANES · TILES neighbouring outputs of each, an invocation 4 at a time.
+// A workgroup combines ROWS rows, then computes 4 · WORKGROUP / LANES · TILES neighbouring outputs of each, an invocation 4 at a time.
 //   parts   (rows, SPLITS, N_IN) f32, see decoder_attention.wgsl
 //   stats   (rows, heads, SPLITS) × (max, sum) f32
 //   weight  (N_OUT, N_IN) f16
@@ -8,7 +8,7 @@
 //   state   State
 //   y       (rows, N_OUT) f32  in and out
 // dispatch (ceil(N_OUT / (4 · WORKGROUP / LANES · TILES)), ceil(rows / ROWS), 1)
-{% from "shared.wgsl" import columns, extensions, products, state, sum_all with context %}
+{% from "shared.wgsl" import columns, extensions, product_sizes, products, state, sum_all with context %}
 {{ extensions() }}
 {{ state() }}
 @group(0) @binding(0) var<storage, read> parts: array<vec4f>;
@@ -18,20 +18,15 @@
 @group(0) @binding(4) var<storage, read> state: State;
 @group(0) @binding(5) var<storage, read_write> y: array<vec4f>;
 
-override WORKGROUP = 256u;
-override LANES = 64u;
-override TILES = 4u;
-override N_IN = 384u;
-override N_OUT = 384u;
+{{ product_sizes() }}
 override SPLITS = 1u;
 override HEAD8 = 8u;  // a head's columns / 8
-const ROWS = {{ rows }}u;
 const LOWEST = -3.0e38;
 var<workgroup> inputs: array<vec4f, ROWS * (N_IN / 4u)>;
 
 {{ columns() }}
 {{ sum_all() }}
-// inputs[r] = the parts of row first_row + r, each of which is relative to its own maximum, as one.
+// inputs[r] = the parts of row first_row + r, each relative to its own maximum, combined.
 fn join_inputs(first_row: u32, invocation: u32) {
   let eighths = N_IN / 8u;
   for (var item = invocation; item < ROWS * eighths; item += WORKGROUP) {

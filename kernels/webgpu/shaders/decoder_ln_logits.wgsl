@@ -10,7 +10,7 @@
 //   logits    (rows, N_VOCAB) f32  out
 //   partials  (rows, N_GROUPS, 2) × (max, token, sum, 0) f32: text, timestamps  out
 // dispatch (ceil(N_OUT / (4 · WORKGROUP / LANES · TILES)), ceil(rows / ROWS), 1)
-{% from "shared.wgsl" import columns, extensions, join, norm_inputs, products, state, sum_all with context %}
+{% from "shared.wgsl" import columns, extensions, join, norm_inputs, product_sizes, products, state, sum_all with context %}
 {{ extensions() }}
 {{ state() }}
 @group(0) @binding(0) var<storage, read> x: array<vec4f>;
@@ -21,23 +21,18 @@
 @group(0) @binding(5) var<storage, read_write> logits: array<f32>;
 @group(0) @binding(6) var<storage, read_write> partials: array<vec4f>;
 
-override WORKGROUP = 256u;
-override LANES = 64u;
-override TILES = 4u;
-override N_IN = 384u;
-override N_OUT = 51864u;
+{{ product_sizes() }}
 override FIRST = 0u;  // this part's first token
 override N_VOCAB = 51864u;
 override FIRST_GROUP = 0u;  // this part's first entry in partials
 override N_GROUPS = 811u;
-const ROWS = {{ rows }}u;
 var<workgroup> inputs: array<vec4f, ROWS * (N_IN / 4u)>;
 
 {{ columns() }}
 {{ sum_all() }}
 {{ norm_inputs() }}
 {{ join() }}
-// `best` = (max, its lowest token, sum of exp(logit - max)) with one more logit, of a higher token.
+// Adds one logit, of a higher token, to `best` = (max, its lowest token, sum of exp(logit - max)).
 fn with_logit(best: vec3f, logit: f32, token: f32) -> vec3f {
   let share = exp(-abs(logit - best.x));
   if (logit > best.x) {
@@ -46,7 +41,7 @@ fn with_logit(best: vec3f, logit: f32, token: f32) -> vec3f {
   return vec3f(best.x, best.y, best.z + share);
 }
 
-// `best` of all invocations as one, in the first.
+// Combines all invocations' `best` in the first.
 fn join_all(best: vec3f, invocation: u32) -> vec4f {
 {% if reduction == "subgroup" %}
   let most = subgroupMax(best.x);
@@ -67,7 +62,7 @@ fn join_all(best: vec3f, invocation: u32) -> vec4f {
 {% endif %}
 }
 
-// Whether the rules let the sequence choose the token next.
+// Whether the rules allow this token next.
 fn is_allowed(sequence: u32, token: u32, is_time: bool) -> bool {
   let low = select(state.sequences[sequence].text_from, state.sequences[sequence].time_from, is_time);
   let high = select(N_VOCAB, state.sequences[sequence].time_below, is_time);

@@ -1,6 +1,5 @@
 """What Prometheus reads: that requests and transcriptions are counted, under labels whose values are few."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from starlette.testclient import TestClient
 
 from service.errors import QueueFull
 from service.http.app import create_app
+from service.transcription.run import STAGES
 from service.transcription.transcriber import Options
-from service.transcription.work import STAGES
 from tests.support.serving import (
     HOSTILE_GUEST,
     LOOP,
@@ -89,8 +88,7 @@ def test_the_queue_is_told_while_it_is_full(folder: Path) -> None:
     with engine_for(settings, guest=HOSTILE_GUEST) as engine, TestClient(create_app(ready(engine))) as client:
         transcriber = engine.transcriber
         assert transcriber is not None
-        cancelled = [threading.Event(), threading.Event()]
-        futures = [transcriber.submit(tone_audio(1.0), Options(prompt=LOOP), None, each) for each in cancelled]
+        runs = [transcriber.submit(tone_audio(1.0), Options(prompt=LOOP)) for _ in range(2)]
         until(lambda: transcriber.computing.n_held, "the first job computes")
         during = read(client)
         assert (value(during, "wisp_jobs_running"), value(during, "wisp_jobs_waiting")) == (1, 1)
@@ -98,9 +96,9 @@ def test_the_queue_is_told_while_it_is_full(folder: Path) -> None:
         assert value(read(client), "wisp_rejected_total") == 1
         with pytest.raises(QueueFull):
             transcriber.admission.check_room()
-        futures[1].cancel()
-        cancelled[0].set()
-        assert futures[0].exception(60)
+        for run in reversed(runs):
+            run.cancel()
+        assert runs[0].future.exception(60)
         until(
             lambda: value(read(client), "wisp_transcriptions_total", outcome="cancelled") == 2,
             "both are counted, which follows the answer",

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from service.errors import DeviceUnavailable, InternalError
 from service.http.app import Engine, create_app
-from service.models.loaded import choose_target
 from service.models.residence import Residence
+from service.models.target import choose_target
 from service.transcription.transcriber import Options
 from tests.support import synthetic
 from tests.support.serving import engine_for, post, ready, settings_for, tone_audio
@@ -30,7 +30,7 @@ def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Engine]:
 
 def words(engine: Engine) -> str:
     assert engine.transcriber is not None
-    return engine.transcriber.submit(tone_audio(1.0), Options(), None, threading.Event()).result(120).text
+    return engine.transcriber.submit(tone_audio(1.0), Options()).future.result(120).text
 
 
 def test_an_unloaded_model_holds_nothing_and_comes_back_for_a_request(engine: Engine) -> None:
