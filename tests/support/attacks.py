@@ -106,10 +106,10 @@ def returns(server: ServerProcess, before: Held, *, memory_bytes: int, files: in
     assert is_back(), f"before: {before}, now: {Held.by(server)}"
 
 
-def connected(server: ServerProcess) -> socket.socket:
-    """A connection to the server."""
+def connected(server: ServerProcess, source: str = "") -> socket.socket:
+    """A connection to the server, from another loopback address where `source` names one."""
     host, port = server.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=60)
+    return socket.create_connection((host, int(port)), timeout=60, source_address=(source, 0) if source else None)
 
 
 def upload_head(n_bytes: int | None) -> bytes:
