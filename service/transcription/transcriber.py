@@ -33,7 +33,7 @@ __all__ = ["TEMPERATURES", "Options", "Segment", "Token", "Transcriber", "Transc
 
 log = logging.getLogger("wisp")
 
-RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
+RUN_AHEAD = 8  # greedy steps per compute requested by the guest
 GPU_WORKERS, CORES_A_WORKER = 16, 4
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -75,10 +75,10 @@ class _Events:
 
 
 def default_workers(target: Target, n_cores: int = N_CORES) -> int:
-    """How many transcriptions compute at once where nobody has said.
+    """Transcriptions that compute in parallel by default.
 
-    A GPU decodes that many together in the same launches, and a large one encodes as many. On the CPU one transcription
-    has all the cores where there is work to share out, and a few of them where a token is decoded.
+    A GPU decodes that many in the same launches, and a large one encodes as many. On the CPU, one transcription uses
+    all cores where its work can be divided, and a few of them to decode a token.
     """
     if target.name == "gpu" and not target.is_software:
         return GPU_WORKERS
@@ -86,21 +86,21 @@ def default_workers(target: Target, n_cores: int = N_CORES) -> int:
 
 
 def check_options(options: Options, name: str, tokenizer: Tokenizer) -> None:
-    """Raise UnsupportedValue for what the model of that name and tokenizer cannot do."""
+    """Raise UnsupportedValue for options that this model does not support."""
     if options.task == "translate" and not tokenizer.languages:
         raise UnsupportedValue(f"{name} knows English only: it cannot translate.", param="model")
     languages = tokenizer.languages
-    spoken = "English only" if not languages else f"{len(languages)} languages, this one not among them"
+    spoken = "English only" if not languages else f"{len(languages)} languages, not including this one"
     if options.language is not None and not tokenizer.speaks(options.language):
         asked = f"{language_name(options.language).capitalize()} ('{options.language}')"
-        raise UnsupportedValue(f"{asked} is not a language of {name}: it knows {spoken}.", param="language")
+        raise UnsupportedValue(f"{asked} isn't a language of {name}: it knows {spoken}.", param="language")
     if options.languages and not any(tokenizer.speaks(language) for language in options.languages):
         asked = ", ".join(options.languages)
-        raise UnsupportedValue(f"Of {asked} none is a language of {name}: it knows {spoken}.", param="languages[]")
+        raise UnsupportedValue(f"None of {asked} is a language of {name}: it knows {spoken}.", param="languages[]")
 
 
 class Transcriber:
-    """Transcriptions of one model: some compute at once, more take turns at that, the rest wait. Thread-safe.
+    """Transcriptions of one model: some compute in parallel, more take turns with them, the rest wait. Thread-safe.
 
     Owns its threads.
     """
@@ -111,23 +111,23 @@ class Transcriber:
         """`observers`: called with each submitted run once it has ended, in its request's context."""
         self.model, self.guest, self.settings, self.observers = model, guest, settings, observers
         self.vad = settings.vad
-        self.proven_at = -math.inf  # when a window was last transcribed to its end, by time.monotonic()
-        self.moved_at = -math.inf  # when a network was last asked for something, by the same clock
+        self.proven_at = -math.inf  # when a window was last transcribed completely, by time.monotonic()
+        self.moved_at = -math.inf  # when a network last started to compute, by the same clock
         n_open = settings.n_open()
         workers = settings.workers or min(default_workers(model.target), n_open)
         self.admission = Admission(n_open=n_open, queue_length=settings.queue_length, n_at_once=workers)
         self.reading, self.computing = Turns(min(workers, N_CORES)), Turns(workers)
 
     def is_proven(self, since: float) -> bool:
-        """Whether a window has been transcribed since then, by time.monotonic(), and the GPU not been lost after it."""
+        """Whether a window has been transcribed since then (by time.monotonic()) without losing the GPU afterwards."""
         return self.proven_at >= since and not self.model.device_failures
 
     def check(self, options: Options) -> None:
-        """Raise UnsupportedValue for what this model cannot do; cheap, so that a request fails before it waits."""
+        """Raise UnsupportedValue for unsupported options; cheap, so that a request fails before it waits."""
         check_options(options, self.model.name, self.model.tokenizer)
 
     def submit(self, recording: Audio | Upload, options: Options, on_segment: SegmentListener | None = None) -> Run:
-        """Queue a transcription. Raises QueueFull at once; the run's future raises what transcribe() raises.
+        """Queue a transcription. Raises QueueFull immediately; the run's future raises what transcribe() raises.
 
         `on_segment` is called in the run's thread.
         """
@@ -136,7 +136,7 @@ class Transcriber:
 
         def call() -> Transcription:
             result = self.transcribe(recording, options, on_segment, run)
-            self.admission.succeeded(run.elapsed())  # of requests only: a probe is shorter
+            self.admission.succeeded(run.elapsed())  # requests only: a probe is shorter
             return result
 
         run.future.add_done_callback(lambda _: run.context.run(self._report, run))
@@ -156,9 +156,9 @@ class Transcriber:
     ) -> Transcription:
         """Transcribe in the calling thread, in turns with other calls, within a deadline that grows with the audio.
 
-        `run`: by which it may be cancelled and is measured. Raises WispError classes only: what decode() raises for an
-        Upload, DeadlineExceeded, ClientGone when cancelled, UnreadableAudio when the file breaks off in the middle,
-        DeviceLost, InternalError for a fault of the guest's, whose report goes to the log.
+        `run` measures it and can cancel it. Raises WispError classes only: what decode() raises for an Upload,
+        DeadlineExceeded, ClientGone when cancelled, UnreadableAudio if the file breaks off in the middle, DeviceLost,
+        and InternalError for a fault of the guest, whose report goes to the log.
         """
         run = run or Run()
         run.begin(self.settings.deadline_floor_s)
@@ -171,7 +171,7 @@ class Transcriber:
         except GuestError as error:
             log.error("guest failed: %s", error)
             raise InternalError from error
-        except StartError as error:  # the model, which is loaded again after a time without use
+        except StartError as error:  # of the model, which is reloaded after an idle time
             log.error("%s", error)
             raise InternalError from error
         except WispError:
@@ -188,7 +188,7 @@ class Transcriber:
     def _transcribe(
         self, run: Run, recording: Audio | Upload, options: Options, on_segment: SegmentListener | None = None
     ) -> Transcription:
-        """Within a turn that the run holds already (a guest's, by the graph NAME) it goes on in that."""
+        """Continues in a turn that the run already holds (a guest's, through the graph NAME)."""
         started, is_within = time.monotonic(), run.is_working
         events = _Events(on_segment, self.model.tokenizer)
 
@@ -227,10 +227,10 @@ class Transcriber:
 
     @contextmanager
     def graphs(self, run: Run, recent: Recent | None = None) -> Iterator[Mapping[str, Graph]]:
-        """A block in which the model is loaded, and the graphs by which a guest computes for `run`.
+        """A block in which the model is loaded, with the graphs through which a guest computes for `run`.
 
-        Before each window others may go first. NAME is a whole transcription within the run's turn. `recent`: what is
-        listened to for NAME/voice. Raises as Model.in_use() does.
+        Others may go first before each window. NAME is a whole transcription within the run's turn. `recent`: the
+        samples for NAME/voice. Raises as Model.in_use() does.
         """
         name = self.model.name
         with self.model.in_use() as graphs:
@@ -260,8 +260,8 @@ class Transcriber:
     ) -> dict[str, Any]:
         """The guest's argument: the model's constants and openai/whisper's option names.
 
-        `silence`: what follows the recording's end where its language is detected, see LogMelFrames. `clips`: start,
-        end, start, … in seconds of what is to be heard; None for all.
+        `silence`: padding after the end of the recording for language detection, see LogMelFrames. `clips`: start, end,
+        start, … in seconds of the parts to transcribe; None for all.
         """
         model = self.model
         tokens = model.tokenizer.guest_tokens()
@@ -299,5 +299,5 @@ class Transcriber:
         }
 
     def close(self) -> None:
-        """Cancel what runs and waits, and end the threads. Idempotent."""
+        """Cancel running and waiting transcriptions, and end the threads. Idempotent."""
         self.admission.close()
