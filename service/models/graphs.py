@@ -73,7 +73,7 @@ class ZlibGraph:
     """NAME/zlib: u8 [n] → i32 [1], the bytes that zlib makes of them; openai/whisper's compression ratio needs it."""
 
     def init_execution_context(self, peers: Mapping[int, Any]) -> FunctionContext:
-        return FunctionContext(self._check, lambda tensor: np.array([len(zlib.compress(tensor))], np.int32))
+        return FunctionContext(self._check, lambda tensor: np.array([len(zlib.compress(tensor.tobytes()))], np.int32))
 
     @staticmethod
     def _check(tensor: Tensor) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.guest.runner import Guest
+from service.guest.wasi_nn import Graph
 from service.models.graphs import ZlibGraph
 from tests.conftest import ROOT
 from tests.support.guests import limits
@@ -61,7 +62,7 @@ class Script:
         self.mels: list[Tensor] = []
         self.prompts: list[list[int]] = []
         self.rules: Tensor = np.zeros(8, np.int32)
-        self.graphs = {
+        self.graphs: dict[str, Graph] = {
             "scripted/encoder": _Graph(lambda peers: _Encoder(self)),
             "scripted/decoder": _Graph(lambda peers: _Decoder(self, peers)),
             "scripted/tokenizer": _Graph(lambda peers: _Tokenizer(self)),
