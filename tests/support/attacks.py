@@ -16,7 +16,7 @@ from tests.support.serving import PATH
 from tests.support.waiting import until
 
 BOUND_S = 1.0  # for each good request
-SLOWER = 5.0  # than before the attack, where that is more: the machine may be slow itself
+SLOWER = 10.0  # than before the attack, where that is more: the machine may be slow itself
 REST_S = 0.05  # between two good requests
 BOUNDARY = b"attack"
 FORM_HEAD = b'--attack\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'

@@ -190,7 +190,7 @@ class Fields:
         self._seen[name] += 1
         if not field.is_list and self._seen[name] > 1:
             raise InvalidValue(f"The form field '{shown(name)}' is given twice.", param=name)
-        if is_unset(text) or (field is LANGUAGE and text.strip().lower() == DETECTED):
+        if is_unset(text) or (field.kind == "language" and text.strip().lower() == DETECTED):
             return
         if field.refusal:
             raise UnsupportedValue(field.refusal, param=name)

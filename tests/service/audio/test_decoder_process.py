@@ -5,7 +5,6 @@ import io
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from service.transcription.reading import Upload
 from service.transcription.types import Options
 from tests.conftest import ROOT
 from tests.support.av_sounds import encoded as av_encoded
+from tests.support.hostile import matroska
 from tests.support.serving import engine_for, settings_for
 from tests.support.sounds import encoded, samples, speechlike
 from tests.support.waiting import until
@@ -30,23 +30,6 @@ from tests.support.waiting import until
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the fork server and seccomp are Linux's")
 GOOD = encoded(speechlike(16_000, 1), 16_000, "FLAC")
 LONG = encoded(speechlike(8000, 1, KEPT_SECONDS + 10), 8000, "FLAC")  # more than the pipe holds
-
-
-def element(name: str, *content: bytes) -> bytes:
-    """A Matroska element, its size in 8 bytes."""
-    data = b"".join(content)
-    return bytes.fromhex(name) + (len(data) | 1 << 56).to_bytes(8, "big") + data
-
-
-def matroska(tags: int = 0, frames: int = 0, codec: bytes = b"A_AAC") -> bytes:
-    """A track of sound with frames of one byte, and tags, each of which FFmpeg compares with those before it."""
-    head = element("1A45DFA3", element("4282", b"webm"))
-    rate = element("E1", element("B5", struct.pack(">d", 48_000.0)))
-    track = element("AE", element("D7", b"\1"), element("83", b"\2"), element("86", codec), rate)
-    named = [element("7373", element("67C8", element("45A3", b"K%d" % n), element("4487", b"v"))) for n in range(tags)]
-    sound = b"\xa3\x85\x81\0\0\x80!" * frames
-    parts = element("1654AE6B", track), element("1254C367", *named), element("1F43B675", element("E7", b"\0"), sound)
-    return head + element("18538067", *parts)
 
 
 def server_pid() -> int:

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.service.audio.test_decoder_process import matroska
 from tests.support import synthetic
 from tests.support.attacks import (
     FORM_HEAD,
@@ -31,6 +30,7 @@ from tests.support.attacks import (
     together,
     upload_head,
 )
+from tests.support.hostile import matroska
 from tests.support.processes import ServerProcess, server_process
 from tests.support.serving import PATH, wav
 from tests.support.sounds import encoded, speechlike
