@@ -1,4 +1,4 @@
-"""What training makes of utterances: other voices, batches, and where the words of a text are in the sound."""
+"""Training data from utterances: other voices, batches, and the places of a text's words in the sound."""
 
 import argparse
 import json
@@ -58,14 +58,14 @@ def test_batches_mix_spoken_and_human_sound_as_the_stage_says(tmp_path: Path) ->
             human += taught
             written += not taught
             assert length > 0
-            # What the teacher has not heard must not count as silence.
+            # Sound that the teacher has not heard must not count as silence.
             assert heard.min() == (pytest.approx(SILENCE_MATTERS) if taught and heard.min() < 1 else heard.min())
             assert taught or float(heard.min()) == 0.0
     assert 0.3 < human / (human + written) < 0.7
 
 
 def spoken_letters(text: str, states_a_letter: int = 4) -> Any:
-    """(n_states, 29) log-probabilities of a CTC head that hears `text`, each letter every so many states."""
+    """(n_states, 29) log-probabilities of a CTC head that hears `text`, one letter every few states."""
     from tools.train.windows import CTC_SYMBOLS
 
     probabilities = np.full((states_a_letter * len(text) + 20, len(CTC_SYMBOLS) + 1), 0.001)
@@ -201,7 +201,7 @@ def test_a_second_worker_gives_gradients_of_the_weights_as_they_are(tmp_path: Pa
         worker.join(10)
 
 
-def test_what_goes_wrong_with_the_data_ends_the_training() -> None:
+def test_an_error_in_the_data_ends_the_training() -> None:
     pytest.importorskip("torch", reason="training needs torch")
     from tools.train.train import prefetched
 
@@ -216,7 +216,7 @@ def test_what_goes_wrong_with_the_data_ends_the_training() -> None:
     assert list(prefetched(iter(()))) == []
 
 
-def test_training_goes_on_from_an_exported_model(tmp_path: Path) -> None:
+def test_training_continues_from_an_exported_model(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="training needs torch")
     from tools.train.export import export
     from tools.train.train import initialise

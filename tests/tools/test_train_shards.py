@@ -78,7 +78,7 @@ def test_a_clip_without_words_gives_any_stretch_without_text(clip: Utterance) ->
     assert all(part.start >= 100 and part.start + part.frames <= 700 for part in parts)
 
 
-def test_what_is_said_before_a_frame_is_whole_words(clip: Utterance) -> None:
+def test_the_text_before_a_frame_is_whole_words(clip: Utterance) -> None:
     spoken = replace(clip, text="so it was over", words=tuple(word for word in WORDS if word[0]))
     assert [spoken.text_until(frame) for frame in (69, 70, 299, 399, FRAMES)] == [
         "",
