@@ -1,4 +1,4 @@
-//! Arithmetic on logits and times, as in the reference's own libraries.
+//! Arithmetic on logits, times and texts, as in the reference's own libraries.
 
 /// Log of the softmax, in place; −∞ stays −∞. The sum over the vocabulary is in doubles.
 pub fn log_softmax(logits: &mut [f32]) {

@@ -1,6 +1,6 @@
 """Fuzzed requests against a server in its own process: no crash, no server error, no growing memory.
 
-The suite sends 300 of them; `make fuzz`, or WISP_FUZZ=10000 in the environment, sends so many. They are the same ones
+The suite sends 300 of them; `make fuzz`, or WISP_FUZZ=10000 in the environment, sends that many. They are the same ones
 every time: `tests.support.fuzzing.case(number)` makes the one that a failure names.
 """
 
