@@ -1,4 +1,4 @@
-"""The inputs of Whisper's two graphs, checked alike for every target before its context changes anything."""
+"""Checks the inputs of Whisper's two graphs, in the same way for every target, before a context changes anything."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _FORMS = {AUDIO: ("audio", 1), TOKENS: ("tokens", 2), ORIGINS: ("origins", 1)}  
 
 
 def checked_mel(dims: Dimensions, index: int, tensor: NDArray[Any]) -> Float:
-    """The encoder's input 0, as it came. Raises ValueError for another index, type, shape, NaN or ∞."""
+    """The encoder's input 0, unchanged. Raises ValueError for another index, type, shape, NaN or ∞."""
     shape = (1, dims.n_mels, 2 * dims.n_audio_ctx)
     if index != 0:
         raise ValueError(f"the encoder has no input {index}")
@@ -26,7 +26,7 @@ def checked_mel(dims: Dimensions, index: int, tensor: NDArray[Any]) -> Float:
 
 
 class DecoderInputs:
-    """A decoder context's inputs: tokens and origins are for one compute, rules stay until others are set."""
+    """A decoder context's inputs: tokens and origins are for one compute, rules stay until replaced."""
 
     def __init__(self, dims: Dimensions, most_sequences: int) -> None:
         self._dims, self._most_sequences = dims, most_sequences
@@ -35,7 +35,7 @@ class DecoderInputs:
         self.rules: Rules | None = None
 
     def set(self, index: int, tensor: NDArray[Any]) -> int | None:
-        """Keep the tensor; of `audio` return the handle instead. Raises ValueError for what the model cannot take."""
+        """Keep the tensor; for `audio`, return the handle instead. Raises ValueError for invalid input."""
         if index == RULES:
             self.rules = Rules.parse(tensor, self._dims.n_vocab)
             return None
@@ -60,13 +60,13 @@ class DecoderInputs:
         return None
 
     def forget(self) -> None:
-        """Tokens and origins, as new audio asks for."""
+        """Drop tokens and origins, as new audio requires."""
         self._tokens = self._origins = None
 
     def take(self, n_cached: int, n_past: int) -> tuple[Int, Int | None]:
         """(n_sequences, n_new) tokens and their origins, for a cache of n_cached sequences, each of n_past tokens.
 
-        Raises ValueError, and keeps them, where they do not fit it or the rules.
+        Raises ValueError, and keeps them, if they don't fit the cache or the rules.
         """
         tokens, origins, rules = self._tokens, self._origins, self.rules
         if tokens is None:

@@ -1,6 +1,6 @@
 """Which token may come next: openai/whisper's logit filters and its greedy choice.
 
-The same rules stand in guest/src/rules.rs, in decoder_choose.wgsl and in choice.h; tests/rules.json tests all of them.
+guest/src/rules.rs, decoder_choose.wgsl and choice.h implement the same rules; tests/rules.json tests them all.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ N_FIXED = 8  # numbers before the two lists
 
 
 class NextTokens(NamedTuple):
-    """What may come next in a sequence, the suppressed tokens aside."""
+    """The tokens that may come next in a sequence, apart from the suppressed ones."""
 
-    text_from: int  # text tokens below are not allowed
-    time_from: int  # timestamps are allowed from here …
-    time_below: int  # … to here, this one not
+    text_from: int  # text tokens below this are not allowed
+    time_from: int  # the first timestamp allowed …
+    time_below: int  # … and the first one after those
     is_first: bool
     last_was_time: bool
     last_time: int  # the last timestamp sampled; 0 for none
@@ -30,10 +30,10 @@ class NextTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """The decoder's input 3, parsed. Token ids are the model's; -1 switches a thing off where that is said."""
+    """The decoder's input 3, parsed. Token ids are the model's; -1 disables a rule where noted."""
 
     n_steps: int  # greedy tokens to choose in one compute; 0 = none
-    sample_begin: int  # how many tokens of a sequence precede the first sampled one
+    sample_begin: int  # tokens of a sequence before the first sampled one
     eot: int
     timestamp_begin: int  # -1: no timestamp rules
     no_timestamps: int  # -1: the model has no such token
@@ -69,7 +69,7 @@ class Rules:
         )
 
     def never(self, is_first: bool) -> Int:
-        """What no timestamp has to do with: ids that may not come next, or not as the first sampled token."""
+        """Token ids that are forbidden whatever the timestamps: always, or as the first sampled token."""
         lists = [self.suppress, self.begin_suppress] if is_first else [self.suppress]
         if self.timestamp_begin >= 0 and self.no_timestamps >= 0:
             lists.append(np.array([self.no_timestamps], np.int32))
@@ -87,11 +87,11 @@ class Rules:
         last_was = not is_first and sampled[-1] >= begin
         penultimate_was = len(sampled) < 2 or sampled[-2] >= begin
         last = next((token for token in reversed(sampled) if token >= begin), 0)
-        is_open = last_was and not penultimate_was  # a segment ended: the next one has to start, or the text to end
+        is_open = last_was and not penultimate_was  # a segment ended: the next one must start, or the text end
         text_from = self.eot if is_open else 0
-        # Time does not run back, and a segment may not be empty, which could loop for ever.
+        # Timestamps must not decrease, and a segment must not be empty, or decoding could loop forever.
         time_from = last + (not is_open) if last else begin
-        time_below = begin if last_was and penultimate_was else n_vocab  # a pair is complete: text has to follow
+        time_below = begin if last_was and penultimate_was else n_vocab  # a pair is complete: text must follow
         if is_first:
             text_from = begin
             if self.max_initial_timestamp_index >= 0:
@@ -99,22 +99,22 @@ class Rules:
         return NextTokens(text_from, time_from, time_below, is_first, last_was, last, has_ended)
 
     def _filter(self, logits: Float, allowed: NextTokens) -> None:
-        """Sets to -inf, in place, the (n_vocab,) logits of what may not come next."""
+        """Sets the (n_vocab,) logits of forbidden tokens to -inf, in place."""
         logits[self.never(allowed.is_first)] = -np.inf
         begin = self.timestamp_begin
         if begin >= 0:
             logits[: allowed.text_from] = -np.inf
             logits[begin : allowed.time_from] = -np.inf
             logits[allowed.time_below :] = -np.inf
-            # When the timestamps together are likelier than any one text token, a timestamp it is.
+            # If the timestamps together are likelier than any single text token, only timestamps remain.
             if log_sum_exp(logits[begin:]) > logits[:begin].max():
                 logits[:begin] = -np.inf
 
     def choose(self, logits: Float, tokens: list[list[int]]) -> tuple[list[int], list[float]]:
         """The likeliest allowed token of each sequence, and its log-probability.
 
-        `logits` (n_sequences, n_vocab) are filtered in place; `tokens` are all tokens of each sequence so far. One
-        that ended goes on ending, with log-probability 0. Raises ValueError when the rules leave nothing to choose.
+        `logits` (n_sequences, n_vocab) are filtered in place; `tokens` are all tokens of each sequence so far. A
+        sequence that has ended repeats end of text with log-probability 0. Raises ValueError if no token is allowed.
         Source: `decoding.py`, GreedyDecoder.
         """
         chosen: list[int] = []
@@ -135,7 +135,7 @@ class Rules:
 
 
 def log_sum_exp(x: Float) -> float:
-    """log Σ exp(x) of one row; -inf when every element is."""
+    """log Σ exp(x) of one row; -inf if every element is."""
     highest = x.max()
     if highest == -np.inf:
         return -np.inf

@@ -24,13 +24,13 @@ if TYPE_CHECKING:  # not every test wants these
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# In the background of a shell that is no terminal's, Ctrl-C is ignored, and would be by the programs under test too.
+# A shell without a terminal starts background jobs with Ctrl-C ignored, which programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 
 
 def shared_path() -> Path:
-    """The folder of reference models, speech and expected outputs; it may not exist."""
+    """The folder of reference models, speech and expected outputs, which may not exist."""
     return Path(os.environ.get("WISP_SHARED", ROOT.parent / "shared"))
 
 
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator["TestClient"]:
-    """A client of an application with that model that takes 300,000 bytes and 20 s."""
+    """A client of an application with that model that accepts up to 300,000 bytes and 20 s."""
     from starlette.testclient import TestClient
 
     from service.http.app import create_app
@@ -94,7 +94,7 @@ def client(folder: Path) -> Iterator["TestClient"]:
 
 @pytest.fixture(scope="module")
 def device() -> Iterator["Device"]:
-    """The WebGPU device that Wisp would take."""
+    """The WebGPU device that Wisp would choose."""
     from kernels.webgpu.device import DeviceError, open_device
 
     try:

@@ -25,7 +25,7 @@ ARROWS = {
     "service.http": {
         "service.errors",
         "service.settings",
-        "service.audio",  # a form gives raw sound the header that its name tells
+        "service.audio",  # a form gives raw sound the header that its file name implies
         "service.guest",
         "service.models",
         "service.transcription",
@@ -38,7 +38,7 @@ ARROWS = {
         "service.models",
         "service.transcription",
         "service.http",
-        "kernels",  # wisp doctor says what the machine offers, wisp models convert writes a checkpoint
+        "kernels",  # wisp doctor reports the machine's hardware, wisp models convert writes a checkpoint
     },
     "kernels.rules": set(),
     "kernels.checkpoints": set(),
@@ -87,7 +87,7 @@ def is_in(module: str, package: str) -> bool:
 
 
 @pytest.mark.parametrize("package", ARROWS)
-def test_a_package_imports_only_what_its_arrows_point_to(package: str) -> None:
+def test_a_package_imports_only_along_its_arrows(package: str) -> None:
     for path in modules(package):
         ours = {module for module in imports(path) if module.split(".")[0] in OURS and "." in module}
         wrong = {m for m in ours if not any(is_in(m, allowed) for allowed in (package, *ARROWS[package]))}
@@ -107,7 +107,7 @@ def test_no_test_imports_another() -> None:
         assert not tests, f"{path.relative_to(ROOT)} imports {tests}: what they share belongs in tests/support"
 
 
-def test_there_is_no_circle() -> None:
+def test_there_are_no_cycles() -> None:
     done: set[str] = set()
     while len(done) < len(ARROWS):
         free = {p for p, to in ARROWS.items() if p not in done and all(t in done or t == "kernels" for t in to)}

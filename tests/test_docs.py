@@ -1,4 +1,4 @@
-"""The documentation is true: every command in it is run, against a live server where it speaks of one."""
+"""Runs every command in the documentation, against a live server where the page needs one."""
 
 import os
 import re
@@ -22,13 +22,13 @@ from tests.support.fake_hub import fake_hub
 from tests.support.serving import wav
 from tests.support.synthetic import save_synthetic
 
-# What a test runs instead of what a page says. Everything else is run as it stands.
+# Substitutions that a test makes in a page's commands. Everything else runs unchanged.
 SUBSTITUTIONS = {
-    "localhost:8080": "127.0.0.1:{port}",  # a free port, which the server is told in WISP_PORT
+    "localhost:8080": "127.0.0.1:{port}",  # a free port, passed to the server in WISP_PORT
     "make run": "make --assume-old=.venv/.run --assume-old=.venv/.model run",  # in the tests' virtual environment
     "make setup": "make --assume-old=.venv/.run --assume-old=.venv/.model setup",
 }
-# Why a block may be left out. Each one that is shows up among the skipped tests.
+# Reasons to leave a block out. Each block left out appears among the skipped tests.
 REASONS = (
     "needs a Docker engine",
     "needs a Kubernetes cluster",
@@ -109,7 +109,7 @@ class Walk:
                     assert response.status == 200
                 return
             with suppress(subprocess.TimeoutExpired):
-                self._server.wait(0.1)  # between two attempts, and to hear of its end
+                self._server.wait(0.1)  # between two attempts, and to notice its end
                 break
         raise AssertionError(f"{command} does not serve: {log.read_text()}")
 
@@ -163,7 +163,7 @@ def walk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Walk]:
 
 
 @pytest.mark.parametrize("walk", sorted({block.page for block in RUN}), indirect=True)
-def test_what_a_page_says_to_type_does_what_it_says(walk: Walk, request: pytest.FixtureRequest) -> None:
+def test_a_pages_commands_do_what_it_says(walk: Walk, request: pytest.FixtureRequest) -> None:
     page = request.node.callspec.params["walk"]
     for block in RUN:
         if block.page == page:
@@ -178,7 +178,7 @@ def _follow(walk: Walk, block: Block) -> None:
         if SERVES.search(command):
             walk.serve(done)
             continue
-        if done != command and not walk.has_server():  # it speaks of a server that an earlier page has started
+        if done != command and not walk.has_server():  # the page uses a server that an earlier page started
             walk.serve("wisp serve")
         code, output = walk.do(done)
         assert code == 0, f"{block}: {done} → {code}\n{output}\n{walk.errors()}"

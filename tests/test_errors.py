@@ -57,7 +57,7 @@ def test_every_refusal_is_documented_with_its_status_and_no_other_is() -> None:
     assert documented == sorted((cls.status, cls.code) for cls in CLASSES if cls.code is not None)
 
 
-def test_a_full_queue_says_when_to_come_back_in_whole_seconds() -> None:
+def test_a_full_queue_says_when_to_retry_in_whole_seconds() -> None:
     assert QueueFull(0).headers["Retry-After"] == "1"
     assert QueueFull(7).headers["Retry-After"] == "7"
 
@@ -67,11 +67,11 @@ def test_upload_over_the_cap_names_the_cap_and_the_bytes_read() -> None:
     assert "26214401" in str(UploadTooLarge(26_214_401, 26_214_400))
 
 
-def test_audio_that_is_too_long_is_told_the_limit_once() -> None:
+def test_an_error_for_too_long_audio_names_the_limit_once() -> None:
     assert str(AudioTooLong(12.1, 12.0)) == "The audio is longer than this server's limit of 12 s."
 
 
-def test_an_internal_error_says_nothing_of_its_cause() -> None:
+def test_an_internal_error_hides_its_cause() -> None:
     try:
         try:
             raise KeyError("secret detail")

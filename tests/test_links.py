@@ -15,12 +15,12 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def prose(page: Path) -> str:
-    """A page without its fenced blocks and code spans, in which brackets are no links."""
+    """A page without its fenced blocks and code spans, in which brackets aren't links."""
     return re.sub(r"`[^`\n]*`", lambda span: "·" * len(span[0]), FENCED.sub("", page.read_text("utf-8")))
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub lets `#…` name on a page: its headings in lower case, punctuation dropped, spaces as hyphens."""
+    """The anchors that GitHub gives a page: its headings in lower case, punctuation dropped, spaces as hyphens."""
     headings = HEADING.findall(FENCED.sub("", page.read_text("utf-8")))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -29,7 +29,7 @@ def anchors(page: Path) -> set[str]:
 def test_every_link_leads_somewhere(page: Path) -> None:
     for link in (*LINK.findall(prose(page)), *IMAGE.findall(prose(page))):
         if re.match(r"https?://", link):
-            continue  # what others publish is not this suite's to ask for
+            continue  # this suite doesn't fetch other sites' pages
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
         assert target.exists(), f"{page.name}: nothing at {link}"

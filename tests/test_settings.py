@@ -1,4 +1,4 @@
-"""Settings: read once from flags and the environment, and documented whole."""
+"""Settings: read once from flags and the environment, and all documented."""
 
 import re
 
@@ -44,7 +44,7 @@ def test_an_origin_is_as_browsers_send_it(origins: str) -> None:
 @pytest.mark.parametrize(
     "origins", ["https://*.a.example", "http://localhost:*", "https://*.a.example:*, http://[::1]:*"]
 )
-def test_a_star_in_an_origin_is_a_first_name_or_a_port(origins: str) -> None:
+def test_a_star_in_an_origin_is_a_first_label_or_a_port(origins: str) -> None:
     assert read_settings({"WISP_CORS_ORIGINS": origins}).cors_origins == origins
 
 
@@ -83,7 +83,7 @@ def test_the_demos_preload_variable_is_a_setting() -> None:
     assert read_settings({"WASMEDGE_WASINN_PRELOAD": preload}).preload == preload
 
 
-def test_a_user_without_a_home_has_settings_too() -> None:
+def test_a_user_without_a_home_has_settings() -> None:
     assert Settings(models_dir="~no-such-user/models").models_path().name == "models"
 
 

@@ -1,10 +1,10 @@
-//! Which audio frames a text's tokens belong to: dynamic time warping over cross-attention, as `find_alignment` does it.
+//! Aligns a text's tokens with audio frames: dynamic time warping over cross-attention, like `find_alignment`.
 
 use std::f32;
 use std::ops::Range;
 
 const MEDIAN_FILTER_WIDTH: usize = 7;
-/// Audio tokens a second.
+/// Audio tokens per second.
 const TOKENS_PER_SECOND: f64 = 50.0;
 
 /// Scaled scores of the alignment heads before the softmax, (n_heads, n_tokens, n_audio_ctx).
@@ -14,14 +14,14 @@ pub struct CrossAttention {
     pub n_audio_ctx: usize,
 }
 
-/// How much each of some tokens attends to each audio token that holds content: (n_tokens, n_audio).
+/// The attention of some tokens to each audio token with content: (n_tokens, n_audio).
 pub struct Attention {
     weights: Vec<f32>,
     n_audio: usize,
 }
 
 impl CrossAttention {
-    /// Of the tokens `first..last`; `n_audio`: how many audio tokens hold content.
+    /// Of the tokens `first..last`; `n_audio`: number of audio tokens with content.
     pub fn of_tokens(&self, first: usize, last: usize, n_audio: usize) -> Attention {
         let weights = self.weights(n_audio)[first * n_audio..last * n_audio].to_vec();
         Attention { weights, n_audio }
@@ -49,7 +49,7 @@ impl CrossAttention {
 }
 
 impl Attention {
-    /// The second at which each token begins; where `sounding` is given, one for each audio token, none begins elsewhere.
+    /// The second at which each token begins. `sounding`, one per audio token: if given, tokens begin only there.
     pub fn start_times(&self, sounding: Option<&[bool]>) -> Vec<f64> {
         let heard: Vec<usize> = (0..self.n_audio).filter(|&i| sounding.map_or(true, |sounding| sounding[i])).collect();
         let rows = self.weights.chunks_exact(self.n_audio);
@@ -57,7 +57,7 @@ impl Attention {
         warp(&matrix, heard.len()).into_iter().map(|place| heard[place] as f64 / TOKENS_PER_SECOND).collect()
     }
 
-    /// How much the tokens `rows` attend to the audio tokens `columns`.
+    /// The attention of the tokens `rows` to the audio tokens `columns`.
     pub fn weight(&self, rows: Range<usize>, columns: Range<usize>) -> f64 {
         let columns = columns.start.min(self.n_audio)..columns.end.min(self.n_audio);
         let rows = self.weights.chunks_exact(self.n_audio).skip(rows.start).take(rows.len());
@@ -77,7 +77,7 @@ fn softmax(row: &mut [f32]) {
     }
 }
 
-/// Each column to mean 0 and standard deviation 1.
+/// Scale each column to mean 0 and standard deviation 1.
 fn normalize_columns(matrix: &mut [f32], n_columns: usize) {
     let n_rows = (matrix.len() / n_columns) as f64;
     let mut mean = vec![0f64; n_columns];
@@ -97,7 +97,7 @@ fn normalize_columns(matrix: &mut [f32], n_columns: usize) {
     }
 }
 
-/// Add the row's running median to `sum`; the row is mirrored at its ends. One too short for that is added as it is.
+/// Add the row's running median to `sum`; the row is mirrored at its ends. A row too short for that is added unchanged.
 fn median_filter(row: &[f32], sum: &mut [f64]) {
     const HALF: usize = MEDIAN_FILTER_WIDTH / 2;
     if row.len() <= HALF {
@@ -140,7 +140,7 @@ fn warp(matrix: &[f32], n_columns: usize) -> Vec<usize> {
     let n_rows = matrix.len() / n_columns;
     let width = n_columns + 1;
     let mut steps = vec![Step::Right; (n_rows + 1) * width];
-    // Costs are floats in the reference, sums of doubles and floats rounded to floats.
+    // Costs are floats in the reference: sums of doubles and floats, rounded to floats.
     let mut above = vec![f32::INFINITY; width];
     above[0] = 0.0;
     for row in 1..=n_rows {
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn attention_is_normalised_over_the_tokens() {
-        // Frame 0 draws every token; only the deviation from that counts.
+        // Frame 0 attracts every token; only the deviation from that counts.
         let n_audio_ctx = 60;
         let mut scores = vec![0.0; 3 * n_audio_ctx];
         for token in 0..3 {

@@ -1,11 +1,11 @@
-//! Beam search with patience: openai/whisper's `BeamSearchDecoder`. The device keeps one cache a beam and reorders them.
+//! Beam search with patience: openai/whisper's `BeamSearchDecoder`. The device keeps and reorders a cache per beam.
 
 use crate::decode::{Candidate, Decoder};
 use crate::model::Model;
 use crate::numeric::{log_sum_exp, round_half_even};
 use crate::Result;
 
-/// A beam and one token more.
+/// A beam extended by one token.
 struct Extension {
     beam: usize,
     token: i32,
@@ -25,7 +25,7 @@ impl Decoder<'_> {
         let patience = self.argument.options.patience.unwrap_or(1.0);
         let max_candidates = round_half_even(beam_size as f64 * patience) as usize;
         let mut finished = Vec::new();
-        // All beams start as the prompt: one, until its extensions differ.
+        // All beams start as the prompt: a single one, until its extensions differ.
         let mut beams = vec![Candidate::default()];
         for step in 1.. {
             let mut extensions = self.extensions(&beams, beam_size + 1);
@@ -55,13 +55,13 @@ impl Decoder<'_> {
             self.logits.resize(tokens.len() * self.argument.dims.n_vocab, 0.0);
             model.logits(&mut self.logits)?;
         }
-        // Best first; those still open fill up what has not finished.
+        // Best first; open beams fill the places of unfinished ones.
         let missing = beam_size.saturating_sub(finished.len());
         finished.extend(beams.into_iter().take(missing));
         Ok(finished)
     }
 
-    /// Each beam's `n` likeliest next tokens.
+    /// The `n` likeliest next tokens of each beam.
     fn extensions(&mut self, beams: &[Candidate], n: usize) -> Vec<Extension> {
         let mut extensions = Vec::new();
         for (beam, logits) in self.logits.chunks_mut(self.argument.dims.n_vocab).enumerate() {
@@ -77,7 +77,7 @@ impl Decoder<'_> {
     }
 }
 
-/// Indices of the `n` largest values above −∞, largest first; of equal ones the first.
+/// Indices of the `n` largest values above −∞, largest first; ties go to the first.
 fn largest(values: &[f32], n: usize) -> Vec<usize> {
     let mut best: Vec<usize> = Vec::with_capacity(n + 1);
     let mut least = f32::NEG_INFINITY;
@@ -110,8 +110,8 @@ mod tests {
         (result, model)
     }
 
-    /// Greedy takes 5, which leads nowhere good; 6 is certain afterwards. The probabilities of what else there is are
-    /// next to nothing.
+    /// Greedy takes 5, which leads nowhere good; 6 is certain afterwards. All other tokens have almost
+    /// no probability.
     fn garden_path(sampled: &[i32]) -> Vec<(i32, f32)> {
         match sampled {
             [] => vec![(5, 40.5), (6, 40.0)],

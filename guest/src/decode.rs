@@ -13,7 +13,7 @@ pub struct Candidate {
     pub tokens: Vec<i32>,
     /// One for each of `tokens`.
     pub logprobs: Vec<f32>,
-    /// With the end of text's, if that was sampled.
+    /// Includes the end of text's, if that was sampled.
     pub sum_logprob: f32,
 }
 
@@ -65,7 +65,7 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// `language`: a code that the model has; it matters only to a multilingual one.
+    /// `language`: a code that the model knows; only multilingual models use it.
     pub fn new(argument: &'a Argument, language: &str, model: &mut dyn Model) -> Result<Decoder<'a>> {
         let (tokens, options) = (&argument.tokens, &argument.options);
         let mut sot_sequence = argument.sot_sequence(language);
@@ -77,7 +77,7 @@ impl<'a> Decoder<'a> {
             Some(prefix) => model.encode_text(&format!(" {}", strip(prefix)))?,
             None => Vec::new(),
         };
-        // As the reference slices: the default sample_len leaves 0, which there means no limit.
+        // Slices like the reference: the default sample_len leaves 0, which means no limit there.
         let max_prefix = half.saturating_sub(options.sample_len.unwrap_or(half));
         if max_prefix > 0 && prefix.len() > max_prefix {
             prefix.drain(..prefix.len() - max_prefix);
@@ -158,7 +158,7 @@ impl<'a> Decoder<'a> {
         initial.split_at(sot.map_or(initial.len(), |index| index + 1))
     }
 
-    /// Append the tokens up to sot; the no-speech probability from the logits there.
+    /// Append the tokens up to sot; return the no-speech probability from the logits there.
     fn prime(&mut self, model: &mut dyn Model, context: &[i32]) -> Result<Option<f64>> {
         model.append(context, 1, None)?;
         self.logits.resize(self.argument.dims.n_vocab, 0.0);
@@ -166,7 +166,7 @@ impl<'a> Decoder<'a> {
         Ok(self.argument.tokens.no_speech.map(|token| probability(&self.logits, token as usize)))
     }
 
-    /// The fast path: the device chooses, several tokens a compute.
+    /// The fast path: the device chooses several tokens per compute.
     fn greedy(
         &mut self,
         model: &mut dyn Model,
@@ -175,7 +175,7 @@ impl<'a> Decoder<'a> {
     ) -> Result<(Vec<Candidate>, Option<f64>)> {
         let eot = self.argument.tokens.eot;
         let (context, rest) = self.split_at_sot(initial);
-        // Logits are those of the last position computed: with no prompt left after sot, choose one token there first.
+        // Logits are only of the last computed position: with no prompt left after sot, choose one token there first.
         let mut n_steps = usize::from(rest.is_empty());
         model.set_rules(&self.rules.tensor(n_steps, initial.len()))?;
         let no_speech_prob = self.prime(model, context)?;
@@ -202,7 +202,7 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// The likeliest language of the encoded window, by the logits after sot.
+/// The likeliest language of the encoded window, from the logits after sot.
 pub fn detect_language(argument: &Argument, model: &mut dyn Model) -> Result<String> {
     let tokens = &argument.tokens;
     let mut logits = vec![0.0; argument.dims.n_vocab];
@@ -210,7 +210,7 @@ pub fn detect_language(argument: &Argument, model: &mut dyn Model) -> Result<Str
     model.set_rules(&Rules::new(tokens, &argument.options).tensor(0, 1))?;
     model.append(&[tokens.sot], 1, None)?;
     model.logits(&mut logits)?;
-    // Ties go to the lower id, as argmax over the vocabulary does.
+    // Ties go to the lower id, as with argmax over the vocabulary.
     let mut languages: Vec<(&String, i32)> = tokens.languages.iter().map(|(code, &token)| (code, token)).collect();
     languages.sort_by_key(|&(_, token)| token);
     let best = argmax(languages.iter().map(|&(_, token)| f64::from(logits[token as usize])));

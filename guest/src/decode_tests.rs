@@ -136,7 +136,7 @@ fn the_best_of_several_samples_is_taken() {
 
 #[test]
 fn samples_of_different_length_each_keep_their_own_cache() {
-    // A sequence that starts with 5 has to go on with 15, one with 6 with 16; 7 ends at once.
+    // A sequence that starts with 5 must continue with 15, one with 6 with 16; 7 ends at once.
     let script = |_: usize, sequence: &[i32]| match sampled(sequence) {
         [] => vec![(5, 30.0), (6, 30.0), (7, 30.0)],
         [7] => vec![(EOT, 60.0)],

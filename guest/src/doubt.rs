@@ -10,8 +10,8 @@ const COMPRESSION_RATIO: f64 = 2.0;
 /// Below the slowest speakers.
 const TOKENS_PER_SECOND: f64 = 1.0;
 
-/// Whether the host should listen for speech. `text`: of the first decode; `before`: of the window before, if there is
-/// one. `n_frames`: of the window's content.
+/// Whether the host should listen for speech. `text`: of the first decode. `before`: text of the previous window, if
+/// any. `n_frames`: of the window's content.
 pub fn is_doubtful(result: &DecodingResult, text: &[i32], before: &[i32], n_frames: usize) -> bool {
     let seconds = n_frames as f64 / FRAMES_PER_SECOND;
     result.no_speech_prob.map_or(false, |probability| probability > NO_SPEECH_PROB)
@@ -21,7 +21,7 @@ pub fn is_doubtful(result: &DecodingResult, text: &[i32], before: &[i32], n_fram
         || repeats(text, before)
 }
 
-/// Whether `text` stands somewhere in `before`; no text does not.
+/// Whether `text` occurs in `before`; an empty text doesn't.
 fn repeats(text: &[i32], before: &[i32]) -> bool {
     !before.is_empty() && before.windows(text.len().max(1)).any(|said| said == text)
 }

@@ -7,7 +7,7 @@ use std::io::Write;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event<'a> {
-    /// A decoded window, before the no-speech gate and the cutting: `seek` in frames; ids without prompt and end.
+    /// A decoded window, before the no-speech gate and segmentation: `seek` in frames; ids without prompt and end.
     Window {
         seek: usize,
         tokens: &'a [i32],
@@ -42,7 +42,7 @@ pub struct Segment {
     pub avg_logprob: f64,
     pub compression_ratio: f64,
     pub no_speech_prob: Option<f64>,
-    /// One for each of `tokens`, only where token events are.
+    /// One for each of `tokens`, only with token events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<f32>>,
     /// Only if requested.

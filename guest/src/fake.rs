@@ -56,7 +56,7 @@ pub fn features(n_frames: usize) -> Features<Cursor<Vec<u8>>> {
     Features::new(Cursor::new(bytes), 1)
 }
 
-/// Logits from a script: (window, the sequence with its prompt) → the ids that stand out of zeros.
+/// Logits from a script: (window, the sequence with its prompt) → the nonzero logits by id.
 pub type Script = Box<dyn Fn(usize, &[i32]) -> Vec<(i32, f32)>>;
 
 pub struct FakeModel {
@@ -69,7 +69,7 @@ pub struct FakeModel {
     /// Each decode's tokens before the first sampled one.
     pub prompts: Vec<Vec<i32>>,
     pub n_computes: usize,
-    /// What voice-activity detection says of every stretch, and those that it was asked about.
+    /// Voice-activity detection's answer for every stretch, and the stretches that it was queried for.
     pub has_speech: bool,
     pub listened: Vec<(usize, usize)>,
     /// Ids → text.
@@ -93,7 +93,7 @@ impl FakeModel {
         }
     }
 
-    /// Window after window says these tokens; the end after the last of each.
+    /// Each window says its tokens, then the end of text.
     pub fn saying(windows: &'static [&'static [i32]]) -> FakeModel {
         FakeModel::new(move |window, sequence| {
             let sampled = sampled(sequence);
@@ -111,7 +111,7 @@ impl FakeModel {
     }
 }
 
-/// What follows the prompt, whose last token is SOT, a task or NO_TIMESTAMPS.
+/// The tokens after the prompt, whose last token is SOT, a task or NO_TIMESTAMPS.
 pub fn sampled(sequence: &[i32]) -> &[i32] {
     let ends_prompt = |token: &i32| [SOT, TRANSCRIBE, TRANSLATE, NO_TIMESTAMPS].contains(token);
     &sequence[sequence.iter().rposition(ends_prompt).map_or(0, |i| i + 1)..]
@@ -185,7 +185,7 @@ impl Model for FakeModel {
     }
 
     fn cross_attention(&mut self, n_tokens: usize) -> Result<Vec<f32>> {
-        // Token i attends frame 20·i and a little after.
+        // Token i attends to frame 20·i and a little after.
         assert_eq!(self.sequences[0].len(), n_tokens);
         let mut scores = vec![0.0; n_tokens * 1500];
         for token in 0..n_tokens {

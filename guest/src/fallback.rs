@@ -5,8 +5,8 @@ use crate::model::Model;
 use crate::options::{LastRung, Options};
 use crate::Result;
 
-/// `decode_with_fallback` after its first attempt: the first result that passes, else as `last_rung` says; and the last
-/// temperature that was tried.
+/// `decode_with_fallback` after its first attempt: the first result that passes, else the choice of `last_rung`; and
+/// the last temperature tried.
 pub fn fall_back(
     first: DecodingResult,
     decoder: &mut Decoder<'_>,
@@ -30,8 +30,8 @@ pub fn fall_back(
     Ok((best, tried))
 }
 
-/// The likeliest of those that do not repeat themselves; where all do, the one that does so least: a loop is the
-/// likelier the longer it is.
+/// The likeliest attempt that doesn't repeat itself; if all do, the least repetitive one: longer loops are
+/// likelier.
 fn best(attempts: Vec<DecodingResult>, last: DecodingResult, options: &Options) -> DecodingResult {
     let score = |result: &DecodingResult| {
         if is_repetitive(result, options) {

@@ -5,11 +5,11 @@ use std::io::{ErrorKind, Read};
 
 const BLOCK_BYTES: usize = 1 << 16;
 
-/// A stream of frames, `n_mels` little-endian f32 each, seen through a window that only moves on.
+/// A stream of frames, `n_mels` little-endian f32 each, seen through a window that only moves forward.
 pub struct Features<R> {
     input: R,
     n_mels: usize,
-    /// Frames from `start` on, and at the end perhaps the first bytes of one more.
+    /// Frames from `start` on, possibly followed by the first bytes of one more.
     buffer: Vec<u8>,
     /// Index of the first frame in `buffer`.
     start: usize,
@@ -29,7 +29,7 @@ impl<R: Read> Features<R> {
         self.start + self.buffer.len() / self.frame_bytes()
     }
 
-    /// Read until frame `end` is at hand or the input ends.
+    /// Read until frame `end` is available or the input ends.
     fn read_to(&mut self, end: usize) -> Result<()> {
         while !self.ended && self.end() < end {
             let filled = self.buffer.len();
@@ -52,7 +52,7 @@ impl<R: Read> Features<R> {
         Ok(())
     }
 
-    /// Forget the frames before `seek`.
+    /// Drop the frames before `seek`.
     fn discard_before(&mut self, seek: usize) -> Result<()> {
         while self.start < seek {
             let next = seek.min(self.start + BLOCK_BYTES / self.frame_bytes() + 1);
@@ -67,7 +67,7 @@ impl<R: Read> Features<R> {
         Ok(())
     }
 
-    /// How many of the `n` frames from `seek` on there are: fewer only at the end of the audio. Earlier frames are gone.
+    /// The number available of the `n` frames from `seek` on: fewer only at the end of the audio. Drops earlier frames.
     pub fn available(&mut self, seek: usize, n: usize) -> Result<usize> {
         self.discard_before(seek)?;
         self.read_to(seek.saturating_add(n))?;

@@ -1,5 +1,5 @@
-//! Whisper's decoding policy, as openai/whisper 20250625 has it: everything between log-mel frames and segments that is
-//! not arithmetic. The arithmetic is behind [`model::Model`]; on WebAssembly that is WASI-NN.
+//! Whisper's decoding policy, as in openai/whisper 20250625: everything between log-mel frames and segments except the
+//! arithmetic, which is behind [`model::Model`]; on WebAssembly that is WASI-NN.
 
 pub mod alignment;
 pub mod beam;

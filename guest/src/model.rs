@@ -4,10 +4,10 @@ use crate::Result;
 
 /// One window's encoder and decoder, and the tokenizer. Outputs are those of the last `append`.
 pub trait Model {
-    /// (n_mels, 2·n_audio_ctx) log-mel → the window that the decoder attends from the next `restart` on.
+    /// (n_mels, 2·n_audio_ctx) log-mel → the window that the decoder attends to from the next `restart` on.
     fn encode(&mut self, mel: &[f32]) -> Result<()>;
 
-    /// Forget the cached sequences; attend the last encoded window.
+    /// Drop the cached sequences; attend to the last encoded window.
     fn restart(&mut self) -> Result<()>;
 
     /// The `rules` tensor (see [`crate::rules::Rules::tensor`]) for the following `append`s.
@@ -26,10 +26,10 @@ pub trait Model {
     /// softmax.
     fn cross_attention(&mut self, n_tokens: usize) -> Result<Vec<f32>>;
 
-    /// How likely each of the last `append`'s tokens was among the text tokens, (n_tokens); NaN for the first.
+    /// The probability of each of the last `append`'s tokens among the text tokens, (n_tokens); NaN for the first.
     fn token_probabilities(&mut self, n_tokens: usize) -> Result<Vec<f32>>;
 
-    /// Whether voice-activity detection hears speech in the audio of the frames `first..last`; true where the host has
+    /// Whether voice-activity detection hears speech in the audio of the frames `first..last`; true if the host has
     /// none.
     fn hears_speech(&mut self, first: usize, last: usize) -> Result<bool>;
 

@@ -27,7 +27,7 @@ mod imports {
 
 const ERRNO_TOO_LARGE: u32 = 7;
 
-/// Element types that tensors have here.
+/// Element types of tensors used here.
 pub trait Element: Copy + Default {
     /// The ABI's tensor type.
     const KIND: u8;
@@ -70,7 +70,7 @@ pub struct Context {
 impl Context {
     pub fn new(name: &str) -> Result<Context> {
         let (mut graph, mut handle) = (0, 0);
-        // SAFETY: the pointers are to live values of the sizes given; the host writes one u32 to each out-pointer.
+        // SAFETY: the pointers refer to live values of the given sizes; the host writes one u32 to each out-pointer.
         check(unsafe { imports::load_by_name(name.as_ptr(), name.len() as u32, &mut graph) }, "load_by_name", name)?;
         // SAFETY: as above.
         check(unsafe { imports::init_execution_context(graph, &mut handle) }, "init_execution_context", name)?;
@@ -94,7 +94,7 @@ impl Context {
         check(unsafe { imports::compute(self.handle) }, "compute", &self.name)
     }
 
-    /// Elements written, or None where `output` is too short.
+    /// Elements written, or None if `output` is too short.
     fn read<T: Element>(&mut self, index: u32, output: &mut [T]) -> Result<Option<usize>> {
         let mut written = 0;
         let length = std::mem::size_of_val(output) as u32;
@@ -121,7 +121,7 @@ impl Context {
         }
     }
 
-    /// Output `index`, of a size not known before; `expected` elements are room enough as a rule.
+    /// Output `index`, of unknown size; `expected` elements usually suffice.
     pub fn output<T: Element>(&mut self, index: u32, expected: usize) -> Result<Vec<T>> {
         let mut output = vec![T::default(); expected.max(1)];
         loop {
@@ -136,7 +136,7 @@ impl Context {
     }
 }
 
-/// `NAME/encoder`, `NAME/decoder`, `NAME/tokenizer` and `NAME/zlib`; `NAME/voice` where the host has it.
+/// `NAME/encoder`, `NAME/decoder`, `NAME/tokenizer` and `NAME/zlib`; `NAME/voice` if the host has it.
 pub struct NnModel {
     name: String,
     encoder: Context,

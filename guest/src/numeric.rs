@@ -1,6 +1,6 @@
-//! Arithmetic on logits, times and texts, as the reference's own libraries do it.
+//! Arithmetic on logits, times and texts, as in the reference's own libraries.
 
-/// Log of the softmax, in place; −∞ stays −∞. Doubles carry the sum over the vocabulary.
+/// Log of the softmax, in place; −∞ stays −∞. The sum over the vocabulary is in doubles.
 pub fn log_softmax(logits: &mut [f32]) {
     let normalizer = log_sum_exp(logits);
     for logit in logits {
@@ -8,9 +8,9 @@ pub fn log_softmax(logits: &mut [f32]) {
     }
 }
 
-/// ln Σ exp(xᵢ); −∞ for nothing but −∞.
+/// ln Σ exp(xᵢ); −∞ if all are −∞.
 pub fn log_sum_exp(values: &[f32]) -> f64 {
-    // Terms that small change no double by as much as a float's rounding, whatever the vocabulary's size.
+    // Smaller terms change the sum by less than a float's rounding, whatever the vocabulary's size.
     const NEGLIGIBLE: f32 = -40.0;
     let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if largest == f32::NEG_INFINITY {
@@ -25,12 +25,12 @@ pub fn log_sum_exp(values: &[f32]) -> f64 {
     f64::from(largest) + sum.ln()
 }
 
-/// The softmax at one place.
+/// The softmax at one index.
 pub fn probability(logits: &[f32], index: usize) -> f64 {
     (f64::from(logits[index]) - log_sum_exp(logits)).exp()
 }
 
-/// The first largest value's index.
+/// The index of the largest value, the first if equal.
 pub fn argmax(values: impl IntoIterator<Item = f64>) -> usize {
     let mut best = (0, f64::NEG_INFINITY);
     for (index, value) in values.into_iter().enumerate() {

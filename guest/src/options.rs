@@ -1,5 +1,5 @@
-//! The guest's one argument: the model's constants and openai/whisper's options. Strict, because a misspelt option that
-//! is passed over silently gives a wrong transcript.
+//! The guest's one argument: the model's constants and openai/whisper's options. Strict, because silently ignoring a
+//! misspelt option gives a wrong transcript.
 
 use crate::{Error, Result};
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
@@ -24,7 +24,7 @@ pub struct Argument {
     #[serde(default)]
     pub options: Options,
     /// Log-mel value of digital silence in this audio: pads a short window for language detection, where the reference
-    /// has features of padded audio rather than padded features. No frame of it is sound.
+    /// has features of padded audio rather than padded features. Its frames never count as sound.
     #[serde(default)]
     pub silence: f32,
 }
@@ -46,7 +46,7 @@ impl Dimensions {
     }
 }
 
-/// Ids of the special tokens, and the sets that are never sampled.
+/// Ids of the special tokens, and sets of tokens that are never sampled.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tokens {
@@ -72,17 +72,17 @@ pub enum Task {
     Translate,
 }
 
-/// What happens to windows without speech.
+/// The handling of windows without speech.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NoSpeech {
     /// The no-speech gate alone decides.
     Reference,
-    /// Digital silence is passed over, and a doubtful window in which the host hears no speech.
+    /// Skips digital silence, and doubtful windows in which the host hears no speech.
     Skip,
 }
 
-/// Which attempt is kept where every temperature fails its checks.
+/// The attempt to keep if every temperature fails its checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LastRung {
@@ -91,12 +91,12 @@ pub enum LastRung {
     Best,
 }
 
-/// Where words and segments begin and end.
+/// The times at which words and segments begin and end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Times {
     Reference,
-    /// Where their sound does.
+    /// When their sound does.
     Sound,
 }
 
@@ -129,13 +129,13 @@ pub struct Options {
     pub no_speech: NoSpeech,
     pub last_rung: LastRung,
     pub times: Times,
-    /// Of the random numbers at temperatures above 0.
+    /// Seeds the random numbers at temperatures above 0.
     pub seed: u64,
     /// Greedy tokens per compute.
     pub run_ahead: usize,
     /// Whether to write an event for each token, and each segment's log-probabilities.
     pub emit_tokens: bool,
-    /// Whether a language is detected where the first clip begins, not where the audio does.
+    /// Whether to detect the language where the first clip begins, not where the audio does.
     pub detect_in_clips: bool,
 }
 
@@ -175,7 +175,7 @@ impl Default for Options {
     }
 }
 
-/// One number, a list of them, or a string of them with commas between.
+/// One number, a list of numbers, or a string of numbers separated by commas.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Numbers(pub Vec<f64>);
 
@@ -235,7 +235,7 @@ impl Argument {
         sequence
     }
 
-    /// Parse and check; errors name what is wrong and what is expected.
+    /// Parse and check; errors name the fault and the expected value.
     pub fn parse(json: Option<&str>) -> Result<Argument> {
         let json = json.ok_or_else(|| Error("expected one argument: a JSON object".to_string()))?;
         let argument: Argument = serde_json::from_str(json).map_err(|error| Error(format!("bad argument: {error}")))?;

@@ -1,5 +1,5 @@
-//! What may be sampled next: openai/whisper's `SuppressBlank`, `SuppressTokens` and `ApplyTimestampRules`, in that
-//! order. On the fast path the device applies them (see [`Rules::tensor`]); else [`Rules::filter`] does, to raw logits.
+//! Which tokens may come next: openai/whisper's `SuppressBlank`, `SuppressTokens` and `ApplyTimestampRules`, in that
+//! order. On the fast path the device applies them, see [`Rules::tensor`]; otherwise [`Rules::filter`] does.
 
 use crate::numeric::{log_sum_exp, round_half_even};
 use crate::options::{Options, Tokens, TIME_PRECISION};
@@ -56,7 +56,7 @@ impl Rules {
         tensor
     }
 
-    /// Set to −∞ what may not follow `sampled`, the tokens after the prompt. `logits`: (n_vocab).
+    /// Set to −∞ the logits of tokens that may not follow `sampled`, those after the prompt. `logits`: (n_vocab).
     pub fn filter(&self, sampled: &[i32], logits: &mut [f32]) {
         let forbidden = f32::NEG_INFINITY;
         if sampled.is_empty() {
@@ -75,7 +75,7 @@ impl Rules {
 
 #[cfg(test)]
 impl Rules {
-    /// What a decoder graph understands of the tensor.
+    /// The tensor as a decoder graph reads it.
     pub fn from_tensor(tensor: &[i32]) -> Rules {
         let (suppress, begin_suppress) = tensor[8..].split_at(tensor[6] as usize);
         assert_eq!(begin_suppress.len(), tensor[7] as usize);
@@ -109,7 +109,7 @@ impl TimestampRules {
             }
         }
 
-        // They do not decrease, and a segment is not empty, or decoding could loop for ever.
+        // They must not decrease, and a segment must not be empty, or decoding could loop forever.
         if let Some(&last) = sampled.iter().rev().find(|&&token| token >= self.begin) {
             let may_repeat = last_was_timestamp && !penultimate_was_timestamp;
             let least = if may_repeat { last } else { last + 1 };
@@ -125,7 +125,7 @@ impl TimestampRules {
             }
         }
 
-        // Where all timestamps together are likelier than any one other token, one of them is next.
+        // If all timestamps together are likelier than any single other token, one of them is next.
         let likeliest_text = logits[..begin].iter().copied().fold(forbidden, f32::max);
         if log_sum_exp(&logits[begin..]) > f64::from(likeliest_text) {
             logits[..begin].fill(forbidden);
@@ -143,7 +143,7 @@ mod tests {
         list.as_array().into_iter().flatten().map(|token| token.as_i64().unwrap() as i32).collect()
     }
 
-    /// tests/rules.json, which tests the rules of the device and of the host too.
+    /// tests/rules.json, which also tests the rules of the device and of the host.
     #[test]
     fn each_case_of_the_table() {
         let table: Value = serde_json::from_str(include_str!("../../tests/rules.json")).unwrap();
@@ -189,7 +189,7 @@ mod tests {
             let argument = argument(json!({ "max_initial_timestamp": seconds }));
             Rules::new(&argument.tokens, &argument.options).tensor(1, 1)[5]
         };
-        // Quotients a little off, and halves.
+        // Slightly inexact quotients, and halves.
         assert_eq!([0.04, 0.58, 0.05, 0.07].map(|seconds| limit(json!(seconds))), [2, 29, 2, 4]);
         assert_eq!([json!(null), json!(0.0)].map(limit), [-1, -1]);
     }

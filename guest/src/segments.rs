@@ -1,13 +1,13 @@
-//! Cutting a window's tokens into segments at its timestamps, and how far that lets the audio move on.
+//! Cuts a window's tokens into segments at its timestamps, and finds where the next window starts.
 
 use crate::options::{INPUT_STRIDE, TIME_PRECISION};
 
-/// Tokens between two timestamps, those included; times in seconds from the start of the audio.
+/// Tokens between two timestamps, inclusive; times in seconds from the start of the audio.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Slice {
     pub start: f64,
     pub end: f64,
-    /// Which of the window's tokens is the first here.
+    /// The index of its first token in the window.
     pub first: usize,
     pub tokens: Vec<i32>,
 }
@@ -17,7 +17,7 @@ pub struct Cut {
     pub slices: Vec<Slice>,
     /// Frames from this window's start to the next one's.
     pub advance: usize,
-    /// One timestamp at the end: no speech follows it in this window.
+    /// A single timestamp at the end: no speech follows it in this window.
     pub single_timestamp_ending: bool,
 }
 
@@ -60,7 +60,7 @@ pub fn cut(tokens: &[i32], timestamp_begin: i32, time_offset: f64, segment_size:
     let advance = if single_timestamp_ending {
         segment_size
     } else {
-        // The segment after the last pair is unfinished: it is heard again in the next window.
+        // The segment after the last pair is unfinished: the next window decodes it again.
         position(tokens[start - 1]).max(0) as usize * INPUT_STRIDE
     };
     Cut { slices, advance, single_timestamp_ending }

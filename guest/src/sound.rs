@@ -8,7 +8,7 @@ const MIN_SILENCE: usize = 14;
 const MARGIN: usize = 5;
 /// dB in one unit of a log-mel value, which is (log10 of the power + 4) / 4.
 const DECIBELS: f32 = 40.0;
-/// How far the loud frames must stand out of the quiet ones for any to count as silence, in dB.
+/// How far the loud frames must exceed the quiet ones for any to count as silence, in dB.
 const MIN_RANGE: f32 = 12.0;
 /// Sound is louder than the quiet frames by this share of that range, within these bounds in dB.
 const SHARE: f32 = 0.2;
@@ -19,7 +19,7 @@ const MOST: f32 = 8.0;
 pub struct NoiseFloor {
     /// The level of each band in the quiet frames.
     bands: Vec<f32>,
-    /// How far above those the quiet frames are on average, in dB.
+    /// How far above these levels the quiet frames are on average, in dB.
     quiet: f32,
 }
 
@@ -33,7 +33,7 @@ impl Default for NoiseFloor {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sound(Vec<bool>);
 
-/// How many frames of digital silence the first `n` frames of `mel`, (n_mels, n_frames), begin with.
+/// The number of frames of digital silence at the start of the first `n` frames of `mel`, (n_mels, n_frames).
 pub fn leading_silence(mel: &[f32], n_frames: usize, n: usize, silence: f32) -> usize {
     let silent = |band: &[f32]| band[..n].iter().take_while(|&&value| value <= silence).count();
     mel.chunks_exact(n_frames).map(silent).min().unwrap_or(0)
@@ -70,7 +70,7 @@ impl NoiseFloor {
     }
 }
 
-/// The value that the share `q` of them is below.
+/// The value below which the share `q` of them lies.
 fn quantile(values: &mut [f32], q: f32) -> f32 {
     let place = ((values.len() - 1) as f32 * q) as usize;
     *values.select_nth_unstable_by(place, f32::total_cmp).1

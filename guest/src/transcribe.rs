@@ -1,5 +1,5 @@
-//! The whole audio: windows that follow the last timestamp, each conditioned on the text before it, cut into segments.
-//! openai/whisper's `transcribe()`, reading the features as a stream.
+//! Transcribes the whole audio: windows that follow the last timestamp, each conditioned on the text before it, cut
+//! into segments. openai/whisper's `transcribe()`, reading the features as a stream.
 
 use crate::decode::{detect_language, Decoder, DecodingResult};
 use crate::doubt::is_doubtful;
@@ -15,7 +15,7 @@ use crate::words::{frames, last_word_end, respect_silence, Heard, WordAligner};
 use crate::Result;
 use std::io::{Read, Write};
 
-/// Frames of digital silence that are heard before a sound, after a window without any.
+/// Frames of digital silence kept before a sound, after a window without any.
 const BEFORE_SOUND: usize = 50;
 
 /// Read log-mel frames to their end; write the events.
@@ -47,7 +47,7 @@ pub fn transcribe<R: Read, W: Write>(
             let skips = options.no_speech == NoSpeech::Skip;
             if skips {
                 let silent = leading_silence(&mel, n_frames, segment_size, argument.silence);
-                // The window after begins shortly before its sound, not wherever the silence happened to be cut.
+                // The next window begins shortly before its sound, not wherever the silence happened to be cut.
                 let n = if silent == segment_size { silent } else { silent.saturating_sub(BEFORE_SOUND) };
                 if silent == segment_size || (after_silence && n > 0) {
                     after_silence = silent == segment_size;
@@ -114,7 +114,7 @@ pub fn transcribe<R: Read, W: Write>(
     events.write(&Event::Done { text: &transcript.text(model)?, language: &language })
 }
 
-/// Give a segment the times of the same segment with others.
+/// Replace a segment's times by those of its counterpart.
 fn take_times(segment: &mut Segment, other: &mut Segment) {
     segment.start = other.start;
     segment.end = other.end;
@@ -171,7 +171,7 @@ fn write_window<W: Write>(
     Ok(())
 }
 
-/// A slice of a window as a segment, its id still open.
+/// A slice of a window as a segment, without an id yet.
 fn segment(
     argument: &Argument,
     slice: Slice,

@@ -1,4 +1,4 @@
-//! Whole runs over a scripted model: what is said, and what the model is asked.
+//! Whole runs over a scripted model: the transcript, and the calls to the model.
 
 use super::*;
 use crate::fake::{self, argument, multilingual, sampled, FakeModel, EOT, GERMAN, NO_SPEECH, SOT, SOT_PREV};
@@ -232,7 +232,7 @@ fn words_move_the_next_window_to_the_end_of_speech() {
 
 #[test]
 fn a_doubtful_window_without_speech_is_passed_over() {
-    // The first two windows say little for their length, the third enough.
+    // The first two windows have little text for their length, the third enough.
     let script = |window: usize, sequence: &[i32]| match (window, sampled(sequence).len()) {
         (_, 0) => vec![(T, 20.0)],
         (2, n) if n < 25 => vec![(4 + n as i32, 20.0)],
@@ -282,7 +282,7 @@ fn after_a_window_of_digital_silence_the_next_begins_shortly_before_the_sound() 
 
 #[test]
 fn of_attempts_that_all_fail_the_best_is_kept_and_prompts_as_little_as_the_last() {
-    // Each attempt is less likely than the one before: more of its tokens stand out of nothing.
+    // Each attempt is less likely than the one before: more of its tokens have uniform logits.
     let script = |window: usize, sequence: &[i32]| match (window, sampled(sequence).len()) {
         (_, 0) => vec![(T, 20.0)],
         (0, 1..=4) => vec![(5, 1.0)],
@@ -301,7 +301,7 @@ fn of_attempts_that_all_fail_the_best_is_kept_and_prompts_as_little_as_the_last(
 
 #[test]
 fn segments_end_with_their_sound_and_the_windows_follow_the_reference_all_the_same() {
-    // The features rise: the quiet first frames are silence, which the text does not know.
+    // The features rise: the quiet first frames are silence, which the text ignores.
     let windows: &[&[i32]] = &[&[T, 5, T + 1000, T + 1000, 6], &[T, 6, T + 1400]];
     let (mut model, mut reference) = (FakeModel::saying(windows), FakeModel::saying(windows));
     let heard = run(&argument(json!({"times": "sound"})), &mut model, 4000);

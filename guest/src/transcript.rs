@@ -11,7 +11,7 @@ const MAX_PROMPT_TEMPERATURE: f64 = 0.5;
 
 pub struct Transcript<'a> {
     argument: &'a Argument,
-    /// The initial prompt's, then every segment's.
+    /// The initial prompt's tokens, then every segment's.
     tokens: Vec<i32>,
     n_initial: usize,
     prompt_reset_since: usize,
@@ -34,7 +34,7 @@ impl<'a> Transcript<'a> {
         }
         let (initial, _) = self.tokens.split_at(self.n_initial);
         let recent = &self.tokens[self.n_initial.max(self.prompt_reset_since)..];
-        // As the reference slices: 0 left means no limit, and less than 0 that many fewer.
+        // Slices like the reference: 0 left means no limit, and less than 0 drops that many.
         let room = self.argument.dims.n_text_ctx as isize / 2 - 1 - self.n_initial as isize;
         let from = if room > 0 { recent.len().saturating_sub(room as usize) } else { recent.len().min(-room as usize) };
         [initial, &recent[from..]].concat()

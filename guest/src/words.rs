@@ -1,5 +1,5 @@
-//! When each word was said: tokens joined to words, aligned, merged with their punctuation, and the reference's repairs
-//! of words that are too long. openai/whisper's `timing.py` and `split_to_word_tokens`.
+//! Finds when each word is said: joins tokens to words, aligns them, merges punctuation, and applies the reference's
+//! repairs of words that are too long. openai/whisper's `timing.py` and `split_to_word_tokens`.
 
 use crate::alignment::{Attention, CrossAttention};
 use crate::events::{Segment, Word};
@@ -13,7 +13,7 @@ use std::ops::Range;
 
 const PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~";
 const SENTENCE_END_MARKS: &str = ".。!！?？";
-/// Languages whose words no space divides.
+/// Languages without spaces between words.
 const WITHOUT_SPACES: [&str; 6] = ["zh", "ja", "th", "lo", "my", "yue"];
 
 /// A word with its times in seconds from the window's start.
@@ -28,7 +28,7 @@ struct WordTiming {
 
 /// A window's text, aligned with its audio.
 struct Alignment {
-    /// Text, and how many tokens.
+    /// Text, and its number of tokens.
     words: Vec<(String, usize)>,
     /// Of each token.
     probabilities: Vec<f32>,
@@ -36,14 +36,14 @@ struct Alignment {
     attention: Attention,
 }
 
-/// What the words are made of.
+/// The input for a window's words.
 #[derive(Clone, Copy)]
 pub struct Heard<'w> {
-    /// Where the window begins, in seconds.
+    /// The window's start, in seconds.
     pub time_offset: f64,
     /// The window's content, in frames.
     pub segment_size: usize,
-    /// Where speech ended before, in seconds.
+    /// The end of the speech before, in seconds.
     pub last_speech: f64,
     pub sound: &'w Sound,
 }
@@ -64,7 +64,7 @@ impl<'a> WordAligner<'a> {
     }
 
     /// Fill in the words of one window's segments; it must still be the encoded one. May move the segments' starts and
-    /// ends. Returns the segments with the times that respect silence, where the options ask for them.
+    /// ends. Returns the segments with the times that respect silence, if the options request them.
     pub fn add_word_timestamps(
         &self,
         model: &mut dyn Model,
@@ -86,7 +86,7 @@ impl<'a> WordAligner<'a> {
         Ok(respecting)
     }
 
-    /// Give the words to their segments, after the reference's repairs.
+    /// Assign the words to their segments, after the reference's repairs.
     fn fill_in(&self, segments: &mut [Segment], mut timings: Vec<WordTiming>, heard: Heard<'_>) {
         let mut last_speech = heard.last_speech;
         let median = median_duration(&timings);
@@ -122,7 +122,7 @@ impl<'a> WordAligner<'a> {
         }
     }
 
-    /// None where there is no text, or no audio.
+    /// None without text or audio.
     fn find_alignment(
         &self,
         model: &mut dyn Model,
@@ -151,7 +151,7 @@ impl<'a> WordAligner<'a> {
         Ok(Some(Alignment { words, probabilities, attention }))
     }
 
-    /// (word, how many tokens), of the text with the end of text after it: the last word holds at least that.
+    /// (word, number of tokens) of the text followed by the end of text: the last word contains at least that.
     fn split_to_words(&self, model: &mut dyn Model, text_tokens: &[i32]) -> Result<Vec<(String, usize)>> {
         let pieces = split_on_unicode(model, text_tokens, self.argument.tokens.eot)?;
         if self.argument.is_multilingual && WITHOUT_SPACES.contains(&self.language) {
@@ -196,7 +196,7 @@ impl Alignment {
         timings
     }
 
-    /// Words that begin and end where there is sound: of several sounds, in the one that they attend to most.
+    /// Move words to where there is sound: of several sounds, to the one that they attend to most.
     fn timings_in(&self, sound: &Sound) -> Vec<WordTiming> {
         let sounding: Vec<bool> = (0..sound.n_frames() / INPUT_STRIDE)
             .map(|i| sound.has(INPUT_STRIDE * i) || sound.has(INPUT_STRIDE * i + 1))
@@ -221,7 +221,7 @@ impl Alignment {
     }
 }
 
-/// The shortest runs of tokens that are whole characters; eot is appended and is a piece, too.
+/// The shortest runs of tokens that are whole characters; eot is appended as a piece of its own.
 fn split_on_unicode(model: &mut dyn Model, text_tokens: &[i32], eot: i32) -> Result<Vec<(String, Vec<i32>)>> {
     const REPLACEMENT: char = '\u{fffd}';
     let mut decode = |tokens: &[i32]| -> Result<String> {
@@ -249,7 +249,7 @@ fn split_on_unicode(model: &mut dyn Model, text_tokens: &[i32], eot: i32) -> Res
     Ok(pieces)
 }
 
-/// Of the words with any duration, at most 0.7 s.
+/// Of the words with a duration; at most 0.7 s.
 fn median_duration(alignment: &[WordTiming]) -> f64 {
     let mut durations: Vec<f64> =
         alignment.iter().map(|timing| timing.end - timing.start).filter(|&duration| duration != 0.0).collect();
@@ -279,7 +279,7 @@ fn truncate_at_sentence_ends(alignment: &mut [WordTiming], max_duration: f64) {
     }
 }
 
-/// Opening marks go to the word after them, closing ones to the word before. What is merged away is left empty.
+/// Opening marks go to the word after them, closing ones to the word before. Merged marks are left empty.
 fn merge_punctuations(alignment: &mut [WordTiming], prepended: &str, appended: &str) {
     let mut following = alignment.len().saturating_sub(1);
     for previous in (0..following).rev() {
@@ -334,7 +334,7 @@ fn truncate_at_segment_boundaries(segment: &mut Segment, words: &mut [Word], med
     }
 }
 
-/// Take the silence before and after them off the words, and off the segment; it ends with the audio.
+/// Remove the silence before and after words from them and from the segment; it ends with the audio.
 pub fn respect_silence(segment: &mut Segment, heard: Heard<'_>) {
     let narrow = |start: &mut f64, end: &mut f64| {
         let seconds = |frame: usize| round_to_hundredths(heard.time_offset + frame as f64 / FRAMES_PER_SECOND);
@@ -352,7 +352,7 @@ pub fn respect_silence(segment: &mut Segment, heard: Heard<'_>) {
     }
 }
 
-/// Let no word begin before the one before it has ended: the reference's repairs do not look.
+/// Let no word begin before the previous one ends: the reference's repairs don't check.
 fn respect_order(segments: &mut [Segment]) {
     let mut words: Vec<&mut Word> =
         segments.iter_mut().filter_map(|segment| segment.words.as_mut()).flatten().collect();
@@ -375,7 +375,7 @@ fn respect_order(segments: &mut [Segment]) {
     }
 }
 
-/// The end of the last word, or of the last segment where none has words.
+/// The end of the last word, or of the last segment if none has words.
 pub fn last_word_end(segments: &[Segment]) -> Option<f64> {
     let last_word = segments.iter().rev().find_map(|segment| segment.words.as_deref().unwrap_or_default().last());
     last_word.map(|word| word.end).or_else(|| segments.last().map(|segment| segment.end))

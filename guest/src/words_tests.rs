@@ -133,7 +133,7 @@ fn no_words_are_made_of_no_tokens() {
     assert_eq!(model.n_computes, 0);
 }
 
-/// A model whose tokens are bytes: token 10 + b is byte b of a few that UTF-8 is made of.
+/// A model whose tokens are bytes: token 10 + b is byte b of ALPHABET.
 fn bytes_of(text: &str) -> Vec<i32> {
     text.bytes().map(|byte| ALPHABET.iter().position(|&b| b == byte).expect("in the alphabet") as i32 + 10).collect()
 }

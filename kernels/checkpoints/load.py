@@ -27,7 +27,7 @@ __all__ = ["MAX_BEAMS", "Checkpoint", "CheckpointError", "Dimensions", "load_che
 
 MAX_BEAMS = 16
 FIRST_MULTILINGUAL_VOCAB = 51_865  # the English-only models have 51_864 tokens
-WEIGHTS_NAMES = (  # of which a folder may have several: the first is read
+WEIGHTS_NAMES = (  # a folder may have several: the first one is read
     "model.safetensors",
     "model.safetensors.index.json",
     "model.bin",
@@ -41,7 +41,7 @@ POSITIONS = "encoder.positional_embedding"
 class Checkpoint:
     """One model: `arrays` are f16 or f32, Linear weights [out, in], conv weights [out, in, k].
 
-    They are read-only views of the file but for quantised ones, which are dequantised whenever they are asked for.
+    They are read-only views of the file, except quantised ones, which are dequantised at each access.
     """
 
     dims: Dimensions
@@ -50,20 +50,20 @@ class Checkpoint:
     alignment_heads: tuple[tuple[int, int], ...]  # (layer, head) of the decoder's cross-attention
     is_multilingual: bool
     maps: tuple[mmap.mmap, ...] = field(default=(), repr=False)
-    num_beams: int = 1  # that the model is to be decoded with; 1 is greedy
-    condition_on_prev_tokens: bool = True  # whether a window is given the text of the one before
+    num_beams: int = 1  # to decode with; 1 is greedy
+    condition_on_prev_tokens: bool = True  # whether the previous window's text prompts the next
 
     def release_pages(self) -> None:
-        """Gives back the memory of the mapped files; arrays stay valid and fault their pages in when read again."""
+        """Releases the mapped files' memory; arrays stay valid, and reading them faults their pages in again."""
         for mapped in self.maps:
             mapped.madvise(mmap.MADV_DONTNEED)
 
     def bytes_of(self, name: str) -> Quantised | None:
-        """The tensor as int8 with one scale a row, views of the file, where it is stored so."""
+        """The tensor as int8 with one scale per row, as views of the file; None if it is stored differently."""
         return self.arrays.bytes_of(name) if isinstance(self.arrays, Dequantised) else None
 
     def release_copied(self) -> None:
-        """The same once a target has taken the arrays, where most of them were copies: of quantised weights."""
+        """Like release_pages(), after a target has taken the arrays, if most are copies: of quantised weights."""
         if isinstance(self.arrays, Dequantised) and self.arrays.is_packed:
             self.release_pages()
 
@@ -83,12 +83,12 @@ def load_checkpoint(
     tokenizer: Path | None = None,
     tokenizer_for: Callable[[Dimensions], str | None] | None = None,
 ) -> Checkpoint:
-    """Loads a .safetensors, .mpk, .mpk.gz or .pt file, ggml's, CTranslate2's or PyTorch's .bin, or a folder of one.
+    """Loads a .safetensors, .mpk, .mpk.gz or .pt file, ggml's, CTranslate2's or PyTorch's .bin, or a folder with one.
 
     `config` and `tokenizer` default to files beside the weights (config.json, or a Burn file's .cfg; tokenizer.json).
-    `tokenizer_for` is asked for the text of a tokenizer.json where there is none, as with OpenAI's .pt files.
-    Names, shapes, dtypes and lengths are all checked here, but not what is in a tokenizer.json, which takes as long to
-    read as all the rest. Raises CheckpointError, and nothing else, for a bad file.
+    `tokenizer_for` supplies the text of a tokenizer.json if there is none, as with OpenAI's .pt files.
+    Checks all names, shapes, dtypes and lengths, but not the contents of a tokenizer.json, which takes as long to read
+    as everything else. Raises CheckpointError, and nothing else, for a bad file.
     """
     try:
         if weights.is_dir():
@@ -121,7 +121,7 @@ def _tokenizer_json(
     stored: Stored,
     tokenizer_for: Callable[[Dimensions], str | None] | None,
 ) -> str:
-    """The file that is named, else the vocabulary of the format's own, else what lies beside, else one of such dims."""
+    """The named file, else the format's own vocabulary, else the file beside the weights, else one for these dims."""
     if tokenizer is None and stored.make_tokenizer is not None:
         return stored.make_tokenizer()
     beside = weights.parent / "tokenizer.json"
@@ -162,7 +162,7 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _read(weights: Path, config: Path | None) -> Stored:
-    """Loads the reader of the file's format, and that one alone."""
+    """Reads the file, importing only its format's reader."""
     if not weights.is_file():
         raise CheckpointError(f"{weights}: no such file")
     config_json = config or weights.parent / "config.json"
@@ -190,7 +190,7 @@ def _read(weights: Path, config: Path | None) -> Stored:
 
 
 def _checked(weights: Path, stored: Stored) -> Dequantised:
-    """The stored tensors under OpenAI's names, every name and shape as the dims demand."""
+    """The stored tensors under OpenAI's names, with every name and shape checked against the dims."""
     arrays: dict[str, NDArray[Any] | Packed] = {}
     unknown = set(stored.arrays) - stored.ignored
     for name, shape in expected_shapes(stored.dims).items():
@@ -230,7 +230,7 @@ def _alignment_heads(path: Path, listed: object, dims: Dimensions) -> tuple[tupl
 
 
 def _num_beams(path: Path, value: object) -> int:
-    """Transformers' `num_beams` of a generation_config.json, but no more than `MAX_BEAMS`; 1 where it says null."""
+    """Transformers' `num_beams` of a generation_config.json, at most `MAX_BEAMS`; 1 for null."""
     if value is None:
         return 1
     if type(value) is not int or value < 1:
@@ -239,7 +239,7 @@ def _num_beams(path: Path, value: object) -> int:
 
 
 def _condition_on_prev_tokens(path: Path, value: object) -> bool:
-    """Transformers' `condition_on_prev_tokens` of a generation_config.json; True, as in openai/whisper, without it."""
+    """Transformers' `condition_on_prev_tokens` of a generation_config.json; True if absent, as in openai/whisper."""
     if value is not None and not isinstance(value, bool):
         raise CheckpointError(f"{path.name}: condition_on_prev_tokens is {value!r:.40}, not true or false")
     return value is not False

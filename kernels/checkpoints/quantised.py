@@ -1,6 +1,6 @@
-"""Weights of eight or sixteen bits: whole numbers, and a scale for each group of a row, as compressed-tensors has them.
+"""Weights of eight or sixteen bits: integers with a scale for each group of a row, as in compressed-tensors.
 
-Both targets compute with the floats that `dequantise` gives; the C kernels read a token embedding of int8 as it is.
+Both targets compute with the floats that `dequantise` returns; the C kernels read an int8 token embedding directly.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-GROUP_SIZE = 64  # weights that share a scale; an f16 for 64 bytes is 3 % more to store
+GROUP_SIZE = 64  # weights that share a scale; an f16 per 64 bytes adds 3 %
 LARGEST = 127
 COARSE_STEP = 0.2  # of a row's root mean square
 BLOCK_ROWS = 1024
@@ -18,11 +18,11 @@ LARGEST_F16 = float(np.finfo(np.float16).max)
 
 
 class Packed(Protocol):
-    """A tensor that is stored in less room than its floats take."""
+    """A tensor stored in less space than its floats take."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array that it stands for."""
+        """The shape of the array that it represents."""
         ...
 
     def dequantise(self) -> NDArray[np.float32]:
@@ -39,7 +39,7 @@ class Quantised:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[n_out, …], as of the array that it stands for."""
+        """[n_out, …], the shape of the array that it represents."""
         return self.values.shape
 
     def __getitem__(self, rows: slice) -> "Quantised":
@@ -56,9 +56,9 @@ class Quantised:
 
 
 def quantise(weights: NDArray[Any]) -> Quantised:
-    """The nearest of 255 equal steps for each of f16 or f32 weights [n_out, n_in]; no error is over half a step.
+    """Rounds f16 or f32 weights [n_out, n_in] to the nearest of 255 equal steps; no error exceeds half a step.
 
-    Groups are of 64 weights, or a whole row where n_in is no multiple of 64.
+    A group is 64 weights, or a whole row if n_in isn't a multiple of 64.
     """
     n_out, n_in = weights.shape
     n_groups = n_in // GROUP_SIZE if n_in % GROUP_SIZE == 0 else 1
@@ -67,10 +67,10 @@ def quantise(weights: NDArray[Any]) -> Quantised:
 
 
 def quantise_coarsely(weights: NDArray[Any]) -> Quantised:
-    """As `quantise`, but each row has one step, a fifth of its root mean square or more: values that compress well.
+    """Like `quantise`, but each row has one step, at least a fifth of its root mean square: the values compress well.
 
-    Most values are small then, and an archive's or a registry's compression gives them few bits; a step for each group
-    of 64, as fine for the same size, would err more.
+    Most values are then small, and an archive's or a registry's compression stores them in few bits. A step for each
+    group of 64 with the same compressed size would be less accurate.
     """
     rows = weights.astype(np.float32)
     steps = np.maximum(np.sqrt(np.square(rows).mean(axis=1)) * COARSE_STEP, np.abs(rows).max(axis=1) / LARGEST)
@@ -78,9 +78,9 @@ def quantise_coarsely(weights: NDArray[Any]) -> Quantised:
 
 
 def _stepped(weights: NDArray[np.float32], steps: NDArray[np.float32]) -> Quantised:
-    """The nearest of LARGEST equal steps to either side of 0; `steps` [n_out, n_groups]."""
+    """Rounds to the nearest of LARGEST equal steps on either side of 0; `steps` [n_out, n_groups]."""
     scales = steps.astype(np.float16)
-    # The scale as stored, not as computed, is what the values are multiplied by; a group of zeros needs none.
+    # Values are later multiplied by the scale as stored, not as computed; a group of zeros needs none.
     used = np.where(scales == 0, 1, scales).astype(np.float32)[:, :, None]
     groups = weights.reshape(*steps.shape, -1)
     values = np.clip(np.rint(groups / used), -LARGEST, LARGEST).astype(np.int8)
@@ -88,25 +88,25 @@ def _stepped(weights: NDArray[np.float32], steps: NDArray[np.float32]) -> Quanti
 
 
 def _are_too_large(weights: NDArray[np.float32]) -> bool:
-    """Whether one of the weights is beyond f16."""
+    """Whether any weight exceeds f16's range."""
     return bool(max(weights.max(), -weights.min()) > LARGEST_F16)
 
 
 class Dequantised(Mapping[str, NDArray[Any]]):
-    """Named tensors, quantised or not, read as float arrays: each is dequantised when it is asked for, and not kept."""
+    """Named tensors, quantised or not, read as float arrays: each is dequantised at every access, and not kept."""
 
     def __init__(self, stored: Mapping[str, NDArray[Any] | Packed]) -> None:
         self._stored = stored
 
     @property
     def is_packed(self) -> bool:
-        """Whether any tensor is stored otherwise than as an array."""
+        """Whether any tensor isn't stored as a plain array."""
         return any(not isinstance(tensor, np.ndarray) for tensor in self._stored.values())
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """The tensor: a view of what is stored, or a new array, f16 where the stored values have at most eight bits.
+        """The tensor: a view of the stored array, or a new one, f16 if the stored values have at most eight bits.
 
-        Rounding to f16 is 1/16 of a step of eight bits at most, and halves what a model takes in memory.
+        Rounding to f16 changes a weight by 1/16 of an eight-bit step at most, and halves a model's memory.
         """
         tensor = self._stored[name]
         if isinstance(tensor, np.ndarray):
@@ -116,7 +116,7 @@ class Dequantised(Mapping[str, NDArray[Any]]):
             return weights if _are_too_large(weights) else weights.astype(np.float16)
         if tensor.values.itemsize > 1:
             return tensor.dequantise()
-        # Some rows at a time: the floats of all would be four times as large as what is kept.
+        # A block of rows at a time: the f32 values of all would take four times the stored size.
         halves = np.empty(tensor.shape, np.float16)
         for at in range(0, len(halves), BLOCK_ROWS):
             rows = slice(at, at + BLOCK_ROWS)
@@ -127,7 +127,7 @@ class Dequantised(Mapping[str, NDArray[Any]]):
         return halves
 
     def bytes_of(self, name: str) -> Quantised | None:
-        """The tensor where it is stored as int8 [n_out, n_in] with one scale a row."""
+        """The tensor if it is stored as int8 [n_out, n_in] with one scale per row, else None."""
         tensor = self._stored[name]
         if isinstance(tensor, Quantised) and tensor.values.dtype == np.int8 and tensor.scales.shape[1] == 1:
             return tensor
@@ -138,5 +138,5 @@ class Dequantised(Mapping[str, NDArray[Any]]):
         return iter(self._stored)
 
     def __len__(self) -> int:
-        """How many tensors there are."""
+        """The number of tensors."""
         return len(self._stored)

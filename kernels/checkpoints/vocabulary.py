@@ -15,20 +15,20 @@ N_TIMESTAMPS = 1501  # 0.00 to 30.00 in steps of 0.02 s
 TIMESTAMP_SECONDS = 0.02
 N_OTHER_SPECIALS = 8  # end and start of text, and the six that follow the languages
 
-# A character for every byte: itself where it is printable, else one from U+0100 on. Source: GPT-2's byte-level BPE.
+# A character for every byte: itself if printable, else one from U+0100 on. Source: GPT-2's byte-level BPE.
 _PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTE_NAMES = [chr(256 + _OTHERS.index(byte)) if byte in _OTHERS else chr(byte) for byte in range(256)]
 BYTE_OF = {name: byte for byte, name in enumerate(BYTE_NAMES)}
 
-# As some converters write the special tokens among the ordinary ones.
+# Special tokens as some converters write them, among the ordinary ones.
 _SPECIAL = re.compile(rb"<\|[^|]*\|>|\[_[A-Za-z0-9_]+\]")
 
 
 def tokenizer_json(path: Path, tokens: list[bytes], n_vocab: int, n_audio_ctx: int) -> str:
     """The text of a tokenizer.json for `tokens` in rank order, then Whisper's special tokens up to `n_vocab`.
 
-    `path` names the checkpoint in the CheckpointError for a vocabulary that cannot be one.
+    `path` names the checkpoint in the CheckpointError for an impossible vocabulary.
     """
     ordinary = tokens[: next((i for i, token in enumerate(tokens) if _SPECIAL.fullmatch(token)), len(tokens))]
     specials = _special_tokens(path, n_vocab - len(ordinary), n_audio_ctx)
@@ -76,14 +76,14 @@ def tokenizer_json(path: Path, tokens: list[bytes], n_vocab: int, n_audio_ctx: i
 
 
 def _special_tokens(path: Path, count: int, n_audio_ctx: int) -> list[tuple[str, bool]]:
-    """The `count` tokens after the ordinary ones, and whether each is special, which timestamps are not."""
-    # A model trained on a shorter window may have its timestamps only; OpenAI's all have those of 30 s.
+    """The `count` tokens after the ordinary ones, and whether each is special; timestamps aren't."""
+    # A model trained on a shorter window may have only its own timestamps; OpenAI's all have those of 30 s.
     for n_timestamps in (N_TIMESTAMPS, n_audio_ctx + 1):
         n_languages = count - N_OTHER_SPECIALS - n_timestamps
         if 0 <= n_languages <= len(LANGUAGES):
             break
     else:
-        raise CheckpointError(f"{path.name}: {count} special tokens follow its vocabulary, as in no Whisper")
+        raise CheckpointError(f"{path.name}: {count} special tokens follow its vocabulary; no Whisper has that number")
     names = ["endoftext", "startoftranscript", *list(LANGUAGES)[:n_languages]]
     names += ["translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps"]
     specials = [(f"<|{name}|>", True) for name in names]
@@ -99,9 +99,9 @@ def bytes_of(path: Path, tokens: list[str]) -> list[bytes]:
 
 
 def merged(parts: list[AnyStr], rank_of: Mapping[AnyStr, int], n_least: int = 1) -> list[AnyStr]:
-    """Byte-level BPE: again and again, those two neighbours become one whose join ranks lowest.
+    """Byte-level BPE: repeatedly joins the two neighbours whose join ranks lowest.
 
-    Until `n_least` are left, or none of the joins has a rank. Source: `tiktoken`, which openai/whisper uses.
+    Stops when `n_least` parts are left, or when no join has a rank. Source: `tiktoken`, which openai/whisper uses.
     """
     while len(parts) > n_least:
         ranks = [rank_of.get(left + right, math.inf) for left, right in pairwise(parts)]
@@ -116,8 +116,8 @@ def merged(parts: list[AnyStr], rank_of: Mapping[AnyStr, int], n_least: int = 1)
 def _merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
     """The merges that make each token of more than one byte, in rank order.
 
-    A token's last merge is of the two parts that the merges before it leave; one that they leave in more parts cannot
-    be made by merging, and no text encodes to it.
+    A token's last merge joins the two parts that earlier merges leave. A token that they leave in more parts cannot be
+    made by merging, and no text encodes to it.
     """
     ranks: dict[bytes, int] = {}
     merges: list[tuple[bytes, bytes]] = []

@@ -1,4 +1,4 @@
-"""The arithmetic that the CPU target's graphs need: NumPy's (numpy_kernels.py) or C's (native_kernels.py)."""
+"""The arithmetic that the CPU target's graphs call: NumPy (numpy_kernels.py) or C (native_kernels.py)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Arithmetic(Protocol):
 
         `cache` [n_text_layer, 2, n_sequences, n_text_head, n_text_ctx, d] receives their keys and values. The second
         result is each layer's cross-attention queries of the first sequence, (n_text_head, n_new, d), scaled. The third
-        is an input of choose(), if `is_choosing` says that it is called next.
+        is an input of choose(), if `is_choosing` says that choose() is called next.
         """
 
     def choose(

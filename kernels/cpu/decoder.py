@@ -14,14 +14,14 @@ from kernels.cpu.numpy_ops import Float, softmax
 from kernels.inputs import CHOSEN, CROSS_ATTENTION, LOG_PROBABILITIES, LOGITS, TOKEN_PROBABILITIES, DecoderInputs
 from kernels.rules import Int, Rules
 
-MAX_SEQUENCES = 64  # a guest asking for more would only exhaust the host's memory
-LOGIT_ROWS = 32  # rows of logits at a time when every position's are wanted
+MAX_SEQUENCES = 64  # more would only exhaust the host's memory
+LOGIT_ROWS = 32  # rows of logits at a time when computing every position's
 
 
 class DecoderContext:
-    """The decoder graph's inputs and outputs, as the design lists them; every misuse raises ValueError.
+    """The decoder graph's inputs and outputs, numbered as in kernels/inputs.py; every misuse raises ValueError.
 
-    Nothing a failed call checked has changed: inputs are validated before the cache is touched.
+    A failed call changes nothing: inputs are validated before the cache is touched.
     """
 
     def __init__(
@@ -39,23 +39,23 @@ class DecoderContext:
         self._start(None)
 
     def _start(self, encoded: Encoded | None) -> None:
-        """Forgets every sequence; the next are over this window."""
+        """Drops every sequence; the next ones are over this window."""
         self._encoded = encoded
         self._inputs.forget()
-        self._sequences: list[list[int]] = []  # every token appended, of each sequence
+        self._sequences: list[list[int]] = []  # each sequence's appended tokens
         self._cache: Float | None = None  # [n_text_layer, 2, n_sequences, n_text_head, n_text_ctx, d]
         self._position = 0
-        self._last: Float | None = None  # (n_sequences, n_state): hidden states whose logits come next
+        self._last: Float | None = None  # (n_sequences, n_state): hidden states of the next logits
         self._logits: Float | None = None  # of self._last, once computed
-        self._screened: Float | None = None  # what its arithmetic may choose by
-        self._appended: Int | None = None  # the last compute's input 1, its hidden states, its first sequence's queries
+        self._screened: Float | None = None  # append()'s third result, for choose()
+        self._appended: Int | None = None  # the last compute's tokens, hidden states and first sequence's queries
         self._hidden: Float | None = None
         self._queries: Sequence[Float] = ()
         self._chosen: Int | None = None
         self._log_probabilities: Float | None = None
 
     def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        """Sets audio (0), tokens (1), origins (2) or rules (3). Raises ValueError for what the model cannot take."""
+        """Sets audio (0), tokens (1), origins (2) or rules (3). Raises ValueError for invalid input."""
         if self._arithmetic is None:
             raise ValueError("this decoder context is closed")
         handle = self._inputs.set(index, tensor)
@@ -70,11 +70,11 @@ class DecoderContext:
             or peer.encoded is None
             or peer.encoded.arithmetic is not self._arithmetic
         ):
-            raise ValueError(f"audio {handle} is no encoder context of this model that has computed")
+            raise ValueError(f"audio {handle} isn't an encoder context of this model that has computed")
         return peer.encoded
 
     def compute(self) -> None:
-        """Appends the tokens set, then chooses up to n_steps more. Raises ValueError for inconsistent inputs."""
+        """Appends the tokens, then chooses up to n_steps more. Raises ValueError for inconsistent inputs."""
         encoded, rules = self._encoded, self._inputs.rules
         if self._arithmetic is None:
             raise ValueError("this decoder context is closed")
@@ -90,7 +90,7 @@ class DecoderContext:
             self._choose(rules, encoded, self._arithmetic)
 
     def get_output(self, index: int) -> NDArray[Any]:
-        """Output `index`. Raises ValueError before a compute that gives it, or for an unknown index."""
+        """Output `index`. Raises ValueError before a compute that produces it, or for an unknown index."""
         if self._arithmetic is None or self._hidden is None:
             raise ValueError("nothing is computed yet")
         if index == LOGITS:
@@ -98,7 +98,7 @@ class DecoderContext:
         if index in (CHOSEN, LOG_PROBABILITIES):
             output = self._chosen if index == CHOSEN else self._log_probabilities
             if output is None:
-                raise ValueError("no tokens were chosen: the rules ask for none")
+                raise ValueError("no tokens were chosen: that needs rules with n_steps of 1 or more")
             return output
         if index == CROSS_ATTENTION:
             return self._cross_attention(self._arithmetic)
@@ -107,7 +107,7 @@ class DecoderContext:
         raise ValueError(f"the decoder has no output {index}")
 
     def close(self) -> None:
-        """Frees the cache and lets go of the window. Idempotent."""
+        """Frees the cache and releases the window. Idempotent."""
         self._start(None)
         self._arithmetic = None
 
@@ -148,7 +148,7 @@ class DecoderContext:
         return hidden, queries
 
     def _last_logits(self, arithmetic: Arithmetic) -> Float:
-        """(n_sequences, n_vocab) of the last position, computed once and only if wanted."""
+        """(n_sequences, n_vocab) of the last position, computed once, on first use."""
         if self._logits is None:
             assert self._last is not None
             self._logits = arithmetic.logits(self._last, self._dims.n_vocab)
@@ -183,11 +183,11 @@ class DecoderContext:
     def _token_probabilities(self, arithmetic: Arithmetic) -> Float:
         """(n_sequences, n_new): each token's probability among the ids before eot, given those before it.
 
-        NaN for the first, and 0 for a token from eot on, which is not among them. Source: `timing.py`.
+        NaN for the first token, and 0 for ids from eot on, which aren't among them. Source: `timing.py`.
         """
         rules = self._inputs.rules
         if rules is None:
-            raise ValueError("rules are not set, and with them end of text")
+            raise ValueError("rules are not set, so end of text is unknown")
         assert self._hidden is not None and self._appended is not None
         n_sequences, n_new = self._appended.shape
         result = np.full((n_sequences, n_new), np.nan, np.float32)

@@ -26,7 +26,7 @@ class EncoderContext:
         self._mel = checked_mel(self._dims, index, tensor)
 
     def compute(self) -> None:
-        """Encodes the window set. Raises ValueError when none is, or after close()."""
+        """Encodes the window. Raises ValueError if none is set, or after close()."""
         if self._arithmetic is None:
             raise ValueError("this encoder context is closed")
         if self._mel is None:
@@ -42,5 +42,5 @@ class EncoderContext:
         return self.encoded.audio_states[None]
 
     def close(self) -> None:
-        """Lets go of the window and its result; decoders that attend it keep theirs. Idempotent."""
+        """Releases the window and its result; decoders that attend to it keep theirs. Idempotent."""
         self._arithmetic = self._mel = self.encoded = None

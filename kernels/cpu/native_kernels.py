@@ -1,4 +1,4 @@
-"""The CPU target's arithmetic in C: the checkpoint's weights where they lie, f16 or f32, sums in f32."""
+"""The CPU target's arithmetic in C: reads the checkpoint's f16 or f32 weights in place, sums in f32."""
 
 import math
 from ctypes import Array, Structure, addressof
@@ -27,23 +27,23 @@ from kernels.cpu.native_library import (
 from kernels.cpu.numpy_ops import Float
 from kernels.rules import Int, Rules
 
-MOST_LANES = 16  # vector.h's LANES, of any variant
+MOST_LANES = 16  # the largest LANES of vector.h's variants
 DECODING_THREADS = 8  # a token's pieces are a few µs: more threads would wait for each other longer than they work
 
 
 class NativeWhisper:
-    """Arithmetic by the C kernels; see arithmetic.py. The checkpoint's file must stay as it is while this lives."""
+    """Arithmetic by the C kernels; see arithmetic.py. The checkpoint's file must not change while this exists."""
 
     def __init__(self, checkpoint: Checkpoint, cores: Cores, library: Library) -> None:
         self._dims, self._cores, self._library = checkpoint.dims, cores, library
         self._weights = NativeWeights(checkpoint)
         self._model = addressof(self._weights.model)
         self._cross_floats = library.cross_floats(self._model)
-        # Until the first token is chosen there is time.
+        # In the background: only choosing the first token needs it.
         self._widest = cores.aside(lambda: self._screen(checkpoint))
 
     def _screen(self, checkpoint: Checkpoint) -> float:
-        """Makes the token table in bytes, a scale for each row; the largest of these, or 0 where the file has it."""
+        """Makes the int8 token table, one scale per row. Returns the largest scale, or 0 if the file has the table."""
         table = self._weights.model.token_embedding
         if table.scales:
             self._weights.model.screen = table
@@ -52,13 +52,13 @@ class NativeWhisper:
         self._scales = np.zeros(table.n_out + MOST_LANES, np.float32)
         values, scales = self._bytes.ctypes.data, self._scales.ctypes.data
         self._run(self._library.screen, Screening(addressof(table), values, scales), 1)
-        checkpoint.release_pages()  # of the table as it lies in the file some rows are read again, no more
+        checkpoint.release_pages()  # of the table in the file, only some rows are read again
         self._weights.model.screen = Matrix(values, None, table.n_out, table.n_in, 0, 0, scales)
         return float(self._scales.max())
 
     def encode(self, mel: Float) -> Encoded:
         dims = self._dims
-        frames = np.zeros((2 * dims.n_audio_ctx + 2, dims.n_mels), np.float32)  # silence before and after, as padding
+        frames = np.zeros((2 * dims.n_audio_ctx + 2, dims.n_mels), np.float32)  # padding: silence before and after
         frames[1:-1] = mel.T
         states = np.empty((dims.n_audio_ctx, dims.n_audio_state), np.float32)
         cross = np.empty((dims.n_text_layer, self._cross_floats), np.float32)
@@ -80,7 +80,7 @@ class NativeWhisper:
         queries = np.empty((dims.n_text_layer, dims.n_text_head, rows, n_state // dims.n_text_head), np.float32)
         is_screened = is_choosing and n_sequences <= FEW_ROWS
         if is_screened:
-            self._widest.result()  # the table in bytes is there
+            self._widest.result()  # waits for the int8 table
         screened = np.empty((n_sequences, dims.n_vocab), np.float32) if is_screened else None
         n_threads = min(self._cores.count, DECODING_THREADS)
         scratch = np.empty(self._library.decoder_floats(self._model, rows, n_threads), np.float32)
@@ -126,7 +126,7 @@ class NativeWhisper:
         result = np.empty((len(hidden), n_vocab), np.float32)
         whole = self._weights.model.token_embedding
         embedding = Matrix(whole.values, None, n_vocab, n_state, whole.is_half, 0, whole.scales)
-        # A few rows at a time: for more the vocabulary would be copied, which takes more memory than all weights.
+        # A few rows at a time: more would copy the token table, which takes more memory than all weights.
         for some in slices(len(hidden), FEW_ROWS):
             x, y = hidden[some], result[some]
             product = Product(
@@ -144,7 +144,7 @@ class NativeWhisper:
 
 
 def _likeliest(choice: Choice) -> tuple[int, float]:
-    """A timestamp where they are together likelier than any one text token, else that; and its log-probability."""
+    """The best timestamp if all together outweigh any text token, else the best text token; its log-probability."""
     text, time = choice.text, choice.time
     if time.token >= 0 and (text.token < 0 or time.logit + math.log(time.sum) > text.logit):
         return time.token, -math.log(time.sum)
@@ -155,7 +155,7 @@ def _likeliest(choice: Choice) -> tuple[int, float]:
 
 
 def run(library: Library, cores: Cores, function: Any, arguments: Structure, n_threads: int) -> None:
-    """Calls a C function in this thread, with the help of others that are free."""
+    """Calls a C function in this thread; other free threads help."""
     team = Team(n_threads=n_threads)
     address = addressof(team)
 
@@ -166,8 +166,8 @@ def run(library: Library, cores: Cores, function: Any, arguments: Structure, n_t
 
 
 def panels(library: Library, packed: Float, n_head: int, n_keys: int, head: int) -> Float:
-    """One head's keys (n_keys, d) out of panels [n_head][n_panels][d][lanes], which may be followed by other things."""
-    wide = library.packed_floats(n_keys, 1)  # n_keys and what fills the last panel
+    """One head's keys (n_keys, d) out of panels [n_head][n_panels][d][lanes], which other data may follow."""
+    wide = library.packed_floats(n_keys, 1)  # n_keys, rounded up to whole panels
     lanes = library.packed_floats(1, 1)
     d = len(packed) // ((wide + n_keys) * n_head)
     keys = packed[head * wide * d : (head + 1) * wide * d].reshape(-1, d, lanes)
@@ -176,10 +176,10 @@ def panels(library: Library, packed: Float, n_head: int, n_keys: int, head: int)
 
 
 class NativeWeights:
-    """`model`: the weights as the C kernels read them. What has to be changed for that is copied; the rest is not."""
+    """`model`: the weights as the C kernels read them. Copies only the weights that need converting."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._kept: list[NDArray[Any] | Array[Block]] = []  # all that `model` points to
+        self._kept: list[NDArray[Any] | Array[Block]] = []  # everything that `model` points to
         self._arrays, dims, self._release = checkpoint.arrays, checkpoint.dims, checkpoint.release_copied
         self.model = Model(
             *(dims.n_mels, dims.n_audio_ctx, dims.n_text_state, dims.n_audio_head, dims.n_audio_layer),
@@ -206,13 +206,13 @@ class NativeWeights:
         return Norm(self._f32(self._arrays[f"{name}.weight"]), self._f32(self._arrays[f"{name}.bias"]))
 
     def _matrix(self, weight: NDArray[Any], bias: NDArray[Any] | None) -> Matrix:
-        """[n_out, n_in] f16 as it is; anything else as f32."""
+        """[n_out, n_in] f16 unchanged; anything else as f32."""
         is_half = weight.dtype == np.float16
         weight = np.ascontiguousarray(weight, np.float16 if is_half else np.float32)
         return Matrix(self._address(weight), None if bias is None else self._f32(bias), *weight.shape, is_half)
 
     def _token_embedding(self, checkpoint: Checkpoint, name: str) -> Matrix:
-        """int8 with a scale for each row as it is; anything else as any matrix."""
+        """int8 with a scale per row unchanged; anything else like any matrix."""
         table = checkpoint.bytes_of(name)
         if table is None:
             return self._matrix(self._arrays[name], None)
@@ -225,7 +225,7 @@ class NativeWeights:
         return self._matrix(self._arrays[f"{name}.weight"], self._arrays.get(f"{name}.bias"))  # keys have no bias
 
     def _convolution(self, name: str) -> Matrix:
-        """[n_out, n_in, 3] → [n_out, 3 · n_in], as three frames lie after each other."""
+        """[n_out, n_in, 3] → [n_out, 3 · n_in], the layout of three consecutive frames."""
         weight = self._arrays[f"{name}.weight"].transpose(0, 2, 1)
         return self._matrix(weight.reshape(len(weight), -1), self._arrays[f"{name}.bias"])
 

@@ -163,7 +163,7 @@ class Library:
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
         if any(self.size_of(index) != ctypes.sizeof(structure) for index, structure in enumerate(STRUCTURES)):
-            raise RuntimeError(f"{LIBRARY.name} was built from other sources than kernels/cpu/native: make native")
+            raise RuntimeError(f"{LIBRARY.name} wasn't built from these sources in kernels/cpu/native: run make native")
 
 
 def variants() -> list[str]:

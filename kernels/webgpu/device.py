@@ -24,7 +24,7 @@ from wgpu.backends.wgpu_native.extras import set_instance_extras
 from kernels.webgpu.recording import Binding, Buffer, Copy, Dispatch, Pipeline, Recording, View, as_view
 from kernels.webgpu.wgsl import Parameters, ShaderError, bindings, expand, variant
 
-# Limits whose names begin so are asked for as far as the adapter goes: kernels may want more than WebGPU's defaults.
+# Limits with these prefixes are raised to the adapter's maximum: kernels may need more than WebGPU's defaults.
 WANTED_LIMITS = ("max-buffer-size", "max-storage-buffer", "max-compute", "min-storage-buffer")
 WANTED_FEATURES = ("subgroup", "timestamp-query")
 NO_PARAMETERS: Parameters = {}
@@ -39,7 +39,7 @@ class DeviceError(RuntimeError):
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """wgpu's errors as ours: what failed, then its own words."""
+    """Raise wgpu's errors as DeviceError: what failed, then wgpu's message."""
     try:
         yield
     except (wgpu.GPUError, RuntimeError) as error:
@@ -48,7 +48,7 @@ def _told(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What an adapter says of itself. `kind`: discrete, integrated, other (an unknown hardware type) or software."""
+    """An adapter's own description. `kind`: discrete, integrated, other (an unknown hardware type) or software."""
 
     name: str
     vendor: str
@@ -65,15 +65,15 @@ class AdapterInfo:
 
 @functools.cache
 def _prepare_instance() -> None:
-    """Settle, once, what must be known before the first adapter call of the process."""
+    """Set, once per process, what must be set before the first adapter call."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists() and "avx512f" in cpuinfo.read_text():
         # lavapipe then runs 16-lane subgroups: the encoder takes little more than half the time.
         os.environ.setdefault("LP_NATIVE_VECTOR_WIDTH", "512")
     if "MESA_VK_DEVICE_SELECT" not in os.environ:
-        # Mesa's device-choosing layer asks a display server that a service does not have, and says so on stderr.
+        # Mesa's device-selection layer looks for a display server, which a service lacks, and complains on stderr.
         os.environ.setdefault("NODEVICE_SELECT", "1")
-    # OpenGL (the "secondary" backend) would list every adapter again, without compute worth having.
+    # OpenGL (the "secondary" backend) would list every adapter again, without useful compute.
     set_instance_extras(backends=["Primary"])
 
 
@@ -92,15 +92,15 @@ def _enumerate() -> list[tuple[AdapterInfo, Any]]:
 
 
 def list_adapters() -> list[AdapterInfo]:
-    """All adapters, the one to prefer first: hardware (discrete, integrated, other) before software.
+    """All adapters, best first: hardware (discrete, integrated, other) before software.
 
-    Raises DeviceError where the driver does not tell.
+    Raises DeviceError if the driver cannot list them.
     """
     return [info for info, _ in _enumerate()]
 
 
 def open_device(adapter: Literal["any", "hardware", "software"] = "any") -> "Device":
-    """A device on the best adapter of that sort. Raises DeviceError if there is none."""
+    """A device on the best adapter of that kind. Raises DeviceError if there is none."""
     found = _enumerate()
     for info, handle in found:
         if adapter == "any" or info.is_software == (adapter == "software"):
@@ -110,14 +110,14 @@ def open_device(adapter: Literal["any", "hardware", "software"] = "any") -> "Dev
 
 
 class Reading:
-    """Bytes on their way back from the device."""
+    """A pending read from the device."""
 
     def __init__(self, device: "Device", sizes: list[int], staging: Any, capacity: int, promise: Any) -> None:
         self._device, self._sizes, self._staging = device, sizes, staging
         self._capacity, self._promise = capacity, promise
 
     def wait(self) -> list[NDArray[np.uint8]]:
-        """Block until the submitted work is done; the bytes of each view asked for. May be called once."""
+        """Block until the submitted work is done, and return each view's bytes. Call it only once."""
         with _told("the device was lost"):
             self._promise.sync_wait()
         mapped = np.frombuffer(self._staging.read_mapped(copy=False), np.uint8)
@@ -177,7 +177,7 @@ class Device:
         return job() if threading.get_ident() == self._thread_id else self.enqueue(job).result()
 
     def enqueue(self, job: Callable[[], _T]) -> Future[_T]:
-        """Have `job` run on the device's thread, after the jobs already waiting. Raises DeviceError after close()."""
+        """Queue `job` for the device's thread, after the jobs already waiting. Raises DeviceError after close()."""
         try:
             return self._thread.submit(job)
         except RuntimeError as error:
@@ -198,7 +198,7 @@ class Device:
         return made
 
     def write(self, target: Binding, array: ArrayLike) -> None:
-        """Queue a copy of the array's bytes into the buffer, seen by later submits. A tail is padded to 4 bytes."""
+        """Queue a copy of the array's bytes, padded to 4, into the buffer. Later submits see it."""
         view = as_view(target)
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         if data.nbytes > view.nbytes:
@@ -210,7 +210,7 @@ class Device:
                 self.handle.queue.write_buffer(view.buffer.handle, view.offset, data)
 
     def row_ranges(self, n_rows: int, row_bytes: int) -> list[tuple[int, int]]:
-        """Rows [start, stop) of a matrix that fit one binding and start where one may: several for a large table."""
+        """Row ranges [start, stop) of a matrix that each fit one aligned binding; several for a large table."""
         step = self.offset_alignment // math.gcd(self.offset_alignment, row_bytes)
         most = self.max_binding // row_bytes // step * step
         if most == 0:
@@ -222,7 +222,7 @@ class Device:
     ) -> Pipeline:
         """The kernel's template expanded with `parameters`, its override constants set to `constants`; compiled once.
 
-        Raises DeviceError with the compiler's words.
+        Raises DeviceError with the compiler's message.
         """
         label = variant(name, parameters)
         key = (label, tuple(sorted(constants.items())))
@@ -245,7 +245,7 @@ class Device:
         return self._pipelines.setdefault(key, Pipeline(label, handle, layout, n_bindings))
 
     def shader_module(self, source: str, name: str) -> tuple[Any, Any, int]:
-        """WGSL → (module, bind group layout, number of bindings). Raises DeviceError where it is not valid WGSL."""
+        """WGSL → (module, bind group layout, number of bindings). Raises DeviceError for invalid WGSL."""
         try:
             kinds = [kind for kind, _ in bindings(source)]
         except ValueError as error:
@@ -270,7 +270,7 @@ class Device:
             return self.handle.create_bind_group(layout=pipeline.layout, entries=entries)
 
     def submit(self, recording: Recording, *, reads: Sequence[Binding] = ()) -> Reading | None:
-        """Send the recording to the device as one command buffer, with `reads` to come back after it."""
+        """Submit the recording as one command buffer; `reads` are copied back after it."""
         views = [as_view(view) for view in reads]
         with _told("the device refused the work"):
             encoder = self.handle.create_command_encoder()
@@ -297,7 +297,7 @@ class Device:
         return reading.wait()[0][: view.nbytes].view(dtype)
 
     def _take_staging(self, nbytes: int) -> tuple[int, Any]:
-        """A mappable buffer of at least nbytes, from those given back if one fits: → (capacity, buffer)."""
+        """A mappable buffer of at least nbytes, a returned one if one fits: → (capacity, buffer)."""
         capacity = max(256, 1 << (nbytes - 1).bit_length())
         with self._lock:
             if self._staging.get(capacity):
@@ -321,10 +321,10 @@ class Device:
 
 
 def _replay(encoder: Any, steps: Sequence[Dispatch | Copy]) -> None:
-    """Put the steps on a command encoder, one compute pass for each run of launches; it cannot be sent twice.
+    """Record the steps into a command encoder, one compute pass per series of launches.
 
     The launches go straight to wgpu-native: a token is dozens of them, and wgpu-py's own calls take 3 times as long.
-    An error among them comes to light where the encoder finishes.
+    Their errors are reported when the encoder finishes. An encoder cannot be submitted twice.
     """
     set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
     launch, nothing = lib.wgpuComputePassEncoderDispatchWorkgroups, ffi.NULL

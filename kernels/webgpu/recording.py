@@ -1,4 +1,4 @@
-"""What a device is told to do: buffers and views of them, compiled kernels, and recordings of their launches."""
+"""Work for a device: buffers and views of them, compiled kernels, and recordings of their launches."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ MAX_WORKGROUPS = 65_535  # of a dispatch, in each dimension
 
 
 class Buffer:
-    """Device memory. `nbytes` is what was asked for; the allocation is rounded up to 16 bytes."""
+    """Device memory. `nbytes` is the requested size; the allocation is rounded up to 16 bytes."""
 
     held_bytes: ClassVar[int] = 0  # of all buffers that are open
-    _tally: ClassVar[threading.RLock] = threading.RLock()  # entered again where a collection ends others
+    _tally: ClassVar[threading.RLock] = threading.RLock()  # reentrant: garbage collection may close other buffers
 
     def __init__(self, handle: Any, nbytes: int, allocated: int) -> None:
         self._handle = handle
@@ -36,9 +36,9 @@ class Buffer:
         return View(self, offset, self.allocated - offset if nbytes is None else nbytes)
 
     def close(self) -> None:
-        """Let go of the memory: it is free once no recording is bound to it. Idempotent.
+        """Release the memory; it is freed once no recording is bound to it. Idempotent.
 
-        Not destroyed outright: submitting a recording bound to a destroyed buffer makes wgpu-native end the process.
+        Not destroyed immediately: submitting a recording bound to a destroyed buffer makes wgpu-native end the process.
         """
         with self._tally:
             if self._handle is not None:
@@ -59,7 +59,7 @@ Binding = Buffer | View
 
 
 def as_view(binding: Binding) -> View:
-    """The binding as bytes of a buffer: a whole buffer is all of its allocation."""
+    """The binding as a view; for a whole buffer, of its entire allocation."""
     return binding if isinstance(binding, View) else binding.view()
 
 
@@ -75,7 +75,7 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """One launch: the pipeline, what it is bound to, how many workgroups. `views` keeps the buffers alive."""
+    """One launch: the pipeline, its bind group, the number of workgroups. `views` keeps the buffers alive."""
 
     pipeline: Pipeline
     group: Any
@@ -92,13 +92,13 @@ class Copy:
 
 
 class Binder(Protocol):
-    """What a recording needs of a device."""
+    """The part of a device that a recording uses."""
 
     def bind_group(self, pipeline: Pipeline, views: Sequence[View]) -> Any: ...
 
 
 class Compiler(Protocol):
-    """What choosing and compiling kernels needs of a device."""
+    """The part of a device that chooses and compiles kernels."""
 
     workgroup_memory: int
 
@@ -110,7 +110,7 @@ class Compiler(Protocol):
 
 
 class Recording:
-    """Launches and copies in order, prepared once, submitted as often as wanted. Each sees the writes before it."""
+    """Launches and copies in order, prepared once, submitted any number of times. Each sees the writes before it."""
 
     def __init__(self, device: Binder) -> None:
         self._device = device
@@ -118,7 +118,7 @@ class Recording:
 
     @property
     def dispatches(self) -> list[Dispatch]:
-        """Its launches without the copies, to be counted or put into other recordings."""
+        """Its launches without the copies, for counting or for other recordings."""
         return [step for step in self.steps if isinstance(step, Dispatch)]
 
     def dispatch(self, pipeline: Pipeline, bindings: Sequence[Binding], x: int, y: int = 1, z: int = 1) -> None:

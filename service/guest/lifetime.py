@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-TICK_S = 0.02  # how late the end reaches a guest that calls nothing
+TICK_S = 0.02  # longest delay until a guest that makes no calls is stopped
 
 
 class GuestError(Exception):
@@ -36,7 +36,7 @@ class Lifetime:
 
 
 class Watchdog:
-    """Stops runs whose guests call nothing. Its thread sleeps while nothing runs."""
+    """Stops runs whose guests make no host calls. Its thread sleeps while nothing runs."""
 
     def __init__(self) -> None:
         self._wake = threading.Condition()

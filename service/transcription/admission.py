@@ -23,7 +23,7 @@ from service.transcription.run import Run
 
 FIRST_GUESS_S = 1.0  # how long a job works, before any has finished: only Retry-After needs it
 LONGEST_RETRY_S = 60
-RESERVE = 4  # one more for each so many places: for clients that hold few, and for jobs that are short
+RESERVE = 4  # one extra for every 4 places: for clients that hold few, and for short jobs
 STEPS_S = (30.0, 120.0, 600.0)  # of audio: one window, some, many
 WAIT_PACE = 64 * 1024  # bytes of its upload for which a job waits as if it had come a second later
 
@@ -199,7 +199,7 @@ class Admission:
             self._changed.notify_all()
 
     def succeeded(self, worked_s: float) -> None:
-        """A job has ended well after so many seconds of work, its waiting left out."""
+        """Record a successful job's seconds of work, without its waits."""
         with self._changed:
             self._job_s += (worked_s - self._job_s) / 4
             self._succeeded = True

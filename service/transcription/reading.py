@@ -17,7 +17,7 @@ from service.transcription.vad import STEP_S, loudness, speech_probabilities
 
 
 def audio_of(samples: NDArray[np.float32]) -> Audio:
-    """(n_samples,) f32 of 16 kHz mono sound that is already in memory."""
+    """An Audio of (n_samples,) f32 of 16 kHz mono sound, already in memory."""
     return Audio(len(samples) / SAMPLE_RATE, "PCM", lambda: (samples,))
 
 

@@ -95,7 +95,7 @@ class Run:
     def working(self, turns: Turns, step: int = 0) -> Iterator[None]:
         """A block in which it holds a turn, except at borders. A nested block continues the outer one's turn.
 
-        `step`: how long the run is known to be, see Turn. Raises as check() does.
+        `step`: the run's known length, see Turn. Raises as check() does.
         """
         if self._turn is not None:
             yield
@@ -137,7 +137,7 @@ class Run:
         self._stage, self._since, self._since_ns = stage, now, now_ns
 
     def during(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The items; making each one counts as `stage`, using it as the stage before."""
+        """Yield the items; making each one counts as `stage`, using it as the previous stage."""
         iterator, nothing = iter(items), object()
         while True:
             before = self._stage

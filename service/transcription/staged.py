@@ -16,7 +16,7 @@ class Staged:
         self._graph, self._begin = graph, begin
 
     def init_execution_context(self, peers: Mapping[int, ExecutionContext]) -> "StagedContext":
-        """A context around one of the graph's own, which finds its peers unwrapped."""
+        """A wrapper around a context of the graph, which sees its peers unwrapped."""
         return StagedContext(self._graph.init_execution_context(Unwrapped(peers)), self._begin)
 
 

@@ -14,7 +14,7 @@ TICK_S = 0.05  # how often a waiting job checks whether it was cancelled
 class Turn:
     """One job's part in `turns`.
 
-    `step`: how long the job is known to be; a lower step goes before a higher one, whatever their numbers of turns.
+    `step`: the job's known length; a lower step goes before a higher one, whatever their numbers of turns.
     """
 
     def __init__(self, turns: "Turns", step: int = 0) -> None:

@@ -9,7 +9,7 @@ from tests.support import synthetic
 from tests.support.serving import wav
 
 
-def test_it_tells_each_number_of_workers_against_the_first(
+def test_it_compares_each_number_of_workers_with_the_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""WebGPU through the guest against openai/whisper, on a few clips; `make parity` takes all. And how it compares."""
+"""WebGPU through the guest against openai/whisper, on a few clips (`make parity`: all), and the comparison itself."""
 
 import copy
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def test_a_difference_is_traced_to_its_token_and_gap(webgpu: Whisper, shared: Pa
 
 
 @pytest.mark.parametrize("change", ["tokens", "start", "words", "text", "one less"])
-def test_whatever_is_not_as_recorded_is_a_difference(shared: Path, change: str) -> None:
+def test_any_deviation_from_the_recording_is_a_difference(shared: Path, change: str) -> None:
     case = next(islice(cases(shared, ("transcribe-words",)), 1))
     said = copy.deepcopy(case.answer)
     assert not differences(case, said)

@@ -12,7 +12,7 @@ SAID = "ask not what your country can do for you"
 
 
 def main() -> int:
-    """Arguments: Python interpreters of virtual environments with clients. The exit status is how many failed."""
+    """Arguments: Python interpreters of virtual environments with clients. Exits with the number that failed."""
     model, speech = shared_path() / "models/tiny_en", shared_path() / "speech/jfk.wav"
     if not speech.is_file():
         sys.exit(f"There is no {speech}; set WISP_SHARED.")

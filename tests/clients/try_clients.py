@@ -194,7 +194,7 @@ def installed(package: str) -> str:
 
 
 def main() -> int:
-    """Try those packages that the arguments name, or all that are installed; the exit status is how many failed."""
+    """Try the packages that the arguments name, or all installed ones; the exit status is the number that failed."""
     failed = 0
     for name, run in CLIENTS.items():
         package = name.split()[0]

@@ -1,4 +1,4 @@
-"""What can be held without building: the Dockerfile, the locked requirements, the compose file, Kubernetes."""
+"""Deployment files, checked without building: the Dockerfile, locked requirements, compose file, Kubernetes."""
 
 import ast
 import json
@@ -78,7 +78,7 @@ def test_every_locked_file_has_a_hash_and_no_address() -> None:
 def test_what_the_code_imports_is_locked() -> None:
     distributions = packages_distributions()
     extras = [Requirement(text) for texts in PROJECT["optional-dependencies"].values() for text in texts]
-    have = {*locked(), *(canonicalize_name(extra.name) for extra in extras)}  # what an extra brings, the code can lack
+    have = {*locked(), *(canonicalize_name(extra.name) for extra in extras)}  # the code works without extras
     for path in [*(ROOT / "service").glob("*.py"), *(ROOT / "kernels").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -101,7 +101,7 @@ def test_only_the_base_argument_comes_from_a_hub() -> None:
     assert ":" in base and "latest" not in base
 
 
-def test_the_image_runs_as_nobody_in_particular_and_without_a_shell() -> None:
+def test_the_image_runs_as_an_unprivileged_user_and_without_a_shell() -> None:
     assert values("base", "FROM") == ["scratch AS base"]
     assert not values("base", "RUN") + values("cpu", "RUN") + values("gpu", "RUN")
     [user] = values("base", "USER")
@@ -126,7 +126,7 @@ def test_the_default_target_is_the_small_one_and_only_the_large_one_has_vulkan()
     assert not any("--from=vulkan" in copied for copied in values("base", "COPY") + values("cpu", "COPY"))
 
 
-def test_the_context_holds_what_is_copied() -> None:
+def test_the_context_holds_every_copied_file() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = [line[1:] for line in ignored if line.startswith("!")]
     for word, rest in instructions():
@@ -155,7 +155,7 @@ def test_up_serves_with_no_edits() -> None:
     [service] = [one for one in compose()["services"].values() if default[1] in one["profiles"]]
     assert service["build"]["target"] == "cpu"
     assert "devices" not in service
-    # No key is asked for, as only this machine gets in.
+    # No key is needed, as only this machine can connect.
     assert service["ports"] == ["${WISP_PUBLISH:-127.0.0.1:8080}:8080"]
     assert service["environment"]["WISP_PUBLISHED"] == "${WISP_PUBLISH:-127.0.0.1:8080}"
     assert service["environment"]["WISP_ALLOW_PUBLIC_WITHOUT_KEY"] == "${WISP_ALLOW_PUBLIC_WITHOUT_KEY:-no}"
@@ -239,7 +239,7 @@ def test_uploads_fit_into_a_pods_disk() -> None:
     assert set(environment) <= VARIABLES
 
 
-def test_a_pod_is_reached_on_its_port_alone_and_reaches_nothing() -> None:
+def test_a_pod_accepts_only_its_port_and_connects_to_nothing() -> None:
     spec = manifest("network-policy.yaml")["spec"]
     assert sorted(spec["policyTypes"]) == ["Egress", "Ingress"] and "egress" not in spec
     [rule] = spec["ingress"]
@@ -286,11 +286,11 @@ def test_keys_can_come_from_a_secret() -> None:
 
 
 def metric_names(autoscaler: Any) -> list[str]:
-    """What an autoscaler goes by."""
+    """The metrics that an autoscaler uses."""
     return [metric["pods"]["metric"]["name"] for metric in autoscaler["spec"]["metrics"]]
 
 
-def test_the_queues_metrics_are_some_that_there_are() -> None:
+def test_the_queues_metrics_exist() -> None:
     text = (ROOT / "service/http/metrics.py").read_text()
     patch = documents(KUBERNETES / "autoscale-by-queue/autoscaler.yaml")
     rules = documents(KUBERNETES / "autoscale-by-queue/rule.yaml")

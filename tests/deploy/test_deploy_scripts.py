@@ -55,7 +55,7 @@ def port() -> Iterator[int]:
         thread.join()
 
 
-def test_health_is_what_readyz_says(port: int) -> None:
+def test_the_health_check_follows_readyz(port: int) -> None:
     assert status(port) == 200
 
 
@@ -69,7 +69,7 @@ def test_nobody_listening_is_unhealthy() -> None:
     assert status(free) == 0
 
 
-def test_a_fetched_model_is_the_one_that_its_sums_say(port: int, tmp_path: Path) -> None:
+def test_a_fetched_model_matches_its_checksums(port: int, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{port}/"
     sums = f"model.bin:{hashlib.sha256(b'weights').hexdigest()},readyz:{hashlib.sha256(b'ready').hexdigest()}"
     fetch_model(url, tmp_path / "tiny.en", sums)
@@ -150,7 +150,7 @@ def hollowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_libraries_that_nothing_calls_are_hollow(hollowed: Path) -> None:
+def test_unused_libraries_are_hollowed_out(hollowed: Path) -> None:
     sizes = {path.name.split("-")[0]: path.stat().st_size for path in (hollowed / "av.libs").glob("*.so*")}
     named = (hollowed / "av.libs" / HOLLOW).read_text().split()
     assert {name.split("-")[0] for name in named} == set(NEVER_CALLED)
@@ -202,7 +202,7 @@ with open(sys.argv[1], "rb") as film:
         np.testing.assert_array_equal(np.load(heard), samples(decode(file)))
 
 
-def test_numpy_multiplies_as_the_image_has_it(tmp_path: Path) -> None:
+def test_numpy_works_after_slimming(tmp_path: Path) -> None:
     if missing := [tool for tool in ("as", "ld", "nm", "strip") if not shutil.which(tool)]:
         pytest.skip(f"not installed: {', '.join(missing)} (binutils)")
     installed_in = Path(np.__file__).parents[1]

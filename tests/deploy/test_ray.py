@@ -21,7 +21,7 @@ parquet = pytest.importorskip("pyarrow.parquet")
 from deploy.ray.service import app  # noqa: E402 (only where Ray is)
 from deploy.ray.transcribe_folder import transcribe_folder  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray's own are not ours to mend
+pytestmark = pytest.mark.filterwarnings("default")  # Ray's own warnings aren't ours to fix
 
 
 @pytest.fixture(scope="module")

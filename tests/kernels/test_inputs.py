@@ -1,4 +1,4 @@
-"""The inputs of both graphs: what a target never gets to see, and when a decoder's are used up."""
+"""The inputs of both graphs: which are rejected before a target sees them, and how long a decoder keeps its own."""
 
 from typing import Any
 

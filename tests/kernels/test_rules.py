@@ -1,4 +1,4 @@
-"""The decoding rules: each case of tests/rules.json, what the log-probabilities are of, and the tensor's form."""
+"""The decoding rules: each case of tests/rules.json, the log-probabilities, and the tensor's form."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def test_log_probabilities_are_of_what_was_left() -> None:
     assert log_sum_exp(np.full(3, -np.inf, np.float32)) == -np.inf
 
 
-def test_an_ended_sequence_goes_on_ending() -> None:
+def test_an_ended_sequence_keeps_ending() -> None:
     logits = np.zeros((2, N_VOCAB), np.float32)
     logits[:, 3] = 5
     tokens, scores = PLAIN.choose(logits, [[PROMPT, 1, EOT], [PROMPT, 1, 2]])

@@ -1,4 +1,4 @@
-"""What the tests hold bodies to: the schemas that /openapi.json describes them with."""
+"""Checks response bodies against the schemas in /openapi.json."""
 
 import json
 from typing import Any
@@ -11,14 +11,14 @@ from tests.support.serving import events
 
 
 def assert_is(name: str, body: Any) -> None:
-    """`body` is what the component `name` says."""
+    """`body` matches the component `name`."""
     components = {"components": {"schemas": COMPONENTS}}
     schema = {"$ref": f"#/components/schemas/{name}", **components}
     Draft202012Validator(schema).validate(body)
 
 
 def assert_answer(response: Any, response_format: str = "json", *, stream: bool = False) -> Any:
-    """A whole answer of this format, as it should be; returns its parsed body, or its text, or its events."""
+    """Check a complete response of this format; returns its parsed body, or its text, or its events."""
     assert response.status_code == 200, response.text
     if stream:
         assert response.headers["content-type"].startswith("text/event-stream")

@@ -35,7 +35,7 @@ def arrays_of(dtype: type = np.float16, dims: Dimensions = DIMS) -> Arrays:
     return {name: (rng.integers(-64, 64, shape) / 32).astype(dtype) for name, shape in expected_shapes(dims).items()}
 
 
-# One writer a format: (folder, arrays, dims) → the path to load.
+# One writer per format: (folder, arrays, dims) → the path to load.
 
 
 def write_huggingface(folder: Path, arrays: Arrays, *, dims: Dimensions = DIMS) -> Path:

@@ -1,4 +1,4 @@
-"""Random arrays, and how near one has to be to another."""
+"""Random arrays, and how close one must be to another."""
 
 from typing import Any
 

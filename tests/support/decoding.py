@@ -1,4 +1,4 @@
-"""What the decoder's tests share: a random model on both targets, tokens, rules by name, an encoder result."""
+"""Shared by the decoder's tests: a random model on both targets, tokens, rules by name, an encoder result."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ EOT, NO_TIMESTAMPS, BEGIN, N_VOCAB = 400, 402, 405, 701
 
 
 def random_checkpoint(dims: Dimensions, seed: int = 3) -> Checkpoint:
-    """Weights drawn so that every part of the decoder matters to what it says; f16, as checkpoints are stored."""
+    """Weights drawn so that every part of the decoder affects its output; f16, as checkpoints are stored."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for name, shape in expected_shapes(dims).items():
@@ -138,7 +138,7 @@ SMALL = Dimensions(8, 37, 64, 1, 1, N_VOCAB, 45, 64, 2, 2)
 
 
 def small_tiling(device: Device, kind: str) -> Tiling:
-    """Several splits and tiles, or hardware's own tiling. Skips what the device has no use for."""
+    """Several splits and tiles, or hardware's own tiling. Skips tilings that the device doesn't use."""
     if kind == "hardware":
         return HARDWARE
     if kind == WORKGROUP:
@@ -150,5 +150,5 @@ def small_tiling(device: Device, kind: str) -> Tiling:
 
 
 def same(found: Array, expected: Array, tolerance: float = 2e-4) -> bool:
-    """Within what rounding costs, relative to the largest element."""
+    """Equal within rounding, relative to the largest element."""
     return found.shape == expected.shape and bool(np.abs(found - expected).max() <= tolerance * np.abs(expected).max())

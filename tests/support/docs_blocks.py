@@ -1,4 +1,4 @@
-"""The documentation's fenced blocks, as the tests read them: commands, what they show, and why some cannot be run."""
+"""The documentation's fenced blocks, as the tests read them: commands, their output, and why some aren't run."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ NOT_RUN = re.compile(r"^<!-- not run: (.+) -->$")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it begins, its language, its text, and why it is not run, empty where it is."""
+    """A fenced block: where it begins, its language, its text, and why it isn't run; empty if it is."""
 
     page: str
     line: int
@@ -30,7 +30,7 @@ class Block:
         return f"{self.page}:{self.line}"
 
     def steps(self) -> list[tuple[str, str]]:
-        """Each command of a console block, and what the block shows of its output."""
+        """Each command of a console block, and the output that the block shows."""
         steps: list[tuple[str, str]] = []
         is_continued = False
         for line in self.text.splitlines():
@@ -71,7 +71,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def shows(shown: str, output: str) -> bool:
-    """Whether the output is what the page shows; `…` there stands for anything, lines too, and a space for several."""
+    """Whether the output matches the page; `…` there matches anything, lines too, and a space matches several."""
     output = re.sub(r"^:\n+", "", output, flags=re.MULTILINE)  # an event stream's comments come as time passes
     parts = re.sub(r" +", " ", shown.rstrip()).split("…")
     return re.fullmatch(".*".join(map(re.escape, parts)), re.sub(r" +", " ", output.rstrip()), re.DOTALL) is not None

@@ -1,4 +1,4 @@
-"""A model hub of a test's own: the Hugging Face hub's routes on a free port, with the faults that networks have."""
+"""A model hub for tests: the Hugging Face hub's routes on a free port, with the faults of real networks."""
 
 import contextlib
 import hashlib
@@ -10,30 +10,30 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 COMMIT = "5a" * 20
-LARGE_BYTES = 100_000  # what the hub keeps out of Git, and tells the SHA-256 of
+LARGE_BYTES = 100_000  # files this large are outside Git, with a SHA-256
 
 
 class FakeHub:
-    """The repositories it has, what it does wrong, and what it was asked."""
+    """Its repositories, its faults, and the requests that it received."""
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
         self.licence = "apache-2.0"
         self.commit = COMMIT
-        self.token = ""  # needed for everything, where set
+        self.token = ""  # if set, required for everything
         self.gated = False
-        self.cuts: list[int] = []  # each download ends after so many bytes, until none are left
-        self.statuses: list[int] = []  # what the next requests are answered with
+        self.cuts: list[int] = []  # each download ends after the next number of bytes, until none are left
+        self.statuses: list[int] = []  # of the next responses
         self.ignores_ranges = False
-        self.wrong: dict[str, bytes] = {}  # file name → what is sent instead
-        self.claimed: dict[str, int] = {}  # file name → the size it is said to have
+        self.wrong: dict[str, bytes] = {}  # file name → the content sent instead
+        self.claimed: dict[str, int] = {}  # file name → the size announced for it
         self.asked: list[tuple[str, str | None, str | None]] = []  # path, Range, Authorization
         self.url = ""
-        self.stalls = False  # who goes on with a download gets nothing, until the hub closes
+        self.stalls = False  # a resumed download gets nothing until the hub closes
         self.stalled, self.closed = threading.Event(), threading.Event()
         self.states_sums = True
         self.endless = False  # the description
-        self.description: bytes | None = None  # in the place of the one that is true
+        self.description: bytes | None = None  # instead of the true one
         self.elsewhere = ""  # another hub that files are redirected to
 
     def add(self, repo: str, folder: Path) -> None:
@@ -65,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub = self.server.hub
-        # A proxy is asked for whole addresses.
+        # A proxy receives absolute URLs.
         path = self.path.removeprefix("http://hub.invalid").partition("?")[0]
         token, wanted = self.headers.get("authorization"), self.headers.get("range")
         hub.asked.append((path, wanted, token))
@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _endless(self) -> None:
         self.send_response(200)
         self.end_headers()
-        with contextlib.suppress(OSError):  # the client has had enough
+        with contextlib.suppress(OSError):  # the client has hung up
             self.wfile.write(b'{"siblings": [')
             while True:
                 self.wfile.write(b" " * 65_536)
@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(content[start:end])
         if end < len(content):
-            self.close_connection = True  # in the midst of the body that was announced
+            self.close_connection = True  # in the middle of the announced body
 
 
 class _Server(ThreadingHTTPServer):

@@ -1,4 +1,4 @@
-"""Requests as nobody should send them, each made from its number: broken audio in whole forms, and broken forms."""
+"""Fuzzed requests, each generated from its number: broken audio in valid forms, and broken forms."""
 
 import random
 import struct
@@ -95,7 +95,7 @@ Mutation = Callable[[random.Random, bytearray], None]
 
 
 def _place(rng: random.Random, data: bytearray) -> int:
-    """Somewhere; every other time among the first bytes, where headers are."""
+    """A random place; every other time among the first bytes, where headers are."""
     return rng.randrange(max(1, min(len(data), 100) if rng.random() < 0.5 else len(data)))
 
 
@@ -138,7 +138,7 @@ def _overwrite(rng: random.Random, data: bytearray) -> None:
 
 
 def _graft(rng: random.Random, data: bytearray) -> None:
-    """Another file's bytes in place of the rest, in front or behind."""
+    """Another file's bytes instead of the rest, or before it, or after it."""
     other, at = rng.choice(seeds()), _place(rng, data)
     match rng.randrange(3):
         case 0:
@@ -159,7 +159,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 
 def mutated(rng: random.Random, data: bytes, mutations: tuple[Mutation, ...] = MUTATIONS) -> bytes:
-    """One to four things done to it."""
+    """Apply one to four mutations."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
         rng.choice(mutations)(rng, changed)
@@ -223,7 +223,7 @@ def _boundary(rng: random.Random) -> tuple[str, bytes]:
 
 
 def form(rng: random.Random, file: bytes, is_broken: bool) -> Case:
-    """A form around the file: whole, with fields that make sense or not, or broken as forms can be."""
+    """A form around the file: valid, with sensible fields or not, or broken in one of many ways."""
     parts = []
     sensible = rng.sample(SENSIBLE_FIELDS, rng.choice((0, 1, 3)))
     chosen = rng.choices(FIELDS, k=rng.choice((1, 2, 6, 70))) if is_broken and rng.random() < 0.6 else sensible
@@ -253,7 +253,7 @@ def form(rng: random.Random, file: bytes, is_broken: bool) -> Case:
 
 
 def case(number: int) -> Case:
-    """Request `number`: broken audio in a whole form, or a broken form around audio that may be broken too."""
+    """Request `number`: broken audio in a valid form, or a broken form around audio that may be broken too."""
     rng = random.Random(number)
     file = rng.choice(seeds())
     if number % 2:

@@ -1,4 +1,4 @@
-"""Small guests in WebAssembly text, good and moody ones, and how tests run them; fixtures that compile them."""
+"""Small guests in WebAssembly text, good and failing ones; helpers to run them, and fixtures to compile them."""
 
 import threading
 import time
@@ -50,7 +50,7 @@ def module(body: str) -> str:
   {body})"""
 
 
-# A guest that does as its stdin says: h hang, w hang in a chain of WASI-NN calls, t trap, o read out of bounds,
+# A guest that obeys its stdin: h hang, w hang in a chain of WASI-NN calls, t trap, o read out of bounds,
 # r recurse without end, g grow its memory until it cannot and trap, x exit 3, z exit 0; anything else: one good event.
 MOODY = module(
     r"""
@@ -83,15 +83,15 @@ MOODY = module(
 
 
 class Cancelled(Exception):
-    """What stops a run that nobody wants any more."""
+    """Stops a cancelled run."""
 
 
 class TooLong(Exception):
-    """What stops a run at its deadline."""
+    """Stops a run at its deadline."""
 
 
 def limits(seconds: float = LONG_S, cancelled: threading.Event | None = None) -> Callable[[], None]:
-    """A run's check: it may take so long, and may be cancelled."""
+    """A run's check: it has a deadline and may be cancelled."""
     end = time.monotonic() + seconds
 
     def check() -> None:
@@ -106,7 +106,7 @@ def limits(seconds: float = LONG_S, cancelled: threading.Event | None = None) ->
 def run(
     guest: Guest, *stdin: bytes, argument: Mapping[str, Any] | None = None, deadline_s: float = LONG_S
 ) -> list[Event]:
-    """Run to the end; the events."""
+    """Run to the end; returns the events."""
     events: list[Event] = []
     guest.run(argument or {}, stdin, {}, events.append, limits(deadline_s))
     return events
@@ -154,7 +154,7 @@ class Doubling:
         self.closed += 1
 
 
-# Doubles the u8 tensor "!" and "\n" (0x21, 0x0a → 0x42, 0x14) and says `{"answer":"B"}`; traps where a call is refused.
+# Doubles the u8 tensor "!" and "\n" (0x21, 0x0a → 0x42, 0x14) and says `{"answer":"B"}`; traps if a call is rejected.
 DOUBLE = module(r"""
   (memory (export "memory") 1)
   (data (i32.const 100) "m/doubling")

@@ -1,4 +1,4 @@
-"""A small WebAssembly guest that makes every WASI-NN call as it is told, and graphs for it to use; fixtures of it."""
+"""A small WebAssembly guest that makes every WASI-NN call on command, graphs for it to use, and their fixtures."""
 
 import ctypes
 import functools
@@ -90,7 +90,7 @@ class Doubling:
 
 
 class BrokenContext(DoublingContext):
-    """Fails below the shim in every call."""
+    """Fails in every call, below the shim."""
 
     def set_input(self, index: int, tensor: NDArray[Any]) -> None:
         raise RuntimeError("the device is lost")

@@ -1,4 +1,4 @@
-"""What a user does on the page and sees there."""
+"""A user's actions on the page, and what they see."""
 
 from playwright.sync_api import FilePayload, Locator, Page, expect
 

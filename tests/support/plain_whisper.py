@@ -1,4 +1,4 @@
-"""Whisper as openai/whisper's model.py says it, in float64: slow, and hard to get wrong."""
+"""Whisper as in openai/whisper's model.py, in float64: slow, and hard to get wrong."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""`wisp serve` as a process of its own: started, followed by its log, looked at from outside, stopped by signals."""
+"""`wisp serve` as its own process: starts it, follows its log, observes it from outside, stops it by signals."""
 
 import os
 import re
@@ -38,7 +38,7 @@ class ServerProcess:
             self._grown.notify_all()
 
     def wait_for(self, pattern: str) -> "re.Match[str]":
-        """The first place in the log that fits, once there is one."""
+        """The first match in the log, once there is one."""
         found: re.Match[str] | None = None
 
         def look() -> bool:
@@ -55,13 +55,13 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def end(self) -> int:
-        """Wait for its end, all of its log read; its exit code."""
+        """Wait for its end, read all of its log, and return its exit code."""
         code = self.process.wait(WAIT_S)
         self._reader.join(WAIT_S)
         return code
 
     def resident_bytes(self) -> int:
-        """What it holds in memory, from Linux's own account."""
+        """Its resident memory, as Linux reports it."""
         statm = Path(f"/proc/{self.process.pid}/statm")
         if not statm.exists():
             pytest.skip("no /proc")
@@ -80,7 +80,7 @@ def server_process(model: Path, cache: Path, *, prelude: str = "", **settings: o
     arguments = ["serve", "--target", "cpu", "--model", str(model), "--port", "0", "--vad", "off"]
     for name, value in settings.items():
         arguments += [f"--{name.replace('_', '-')}", str(value)]
-    # The caller's own settings are not the test's.
+    # The caller's own settings must not affect the test.
     others = {name: value for name, value in os.environ.items() if not name.startswith("WISP_")}
     environment = {**others, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""tests/rules.json, the cases that every implementation of the decoding rules takes, for the tests in Python."""
+"""tests/rules.json, the test cases of every implementation of the decoding rules, for the tests in Python."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ N_VOCAB, EOT, PROMPT = (int(_TABLE[name]) for name in ("n_vocab", "eot", "prompt
 
 @dataclass(frozen=True)
 class RuleCase:
-    """After PROMPT and `sampled`, `logits` (n_vocab,) leave the rules to choose `chosen`; nothing if None."""
+    """After PROMPT and `sampled`, the rules choose `chosen` from `logits` (n_vocab,); nothing if None."""
 
     tensor: NDArray[np.int32]  # the decoder's input 3
     sampled: list[int]

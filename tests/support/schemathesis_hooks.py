@@ -34,7 +34,7 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
 
 
 def _is_unset(value: Any) -> bool:
-    """Whether a form has nothing for a value, or for one of a list."""
+    """Whether a form would have no text for a value, or for one in a list."""
     if isinstance(value, list):
         return any(_is_unset(one) for one in value)
     return value in (None, {}) or str(value).strip() == ""
@@ -42,7 +42,7 @@ def _is_unset(value: Any) -> bool:
 
 @schemathesis.hook
 def filter_case(context: Any, case: Any) -> bool:
-    """A form holds text, so that some wrong bodies arrive as right ones.
+    """A form holds text, so some wrong bodies arrive as valid ones.
 
     One value of a list is a list of one, and a list of one is a value; what is empty is unset; 1 is as good as true; a
     number is a word too.

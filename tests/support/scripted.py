@@ -48,7 +48,7 @@ def argument(*, multilingual: bool = False, dims: Mapping[str, int] | None = Non
 
 
 class Script:
-    """A model that says what it is told: graphs as a guest loads them, and a record of what was asked of them.
+    """A model that follows a script: graphs as a guest loads them, and a record of the calls to them.
 
     `logits`: (window, sequence so far with its prompt) → the ids whose logits stand out of zeros. `text`: ids → text.
     """
@@ -126,7 +126,7 @@ class _Tokenizer(_Context):
 
 
 class _Decoder(_Context):
-    """Chooses the script's likeliest token, whatever the rules: on the fast path they are the device's affair."""
+    """Chooses the script's likeliest token, whatever the rules: on the fast path, the device applies them."""
 
     def __init__(self, script: Script, peers: Mapping[int, Any]) -> None:
         super().__init__(script)

@@ -1,4 +1,4 @@
-"""What the service's tests share: sounds, engines around the synthetic model, a guest that fails on request."""
+"""Shared by the service's tests: sounds, engines around the synthetic model, a guest that fails on request."""
 
 import io
 import json
@@ -88,14 +88,14 @@ def wav(seconds: float, rate: int = SAMPLE_RATE) -> bytes:
 
 
 def settings_for(model: Path, **changes: Any) -> Settings:
-    """A model on the CPU, other settings as they are by default or as given; its windows are heard whatever is in them,
-    as synthetic models speak in tones."""
+    """A model on the CPU, other settings at their defaults or as given. All its windows are decoded, whatever is in
+    them, as synthetic models speak in tones."""
     return Settings(**{"model": str(model), "target": "cpu", "vad": "off", **changes})
 
 
 @contextmanager
 def engine_for(settings: Settings, guest: str = "") -> Iterator[Engine]:
-    """An engine that is closed at the end; `guest` in WAT takes the place of the real one."""
+    """An engine that is closed at the end; `guest`, in WAT, replaces the real one."""
     engine = Engine(settings)
     if guest:
         path = Path(settings.model).parent / "guest.wat"
@@ -120,7 +120,7 @@ def assert_error(response: Any, status: int, code: str | None, param: str | None
 
 
 def ready(engine: Engine) -> Engine:
-    """Start the engine and wait for its first inference, well or not."""
+    """Start the engine and wait for its first inference, successful or not."""
     engine.start()
     with suppress(WispError):
         engine.proven.result(timeout=60)
@@ -143,7 +143,7 @@ def events(text: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def served(engine: Engine) -> Iterator[str]:
-    """A real server on a port of its own."""
+    """A real server on its own port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(create_app(engine), log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

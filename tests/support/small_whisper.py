@@ -25,7 +25,7 @@ def rules(n_steps: int, sample_begin: int = 1, *, timestamps: bool = True) -> ND
 
 
 def random_checkpoint(dims: Dimensions = DIMS) -> Checkpoint:
-    """A small Whisper that says something: random, and large enough that its choices are not near-ties."""
+    """A small random Whisper, large enough that its choices aren't near-ties."""
     rng = np.random.default_rng(0)
     arrays: dict[str, NDArray[Any]] = {}
     for name, shape in expected_shapes(dims).items():

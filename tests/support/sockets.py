@@ -1,4 +1,4 @@
-"""A connection to a server around an application, and what comes back over it."""
+"""A connection to a server around an application, and the data received over it."""
 
 import socket
 import threading
@@ -25,7 +25,7 @@ def connection(app: Any) -> Iterator[socket.socket]:
 
 
 def everything(client: socket.socket) -> bytes:
-    """What comes until the server closes the connection."""
+    """Everything received until the server closes the connection."""
     told = b""
     while data := client.recv(65536):
         told += data
@@ -33,7 +33,7 @@ def everything(client: socket.socket) -> bytes:
 
 
 async def refusing(scope: Any, receive: Any, send: Any) -> None:
-    """An application that answers before it reads."""
+    """An application that responds before it reads."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})

@@ -1,4 +1,4 @@
-"""Sound for the tests of decoding: made, encoded, compared."""
+"""Sound for the decoding tests: generates, encodes and compares it."""
 
 import io
 import math
@@ -51,7 +51,7 @@ def cuts(size: int, dense: int) -> Iterator[int]:
 
 
 def decodes_or_is_refused(data: bytes) -> float | None:
-    """Seconds, or None when refused as the user's mistake; anything else raises."""
+    """Seconds, or None if rejected as the user's mistake; anything else raises."""
     try:
         audio = decode(io.BytesIO(data), max_seconds=600)
         sound = samples(audio)
@@ -63,7 +63,7 @@ def decodes_or_is_refused(data: bytes) -> float | None:
 
 
 class FailingDisk(io.BytesIO):
-    """A file that cannot be read behind its first half."""
+    """A file that cannot be read past its first half."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if self.tell() > len(self.getbuffer()) // 2:
@@ -83,7 +83,7 @@ def _at_level(sound: NDArray[np.float64], level: float) -> Floats:
 
 
 def without_speech(seconds: float) -> dict[str, Floats]:
-    """Sounds of all kinds in which nobody speaks, by name."""
+    """Sounds of all kinds without speech, by name."""
     rng, time = np.random.default_rng(0), np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     white = rng.standard_normal(time.size)
     hum = sum(np.sin(2 * np.pi * 50 * k * time + k) / k for k in (1, 2, 3, 5, 7))

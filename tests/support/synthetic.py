@@ -89,13 +89,13 @@ def _arrays(tokenizer: Tokenizer, chain: list[int]) -> Arrays:
     arrays["model.decoder.embed_tokens.weight"] = embedding
     for unit, (token, following) in enumerate(pairwise(chain)):
         _answer(arrays, unit, token, following)
-    # Logits are the last layer norm's output times the embeddings: longer ones make the choice a certain one.
+    # Logits are the last layer norm's output times the embeddings: longer ones make the choice certain.
     arrays["model.decoder.layer_norm.weight"] *= 2
     return arrays
 
 
 def _answer(arrays: Arrays, unit: int, token: int, following: int) -> None:
-    """Make the hidden `unit` answer to `token` with `following`."""
+    """Make the hidden `unit` respond to `token` with `following`."""
     embedding = arrays["model.decoder.embed_tokens.weight"]
     # The layer norm makes the embedding √N_STATE long: its own unit hears that, any other a third of it at most.
     arrays["model.decoder.layers.0.fc1.weight"][unit] = embedding[token] * 4
@@ -119,7 +119,7 @@ def save_synthetic(folder: Path, *, multilingual: bool = False) -> Path:
     chain = [token(prompt_end), token("<|0.00|>"), *said, end, token("<|endoftext|>")]
     arrays = _arrays(tokenizer, chain)
     if multilingual:
-        # The language heard is German; a translation has the last word only.
+        # The detected language is German; a translation has only the last word.
         for unit, (before, after) in enumerate(
             [("<|startoftranscript|>", "<|de|>"), ("<|translate|>", "<|0.10|>"), ("<|0.10|>", "Ġwhat")], len(chain)
         ):

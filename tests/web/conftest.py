@@ -19,8 +19,8 @@ from tests.support import synthetic
 from tests.support.serving import HOSTILE_GUEST, engine_for, ready, settings_for, tone
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MICROPHONE_SECONDS = 10.0  # the sound begins anew after that
-EXPECTED = "Failed to load resource"  # what Chromium logs of any answer over 399
+MICROPHONE_SECONDS = 10.0  # the sound repeats after that
+EXPECTED = "Failed to load resource"  # logged by Chromium for every status over 399
 WAIT_MS = 30_000  # other work on the machine may slow everything down
 
 OpenPage = Callable[..., Page]
@@ -37,7 +37,7 @@ class Site:
 
 @contextmanager
 def site_for(engine: Engine) -> Iterator[Site]:
-    """Serve the engine on a port of its own, as `wisp serve` does."""
+    """Serve the engine on its own port, as `wisp serve` does."""
     app = create_app(ready(engine))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Server(app, app.state.service.under_way, grace_s=0.0)
@@ -50,7 +50,7 @@ def site_for(engine: Engine) -> Iterator[Site]:
             thread.join()
 
 
-# For the package, not for the session: while Playwright's loop is open, no other test can run one of its own.
+# For the package, not for the session: while Playwright's loop is open, no other test can run another.
 @pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Chromium, whose microphone hears a soft A4 over and over; a skip where it is not installed."""

@@ -13,8 +13,8 @@ from tests.web.conftest import OpenPage, Site, site_for
 
 PHONE = {"viewport": {"width": 375, "height": 667}, "has_touch": True, "is_mobile": True}
 
-# Every text that is shown with its contrast to what is behind it, by WCAG 2's formula. Colours are read from pixels,
-# because style sheets have several ways to write them.
+# Every visible text with its contrast to its background, by WCAG 2's formula. Colours are read from pixels, because
+# style sheets have several ways to write them.
 CONTRASTS = """() => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const rgba = (colour) => {
@@ -47,7 +47,7 @@ CONTRASTS = """() => {
   return found;
 }"""
 
-# Every control without a name of its own, every id that stands twice, every reference to an id that is not there.
+# Every control without its own name, every duplicate id, every reference to a missing id.
 NAMELESS = """() => {
   const faults = [];
   const controls = "button, a, input:not([hidden]), select, textarea, summary, progress, dialog";

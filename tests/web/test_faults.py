@@ -1,4 +1,4 @@
-"""What goes wrong in front of the user: refusals, a full queue, keys, a network that is gone. Nothing is lost by it."""
+"""Faults that the user sees: rejections, a full queue, keys, a lost network. None of them loses anything."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def test_a_refusal_is_shown_in_the_servers_words(open_page: OpenPage, site: Site
     expect(alert).to_contain_text("Request req_")
 
 
-def test_what_a_network_or_a_server_failed_at_is_tried_again(open_page: OpenPage, hostile_site: Site) -> None:
+def test_network_and_server_failures_are_retried(open_page: OpenPage, hostile_site: Site) -> None:
     page = open_page(hostile_site, may_fail=True)
     page.get_by_text("Options").click()
     page.get_by_label("Prompt").fill(TRAP)
@@ -42,7 +42,7 @@ def test_what_a_network_or_a_server_failed_at_is_tried_again(open_page: OpenPage
     expect(one.get_by_role("alert")).to_be_hidden()
 
 
-def test_an_upload_over_the_cap_is_told_so(open_page: OpenPage, folder: Path) -> None:
+def test_an_upload_over_the_cap_is_reported(open_page: OpenPage, folder: Path) -> None:
     with engine_for(settings_for(folder, max_upload_bytes=100_000)) as engine, site_for(engine) as small:
         page = open_page(small, may_fail=True)
         choose(page, ("large.wav", wav(30.0)))
@@ -150,7 +150,7 @@ def test_a_first_key_leaves_one_poller_for_the_model(open_page: OpenPage, folder
 
 
 @pytest.mark.parametrize("reason", ["NotAllowedError", "NotFoundError"])
-def test_a_microphone_that_is_not_given_is_a_sentence(open_page: OpenPage, site: Site, reason: str) -> None:
+def test_a_denied_microphone_is_explained(open_page: OpenPage, site: Site, reason: str) -> None:
     page = open_page(site)
     page.evaluate(
         "(reason) => navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', reason))", reason
@@ -180,7 +180,7 @@ UNPLUGGED_WHILE_IT_STARTS = """() => {
 }"""
 
 
-def test_a_microphone_that_goes_while_it_starts_is_a_sentence(open_page: OpenPage, site: Site) -> None:
+def test_a_microphone_lost_while_it_starts_is_explained(open_page: OpenPage, site: Site) -> None:
     page = open_page(site)
     page.evaluate(MICROPHONE)
     page.evaluate(UNPLUGGED_WHILE_IT_STARTS)
@@ -190,7 +190,7 @@ def test_a_microphone_that_goes_while_it_starts_is_a_sentence(open_page: OpenPag
     expect(record).to_be_focused()
 
 
-def test_a_microphone_that_goes_in_the_middle_leaves_what_it_heard(open_page: OpenPage, site: Site) -> None:
+def test_a_microphone_lost_in_the_middle_keeps_its_recording(open_page: OpenPage, site: Site) -> None:
     page = open_page(site)
     page.evaluate(MICROPHONE)
     page.get_by_role("button", name="Record", exact=True).click()

@@ -1,4 +1,4 @@
-"""What a user does with the page: choose, drop or record audio, read and hear the words, take them along."""
+"""A user's work with the page: choose, drop or record audio, read and hear the words, download them."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def asked_of_the_api(site: Site, file: bytes, **fields: Any) -> str:
 
 
 def downloaded(one: Locator, name: str) -> tuple[str, bytes]:
-    """(file name, content) of what a button gives."""
+    """(file name, content) of a button's download."""
     with one.page.expect_download() as download:
         one.get_by_role("button", name=name).click()
     return download.value.suggested_filename, Path(download.value.path()).read_bytes()
@@ -70,7 +70,7 @@ def test_a_segment_is_heard_when_it_is_clicked(open_page: OpenPage, site: Site) 
     position = one.get_by_role("slider", name="Position")
     transcript(one).nth(4).get_by_role("button", name="Play from 0:12").click()
     expect(transcript(one).nth(4)).to_have_attribute("aria-current", "true")
-    expect(position).to_have_attribute("aria-valuetext", "0:13 of 0:30")  # it goes on by itself
+    expect(position).to_have_attribute("aria-valuetext", "0:13 of 0:30")  # it plays on by itself
     one.get_by_role("button", name="Pause").click()
     expect(one.get_by_role("button", name="Play", exact=True)).to_be_visible()
     transcript(one).nth(6).get_by_text("Ask not what").click()
@@ -140,7 +140,7 @@ def test_the_microphone_is_recorded_as_wav_and_transcribed(open_page: OpenPage, 
     expect(page.get_by_role("article")).to_have_count(1)
 
 
-def test_a_file_that_the_browser_cannot_play_is_transcribed_all_the_same(open_page: OpenPage, site: Site) -> None:
+def test_a_file_that_the_browser_cannot_play_is_still_transcribed(open_page: OpenPage, site: Site) -> None:
     page = open_page(site)
     file = io.BytesIO()
     soundfile.write(file, tone(3.0), 16_000, format="AIFF")
@@ -176,7 +176,7 @@ def test_a_multilingual_model_offers_its_languages(
         assert "German" not in finished(page, "told.wav").inner_text()
 
 
-def test_the_embedded_model_is_told_to_be_small_and_each_of_its_words_is_heard_when_clicked(
+def test_the_embedded_model_is_marked_as_small_and_each_of_its_words_plays_when_clicked(
     open_page: OpenPage, shared: Path, tmp_path: Path
 ) -> None:
     speech = (shared / "speech" / "jfk.wav").read_bytes()

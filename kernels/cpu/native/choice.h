@@ -58,7 +58,7 @@ struct likeliest {
 struct choice {
   const struct model *model;
   const float *hidden;   // [n_state]
-  float *logits;  // [n_vocab], screened; made exact where that matters
+  float *logits;  // [n_vocab], screened; made exact where it matters
   const int32_t *never;  // tokens that are never allowed
   int32_t *near;         // scratch: n_vocab values
   int32_t n_never, text_from, text_below, time_from, time_below;

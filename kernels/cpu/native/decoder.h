@@ -1,14 +1,14 @@
-// Whisper's decoder: new tokens of some sequences through every block, their keys and values into the cache.
+// Whisper's decoder: runs some sequences' new tokens through every block and caches their keys and values.
 #pragma once
 #include "model.h"
 
 struct decoding {
   const struct model *model;
-  const float *cross;     // of the window, as the encoder leaves it
+  const float *cross;     // the window's, as the encoder writes it
   float *cache;           // [n_text_layer][2][n_sequences][n_head][n_text_ctx][d]: keys, values
   const int32_t *tokens;  // [n_sequences][n_new]
   int64_t n_sequences, n_new, n_past;
-  float *hidden;   // [n_sequences · n_new][n_state]: layer-normed, what logits come of
+  float *hidden;   // [n_sequences · n_new][n_state]: layer-normed, the input of the logits
   float *logits;   // [n_sequences][n_vocab] of the last positions, screened, or NULL; of at most FEW sequences
   float *queries;  // [n_text_layer][n_head][n_sequences · n_new][d]: cross-attention's
   float *scratch;  // decoder_floats() values
@@ -30,7 +30,7 @@ struct put_past {
   float *cache;       // [n_sequences][n_head][n_text_ctx][d]
 };
 
-// A few values from each of the products' outputs to their places in the cache.
+// Copies a product's output to its places in the cache.
 static void put(const struct decoding *s, const float *from, float *cache, int64_t d) {
   const int64_t n_head = s->model->n_text_head, n_ctx = s->model->n_text_ctx;
   for (int64_t head = 0; head < n_head; head++)

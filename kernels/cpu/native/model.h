@@ -1,4 +1,4 @@
-// A Whisper's weights where they lie: pointers into the mapped checkpoint, or to f32 copies of what had to be changed.
+// A Whisper's weights in place: pointers into the mapped checkpoint, or to f32 copies of converted weights.
 #pragma once
 #include "attention.h"
 
@@ -13,12 +13,12 @@ struct block {
 
 struct model {
   int32_t n_mels, n_audio_ctx, n_state, n_audio_head, n_audio_layer, n_vocab, n_text_ctx, n_text_head, n_text_layer, unused;
-  struct matrix conv1, conv2;    // [n_state, 3 · n_mels], [n_state, 3 · n_state]: three frames after each other
+  struct matrix conv1, conv2;    // [n_state, 3 · n_mels], [n_state, 3 · n_state]: three consecutive frames
   const float *audio_positions;  // [n_audio_ctx, n_state]
   const struct block *encoder;
   struct norm ln_post;
   struct matrix token_embedding;  // [n_vocab, n_state], also the output's weight
-  struct matrix screen;           // the same in bytes: see choice.h; the same matrix where the file has it in bytes
+  struct matrix screen;           // its int8 copy, see choice.h; token_embedding itself if the file has it in int8
   const float *text_positions;    // [n_text_ctx, n_state]
   const struct block *decoder;
   struct norm ln;
@@ -34,7 +34,7 @@ INLINE float *take(float **scratch, int64_t floats) {
   return taken;
 }
 
-// What products share: where packed weights and the threads' own values go.
+// Scratch that products share: packed weights, and each thread's own values.
 struct workspace {
   float *packed, *threads;
   int64_t thread_floats;

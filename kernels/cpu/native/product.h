@@ -3,10 +3,10 @@
 #include "team.h"
 
 struct matrix {
-  const void *values;  // [n_out, n_in], f16 or f32, or bytes where there are scales
+  const void *values;  // [n_out, n_in], f16 or f32, or int8 if there are scales
   const float *bias;   // [n_out] or NULL
   int32_t n_out, n_in, is_half, unused;
-  const float *scales;  // [n_out + LANES]: what a byte of each row counts for; NULL for others. A matrix of bytes is for few rows
+  const float *scales;  // [n_out + LANES]: the scale of each int8 row; NULL for f16 and f32. An int8 matrix is for few rows only
 };
 
 struct norm {
@@ -16,7 +16,7 @@ struct norm {
 enum then { THEN_STORE, THEN_GELU, THEN_ADD };
 
 struct product {
-  const float *x;  // [rows], each row_stride values after the one before
+  const float *x;  // [rows], row_stride values apart
   int64_t rows, row_stride;
   const struct norm *norm;  // applied to x first, or NULL
   const struct matrix *matrix;
@@ -31,11 +31,11 @@ struct product {
   int64_t thread_floats;
 };
 
-#define FEW 24          // rows up to which reading W once for eight of them beats packing it
-#define ROWS 96         // rows a piece of work at most; its x stays in a core's second-level cache
-#define FEW_COLUMNS 64  // outputs a piece of work when rows are few
-#define EVEN_PIECES 8   // a thread, where that makes larger pieces
-#define CHAINS (64 / LANES)  // sums under way at once when rows are few: what the processor begins before the first is done
+#define FEW 24          // most rows for which reading W once for every eight of them beats packing it
+#define ROWS 96         // most rows per piece of work; its x stays in a core's second-level cache
+#define FEW_COLUMNS 64  // outputs per piece of work when rows are few
+#define EVEN_PIECES 8   // per thread, if that makes larger pieces
+#define CHAINS (64 / LANES)  // concurrent sums when rows are few: the processor starts these before the first is done
 
 // Panels of TILE_COLUMNS outputs: panel[k][column], f32, zeros after the last output.
 INLINE int64_t n_panels(int64_t n_out) { return (n_out + TILE_COLUMNS - 1) / TILE_COLUMNS; }
@@ -119,7 +119,7 @@ static void layer_norm(const struct norm *norm, const float *x, int64_t x_stride
   }
 }
 
-// Bias, scale, GELU or addition, and the place, of n columns (at most LANES) from `column` on, in rows from `first` on.
+// Applies bias, scale, GELU or addition to n columns (at most LANES) from `column` on, in rows from `first` on, and stores them.
 INLINE void place(const struct product *p, int64_t first, int64_t rows, int64_t column, const float *values,
                   int64_t values_stride, int64_t n) {
   const float *bias = p->matrix->bias;
@@ -135,7 +135,7 @@ INLINE void place(const struct product *p, int64_t first, int64_t rows, int64_t 
     }
     return;
   }
-  for (int64_t i = 0; i < n; i++) {  // past the end of a head the next one begins
+  for (int64_t i = 0; i < n; i++) {  // past the end of a head, the next one begins
     y = p->y + (column + i) / p->head * p->head_stride + first * p->y_stride + (column + i) % p->head;
     for (int64_t r = 0; r < rows; r++, y += p->y_stride) {
       float one = (values[r * values_stride + i] + (bias ? bias[column + i] : 0)) * p->scale;
@@ -155,10 +155,10 @@ static void pack_piece(const void *arguments, int64_t piece, int thread) {
   pack_panel(values, m->is_half, m->n_in, least(TILE_COLUMNS, m->n_out - first), m->n_in, p->packed + first * m->n_in);
 }
 
-// What the pieces of a product have in common.
+// Shared by the pieces of a product.
 struct part {
   const struct product *product;
-  int64_t size;  // rows of a piece, or outputs where rows are few
+  int64_t size;  // rows per piece, or outputs when rows are few
 };
 
 static void many_piece(const void *arguments, int64_t piece, int thread) {
@@ -189,9 +189,9 @@ INLINE float weight_at(const struct matrix *m, int64_t at) {
 
 INLINE float scale_of(const struct matrix *m, int64_t row) { return m->scales ? m->scales[row] : 1; }
 
-// Row `column` of W times each row of x: dots[row], whose elements and rests[row] are still to be added up. rows is a constant
-// where this is inlined. W is read from end to end: several of its rows at once would be streams that the processor does
-// not fetch ahead of.
+// Row `column` of W times each row of x: dots[row], whose elements and rests[row] remain to be added. rows is a constant
+// where this is inlined. W is read from end to end: the processor would not prefetch several of its rows read at the
+// same time.
 INLINE void dots_of(const int rows, const struct matrix *m, const float *x, int64_t x_stride, int64_t column, vec *dots,
                     float *rests) {
   const int chains = rows >= CHAINS ? 1 : CHAINS / rows;  // of a row of x: a power of 2
@@ -231,7 +231,7 @@ INLINE void dots_of(const int rows, const struct matrix *m, const float *x, int6
 INLINE void few_rows(const int rows, const struct matrix *m, const float *x, int64_t x_stride, int64_t column, float *sums) {
   vec whole[8][LANES], dots[8];
   float rests[8][LANES], rest[8];
-  const int64_t last = m->n_out - 1;  // past the end the last row again, whose result is not kept
+  const int64_t last = m->n_out - 1;  // past the end, the last row is repeated and its result dropped
   for (int64_t c = 0; c < LANES; c++) {
     dots_of(rows, m, x, x_stride, least(column + c, last), dots, rest);
     for (int r = 0; r < rows; r++) whole[r][c] = dots[r], rests[r][c] = rest[r];
@@ -262,7 +262,7 @@ static void few_piece(const void *arguments, int64_t piece, int thread) {
   }
 }
 
-// Rows of a piece, whole tiles and at most ROWS, with which threads of one speed are done soonest.
+// Rows per piece, in whole tiles and at most ROWS, with which equally fast threads finish soonest.
 INLINE int64_t even_rows(int64_t rows, int64_t n_threads) {
   int64_t best = ROWS, soonest = INT64_MAX;
   for (int64_t size = ROWS; size >= ROWS / 2; size -= TILE_ROWS) {
@@ -272,7 +272,7 @@ INLINE int64_t even_rows(int64_t rows, int64_t n_threads) {
   return best;
 }
 
-// The product by all of the team. `p->norm` of a few rows is applied here, into the leader's scratch.
+// Computes the product with the whole team. `p->norm` of a few rows is applied here, into the leader's scratch.
 static void multiply(struct team *team, struct product p) {
   if (p.rows <= FEW) {
     if (p.norm) {

@@ -1,4 +1,4 @@
-"""The decoder's execution context: one guest's sequences over one encoder result, their cache on the device."""
+"""The decoder's execution context: one guest's sequences over one encoder result, with their cache on the device."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ Peers = Mapping[int, Any]
 
 
 class DecoderContext:
-    """One guest's sequences over one encoder result. Inputs and outputs as kernels/inputs.py names them."""
+    """One guest's sequences over one encoder result. Inputs and outputs are numbered as in kernels/inputs.py."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class DecoderContext:
         self._has_x = False  # whether its own buffers hold the last position
 
     def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        """0 audio, 1 tokens, 2 origins, 3 rules. Raises ValueError for what the model cannot take."""
+        """0 audio, 1 tokens, 2 origins, 3 rules. Raises ValueError for invalid input."""
         if self._closed:
             raise ValueError("this decoder context is closed")
         handle = self._inputs.set(index, tensor)
@@ -59,7 +59,7 @@ class DecoderContext:
 
     def _set_audio(self, handle: int) -> None:
         if handle not in self._peers:
-            raise ValueError(f"audio {handle} is no encoder context of this instance")
+            raise ValueError(f"audio {handle} isn't an encoder context of this instance")
         cross = self._cross_of(self._peers[handle]).hold()
         self._drop_audio()
         self._cross = cross
@@ -75,7 +75,7 @@ class DecoderContext:
             self._cross = None
 
     def compute(self) -> None:
-        """Append the tokens; then choose, if the rules ask for it. Raises ValueError where the inputs do not fit."""
+        """Append the tokens, then choose more if the rules request it. Raises ValueError for inconsistent inputs."""
         if self._cross is None:
             raise ValueError("audio is not set")
         length = len(self.histories[0]) if self.histories else 0
@@ -94,7 +94,7 @@ class DecoderContext:
         self._has_x = True
 
     def _begin(self, tokens: NDArray[np.int32], origins: list[int], length: int) -> list[Row]:
-        """Bring all but the last position into the cache; its rows, which are left."""
+        """Compute all but the last position into the cache; return the last position's rows."""
         self._make_room(len(tokens))
         self._follow(origins, length)
         self._computed, self._start, self._has_x = tokens, length, False
@@ -106,7 +106,7 @@ class DecoderContext:
         return last
 
     def _make_room(self, n: int) -> None:
-        """Buffers with a slot for each of n sequences, what is cached copied over."""
+        """Take buffers with a slot for each of n sequences, and copy the cache over."""
         old = self._buffers
         if old is not None and old.capacity >= n:
             return
@@ -126,7 +126,7 @@ class DecoderContext:
         self._device.write(new.slots, slots)
 
     def _follow(self, origins: list[int], length: int) -> None:
-        """Let sequence i continue cached sequence origins[i]: the slots to read move, no key or value does."""
+        """Let sequence i continue cached sequence origins[i]: remaps slots, moves no keys or values."""
         assert self._buffers is not None
         if length and origins != list(range(len(self.histories))):
             self._slots[: len(origins), :length] = self._slots[origins, :length]
@@ -142,7 +142,7 @@ class DecoderContext:
         self._device.write(self._buffers.slots, self._slots)
 
     def _passes(self) -> list[list[Row]]:
-        """The last compute's tokens as rows by position, MAX_ROWS at a time; the last position by itself."""
+        """The last compute's tokens as rows by position, MAX_ROWS at a time; the last position separately."""
         assert self._computed is not None
         n, n_new = self._computed.shape
         rows = [Row(int(self._computed[s, p]), s, self._start + p) for p in range(n_new) for s in range(n)]
@@ -150,7 +150,7 @@ class DecoderContext:
         return [*(before[i : i + MAX_ROWS] for i in range(0, len(before), MAX_ROWS)), rows[-n:]]
 
     def own_launches(self, b: Activations, first_row: int) -> list[list[Dispatch]]:
-        """Of each layer, those bound to this context, for its rows of the batch's buffers from first_row on."""
+        """Each layer's launches bound to this context, for its rows of the batch's buffers from first_row on."""
         assert self._buffers is not None and self._cross is not None
         n = len(self.histories)
         if (first_row, n) not in self._own:
@@ -183,13 +183,13 @@ class DecoderContext:
         self._device.submit(self._record(len(rows), ("embed", "layers")))
 
     def _fetch(self, recording: Recording, reads: Sequence[View]) -> list[NDArray[np.uint8]]:
-        """Submit, wait, and return what was to be read."""
+        """Submit, wait, and return the contents of `reads`."""
         reading = self._device.submit(recording, reads=reads)
         assert reading is not None
         return reading.wait()
 
     def get_output(self, index: int) -> NDArray[Any]:
-        """Output `index`. Raises ValueError before a compute that gives it, or for an unknown index."""
+        """Output `index`. Raises ValueError before a compute that produces it, or for an unknown index."""
         if self._computed is None:
             raise ValueError("compute comes before get_output")
         if index == LOGITS:
@@ -197,7 +197,7 @@ class DecoderContext:
         if index in (CHOSEN, LOG_PROBABILITIES):
             result = self._chosen if index == CHOSEN else self._log_probabilities
             if result is None:
-                raise ValueError("no token was chosen: rules with n_steps of 1 or more ask for it")
+                raise ValueError("no tokens were chosen: that needs rules with n_steps of 1 or more")
             return result
         if index == CROSS_ATTENTION:
             return self._device.run(self._cross_attention)
@@ -206,11 +206,11 @@ class DecoderContext:
         raise ValueError(f"the decoder has no output {index}")
 
     def _read_logits(self) -> NDArray[np.float32]:
-        """(n_sequences, n_vocab) of the last position, computed now unless choosing a token did."""
+        """(n_sequences, n_vocab) of the last position, computed now unless choosing a token already did."""
         assert self._buffers is not None
         if self._logits is None:
             n, n_vocab = len(self.histories), self._dims.n_vocab
-            if not self._has_x:  # the batch went on from there
+            if not self._has_x:  # the batch has moved on from it
                 last = [Row(history[-1], slot, len(history) - 1) for slot, history in enumerate(self.histories)]
                 self._submit_pass(last)
             [raw] = self._fetch(self._record(n, ("logits",)), [self._buffers.logits.view(0, 4 * n * n_vocab)])
@@ -218,8 +218,8 @@ class DecoderContext:
         return self._logits
 
     def _again(self) -> Iterator[Sequence[Row]]:
-        """The last compute's passes once more, each to read from. They write what the cache already holds."""
-        self._read_logits()  # a pass leaves nothing of what these were computed from
+        """Run the last compute's passes again, to read from each. They rewrite what the cache already holds."""
+        self._read_logits()  # a pass overwrites what these are computed from
         for rows in self._passes():
             self._submit_pass(rows)
             yield rows
@@ -251,11 +251,11 @@ class DecoderContext:
     def _token_probabilities(self) -> NDArray[np.float32]:
         """(n_sequences, n_new): each token's probability among the ids before eot, given those before it.
 
-        NaN for the first, and 0 for a token from eot on, which is not among them. Source: `timing.py`.
+        NaN for the first token, and 0 for ids from eot on, which aren't among them. Source: `timing.py`.
         """
         assert self._buffers is not None and self._computed is not None
         if self._inputs.rules is None:
-            raise ValueError("rules are not set, and with them end of text")
+            raise ValueError("rules are not set, so end of text is unknown")
         eot, n_vocab = self._inputs.rules.eot, self._dims.n_vocab
         n, n_new = self._computed.shape
         result = np.full((n, n_new), np.nan, np.float32)
@@ -279,7 +279,7 @@ class DecoderContext:
         return result
 
     def close(self) -> None:
-        """Give buffers and encoder result back. Idempotent."""
+        """Return the buffers and release the encoder result. Idempotent."""
         self._closed = True
         self._drop_audio()
         buffers, self._buffers = self._buffers, None

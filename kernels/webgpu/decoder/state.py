@@ -1,6 +1,6 @@
-"""What the decoder's kernels know of its sequences: rows, rules and progress, in one small device buffer.
+"""The decoder kernels' view of the sequences: rows, rules and progress, in one small device buffer.
 
-STATE lays it out as the structs State, Row and Sequence of webgpu/shaders/shared.wgsl do, which explain the fields.
+STATE has the layout of the structs State, Row and Sequence in webgpu/shaders/shared.wgsl, which explain the fields.
 The rules are openai/whisper's (20250625, `decoding.py`) SuppressBlank, SuppressTokens and ApplyTimestampRules.
 """
 
@@ -31,7 +31,7 @@ STATE = np.dtype(
 
 
 def mask_words(rules: Rules, n_vocab: int) -> NDArray[np.uint32]:
-    """(2, ceil(n_vocab / 32)): bits of the tokens never allowed; row 1 adds those not allowed at first."""
+    """(2, ceil(n_vocab / 32)): bits of the forbidden tokens; row 1 adds those forbidden as the first one."""
     bits = np.zeros((2, -(-n_vocab // 32) * 32), np.uint8)
     bits[:, rules.never(is_first=False)] = 1
     bits[1, rules.never(is_first=True)] = 1
@@ -50,9 +50,9 @@ class Row:
 def state_words(
     rows: Sequence[Row], n_vocab: int, sequences: Sequence[tuple[Rules, Sequence[int]]] = ()
 ) -> NDArray[np.uint32]:
-    """STATE's words for a pass over `rows`; with each sequence's rules and tokens, for choosing after it too.
+    """STATE's words for a pass over `rows`; given each sequence's rules and tokens, also for choosing after it.
 
-    End of text and where timestamps begin are the first sequence's for all.
+    All sequences use the first one's end of text and first timestamp.
     """
     state = np.zeros(1, STATE)
     state["n_rows"] = len(rows)

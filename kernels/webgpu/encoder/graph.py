@@ -1,6 +1,6 @@
 """Whisper's encoder as a graph on a WebGPU device: log-mel in; audio states and cross-attention memory stay there.
 
-Windows that wait for the device at the same moment, whichever requests they are of, are computed together.
+Windows that wait for the device at the same time, from any requests, are computed together.
 """
 
 import threading
@@ -22,13 +22,13 @@ from kernels.webgpu.encoder.memory import Result
 from kernels.webgpu.encoder.program import EncoderProgram
 from kernels.webgpu.wgsl import Reduction
 
-IDLE_RESULTS = 4  # or as many as go together: kept for the next windows, so that a request allocates nothing
+IDLE_RESULTS = 4  # or as many as are computed together: kept for later windows, so that a request allocates nothing
 Frames = NDArray[np.float32]
 
 
 @dataclass(eq=False)
 class Window:
-    """One that waits to be computed: its frames as the program takes them, and who is told of its result."""
+    """A waiting window: its frames as the program takes them, and the future of its result."""
 
     frames: Frames
     told: Future[Result] = field(default_factory=Future)
@@ -40,7 +40,7 @@ class EncoderGraph:
     def __init__(
         self, device: Device, checkpoint: Checkpoint, reduction: Reduction | None = None, windows: int | None = None
     ) -> None:
-        """`reduction` and `windows`, how many are computed together at most, are chosen by the adapter if None."""
+        """`reduction` and `windows`, the most computed together, are chosen by adapter if None."""
         self.device, self.dims = device, checkpoint.dims
         self.program = device.run(lambda: EncoderProgram(device, checkpoint, reduction, windows))
         self._waiting: deque[Window] = deque()
@@ -49,11 +49,11 @@ class EncoderGraph:
         self._closed = False
 
     def init_execution_context(self, peers: Mapping[int, Any]) -> "EncoderContext":
-        """A context of its own for one thread at a time; it needs no peers."""
+        """A new context, for one thread at a time; it needs no peers."""
         return EncoderContext(self)
 
     def cross_of(self, context: Any) -> CrossMemory:
-        """What a decoder of this model attends to. ValueError unless `context` is this encoder's and has computed."""
+        """What a decoder attends to. ValueError unless `context` is this encoder's and has computed."""
         if not isinstance(context, EncoderContext) or context.graph is not self:
             raise ValueError("audio is not an encoder context of this model")
         if context.cross is None:
@@ -61,19 +61,19 @@ class EncoderGraph:
         return context.cross
 
     def encode(self, mel: Frames) -> Result:
-        """(n_mels, 2 · n_audio_ctx) → its result, in memory given back if there is any. Not on the device's thread."""
+        """(n_mels, 2 · n_audio_ctx) → its result, in reused memory if there is any. Not on the device's thread."""
         window = Window(self.program.frames(mel))
         self._waiting.append(window)
         try:
             self.device.enqueue(self._compute_waiting)
         except DeviceError:
-            with suppress(ValueError):  # where a job that was still running took it
+            with suppress(ValueError):  # a job that was still running took it
                 self._waiting.remove(window)
             raise
         return window.told.result()
 
     def _compute_waiting(self) -> None:
-        """As many windows as go together, of those that wait: perhaps none, where earlier jobs have taken them."""
+        """Compute as many waiting windows as fit together; perhaps none, if earlier jobs took them."""
         taken: list[tuple[Window, Result]] = []
         while len(taken) < self.program.most_windows:
             try:
@@ -82,7 +82,7 @@ class EncoderGraph:
                 break
             try:
                 taken.append((window, self._take_result()))
-            except Exception as error:  # whatever it is, the one it belongs to must be told
+            except Exception as error:  # of any kind: the window's caller must get it
                 window.told.set_exception(error)
         if not taken:
             return
@@ -111,7 +111,7 @@ class EncoderGraph:
         result.close()
 
     def close(self) -> None:
-        """Free the weights and the idle results. Contexts are closed before. Idempotent."""
+        """Free the weights and the idle results. Close contexts first. Idempotent."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -140,7 +140,7 @@ class EncoderContext:
         self._mel = checked_mel(self.graph.dims, index, tensor)
 
     def compute(self) -> None:
-        """Encode the window set. Raises ValueError when none is, or after close()."""
+        """Encode the window. Raises ValueError if none is set, or after close()."""
         if self._closed:
             raise ValueError("this encoder context is closed")
         if self._mel is None:
@@ -160,13 +160,13 @@ class EncoderContext:
         return graph.device.run(lambda: graph.program.read_states(result))
 
     def _drop(self) -> None:
-        """Hold the last result no longer; its memory is free once no decoder holds it either."""
+        """Release the last result; its memory is freed once no decoder holds it either."""
         cross, self.cross, self._result = self.cross, None, None
         if cross is not None:
             cross.release()
 
     def close(self) -> None:
-        """Let go of the window and its result; decoders that attend to it keep theirs. Idempotent."""
+        """Release the window and its result; decoders that attend to it keep theirs. Idempotent."""
         self._closed = True
         self._mel = None
         self._drop()

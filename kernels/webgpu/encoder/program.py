@@ -54,7 +54,7 @@ def compiled(device: Compiler, lanes: int | None) -> dict[str, Pipeline]:
 
 
 def choose_windows(device: Device, floats: Mapping[str, int]) -> int:
-    """How many windows, with so many floats in each buffer, to compute together: enough to keep the adapter busy."""
+    """How many windows, given the floats in each buffer, to compute together: enough to keep the adapter busy."""
     return min(MOST_WINDOWS[device.info.kind], windows_that_fit(floats, device.max_binding, TOGETHER_BYTES))
 
 

@@ -1,7 +1,7 @@
-// The next token of every sequence, as openai/whisper's GreedyDecoder with ApplyTimestampRules: the best allowed text token, unless
-// the timestamps together are likelier than it: then the best timestamp. Its log-probability is over what remained allowed.
-// Then state moves on one position and x becomes the chosen token's embedding + position. A sequence that has chosen the end
-// goes on choosing it with log-probability 0; when all have, state.stopped is set and the launches that follow return at once.
+// Chooses every sequence's next token, like openai/whisper's GreedyDecoder with ApplyTimestampRules: the best allowed text
+// token, or the best timestamp if the timestamps together are likelier. Its log-probability is over the tokens left allowed.
+// Then state advances one position and x becomes the chosen token's embedding + position. A sequence that has chosen end of
+// text keeps choosing it with log-probability 0; when all have, state.stopped is set and later launches return immediately.
 //
 // One workgroup; invocation i joins every WORKGROUP-th entry of partials and embeds every WORKGROUP-th 8 columns.
 //   partials   (sequences, N_GROUPS, 2) × (max, token, sum of exp(logit - max), 0) f32, text then timestamps, see decoder_ln_logits.wgsl
@@ -26,7 +26,7 @@ override N_RANGE = 51864u;
 override N_GROUPS = 811u;
 override N_VOCAB = 51864u;
 override N_TEXT_CTX = 448u;
-const NAN = 0x7fc00000u;  // log-probability where nothing at all is allowed
+const NAN = 0x7fc00000u;  // log-probability if no token is allowed
 
 var<workgroup> best_text: array<vec4f, WORKGROUP>;
 var<workgroup> best_time: array<vec4f, WORKGROUP>;
@@ -35,7 +35,7 @@ var<workgroup> next: vec2<u32>;  // token, position
 
 {{ columns() }}
 {{ join() }}
-// (token, log-probability's bits) of a sequence, its rules moved on by that token.
+// (token, log-probability's bits) of a sequence, whose rules advance by that token.
 fn choose(sequence: u32, text: vec4f, time: vec4f) -> vec2<u32> {
   var rules = state.sequences[sequence];
   if (rules.has_ended != 0u) {

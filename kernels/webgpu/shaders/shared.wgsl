@@ -1,13 +1,13 @@
 {#
-What several kernels share, as macros. A kernel imports those it uses at its top, so that its text stays readable from there on:
+Macros that several kernels share. A kernel imports those it uses at its top and reads as plain WGSL from there on:
     {% from "shared.wgsl" import gelu, state with context %}
 They read these template parameters of the kernel:
     reduction         "subgroup": a workgroup is one subgroup, whose lanes share loads by subgroupBroadcast. For software adapters.
                       "workgroup": invocations share loads and sums in workgroup memory. Needs no subgroups. For hardware.
     lanes             invocations of a subgroup: 4, 8 or 16. Only for the encoder's kernels with reduction "subgroup"
     rows              rows of activations that one workgroup of the decoder computes: 1 or 4
-    enable_subgroups  whether the compiler wants `enable subgroups;`: Tint does, naga (wgpu 29) rejects it
-Why unroll: lavapipe keeps an array that is indexed by a variable in slow memory, so a tile's sums are variables with names.
+    enable_subgroups  whether the compiler requires `enable subgroups;`: Tint does, naga (wgpu 29) rejects it
+Why unroll: lavapipe keeps an array that is indexed by a variable in slow memory, so a tile's sums are named variables.
 #}
 
 {% macro extensions() %}
@@ -50,12 +50,12 @@ fn dot8(a: Columns, b: Columns) -> f32 {
 Columns({{ array }}[2u * ({{ index }})], {{ array }}[2u * ({{ index }}) + 1u])
 {%- endmacro %}
 
-{# A lane's Columns in all lanes. WGSL wants `lane` to be a constant. #}
+{# A lane's Columns in all lanes. WGSL requires a constant `lane`. #}
 {% macro broadcast(value, lane) -%}
 Columns(subgroupBroadcast({{ value }}.low, {{ lane }}u), subgroupBroadcast({{ value }}.high, {{ lane }}u))
 {%- endmacro %}
 
-{# The decoder's sequences on the device. kernels/webgpu/decoder/state.py writes it. #}
+{# The decoder's sequences on the device. kernels/webgpu/decoder/state.py writes them. #}
 {% macro state() %}
 struct Row {  // of a pass: one token of one sequence
   token: u32,
@@ -64,11 +64,11 @@ struct Row {  // of a pass: one token of one sequence
   unused: u32,
 }
 
-struct Sequence {  // what it may choose next, and what that follows from
+struct Sequence {  // the tokens that it may choose next, and the history that decides them
   text_from: u32,
   time_from: u32,
   time_below: u32,
-  is_first: u32,  // its first token to be chosen
+  is_first: u32,  // whether its first token is next
   last_was_time: u32,
   last_time: u32,  // 0: none yet
   has_ended: u32,
@@ -76,10 +76,10 @@ struct Sequence {  // what it may choose next, and what that follows from
 
 struct State {
   n_rows: u32,
-  stopped: u32,  // not 0: every sequence has ended, and the launches that follow return at once
+  stopped: u32,  // not 0: every sequence has ended, and later launches return immediately
   n_chosen: u32,  // steps so far
   eot: u32,
-  timestamp_begin: u32,  // the vocabulary's size where there are no timestamp rules
+  timestamp_begin: u32,  // the vocabulary's size if there are no timestamp rules
   unused_0: u32,
   unused_1: u32,
   unused_2: u32,
@@ -160,8 +160,8 @@ fn norm_inputs(first_row: u32, invocation: u32) {
 {# The sizes of a decoder's product: products() and norm_inputs() read them. #}
 {% macro product_sizes() %}
 override WORKGROUP = 256u;  // invocations
-override LANES = 64u;  // of them that share 4 outputs
-override TILES = 4u;  // that a workgroup takes
+override LANES = 64u;  // invocations that share 4 outputs
+override TILES = 4u;  // per workgroup
 override N_IN = 384u;
 override N_OUT = 384u;
 const ROWS = {{ rows }}u;
@@ -173,7 +173,7 @@ lines follow for each row r: there y<r> is the row's 4 outputs from `out` on. Th
 With reduction "subgroup" LANES is 1: each lane owns 4 outputs. With "workgroup" LANES invocations share 4 outputs, each summing
 over every LANES-th 8 columns.
     weight       the array of weights, (N_OUT, N_IN) f16
-    x, first     the array of inputs and its row that r = 0 is
+    x, first     the array of inputs, and its row for r = 0
 #}
 {% macro products(weight, x, first) %}
   let eighths = N_IN / 8u;
@@ -183,7 +183,7 @@ over every LANES-th 8 columns.
       break;
     }
     let out = first_out + invocation / LANES * 4u;
-    let weights = min(out + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(N_OUT - 1u)) * eighths;  // where those of each output begin
+    let weights = min(out + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(N_OUT - 1u)) * eighths;  // where each output's begin
   {% for r in range(rows) %}
     var y{{ r }} = vec4f();
   {% endfor %}
@@ -235,11 +235,11 @@ over every LANES-th 8 columns.
 {% endmacro %}
 
 {#
-The encoder's product: every sum of a workgroup's rows and columns to store(row, quad, sum), where a quad is 4 columns. The kernel
-has load_a(row, quad), which takes any row, and store, which drops rows past the end; params has rows, inner and columns.
-With reduction "subgroup" a workgroup computes 16 rows by 8 · LANES columns, and a lane owns 8 of them. A load is dear on lavapipe, so
-none is repeated: each lane loads other rows of a, and subgroupBroadcast hands them to all.
-With "workgroup" 256 invocations compute 64 rows by 64 columns, going along the inner dimension 16 at a time through workgroup
+The encoder's product: passes every sum of a workgroup's rows and columns to store(row, quad, sum); a quad is 4 columns. The
+kernel defines load_a(row, quad), for any row, and store, which drops rows past the end; params has rows, inner and columns.
+With reduction "subgroup" a workgroup computes 16 rows by 8 · LANES columns, and a lane owns 8 of them. Loads are slow on
+lavapipe, so none is repeated: each lane loads different rows of a, and subgroupBroadcast passes them to all.
+With "workgroup" 256 invocations compute 64 rows by 64 columns, stepping along the inner dimension 16 at a time through workgroup
 memory; an invocation owns 4 rows by 4 columns.
     row       the first row
     column    with "subgroup" the lane's 8 columns, with "workgroup" the workgroup's first 8

@@ -1,4 +1,4 @@
-"""Small synthetic checkpoints load to the same arrays from every format; damaged and hostile ones are refused."""
+"""Small synthetic checkpoints load to the same arrays from every format; damaged and hostile ones are rejected."""
 
 import gzip
 import json
@@ -94,19 +94,19 @@ def test_positions_left_out_are_sinusoids(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded[3, :2], np.sin([3, 3 / 10_000 ** (1 / 3)]), rtol=1e-6)
 
 
-def test_generation_config_tells_heads_and_languages(tmp_path: Path) -> None:
+def test_generation_config_gives_heads_and_languages(tmp_path: Path) -> None:
     folder = write_huggingface(tmp_path, arrays_of())
     (folder / "generation_config.json").write_text('{"alignment_heads": [[0, 1], [1, 0]], "is_multilingual": true}')
     checkpoint = load_checkpoint(folder)
     assert checkpoint.alignment_heads == ((0, 1), (1, 0)) and checkpoint.is_multilingual
     (folder / "generation_config.json").write_text('{"alignment_heads": []}')
-    assert load_checkpoint(folder).alignment_heads == ((1, 0), (1, 1))  # as if it did not say
+    assert load_checkpoint(folder).alignment_heads == ((1, 0), (1, 1))  # as if it were absent
     (folder / "generation_config.json").write_text('{"alignment_heads": [[2, 0]]}')
     with pytest.raises(CheckpointError, match=r"generation_config\.json: alignment head \[2, 0\]"):
         load_checkpoint(folder)
 
 
-def test_generation_config_tells_how_many_beams(tmp_path: Path) -> None:
+def test_generation_config_gives_the_number_of_beams(tmp_path: Path) -> None:
     folder = write_huggingface(tmp_path, arrays_of())
     for text, num_beams in (("{}", 1), ('{"num_beams": null}', 1), ('{"num_beams": 5}', 5), ('{"num_beams": 99}', 16)):
         (folder / "generation_config.json").write_text(text)
@@ -261,7 +261,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-# A tuple of itself, twice, sixty times over: a few hundred bytes that written out, or hashed, would take for ever.
+# A tuple of itself, twice, nested sixty times: a few hundred bytes that would take forever to print or hash.
 DOUBLED = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
 
 

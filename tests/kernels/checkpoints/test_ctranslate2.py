@@ -1,4 +1,4 @@
-"""CTranslate2's model.bin: every storage that its converters write, mapped, and what is refused by name."""
+"""CTranslate2's model.bin: every storage that its converters write, mapped; errors name the rejected part."""
 
 import json
 import struct
@@ -30,7 +30,7 @@ MATRICES = ("conv1/weight", "conv2/weight", "linear_0/weight", "linear_1/weight"
 
 
 def quantised(variables: Arrays, dtype: type) -> Arrays:
-    """As the converter does: int8 with a scale a row, int16 with one for the whole."""
+    """Like the converter: int8 with a scale per row, int16 with one for all."""
     stored: Arrays = {}
     for name, array in variables.items():
         if not name.endswith(MATRICES):
@@ -100,7 +100,7 @@ def test_bf16_is_exact_and_an_alias_is_what_it_names(model: Path) -> None:
 
 
 def test_a_bias_of_the_keys_is_left_out(model: Path) -> None:
-    """It cannot change what a softmax over the keys gives."""
+    """It cannot change a softmax over the keys."""
     variables = ctranslate2_variables(arrays_of())
     variables["decoder/layer_0/self_attention/linear_0/bias"][8:16] = 3
     model.write_bytes(ctranslate2_bytes(variables))
@@ -204,7 +204,7 @@ def changed(**changes: NDArray[Any] | None) -> bytes:
         ({"encoder__x": np.zeros(2, np.float16)}, "tensor encoder/x does not belong"),
     ],
 )
-def test_what_no_whisper_has_is_refused(changes: dict[str, Any], message: str | None, model: Path) -> None:
+def test_variables_of_no_whisper_are_refused(changes: dict[str, Any], message: str | None, model: Path) -> None:
     model.write_bytes(changed(**changes))
     if message is None:  # the alias in the file's own table comes last
         assert load_checkpoint(model).dims == DIMS

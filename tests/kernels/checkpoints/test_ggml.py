@@ -1,4 +1,4 @@
-"""whisper.cpp's ggml files: the quantised types against their formulas, and what is refused by name."""
+"""whisper.cpp's ggml files: the quantised types against their formulas; errors name the rejected part."""
 
 import struct
 from dataclasses import replace

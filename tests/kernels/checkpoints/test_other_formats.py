@@ -1,4 +1,4 @@
-"""Files that are not read are named as what they are, and only damage is answered with "fetch its files again"."""
+"""Errors name the kind of an unsupported file, and only damage gets "fetch its files again"."""
 
 import io
 import json
@@ -95,7 +95,7 @@ def test_a_file_of_another_kind_is_named(kind: str, name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["model.bin", "model.safetensors", "model.pt", "small.mpk", "small.mpk.gz"])
 @pytest.mark.parametrize("content", [b"", b"\0" * 3000, b"\xff" * 3000])
-def test_damage_is_answered_with_fetching_again(content: bytes, name: str, tmp_path: Path) -> None:
+def test_damage_suggests_fetching_again(content: bytes, name: str, tmp_path: Path) -> None:
     write_huggingface(tmp_path, arrays_of())
     write_burn(tmp_path, arrays_of())
     (tmp_path / name).write_bytes(content)
@@ -147,7 +147,7 @@ def test_another_models_tensors_are_named(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_a_tokenizer_is_asked_for_where_there_is_none(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_requested(tmp_path: Path) -> None:
     path = write_openai(tmp_path, arrays_of())
     asked: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""Checkpoints saved in other dtypes: what a reader gets back, and what of quantised weights is refused."""
+"""Checkpoints saved in other dtypes: what a reader gets back, and which quantised weights are rejected."""
 
 import json
 import zlib

@@ -52,7 +52,7 @@ def test_contexts_work_in_threads_at_once(model: CpuModel, mel: Any) -> None:
             np.testing.assert_array_equal(left, right)
 
 
-def test_encoder_refuses_what_is_no_window(model: CpuModel, mel: Any) -> None:
+def test_encoder_refuses_invalid_windows(model: CpuModel, mel: Any) -> None:
     context = model.encoder.init_execution_context({})
     with pytest.raises(ValueError, match="not set"):
         context.compute()

@@ -222,7 +222,7 @@ def test_only_computed_windows_of_this_model_are_attended(model: CpuModel, encod
     context = model.decoder.init_execution_context(peers)
     peers[6] = context
     for handle in (0, 1, 2, 3, 4, 6, -1):
-        with pytest.raises(ValueError, match=f"audio {handle} is no encoder context"):
+        with pytest.raises(ValueError, match=f"audio {handle} isn't an encoder context"):
             context.set_input(0, ints(handle))
     context.set_input(1, ints([9]))
     with pytest.raises(ValueError, match="audio is not set"):

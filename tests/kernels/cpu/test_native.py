@@ -1,4 +1,4 @@
-"""The C kernels against float64 over odd sizes, each instruction set this processor has, and the models they make."""
+"""The C kernels against float64 over odd sizes, with each instruction set of this processor, and whole models."""
 
 import ctypes
 import math
@@ -131,7 +131,7 @@ def test_a_library_of_another_layout_is_refused(library: Library, monkeypatch: p
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize(("n_out", "n_in"), [(1, 1), (5, 129), (1153, 384), (77, 24)])
 def test_bytes_and_their_products(library: Library, n_out: int, n_in: int, dtype: Any) -> None:
-    """Each byte is its weight to half a scale, and few rows are multiplied by bytes as by floats."""
+    """Each int8 weight is exact to half a scale, and products of few rows are the same in int8 as in floats."""
     cores = Cores()
     weight = normal(n_out, n_in).astype(dtype)
     weight[-1] = 0
@@ -201,7 +201,7 @@ def repeating() -> Checkpoint:
 
 @each_rule_case
 def test_each_case_of_the_rules(library: Library, repeating: Checkpoint, case: RuleCase) -> None:
-    """By logits as they are and by screened ones, which are made exact."""
+    """By unscreened logits and by screened ones, which are made exact."""
     native, logits = NativeWhisper(repeating, Cores(), library), case.logits[None]
     hidden = np.pad(logits, [(0, 0), (0, repeating.dims.n_text_state - rule_cases.N_VOCAB)])
     for screened in (None, logits + np.float32(0.01) * normal(*logits.shape)):
@@ -238,8 +238,8 @@ def test_a_choice_waits_for_the_table_in_bytes(library: Library) -> None:
     cores.close()
 
 
-def test_a_token_embedding_in_bytes_is_read_where_it_lies(library: Library) -> None:
-    """The same logits and choices as of its floats, from the table itself instead of two copies."""
+def test_an_int8_token_embedding_is_read_in_place(library: Library) -> None:
+    """The same logits and choices as from its floats, read from the table itself instead of two copies."""
     name = "decoder.token_embedding.weight"
     table = quantise_coarsely(CHECKPOINT.arrays[name])
     stored = Checkpoint(DIMS, Dequantised({**CHECKPOINT.arrays, name: table}), "{}", CHECKPOINT.alignment_heads, False)
@@ -262,8 +262,8 @@ def test_a_token_embedding_in_bytes_is_read_where_it_lies(library: Library) -> N
 
 
 @pytest.mark.parametrize("n_new", [1, 4, 29])
-def test_models_are_a_plain_whisper(library: Library, n_new: int) -> None:
-    """f16 weights as they lie and f32 ones, prompts of few rows and of many."""
+def test_models_match_a_plain_whisper(library: Library, n_new: int) -> None:
+    """f16 weights in place and f32 ones, prompts of few rows and of many."""
     mel = np.random.default_rng(1).standard_normal((1, DIMS.n_mels, 2 * DIMS.n_audio_ctx), dtype=np.float32)
     plain = PlainWhisper(CHECKPOINT)
     states = plain.encode(mel[0])
@@ -293,7 +293,7 @@ def test_more_mel_bands_than_the_rest_of_the_model_is_wide(library: Library) -> 
 
 
 def test_windows_that_end_in_silence_are_encoded_as_any_other(library: Library) -> None:
-    """However many of the last frames are all alike, of which the convolutions compute one."""
+    """However many of the last frames are identical: the convolutions compute only one of them."""
     native, numpy = NativeWhisper(CHECKPOINT, Cores(), library), NumpyWhisper(CHECKPOINT, Cores())
     n_frames = 2 * DIMS.n_audio_ctx
     for first in (0, 1, 2, 3, n_frames // 2, n_frames // 2 + 1, *range(n_frames - 7, n_frames)):

@@ -1,4 +1,4 @@
-"""What tests of the GPU's kernels are run with: both reductions of the encoder."""
+"""Fixtures for the GPU kernels' tests: both reductions of the encoder."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The rules the decoder graph chooses tokens by, on a WebGPU device, against what openai/whisper's would choose."""
+"""The decoder graph's rules for choosing tokens on a WebGPU device, against openai/whisper's choices."""
 
 from collections.abc import Sequence
 
@@ -75,7 +75,7 @@ def test_runs_of_random_logits_follow_the_rules(device: Device) -> None:
     rng = np.random.default_rng(5)
     n_positions, begins = 120, [[0], [1], [2], [3]]
     script = rng.standard_normal((n_positions, N_VOCAB)) * 4
-    # Timestamps, which may not go back, are likeliest at a time that goes on.
+    # Timestamps, which must not decrease, are likeliest at an increasing time.
     time, now = np.arange(N_VOCAB - BEGIN), 2 * np.arange(n_positions)[:, None]
     script[:, BEGIN:] += 6 - np.abs(time - now).clip(max=12)
     wanted = rules(
@@ -99,7 +99,7 @@ def test_runs_of_random_logits_follow_the_rules(device: Device) -> None:
     assert 20 < (chosen >= BEGIN).sum() / len(begins) < 80  # both kinds were chosen
 
 
-def test_an_ended_sequence_goes_on_ending_until_all_have(device: Device) -> None:
+def test_an_ended_sequence_keeps_ending_until_all_have(device: Device) -> None:
     script = np.full((9, N_VOCAB), -4.0)
     script[[0, 1], [10, 11]] = 4
     script[2:, EOT] = 4

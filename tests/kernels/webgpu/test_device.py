@@ -113,7 +113,7 @@ def test_a_recording_outlives_the_close_of_its_buffers(device: Device, own_kerne
     assert device.read(out, np.uint32).tolist() == list(range(5, 13))
 
 
-def test_misuse_of_a_kernel_is_told(device: Device, own_kernels: Path) -> None:
+def test_misuse_of_a_kernel_is_an_error(device: Device, own_kernels: Path) -> None:
     (own_kernels / "fill.wgsl").write_text(FILL)
     (own_kernels / "wrong.wgsl").write_text("fn main( {")
     (own_kernels / "gap.wgsl").write_text(FILL.replace("binding(2)", "binding(3)"))

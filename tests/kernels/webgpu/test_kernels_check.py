@@ -1,4 +1,4 @@
-"""The check of the kernels: ours pass it, it knows every variant there is, and what is wrong is named."""
+"""The check of the kernels: ours pass it, it covers every variant, and it names each fault."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tools import kernels_check, tint
 
 
 class Written(Variant):
-    """A kernel whose text is not a template's."""
+    """A kernel whose text doesn't come from a template."""
 
     def source(self, *, enable_subgroups: bool = False) -> str:
         return self.name
@@ -26,7 +26,7 @@ def test_every_variant_is_valid_in_naga_and_has_its_head(device: Device) -> None
     assert kernels_check.problems(device, variants()) == []
 
 
-def test_what_is_wrong_is_named(device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_faults_are_named(device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "left.wgsl").touch()
     monkeypatch.setattr(kernels_check, "SHADERS", tmp_path)
     source = "// y = 2x\n//   x  (n,) f32  in\n@group(0) @binding(0) var<storage, read> x: array<f32>;\n"
@@ -58,7 +58,7 @@ def test_every_kernel_that_a_model_compiles_here_is_among_them(device: Device, m
     assert len(asked) > 15 and asked <= known
 
 
-def test_they_are_written_for_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_are_written_as_plain_wgsl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["variants", str(tmp_path / "out")])
     variants_module.main()
     written = {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()}

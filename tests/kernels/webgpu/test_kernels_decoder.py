@@ -250,7 +250,7 @@ def test_kernel_ln_logits(bench: Bench, rows: int, n_in: int, n_vocab: int) -> N
 
 @pytest.mark.parametrize("width", ["128", "256"])
 def test_kernels_hold_at_other_subgroup_sizes(width: str, device: Device) -> None:
-    """lavapipe's subgroups have 4, 8 or 16 lanes, settled when a process first asks for an adapter."""
+    """lavapipe's subgroups have 4, 8 or 16 lanes, fixed when a process first requests an adapter."""
     if os.environ.get("LP_NATIVE_VECTOR_WIDTH") == width or "llvmpipe" not in device.info.name:
         pytest.skip(f"{device.info.name} is tested here, at the one size it has")
     command = [

@@ -141,7 +141,7 @@ def test_a_file_twice_is_heard_twice(kind: str, caplog: pytest.LogCaptureFixture
     for half in (sound[: len(sound) // 2], sound[len(sound) // 2 :]):
         similar = similarity(speechlike(SAMPLE_RATE, 1, SECONDS)[:, 0], half, within=4000)
         assert similar > (0.85 if kind == "amr" else 0.95)
-    assert not caplog.records or kind == "amr"  # whose decoder takes the second head for a frame
+    assert not caplog.records or kind == "amr"  # its decoder reads the second header as a frame
 
 
 PCM = encoded(speechlike(16_000, 1, 2), 16_000, "WAV", "PCM_16")
@@ -244,13 +244,13 @@ def test_a_file_that_is_mostly_damaged_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mp3", "aac", "flac", "ac3", "eac3", "mp2"])
-def test_padding_and_text_are_no_damage_but_logged(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_padding_and_text_are_logged_and_not_damage(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     whole = file(kind)
     for padding in (bytes(300_000), b"\xff" * 300_000, b"lorem ipsum dolor\n" * 12_000):
         caplog.clear()
         assert decode(io.BytesIO(whole + padding)).duration == pytest.approx(SECONDS, abs=0.1)
         assert len(caplog.records) == 1
-    if kind != "flac":  # which FFmpeg does not look for behind anything
+    if kind != "flac":  # FFmpeg doesn't look for it after other content
         assert decode(io.BytesIO(bytes(100_000) + whole)).duration == pytest.approx(SECONDS, abs=0.1)
 
 
@@ -261,7 +261,7 @@ def test_files_joined_by_the_thousand_are_bounded_work() -> None:
     assert time.monotonic() - start < 20
 
 
-def test_what_is_lost_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_lost_sound_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     damaged = junk_put_in(file("mp3"))
     with caplog.at_level(logging.WARNING, "wisp"):
         audio = decode(io.BytesIO(damaged))

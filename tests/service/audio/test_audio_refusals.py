@@ -1,4 +1,4 @@
-"""Decoding what is broken, forged or no audio at all: one clear error each, and little work."""
+"""Decoding broken and forged files and other content: one clear error each, and little work."""
 
 import io
 import os
@@ -72,7 +72,7 @@ def test_a_real_wav_cut_anywhere(shared: Path) -> None:
 
 
 def test_flipped_bytes_are_read_or_refused(capfd: pytest.CaptureFixture[str]) -> None:
-    """And libsndfile's own libraries say nothing on stderr about it."""
+    """And libsndfile's own libraries write nothing to stderr about it."""
     chance = np.random.default_rng(0)
     kinds = (("WAV", "IMA_ADPCM"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", None))
     for format, subtype in kinds:
@@ -98,7 +98,7 @@ def wav_header(rate: int, channels: int, bits: int = 16, data_bytes: int = 0xFFF
     )
 
 
-def test_a_length_that_a_header_claims_does_not_count() -> None:
+def test_a_length_claimed_by_a_header_is_ignored() -> None:
     second = struct.pack("<h", 1000) * SAMPLE_RATE
     assert decode(io.BytesIO(wav_header(SAMPLE_RATE, 1) + second)).duration == 1.0
     flac = bytearray(encoded(speechlike(SAMPLE_RATE, 1), SAMPLE_RATE, "FLAC"))
@@ -122,7 +122,7 @@ def test_more_seconds_than_allowed_are_refused_before_they_are_kept() -> None:
     assert decode(io.BytesIO(hour), max_seconds=3600).duration == 3600
 
 
-def test_many_channels_at_a_high_rate_shorten_what_is_allowed() -> None:
+def test_many_channels_at_a_high_rate_shorten_the_limit() -> None:
     rate, channels = 192_000, 8
     file = encoded(np.zeros((rate * 2, channels), np.int16), rate, "FLAC", "PCM_16")
     with pytest.raises(AudioTooLong):
@@ -140,13 +140,13 @@ def test_a_tenth_of_a_second_is_enough() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"RIFF", b"hello, this is text", b"\x89PNG\r\n\x1a\n" + bytes(99), b"ID3", os.urandom(5000)]
 )
-def test_what_is_no_audio_is_told_the_formats(content: bytes) -> None:
+def test_an_error_for_other_content_lists_the_formats(content: bytes) -> None:
     with pytest.raises(UnreadableAudio, match="Formats read: WAV, FLAC, OGG") as caught:
         decode(io.BytesIO(content))
     assert (caught.value.status, caught.value.param) == (400, "file")
 
 
-def test_tags_without_end_are_no_endless_work() -> None:
+def test_endless_tags_are_bounded_work() -> None:
     with pytest.raises(UnreadableAudio):
         decode(io.BytesIO(b"ID3\x04\0\0\0\0\0\0" * 200_000))
 

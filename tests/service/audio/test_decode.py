@@ -91,7 +91,7 @@ def test_float_samples_over_full_scale_are_kept() -> None:
 
 
 @pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
-def test_samples_that_are_no_sound_are_silence(subtype: str) -> None:
+def test_invalid_samples_are_silence(subtype: str) -> None:
     broken = speechlike(SAMPLE_RATE, 2)
     broken[[10, 20, 30, 40]] = np.array([np.nan, np.inf, -np.inf, 1e30])[:, None]
     broken[50, 0] = np.nan
@@ -109,7 +109,7 @@ def test_blocks_can_be_read_again_long_or_short() -> None:
         np.testing.assert_array_equal(samples(audio), first)
 
 
-def test_what_waits_for_its_turn_holds_little_memory() -> None:
+def test_waiting_audio_holds_little_memory() -> None:
     file = io.BytesIO(encoded(speechlike(8000, 1, 250), 8000, "WAV", "PCM_U8"))
     tracemalloc.start()
     audio = decode(file)
@@ -134,7 +134,7 @@ def test_an_upload_spooled_to_disk_is_read_from_its_start() -> None:
 def test_mp3s_are_read_to_their_end_whatever_their_header_says(mode: str, rate: int, channels: int) -> None:
     """A variable-rate one without its Xing header, two joined, one cut."""
     sound = speechlike(rate, channels, 10)
-    sound[: rate * 5] *= 1e-4  # few bits first, many later
+    sound[: rate * 5] *= 1e-4  # few bits at first, many later
     mp3 = encoded(sound, rate, "MP3", bitrate_mode=mode, compression_level=0.5)
     header = mp3.index(mp3[:2], 4)  # the Xing frame's length
     bare, tag = mp3[header:], b"ID3\x04\0\0\0\0\x01\0" + bytes(128)

@@ -1,4 +1,4 @@
-"""Decoding in processes: what a hostile file does to its own hurts no one else, and nothing can be got from inside."""
+"""Decoding in processes: a hostile file harms only its own process, and can read nothing from inside."""
 
 import ctypes
 import io
@@ -54,7 +54,7 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("either_way")
-def test_a_header_that_takes_for_ever_costs_one_refusal() -> None:
+def test_a_header_that_takes_forever_costs_one_refusal() -> None:
     with pytest.raises(UnreadableAudio, match="takes too long to decode") as caught:
         decode(io.BytesIO(matroska(tags=4000)), limits=Limits(stall_s=0.2))
     assert caught.value.status == 400
@@ -63,7 +63,7 @@ def test_a_header_that_takes_for_ever_costs_one_refusal() -> None:
 
 @pytest.mark.usefixtures("either_way")
 def test_more_memory_than_allowed_costs_one_refusal() -> None:
-    """Probing frames of one byte takes 300 bytes for each of them."""
+    """Probing takes 300 bytes for each one-byte frame."""
     frames = matroska(frames=300_000, codec=b"A_VORBIS")
     # Which allocation is the first to fail isn't certain, nor whether its caller survives that.
     refusals = "more memory to decode than is allowed|the decoder failed on it"
@@ -97,7 +97,7 @@ def test_a_client_that_leaves_ends_the_process_at_once() -> None:
 
 
 @needs_linux
-def test_one_that_is_not_read_to_its_end_goes_with_its_reader() -> None:
+def test_a_process_not_read_to_its_end_stops_with_its_reader() -> None:
     audio = decode(io.BytesIO(LONG))
     blocks = audio.blocks()
     next(blocks)
@@ -170,7 +170,7 @@ def test_the_fork_server_ends_with_the_service() -> None:
 
 
 @needs_linux
-def test_the_processes_have_nothing_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processes_hold_nothing_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WISP_API_KEYS", "secret")
     decoder_client._server.close()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -209,7 +209,7 @@ print(os.waitstatus_to_exitcode(int(os.read(answer, 20))))
 
 
 @needs_linux
-def test_a_fork_that_cannot_begin_is_no_second_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_that_cannot_start_is_not_a_second_server(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = subprocess.run([sys.executable, "-c", UNBEGUN], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.stdout.strip() == str(NOT_BEGUN), ended.stderr
     monkeypatch.setattr(decoder_client._server, "end", lambda number: NOT_BEGUN)
@@ -250,7 +250,7 @@ os._exit(0)
 
 
 @needs_linux
-def test_what_is_locked_in_can_read_its_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_locked_in_process_can_read_its_file_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1234")
     command = [sys.executable, "-c", INSIDE, str(tmp_path / "file"), str(96 * MIB)]
     answer = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
@@ -260,7 +260,7 @@ def test_what_is_locked_in_can_read_its_file_and_nothing_else(tmp_path: Path) ->
 
 
 def opens_of(path: Path) -> Callable[[], bool]:
-    """Whether anybody has opened the file since, as the kernel tells."""
+    """Whether anybody has opened the file since, as the kernel reports."""
     libc = ctypes.CDLL(None, use_errno=True)
     watch = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     assert libc.inotify_add_watch(watch, os.fsencode(path), 0x20) >= 0  # IN_OPEN
@@ -297,7 +297,7 @@ NAMING = [
 
 @needs_linux
 @pytest.mark.parametrize("content", NAMING)
-def test_nothing_that_content_names_is_opened(tmp_path: Path, content: str) -> None:
+def test_files_named_by_content_are_not_opened(tmp_path: Path, content: str) -> None:
     canary = tmp_path / "canary.aac"
     canary.write_bytes(av_encoded("adts", "aac"))
     decoder_client.warm_up()
@@ -351,7 +351,7 @@ def test_samples_come_unchanged() -> None:
 
 @needs_linux
 def test_hostile_files_keep_nobody_else_waiting(folder: Path) -> None:
-    """They hold every turn at reading, and more of them wait; a good file is read between two looks at theirs."""
+    """They hold every reading turn, and more of them wait; a good file is read between two checks of theirs."""
     hostile = matroska(tags=20_000)
     with engine_for(settings_for(folder)) as engine:
         transcriber = engine.load()

@@ -83,7 +83,7 @@ def test_the_first_of_many_tracks_is_heard(container: str) -> None:
     [("matroska", "alac"), ("mp4", "alac"), ("mp4", "aac"), ("mpegts", "mp2"), ("matroska", "flac")],
 )
 def test_the_first_track_that_is_not_silent_is_heard(container: str, codec: str) -> None:
-    """OBS records one for each input, whether anything is plugged in or not."""
+    """OBS records a track for each input, whether or not anything is plugged in."""
     for levels, heard in (((0.0,), 1.0), ((0.0, 0.001, 0.4), 0.4), ((0.3, 1.0), 0.3), ((0.0, 0.0, 0.0), 0.0)):
         sound = samples(decode(io.BytesIO(with_tracks(max(2, len(levels)), container, levels, codec))))
         assert np.abs(sound).max() == pytest.approx(0.5 * heard, abs=0.1), levels
@@ -172,7 +172,7 @@ def test_playlists_do_not_make_the_service_open_other_files(tmp_path: Path, play
 
 
 def test_an_mp4_does_not_make_the_service_open_other_files(tmp_path: Path) -> None:
-    """A data reference names another file; FFmpeg could be told to read the samples there."""
+    """A data reference names another file; FFmpeg could be made to read the samples there."""
     secret = tmp_path / "secret.bin"
     secret.write_bytes(MDAT * 2000)
     path = str(secret).encode()
@@ -182,7 +182,7 @@ def test_an_mp4_does_not_make_the_service_open_other_files(tmp_path: Path) -> No
         decode(io.BytesIO(mp4(track(1000, reference=alias), data=b"")))
 
 
-# An MP4 written by hand, of one AAC frame of silence told 2000 times.
+# A hand-written MP4 that references one AAC frame of silence 2000 times.
 MDAT = b"\x21\x10\x04\x60\x8c\x1c"
 
 
@@ -227,7 +227,7 @@ def mp4(*tracks: bytes, data: bytes = MDAT * 2000) -> bytes:
 HEARD = 2000 * 1024 / 44_100  # seconds
 
 
-def test_three_hours_claimed_in_a_header_do_not_count() -> None:
+def test_three_hours_claimed_in_a_header_are_ignored() -> None:
     assert decode(io.BytesIO(mp4(track(3 * 3600 * 44_100 // 1024)))).duration == pytest.approx(HEARD, abs=0.1)
     m4a = bytearray(encoded("ipod", "aac"))
     honest = decode(io.BytesIO(bytes(m4a))).duration
@@ -237,8 +237,8 @@ def test_three_hours_claimed_in_a_header_do_not_count() -> None:
     assert decode(io.BytesIO(bytes(m4a))).duration == pytest.approx(honest, abs=0.1)
 
 
-def test_edits_without_end_are_no_endless_work() -> None:
-    """FFmpeg hears them all, 100,000 seconds, and looks for each in the whole index."""
+def test_endless_edits_are_bounded_work() -> None:
+    """FFmpeg plays them all, 100,000 seconds, and searches the whole index for each."""
     many = mp4(track(2000, edits=100_000))
     with pytest.raises(RequestError):
         decode(io.BytesIO(many), max_seconds=60, limits=Limits(stall_s=0.5))

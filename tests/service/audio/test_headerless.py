@@ -1,4 +1,4 @@
-"""Raw telephone sound: its name or its media type tells its format, unless the content is a file of another kind."""
+"""Raw telephone sound: its name or media type gives its format, unless the content is a file of another kind."""
 
 import io
 from typing import Any
@@ -49,7 +49,7 @@ def raw(codec: str, rate: int, bits: int = 0) -> bytes:
         ("", "audio/PCMA;rate=16000", "pcm_alaw", 16_000, 0),
     ],
 )
-def test_a_name_or_a_type_tells_the_format(name: str, media_type: str, codec: str, rate: int, bits: int) -> None:
+def test_a_name_or_a_type_gives_the_format(name: str, media_type: str, codec: str, rate: int, bits: int) -> None:
     content = raw(codec, rate, bits)
     assert is_raw(content[:4096])
     audio = decode(io.BytesIO(header_for(name, media_type) + content))
@@ -59,7 +59,7 @@ def test_a_name_or_a_type_tells_the_format(name: str, media_type: str, codec: st
 
 @pytest.mark.parametrize("name", ["call.wav", "g722", "call.g722.wav", "call.g729", "call.g726x", ""])
 @pytest.mark.parametrize("media_type", ["", "audio/wav", "audio/mpeg", "g722", "audio", "text/g722"])
-def test_other_names_and_types_tell_nothing(name: str, media_type: str) -> None:
+def test_other_names_and_types_give_no_format(name: str, media_type: str) -> None:
     assert header_for(name, media_type) == b""
 
 

@@ -1,4 +1,4 @@
-"""Log-mel features: openai/whisper's values, whatever the pieces they are made from."""
+"""Log-mel features: openai/whisper's values, in whatever pieces the samples come."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Channels become one without losing what any of them says, and without clicks."""
+"""Channels are mixed to one without losing any speech, and without clicks."""
 
 import io
 
@@ -45,7 +45,7 @@ def test_one_of_many_channels_is_averaged() -> None:
 
 
 def test_where_channels_begin_to_cancel_there_is_no_click() -> None:
-    """The louder one is twice as loud as their mean was: the step between two samples stays that of the sound."""
+    """The louder one is twice as loud as their mean; the step between two samples stays that of the sound."""
     sound = stereo(1, 1, 12)
     sound[len(sound) // 2 :, 1] *= -1
     heard = mixed(sound)

@@ -100,7 +100,7 @@ NOISE = np.random.default_rng(3).bytes(200_000)
         (NOISE[:20_000], 20_000),  # under a second
     ],
 )
-def test_what_follows_the_sound_is_not_taken_for_it(
+def test_content_after_the_sound_is_not_read_as_sound(
     behind: bytes, n_left: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "wisp"):

@@ -68,7 +68,7 @@ def wisp(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
 
 
 def one_sentence(stderr: str) -> str:
-    """What a failed command says: one line of wisp's own, no traceback."""
+    """A failed command's message: one line by wisp, no traceback."""
     assert stderr.startswith("wisp: ") and stderr.endswith(".\n") and stderr.count("\n") == 1, stderr
     return stderr
 
@@ -109,7 +109,7 @@ def test_every_setting_with_a_flag_is_a_flag_of_serve(wisp: Run) -> None:
     assert all(setting.flag in text for setting in TABLE)
 
 
-def test_the_page_of_settings_tells_the_flags_that_every_command_takes() -> None:
+def test_the_page_of_settings_lists_the_flags_of_every_command() -> None:
     (sentence,) = re.findall(r"`wisp transcribe` and `wisp doctor` take (.*) as flags", DOCUMENTED.read_text())
     flags = [setting.flag for setting in TABLE if setting.name in SHARED_FLAGS]
     assert sorted(re.findall(r"`(.*?)`", sentence)) == sorted(flags)
@@ -121,13 +121,13 @@ def test_transcribe_writes_the_words_and_nothing_else(wisp: Run, tmp_path: Path)
     assert (done.returncode, done.stdout, done.stderr) == (0, synthetic.SENTENCE + "\n", "")
 
 
-def test_a_prompt_that_is_no_utf8_does_no_harm(wisp: Run, tmp_path: Path) -> None:
+def test_a_prompt_of_invalid_utf8_does_no_harm(wisp: Run, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(wav(1.0))
     done = wisp("transcribe", "--prompt", os.fsdecode(b"caf\xe9"), "a.wav")
     assert (done.returncode, done.stdout, done.stderr) == (0, synthetic.SENTENCE + "\n", "")
 
 
-def test_transcribe_goes_on_after_a_file_that_fails(wisp: Run, tmp_path: Path) -> None:
+def test_transcribe_continues_after_a_file_that_fails(wisp: Run, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(wav(1.0))
     (tmp_path / "b.wav").write_bytes(b"no sound")
     (tmp_path / "empty").mkdir()
@@ -138,7 +138,7 @@ def test_transcribe_goes_on_after_a_file_that_fails(wisp: Run, tmp_path: Path) -
     assert [line.split(":")[1].strip() for line in complaints] == ["b.wav", "missing.wav", "empty", "no*.wav"]
 
 
-def test_of_several_files_each_transcript_tells_its_files_name(wisp: Run, tmp_path: Path) -> None:
+def test_with_several_files_each_transcript_names_its_file(wisp: Run, tmp_path: Path) -> None:
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).write_bytes(wav(1.0))
     done = wisp("transcribe", "a.wav", "b.wav")
@@ -300,7 +300,7 @@ def test_an_unknown_command_is_argparses_usage_error(wisp: Run, arguments: tuple
     assert done.returncode == 2 and "usage: wisp" in done.stderr and done.stdout == ""
 
 
-def test_what_is_missing_or_unknown_is_told_with_the_help_that_belongs_to_it(wisp: Run) -> None:
+def test_a_missing_or_unknown_argument_is_reported_with_its_help(wisp: Run) -> None:
     assert all(command in wisp().stderr for command in ("serve the API", "transcribe files"))
     told = wisp("transcribe", "--no-such-flag", "a.wav").stderr
     assert "usage: wisp transcribe" in told and "--no-such-flag" in told
@@ -344,7 +344,7 @@ def test_the_cpu_path_loads_nothing_heavy_that_it_does_not_need(models: Path, tm
 
 @pytest.mark.parametrize("said", [None, "3"])
 def test_numpy_starts_no_threads_of_its_own(said: str | None) -> None:
-    """Unless the user says otherwise: they would spin for a while, and Wisp shares its work out itself."""
+    """Unless the user sets them: they would spin for a while, and Wisp divides its work itself."""
     code = (
         "import sys; from service.cli.main import main; main(['completion', 'bash'])\n"
         "assert 'numpy' not in sys.modules\n"

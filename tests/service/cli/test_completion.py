@@ -1,4 +1,4 @@
-"""wisp completion: the shells themselves complete, at a terminal, what a user has begun to type."""
+"""wisp completion: real shells, at a terminal, complete what a user starts to type."""
 
 import fcntl
 import os
@@ -52,7 +52,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def completed(shell: str, home: Path, typed: Iterable[str]) -> list[str]:
-    """What stands on the shell's line once Tab has been pressed after each of `typed`."""
+    """The shell's line after Tab is pressed after each of `typed`."""
     environment = {
         "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
         "HOME": str(home),
@@ -62,7 +62,7 @@ def completed(shell: str, home: Path, typed: Iterable[str]) -> list[str]:
         "TERM": "dumb",
         "LC_ALL": "C.UTF-8",
     }
-    if shell == "fish":  # it tells what it would complete with, and needs no terminal for that
+    if shell == "fish":  # it prints its completions without a terminal
         ask = "".join(f"complete --do-complete '{words}' | string split -m1 -f1 \\t\necho\n" for words in typed)
         done = subprocess.run(
             [*START[shell], "-c", f"{LOAD[shell]}\n{ask}"],
@@ -95,7 +95,7 @@ def completed(shell: str, home: Path, typed: Iterable[str]) -> list[str]:
         try:
             while block := os.read(ours, 65536):
                 seen += block
-        except OSError:  # how Linux tells that the shell has gone
+        except OSError:  # Linux's sign that the shell has exited
             pass
         os.close(ours)
         process.wait(timeout=60)
@@ -104,7 +104,7 @@ def completed(shell: str, home: Path, typed: Iterable[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_shell_completes_what_was_begun(shell: str, home: Path) -> None:
+def test_a_shell_completes_started_words(shell: str, home: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed here")
     assert completed(shell, home, BEGUN) == list(BEGUN.values())

@@ -1,4 +1,4 @@
-"""wisp doctor: a report whose last line can be believed."""
+"""wisp doctor: a report with a reliable last line."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.support.serving import settings_for
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guest's machine code is kept out of the home of whoever runs the tests."""
+    """Keeps the guest's machine code out of the home of the user who runs the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
@@ -33,20 +33,20 @@ def test_a_healthy_machine_passes_and_says_why_its_target_was_chosen(folder: Pat
     assert text.splitlines()[-1].startswith("self-test  passed on the cpu target: ")
 
 
-def test_adapters_are_listed_or_said_to_be_none(folder: Path) -> None:
+def test_adapters_are_listed_or_reported_as_none(folder: Path) -> None:
     _, text = report(settings_for(folder, target="auto"))
     assert "\nadapter    " in text or "\nadapters   none" in text
     if "\nadapter    " in text:
         assert "features: subgroup " in text and "max-buffer-size" in text
 
 
-def test_the_target_told_is_the_one_that_serves(folder: Path) -> None:
+def test_the_reported_target_is_the_one_that_serves(folder: Path) -> None:
     settings = Settings(preload=f"default:autodetect:CPU:{folder}", target="auto")
     passed, text = report(settings)
     assert passed and "target     cpu means cpu." in text
 
 
-def test_a_missing_model_fails_and_the_rest_is_still_told(tmp_path: Path) -> None:
+def test_a_missing_model_fails_and_the_rest_is_still_reported(tmp_path: Path) -> None:
     passed, text = report(settings_for(tmp_path / "nowhere"))
     assert not passed
     assert "model      FAILED" in text and "self-test  FAILED" in text and "guest      " in text

@@ -1,4 +1,4 @@
-"""wisp models, run as a user runs it, against a hub of the test's own."""
+"""wisp models, run as a user runs it, against a test hub."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def test_a_model_is_pulled_listed_verified_and_removed(wisp: Run, hub: FakeHub, 
     assert wisp("models", "list")[1].splitlines()[1].startswith("* embedded")
 
 
-def test_what_a_hub_says_does_not_drive_the_terminal(wisp: Run, hub: FakeHub, tmp_path: Path) -> None:
+def test_a_hubs_text_does_not_control_the_terminal(wisp: Run, hub: FakeHub, tmp_path: Path) -> None:
     hub.licence = "mit\x1b[2J\x9b31m\r\x07" + "x" * 10_000
     code, out, _ = wisp("models", "pull", "tiny.en")
     assert code == 0 and "mit\\x1b[2J\\x9b31m\\x0d\\x07x" in out and len(out) < 1000
@@ -119,7 +119,7 @@ def test_the_list_says_why_nothing_would_serve(wisp: Run) -> None:
     assert err.startswith("wisp: Model 'base' not found") and "wisp models pull" in err
 
 
-def test_nothing_to_verify_is_said(wisp: Run, tmp_path: Path) -> None:
+def test_nothing_to_verify_is_reported(wisp: Run, tmp_path: Path) -> None:
     assert wisp("models", "verify") == (0, f"No model is installed in {tmp_path / 'models'}.\n", "")
 
 
@@ -142,7 +142,7 @@ def test_a_model_put_there_by_hand_has_no_sums(wisp: Run, tmp_path: Path) -> Non
         (("remove", "base", "--yes"), "No model 'base' is installed in "),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(wisp: Run, arguments: tuple[str, ...], words: str) -> None:
+def test_a_failure_is_one_sentence(wisp: Run, arguments: tuple[str, ...], words: str) -> None:
     code, out, err = wisp("models", *arguments)
     assert (code, out) == (1, "")
     assert err.startswith("wisp: ") and words in err and err.endswith(".\n") and err.count("\n") == 1
@@ -162,7 +162,7 @@ def test_a_token_is_taken_from_the_environment(wisp: Run, hub: FakeHub, monkeypa
     assert code == 0 and "hf_right" not in out + err
 
 
-def test_what_broke_off_can_be_gone_on_with_or_removed(wisp: Run, hub: FakeHub, tmp_path: Path) -> None:
+def test_an_interrupted_download_can_be_resumed_or_removed(wisp: Run, hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts = [40_000, *[0] * 4]
     code, _, err = wisp("models", "pull", "tiny.en")
     assert code == 1 and "rerun the command to resume" in err
@@ -173,7 +173,7 @@ def test_what_broke_off_can_be_gone_on_with_or_removed(wisp: Run, hub: FakeHub, 
 
 
 def on_terminal(arguments: list[str], said: str = "") -> tuple[int, str]:
-    """Run wisp where stdin and stderr are a terminal, at which `said` is typed → exit code, what was to be seen."""
+    """Run wisp with stdin and stderr on a terminal, where `said` is typed → exit code, the terminal's output."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(ours, (24, 80))
     with subprocess.Popen([*WISP, *arguments], stdin=theirs, stdout=theirs, stderr=theirs) as process:
@@ -183,13 +183,13 @@ def on_terminal(arguments: list[str], said: str = "") -> tuple[int, str]:
         try:
             while block := os.read(ours, 65536):
                 seen += block
-        except OSError:  # how Linux tells that the other end has gone
+        except OSError:  # Linux's sign that the other end has closed
             pass
         os.close(ours)
         return process.wait(timeout=60), seen.decode()
 
 
-def test_on_a_terminal_a_bar_is_shown_and_removing_is_asked_about(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_terminal_shows_a_bar_and_removing_asks_first(hub: FakeHub, tmp_path: Path) -> None:
     code, seen = on_terminal(["models", "pull", "tiny.en"])
     assert code == 0 and "tiny_en:" in seen and "%" in seen and "MB" in seen
     code, seen = on_terminal(["models", "remove", "tiny.en"], "n\n")
@@ -198,7 +198,7 @@ def test_on_a_terminal_a_bar_is_shown_and_removing_is_asked_about(hub: FakeHub, 
     assert code == 0 and not (tmp_path / "models" / "tiny_en").exists()
 
 
-def test_where_nobody_can_be_asked_nothing_is_removed(wisp: Run, tmp_path: Path) -> None:
+def test_without_a_terminal_nothing_is_removed(wisp: Run, tmp_path: Path) -> None:
     wisp("models", "pull", "tiny.en")
     done = subprocess.run(
         [*WISP, "models", "remove", "tiny.en"], stdin=subprocess.DEVNULL, capture_output=True, text=True
@@ -207,7 +207,7 @@ def test_where_nobody_can_be_asked_nothing_is_removed(wisp: Run, tmp_path: Path)
     assert (tmp_path / "models" / "tiny_en").is_dir()
 
 
-def test_ctrl_c_keeps_what_has_been_fetched(hub: FakeHub, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_fetched_part(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts, hub.stalls = [40_000], True
     with subprocess.Popen([*WISP, "models", "pull", "tiny.en"], stderr=subprocess.PIPE, text=True) as process:
         assert hub.stalled.wait(60)

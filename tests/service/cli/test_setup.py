@@ -1,4 +1,4 @@
-"""tools/setup-system.sh on machines that lack something: package managers stand in for Debian's, and keep a list."""
+"""tools/setup-system.sh on machines that lack something, with fake package managers that log their calls."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def run(folder: Path, *, vulkan: bool, update: int = 0, install: int = 0) -> tup
     return done.returncode, asked.read_text(), done.stderr
 
 
-def test_what_is_missing_is_installed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_missing_packages_are_installed(tmp_path: Path) -> None:
     code, asked, told = run(tmp_path, vulkan=False)
     assert code == 0 and "installing libvulkan1" in told
     assert "install -y --no-install-recommends libvulkan1" in asked and "venv" not in asked
@@ -44,19 +44,19 @@ def test_a_source_out_of_reach_does_not_stop_the_installation(tmp_path: Path) ->
     assert code == 0 and "libvulkan1" in asked and "CPU target" not in told
 
 
-def test_without_a_driver_wisp_goes_on_and_says_so(tmp_path: Path) -> None:
+def test_without_a_driver_setup_continues_and_says_so(tmp_path: Path) -> None:
     code, _, told = run(tmp_path, vulkan=False, install=100)
     assert code == 0 and "Wisp will serve on the CPU target" in told
 
 
-def test_a_machine_that_has_all_is_left_alone_and_hears_nothing(tmp_path: Path) -> None:
+def test_a_complete_machine_is_left_alone_without_output(tmp_path: Path) -> None:
     code, asked, told = run(tmp_path, vulkan=True)
     if "mesa-vulkan-drivers" in asked:
         pytest.skip("this machine has no Vulkan driver")
     assert (code, asked, told) == (0, "", "")
 
 
-def test_a_python_that_is_not_there_is_one_sentence() -> None:
+def test_a_missing_python_is_one_sentence() -> None:
     done = subprocess.run([SCRIPT, "no-such-python"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("Wisp needs Python 3.11 or newer; 'no-such-python' is missing.")

@@ -1,4 +1,4 @@
-"""wisp transcribe: which files a name stands for, several formats at once, the bar on a terminal."""
+"""wisp transcribe: the files that a name selects, several formats at once, the bar on a terminal."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def talks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with speech in it, and what is no speech, as the working folder's `talks`."""
+    """A folder with speech and other files, as the working folder's `talks`."""
     for name in ("a.wav", "b.MP3", "deep/c.flac", "deep/notes.txt", ".cover.jpg"):
         path = tmp_path / "talks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,19 +36,19 @@ def talks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("talks")
-def test_a_folder_stands_for_the_audio_in_it_and_below() -> None:
+def test_a_folder_selects_the_audio_in_it_and_below() -> None:
     assert Wanted.of(["talks"]).files == ("talks/a.wav", "talks/b.MP3", "talks/deep/c.flac")
 
 
 @pytest.mark.usefixtures("talks")
-def test_a_pattern_stands_for_what_it_is_of_in_shells_that_hand_it_on() -> None:
+def test_a_pattern_that_the_shell_leaves_is_expanded() -> None:
     assert Wanted.of(["talks/*.wav"]).files == ("talks/a.wav",)
     assert Wanted.of(["talks/**/*.[fM]*"]).files == ("talks/b.MP3", "talks/deep/c.flac")
     assert Wanted.of(["talks/none*", "-"]).files == ("talks/none*", "-")
 
 
 @pytest.mark.usefixtures("talks")
-def test_an_empty_name_is_no_folder() -> None:
+def test_an_empty_name_is_not_a_folder() -> None:
     with pytest.raises(ValueError, match="name is empty"):
         Wanted.of(["talks/a.wav", ""])
     with pytest.raises(ValueError, match="--output-dir is empty"):
@@ -94,13 +94,13 @@ def test_raw_sound_is_known_by_its_name(model: Path, talks: Path) -> None:
         ({"formats": ["srt", "text"], "word_timestamps": True, "output_dir": "out"}, "verbose_json"),
     ],
 )
-def test_formats_that_do_not_go_together_are_told(arguments: dict[str, object], words: str) -> None:
+def test_incompatible_formats_are_an_error(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Wanted.of(["talks/a.wav"], **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("talks")
-def test_no_model_is_loaded_for_what_is_no_audio(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_is_loaded_without_audio(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Engine] = []
     load = Engine.load
 

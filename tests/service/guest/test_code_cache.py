@@ -1,4 +1,4 @@
-"""The kept machine code: what was kept is found, and nothing that someone else could have put there."""
+"""The machine code's cache: kept code is found, and code that someone else could have put there isn't."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_what_is_kept_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"\0" * 64])
-def test_a_damaged_entry_is_none(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_entry_is_ignored(tmp_path: Path, damage: bytes) -> None:
     cache = CodeCache(tmp_path / "cache")
     cache.keep("key", b"code")
     (tmp_path / "cache" / "key.cwasm").write_bytes(damage)
@@ -33,7 +33,7 @@ def test_a_damaged_entry_is_none(tmp_path: Path, damage: bytes) -> None:
 
 
 @pytest.mark.parametrize("what", ["cache", "cache/key.cwasm"])
-def test_what_others_can_write_is_not_trusted(tmp_path: Path, what: str) -> None:
+def test_files_that_others_can_write_are_not_trusted(tmp_path: Path, what: str) -> None:
     cache = CodeCache(tmp_path / "cache")
     cache.keep("key", b"code")
     (tmp_path / what).chmod(0o777)
@@ -42,7 +42,7 @@ def test_what_others_can_write_is_not_trusted(tmp_path: Path, what: str) -> None
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 @pytest.mark.parametrize("what", ["cache", "cache/key.cwasm"])
-def test_what_others_own_is_not_trusted(tmp_path: Path, what: str) -> None:
+def test_files_that_others_own_are_not_trusted(tmp_path: Path, what: str) -> None:
     cache = CodeCache(tmp_path / "cache")
     cache.keep("key", b"code")
     os.chown(tmp_path / what, 12345, -1)
@@ -63,7 +63,7 @@ def test_nothing_is_kept_in_a_folder_of_others(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_no_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     cache = CodeCache(tmp_path / "file")
     cache.keep("key", b"code")
@@ -90,7 +90,7 @@ def test_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given
 
 
 def test_a_guest_starts_from_its_kept_code(tmp_path: Path) -> None:
-    """Also when the entry is sound but no code of this library: then it is compiled and kept anew."""
+    """Also if the entry is intact but not code of this library: then it is compiled and kept again."""
     wasm, folder = tmp_path / "guest.wat", tmp_path / "cache"
     wasm.write_text(GUEST)
     sizes = []

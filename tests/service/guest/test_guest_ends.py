@@ -1,4 +1,4 @@
-"""How runs end before their time: faults, deadlines, cancellation, what their streams raise; and what stays behind."""
+"""How runs end early: faults, deadlines, cancellation, errors of their streams; and that they leave nothing."""
 
 import threading
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def test_a_fault_ends_with_its_run_and_names_the_place(moody: Guest, mood: bytes
 
 
 def test_a_guest_that_loops_forever_meets_its_deadline(moody: Guest) -> None:
-    """And the error has a note of what it was doing."""
+    """And the error notes what the guest was doing."""
     for mood, words in ((b"h", ("hang", "I am not well")), (b"w", ("work",))):
         with pytest.raises(TooLong) as caught:
             run(moody, mood, deadline_s=0.05)
@@ -54,7 +54,7 @@ def test_a_guest_that_loops_forever_meets_its_deadline(moody: Guest) -> None:
 
 
 def test_a_hanging_run_leaves_a_healthy_one_alone(moody: Guest) -> None:
-    """Four runs hang at the same time as others work: each hanging one ends by itself, all others well."""
+    """Four runs hang while others work: each hanging one ends at its deadline, all others successfully."""
     cancelled = [threading.Event() for _ in range(4)]
     ended: list[type[Exception]] = []
 
@@ -106,10 +106,10 @@ def test_a_run_cancelled_at_an_event_gets_no_further_one(compile_guest: Compile)
 
 
 class ListenerError(Exception):
-    """What a caller's own code raises."""
+    """An error of the caller's own code."""
 
 
-def test_what_on_event_raises_passes_through(moody: Guest) -> None:
+def test_errors_of_on_event_pass_through(moody: Guest) -> None:
     def on_event(event: Event) -> None:
         raise ListenerError
 
@@ -118,7 +118,7 @@ def test_what_on_event_raises_passes_through(moody: Guest) -> None:
     assert_well(moody)
 
 
-def test_what_stdin_raises_passes_through(moody: Guest) -> None:
+def test_errors_of_stdin_pass_through(moody: Guest) -> None:
     def stdin() -> Iterator[bytes]:
         yield b""
         raise ListenerError
@@ -144,7 +144,7 @@ def test_a_closed_guest_refuses_runs(compile_guest: Compile) -> None:
         run(guest, b".")
 
 
-def test_a_run_under_way_outlives_close(compile_guest: Compile) -> None:
+def test_a_running_guest_outlives_close(compile_guest: Compile) -> None:
     guest = compile_guest(ECHO)
     events: list[Event] = []
 
@@ -156,7 +156,7 @@ def test_a_run_under_way_outlives_close(compile_guest: Compile) -> None:
     assert events == [{"still": "here"}]
 
 
-def test_a_run_under_way_meets_its_deadline_after_close(moody: Guest) -> None:
+def test_a_running_guest_meets_its_deadline_after_close(moody: Guest) -> None:
     def stdin() -> Iterator[bytes]:
         moody.close()
         yield b"h"
@@ -166,7 +166,7 @@ def test_a_run_under_way_meets_its_deadline_after_close(moody: Guest) -> None:
 
 
 def test_instances_leave_nothing_behind(compile_guest: Compile) -> None:
-    """3600 instances of 16 MiB, used, unused and trapping: the process stays as it was after the first third."""
+    """3600 instances of 16 MiB, used, unused and trapping: the process doesn't grow after the first third."""
     guest = compile_guest(
         module(r"""
   (memory (export "memory") 257)
@@ -196,7 +196,7 @@ def test_instances_leave_nothing_behind(compile_guest: Compile) -> None:
 
 
 def resident_bytes() -> int:
-    """The process's resident set, from Linux's own account."""
+    """The process's resident set, as Linux reports it."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
         pytest.skip("no /proc")

@@ -1,4 +1,4 @@
-"""The guest on the CPU target against openai/whisper's own output: of every kind some, `make parity TARGET=cpu` all."""
+"""The guest on the CPU target against openai/whisper's output: some of each kind; `make parity TARGET=cpu`: all."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ def whisper(shared: Path) -> Iterator[Whisper]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_references_answer_is_ours(whisper: Whisper, shared: Path, kind: str) -> None:
+def test_the_answer_is_the_references(whisper: Whisper, shared: Path, kind: str) -> None:
     taken = list(cases(shared, (kind,)))[TAKEN[kind]]
     assert len(taken) >= 2
     wrong = {

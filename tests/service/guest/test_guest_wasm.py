@@ -1,4 +1,4 @@
-"""The guest itself, `assets/guest.wasm`: what it asks of graphs that follow a script, and what it says."""
+"""The guest itself, `assets/guest.wasm`: its calls to scripted graphs, and its output."""
 
 import random
 import zlib
@@ -106,7 +106,7 @@ def test_a_window_without_speech_is_skipped(guest: Guest) -> None:
             return {NO_SPEECH: 12.0, EOT: 11.0}
         return saying([], [T, 5, T + 100]).logits(1, sequence)
 
-    # The scripted device's log-probabilities are −0.25: likely enough to be speech unless the threshold is higher.
+    # The scripted device's log-probabilities are −0.25: speech, unless the threshold is higher.
     options = argument(logprob_threshold=-0.1)
     events = run(guest, Script(logits), options, n_frames=N_FRAMES + 500)
     assert of(events, "window")[0]["no_speech_prob"] == pytest.approx(1 / (1 + np.exp(-1)), abs=0.01)
@@ -142,7 +142,7 @@ def test_bad_options_end_it_with_a_sentence(guest: Guest, arguments: dict[str, A
     assert sentence in str(error.value)
 
 
-def test_a_graph_that_is_not_there_and_half_a_frame_are_said(guest: Guest) -> None:
+def test_a_missing_graph_and_half_a_frame_are_reported(guest: Guest) -> None:
     with pytest.raises(GuestError, match="load_by_name of scripted/encoder failed: not found"):
         guest.run(argument(), [], {}, lambda event: None, limits(DEADLINE_S))
     with pytest.raises(GuestError, match="the features end within a frame of 2 numbers"):

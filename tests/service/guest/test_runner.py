@@ -1,4 +1,4 @@
-"""Guests, each run in a fresh instance: what they read, say and compute arrives; what is no guest is refused."""
+"""Guests, each run in a fresh instance: their input, output and computes arrive; other modules are rejected."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_leaving_by_exit_0_is_success(moody: Guest) -> None:
 
 
 def test_stdin_is_pulled_as_the_guest_reads(compile_guest: Compile) -> None:
-    """Each event leaves before the next block is asked for: nothing is read ahead."""
+    """Each event is delivered before the next block is requested: nothing is read ahead."""
     seen: list[str] = []
 
     def blocks() -> Iterator[bytes]:
@@ -120,7 +120,7 @@ def test_many_threads_share_one_guest(compile_guest: Compile) -> None:
 @pytest.mark.parametrize(
     "line", [b"words", b"[1]", b"{}{}", b'{"a": NaN}', b'{"a": -Infinity}', b"\xff", b"[" * 10_000]
 )
-def test_stdout_that_is_no_json_object_is_an_error(compile_guest: Compile, line: bytes) -> None:
+def test_stdout_other_than_json_objects_is_an_error(compile_guest: Compile, line: bytes) -> None:
     echo = compile_guest(ECHO)
     with pytest.raises(GuestError, match="line to stdout that isn't"):
         run(echo, line + b"\n")
@@ -199,8 +199,8 @@ def test_sleeping_is_not_supported(compile_guest: Compile) -> None:
         run(guest)
 
 
-def test_a_start_section_has_no_memory_to_speak_of_yet(compile_guest: Compile) -> None:
-    """Code that runs while the instance is being made is bounded like any other."""
+def test_a_start_section_has_no_memory_yet(compile_guest: Compile) -> None:
+    """Code that runs during instantiation is limited like any other."""
     guest = compile_guest(
         module("""
   (memory (export "memory") 1)
@@ -243,7 +243,7 @@ GOOD_EXPORTS = '(memory (export "memory") 1) (func (export "_start"))'
         ("", "guest.wat"),
     ],
 )
-def test_what_is_no_guest_is_refused_when_compiled(compile_guest: Compile, text: str, words: str) -> None:
+def test_an_unsuitable_module_is_refused_when_compiled(compile_guest: Compile, text: str, words: str) -> None:
     with pytest.raises(GuestError) as caught:
         compile_guest(text)
     assert words in str(caught.value)

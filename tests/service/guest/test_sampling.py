@@ -1,4 +1,4 @@
-"""Above temperature 0 through the guest itself: what a few hundred seeds say has the distribution it should have."""
+"""Above temperature 0 through the guest itself: the tokens of a few hundred seeds have the right distribution."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from tests.support.scripted import EOT, NO_SPEECH, WASM, Script, T, argument, of
 SEEDS = range(400)
 # Of draws from the right distribution one in a thousand is above these, by degrees of freedom. The seeds are fixed.
 CHI_SQUARE = {1: 10.83, 2: 13.82, 3: 16.27}
-FAR = 40.0  # a logit beside which the zeros of all other tokens are nothing
+FAR = 40.0  # a logit that makes tokens with logit 0 negligible
 
 Logits = dict[int, float]
 
@@ -73,7 +73,7 @@ def test_the_first_token_follows_the_filtered_and_tempered_softmax(
 
 
 def test_the_best_of_several_is_the_likeliest_by_token(guest: Guest) -> None:
-    """5 is likelier than 6, but 6 goes on with certain tokens: best by its mean, as `MaximumLikelihoodRanker` ranks."""
+    """5 is likelier than 6, but certain tokens follow 6: best by its mean, as `MaximumLikelihoodRanker` ranks."""
     likely = {5: 0.5, 6: 0.2, 7: 0.3}
     logits = {
         (): {token: FAR + log(p) for token, p in likely.items()},

@@ -1,4 +1,4 @@
-"""The WASI-NN calls, made by a small WebAssembly guest with good arguments: what it gives arrives and returns."""
+"""The WASI-NN calls, made by a small WebAssembly guest with valid arguments: inputs arrive, and outputs return."""
 
 from typing import Any
 
@@ -116,7 +116,7 @@ def test_a_config_without_keys_loads(probe: Probe, config: bytes) -> None:
     assert probe.context(probe.u32(8000)) == 0
 
 
-def test_handles_are_never_given_twice(probe: Probe) -> None:
+def test_handles_are_never_reused(probe: Probe) -> None:
     for expected in range(3 * MAX_GRAPHS):
         assert probe.load("doubling") == expected
         assert probe.context(expected) == expected

@@ -220,7 +220,7 @@ NASTY = (0, 1, 2, 1000, 4096, PAGE - 4, PAGE - 1, PAGE, 2**31 - 1, 2**31, U32_MA
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_arguments_reach_past_the_guest(probe: Probe, name: str) -> None:
-    """Every call with every mix of awkward u32s (3000 of them where there are more) answers with an error number."""
+    """Every call with every mix of awkward u32s (3000 if there are more) returns an error number."""
     arity = {"load": 5, "load_by_name_with_config": 5, "get_output": 5, "load_by_name": 3, "set_input": 3}.get(name)
     arity = arity or (2 if name == "init_execution_context" else 1)
     context = probe.context(probe.load("doubling"))
@@ -233,7 +233,7 @@ def test_no_arguments_reach_past_the_guest(probe: Probe, name: str) -> None:
 
 
 def assert_works_afresh(probe: Probe) -> None:
-    """The next instance of the same service works, whatever this one has left behind."""
+    """The next instance of the same service works, whatever this one left behind."""
     assert probe.nn is not None
     probe.nn.close()
     probe.nn = WasiNn({"doubling": Doubling()})
@@ -243,7 +243,7 @@ def assert_works_afresh(probe: Probe) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_tensor_records_are_harmless(probe: Probe, seed: int) -> None:
-    """1000 records of awkward fields each: refused, or what arrives has the stated shape and lies within bounds."""
+    """1000 records of awkward fields each: rejected, or the tensor has the stated shape, within bounds."""
     draw = random.Random(seed)
     context = probe.context(probe.load("doubling"))
     for _ in range(1000):

@@ -1,4 +1,4 @@
-"""API keys: who gets in, what stops the start, and that a key is told to nobody."""
+"""API keys: who gets in, what stops the start, and that a key is never revealed."""
 
 import hashlib
 import logging
@@ -85,7 +85,7 @@ def test_a_key_comes_as_azures_and_others_clients_send_it(client: TestClient, he
     assert client.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_two_authorizations_are_none(client: TestClient) -> None:
+def test_two_authorizations_are_rejected(client: TestClient) -> None:
     both = [("Authorization", f"Bearer {ALICE}"), ("Authorization", f"Bearer {BOB}")]
     assert_error(client.get("/v1/models", headers=both), 401, "invalid_api_key")
 
@@ -110,7 +110,7 @@ def test_every_route_but_the_public_ones_is_guarded(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/audio", "/healthzz", "/healthz/v1/models", "/nothing", "//v1//models/"])
-def test_what_is_no_route_is_guarded_too(client: TestClient, path: str) -> None:
+def test_unknown_paths_are_guarded_too(client: TestClient, path: str) -> None:
     assert client.get(f"http://testserver{path}").status_code == 401
     assert client.request("OPTIONS", f"http://testserver{path}").status_code == 401
 
@@ -139,7 +139,7 @@ def test_an_upload_without_a_key_is_not_read(client: TestClient) -> None:
     assert_error(TestClient(unread).post(PATH, content=b"x" * 65536, headers=headers), 401, "invalid_api_key")
 
 
-def test_a_key_is_never_logged_nor_told(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_is_never_logged_nor_returned(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     wrong = "mallory-secret"
     with caplog.at_level(logging.DEBUG):
         answers = [client.get("/v1/models", headers=bearer(key)) for key in (ALICE, BOB, wrong)]
@@ -200,7 +200,7 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
 
 
 def test_the_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a pipe, say, can be: `--api-keys-file <(decrypt keys)`."""
+    """A pipe, for example, can be read only once: `--api-keys-file <(decrypt keys)`."""
     reads: list[Path] = []
 
     def read(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The service as a whole: it loads, proves itself and understands speech."""
+"""The service as a whole: it loads, becomes ready and understands speech."""
 
 import io
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.support.serving import assert_error, engine_for, events, post, ready,
 DEAD_GUEST = '(module (memory (export "memory") 1) (func $heart (export "_start") unreachable))'
 
 
-def test_health_is_told_at_once_and_readiness_after_an_inference(folder: Path) -> None:
+def test_health_is_immediate_and_readiness_follows_an_inference(folder: Path) -> None:
     with engine_for(settings_for(folder)) as engine:
         client = TestClient(create_app(engine))
         assert client.get("/healthz").json() == {"status": "ok"}
@@ -31,7 +31,7 @@ def test_a_guest_that_cannot_infer_is_never_ready(folder: Path) -> None:
         assert client.get("/healthz").status_code == 200
 
 
-def test_a_model_that_fails_to_load_is_told_to_those_who_wait_for_it(folder: Path) -> None:
+def test_a_failed_load_is_reported_to_waiting_requests(folder: Path) -> None:
     with engine_for(settings_for(folder), guest="no guest at all") as engine:
         client = TestClient(create_app(ready(engine)))
         assert_error(client.get("/readyz"), 503, "not_ready")
@@ -48,7 +48,7 @@ def tiny_en(shared: Path) -> Iterator[TestClient]:
         yield client
 
 
-def test_silence_is_no_words_and_no_error(tiny_en: TestClient) -> None:
+def test_silence_gives_no_words_and_no_error(tiny_en: TestClient) -> None:
     buffer = io.BytesIO()
     soundfile.write(buffer, [0.0] * 5 * SAMPLE_RATE, SAMPLE_RATE, format="WAV")
     assert post(tiny_en, buffer.getvalue()).json()["text"] == ""

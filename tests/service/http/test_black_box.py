@@ -1,4 +1,4 @@
-"""What the public test suites of speaches, vLLM and LocalAI ask, asked of this server: afresh, with real speech.
+"""The checks of speaches', vLLM's and LocalAI's public test suites, rewritten for this server, with real speech.
 
 Their own extensions that have a meaning here are honoured, the others ignored. What contradicts OpenAI is left out:
 vLLM's JSON in `text` and chat completions' chunks in a stream, speaches' clips of the upload, LocalAI's cookies.
@@ -80,7 +80,7 @@ def test_words_and_segments_are_timed(client: openai.OpenAI, jfk: bytes) -> None
     assert answer.language == "english"
 
 
-def test_log_probabilities_tell_how_sure_it_is(client: openai.OpenAI, jfk: bytes) -> None:
+def test_log_probabilities_show_its_confidence(client: openai.OpenAI, jfk: bytes) -> None:
     answer = hear(client, jfk, include=["logprobs"])
     assert_is("Transcription", answer.model_dump(exclude_unset=True))
     assert bytes(int(byte) for token in answer.logprobs for byte in token.bytes).decode().strip() == answer.text
@@ -88,7 +88,7 @@ def test_log_probabilities_tell_how_sure_it_is(client: openai.OpenAI, jfk: bytes
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_more_silence_than_a_window_is_no_words(client: openai.OpenAI, stream: bool) -> None:
+def test_more_silence_than_a_window_gives_no_words(client: openai.OpenAI, stream: bool) -> None:
     """45 s: peers answered it with 500, or with "Thanks for watching"."""
     if stream:
         (event,) = list(hear(client, silence(45), stream=True))
@@ -112,7 +112,7 @@ def test_a_prompt_is_not_in_the_answer(client: openai.OpenAI, jfk: bytes) -> Non
     assert "what your country can do for you" in plain(answer.text) and "Washington" not in answer.text
 
 
-def test_what_is_wrong_is_400_and_what_is_not_there_404(client: openai.OpenAI, jfk: bytes) -> None:
+def test_bad_requests_are_400_and_missing_models_404(client: openai.OpenAI, jfk: bytes) -> None:
     for arguments in ({"language": "hh"}, {"language": "it"}):
         with pytest.raises(openai.BadRequestError):
             hear(client, jfk, **arguments)
@@ -252,7 +252,7 @@ def test_hotwords_and_the_vad_filter_are_honoured(client: openai.OpenAI, jfk: by
 
 
 @pytest.mark.parametrize("granularities", [[], ["segment"], ["word"], ["word", "segment"]])
-def test_granularities_say_which_times_there_are(client: openai.OpenAI, jfk: bytes, granularities: list[str]) -> None:
+def test_granularities_select_the_times(client: openai.OpenAI, jfk: bytes, granularities: list[str]) -> None:
     answer = hear(client, jfk, response_format="verbose_json", timestamp_granularities=granularities)
     assert (answer.words is not None) == ("word" in granularities)
     assert (answer.segments is not None) == (granularities != ["word"])

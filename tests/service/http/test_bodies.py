@@ -1,4 +1,4 @@
-"""Every body of every format with every option is what /openapi.json says: of speech, of silence, of errors."""
+"""Every body of every format with every option matches /openapi.json: of speech, of silence, of errors."""
 
 import itertools
 from collections.abc import Iterator
@@ -38,11 +38,11 @@ def test_every_format(client: TestClient, path: str, response_format: str, tempe
 
 @pytest.mark.parametrize("granularities", GRANULARITIES)
 @pytest.mark.parametrize("stream", [False, True])
-def test_verbose_json_has_what_was_asked_for(client: TestClient, granularities: tuple[str, ...], stream: bool) -> None:
+def test_verbose_json_has_the_requested_parts(client: TestClient, granularities: tuple[str, ...], stream: bool) -> None:
     fields: dict[str, Any] = {"response_format": "verbose_json", "timestamp_granularities[]": list(granularities)}
     answer = assert_answer(send(client, stream=str(stream), **fields), "verbose_json", stream=stream)
     if stream:
-        # Where nothing is attended to, as in the synthetic model, no word has a length, and there is no segment.
+        # Without attention, as in the synthetic model, no word has a length, and there is no segment.
         segments = [event for event in answer if event["type"] == "transcript.text.segment"]
         assert all("words" not in segment for segment in segments) and bool(segments) == ("word" not in granularities)
         assert (answer[-1]["task"], answer[-1]["language"]) == ("transcribe", "german")

@@ -1,4 +1,4 @@
-"""Idle connections, floods of tiny chunks and ambiguous lengths: the server goes on answering good requests."""
+"""Idle connections, floods of tiny chunks and ambiguous lengths: the server keeps answering good requests."""
 
 import asyncio
 import errno
@@ -116,7 +116,7 @@ def test_a_body_of_tiny_chunks_comes_whole_and_slowly(monkeypatch: pytest.Monkey
 
 
 def test_tiny_chunks_leave_the_event_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for more than a turn of each attacker: whole reads of them would be 80,000 events before that."""
+    """Nobody waits longer than one turn of each attacker; reading them whole would be 80,000 events."""
     monkeypatch.setattr(ImpatientProtocol, "event_throttle", Throttle(1000, most_pause_s=3600))
     turns: list[int] = []
     next_event = PacedConnection.next_event
@@ -190,7 +190,7 @@ def test_a_body_that_trickles_gives_way_and_a_request_that_is_answered_does_not(
                     await asyncio.sleep(0.001)
             await super().__call__(scope, receive, send)
 
-    monkeypatch.setattr("service.http.protocol.LATE_PACE", 1e12)  # its bytes excuse nothing
+    monkeypatch.setattr("service.http.protocol.LATE_PACE", 1e12)  # its bytes buy no time
     ended, app = threading.Event(), Slow()
     with listening(app, most_connections=2) as address, connect(address) as answered, connect(address) as trickling:
         answered.sendall(GET.replace(b"/ ", b"/slow "))

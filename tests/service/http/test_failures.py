@@ -1,4 +1,4 @@
-"""When things go wrong inside, when the queue is full, when the client leaves: what is told, and what is left."""
+"""Internal failures, a full queue, clients that leave: the response, and what remains."""
 
 import asyncio
 import errno
@@ -105,7 +105,7 @@ def test_a_stream_that_fails_in_the_middle_ends_with_the_error(folder: Path) -> 
         assert_error(post(client), 500, "internal_error")
 
 
-def test_a_full_queue_says_when_to_come_back(hostile: TestClient, hostile_engine: Engine) -> None:
+def test_a_full_queue_says_when_to_retry(hostile: TestClient, hostile_engine: Engine) -> None:
     transcriber = hostile_engine.loaded.result(timeout=60)
     running = transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP))
     response = post(hostile)
@@ -123,7 +123,7 @@ def test_a_full_queue_refuses_before_the_upload_is_read(hostile: TestClient, hos
     def upload() -> Iterator[bytes]:
         yield b"no form"
 
-    # What is no form is told so by who reads it.
+    # Malformed forms are reported by their reader.
     response = hostile.post(PATH, content=upload(), headers={"content-type": "multipart/form-data; boundary=x"})
     running.cancel()
     running.future.exception(timeout=60)
@@ -136,7 +136,7 @@ ENDLESS_FORM = (  # the hostile guest runs for a minute on it
 )
 
 
-def test_a_client_that_leaves_takes_its_job_along(folder: Path) -> None:
+def test_a_client_that_leaves_ends_its_job(folder: Path) -> None:
     with engine_for(settings_for(folder), guest=serving.HOSTILE_GUEST) as engine:
         app = create_app(ready(engine))
         for stream in (b"", b'--x\r\nContent-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n'):
@@ -157,7 +157,7 @@ def test_a_client_that_leaves_takes_its_job_along(folder: Path) -> None:
 
 
 def test_a_file_is_decoded_no_further_once_its_client_has_left(folder: Path) -> None:
-    """One that is too long, which is known only at its end."""
+    """A file that is too long, which is known only at its end."""
     file = io.BytesIO()
     soundfile.write(file, np.zeros(700 * 8000, np.int16), 8000, format="FLAC")
     head = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
@@ -175,7 +175,7 @@ def test_a_file_is_decoded_no_further_once_its_client_has_left(folder: Path) -> 
     assert sent[0]["status"] == 499
 
 
-def test_a_request_that_a_stopping_server_gives_up_is_told_so_and_leaves_the_queue(folder: Path) -> None:
+def test_a_request_given_up_by_a_stopping_server_gets_an_error_and_leaves_the_queue(folder: Path) -> None:
     messages: list[Message] = [{"type": "http.request", "body": ENDLESS_FORM}]
     sent: list[Message] = []
 
@@ -216,7 +216,7 @@ def test_a_path_cannot_forge_a_log_line(client: TestClient, caplog: pytest.LogCa
     assert line.isprintable()
 
 
-def test_an_exception_nobody_expected_is_logged_and_told_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_exception_is_logged_and_reported_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("the secret reason")
 
@@ -227,8 +227,8 @@ def test_an_exception_nobody_expected_is_logged_and_told_without_its_text(caplog
     assert "the secret reason" in caplog.text
 
 
-def test_a_lack_of_open_files_is_no_fault_of_ours_and_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the request itself, where a large upload goes to the disk, and in its job."""
+def test_a_lack_of_open_files_is_a_temporary_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the request itself, when a large upload goes to disk, and in its job."""
 
     def none(*_: object, **__: object) -> IO[bytes]:
         raise OSError(errno.EMFILE, "Too many open files")

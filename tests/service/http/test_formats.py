@@ -1,4 +1,4 @@
-"""Response bodies: what OpenAI's clients, subtitle players and event readers find in them."""
+"""Response bodies: what OpenAI's clients, subtitle players and event readers need."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ SPOKEN = Transcription(
     (segment(0, 0.0, 2.5, " Ask not <b>what</b>"), segment(1, 2.5, 3661.5, " & why --> how.")),
 )
 SILENT = Transcription("", "en", 3.0, ())
-WORDLESS = Transcription("", "en", 3.0, (segment(0, 0.0, 0.02, ""),))  # what Whisper makes of five seconds of zeros
+WORDLESS = Transcription("", "en", 3.0, (segment(0, 0.0, 0.02, ""),))  # Whisper's output for five seconds of zeros
 
 
 def test_json_is_the_text_and_begun_seconds() -> None:
@@ -62,7 +62,7 @@ def test_verbose_json_has_every_key_openai_requires() -> None:
         (("word", "segment"), {"words", "segments"}),
     ],
 )
-def test_verbose_json_times_what_was_asked_for(granularities: tuple[str, ...], keys: set[str]) -> None:
+def test_verbose_json_has_the_requested_times(granularities: tuple[str, ...], keys: set[str]) -> None:
     words = (Word(" Ask", 0.1, 0.30049, 0.9), Word(" not.", 0.3, 0.5, 0.8))
     result = Transcription(
         "Ask not.", "en", 1.0, (dataclasses.replace(segment(0, 0.1, 0.5, " Ask not."), words=words),)
@@ -119,7 +119,7 @@ def test_srt_numbers_its_cues_and_keeps_arrows_out_of_the_text() -> None:
     )
 
 
-def test_vtt_escapes_what_would_open_a_tag_or_an_entity() -> None:
+def test_vtt_escapes_tags_and_entities() -> None:
     assert formats.render(SPOKEN, "vtt") == (
         "WEBVTT\n"
         "\n"
@@ -130,7 +130,7 @@ def test_vtt_escapes_what_would_open_a_tag_or_an_entity() -> None:
 
 
 def test_a_cue_that_begins_within_the_recording_ends_within_it() -> None:
-    """As a player would wait for it, and a file that holds both would be as long. verbose_json is openai/whisper's."""
+    """A player would wait for a later end, and a file with both would be longer. verbose_json is openai/whisper's."""
     result = Transcription("a b", "en", 3.5004, (segment(0, 1.0, 4.02, " a"), segment(1, 3.52, 4.02, " b")))
     assert formats.render(result, "srt") == (
         "1\n00:00:01,000 --> 00:00:03,500\na\n\n2\n00:00:03,520 --> 00:00:04,020\nb\n"
@@ -165,7 +165,7 @@ def test_a_translation_is_english_whatever_was_spoken() -> None:
     assert (body["task"], body["language"]) == ("translate", "english")
 
 
-def test_json_has_log_probabilities_where_they_were_asked_for() -> None:
+def test_json_has_log_probabilities_on_request() -> None:
     tokens = (Token(" na", b" na", -0.5), Token("\ufffd", b"\xc3", -0.25), Token("\ufffd", b"\xaf", -0.125))
     result = Transcription("naï", "en", 1.0, (dataclasses.replace(segment(0, 0, 1, " naï"), logprobs=tokens),))
     assert "logprobs" not in json.loads(formats.render(result, "json"))

@@ -1,6 +1,6 @@
-"""Fuzzed requests against a server in a process of its own: no crash, no server error, no growing memory.
+"""Fuzzed requests against a server in its own process: no crash, no server error, no growing memory.
 
-The suite sends 300 of them; `make fuzz`, or WISP_FUZZ=10000 in the environment, sends so many. They are the same ones
+The suite sends 300 of them; `make fuzz`, or WISP_FUZZ=10000 in the environment, sends that many. They are the same ones
 every time: `tests.support.fuzzing.case(number)` makes the one that a failure names.
 """
 
@@ -21,7 +21,7 @@ from tests.support.serving import PATH, wav
 N_CASES = int(os.environ.get("WISP_FUZZ") or "300")
 AT_ONCE = 8
 N_WARM_UP = N_CASES // 4  # until then every library has allocated what it keeps
-GROWTH_BYTES = 32 * 2**20  # from there to the end, whatever their number: what is in use at a moment, no leak a case
+GROWTH_BYTES = 32 * 2**20  # from there to the end, however many cases: memory in use, without a leak per case
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def complaint(response: httpx2.Response) -> str:
-    """What is wrong with an answer to a fuzzed request; empty for nothing."""
+    """The fault of a response to a fuzzed request; empty if none."""
     if response.status_code >= 500:
         return f"{response.status_code}: {response.text}"
     if response.status_code >= 400:
@@ -47,7 +47,7 @@ def complaint(response: httpx2.Response) -> str:
 
 
 async def send(url: str, first: int, last: int, seen: "collections.Counter[int]") -> list[str]:
-    """Requests `first` to `last`, some at once; the complaints. Counts statuses in `seen`."""
+    """Send requests `first` to `last`, some at once; returns the faults. Counts statuses in `seen`."""
     numbers, complaints = iter(range(first, last)), []
     limits = httpx2.Limits(max_connections=AT_ONCE)
     async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=120) as client:

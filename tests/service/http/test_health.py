@@ -1,4 +1,4 @@
-"""/readyz goes by real inferences: those of clients, else a probe of its own, at most one at a time."""
+"""/readyz depends on real inferences: those of clients, or a probe, at most one at a time."""
 
 import signal
 import threading
@@ -26,7 +26,7 @@ def engine(folder: Path) -> Iterator[Engine]:
         yield ready(engine)
 
 
-def test_a_probe_tells_nothing_of_how_long_requests_take(folder: Path) -> None:
+def test_a_probe_does_not_affect_the_estimated_duration(folder: Path) -> None:
     with engine_for(settings_for(folder)) as engine:
         transcriber = engine.load()
         engine.prove(transcriber)
@@ -81,7 +81,7 @@ def test_a_probe_that_fails_is_not_repeated_at_once(folder: Path, caplog: pytest
     assert caplog.text.count("an inference failed") == 1
 
 
-def test_a_server_told_to_stop_is_not_ready(engine: Engine) -> None:
+def test_a_stopping_server_is_not_ready(engine: Engine) -> None:
     app = create_app(engine)
     client = TestClient(app)
     assert client.get("/readyz").status_code == 200

@@ -1,4 +1,4 @@
-"""A refusal arrives though its client is still sending, and a client that sends for ever is cut."""
+"""A rejection arrives while its client is still sending, and a client that sends forever is cut off."""
 
 import json
 import logging
@@ -59,7 +59,7 @@ def is_cut(client: socket.socket) -> bool:
 
 
 def send_until_cut(client: socket.socket) -> int:
-    """Send, a GiB at most, until the server resets the connection; how many bytes went before."""
+    """Send up to a GiB until the server resets the connection; returns the number of bytes sent."""
     for n_sent in range(0, 2**30, 65536):
         try:
             client.sendall(bytes(65536))
@@ -90,7 +90,7 @@ def test_a_client_that_sends_all_before_it_reads_has_its_answer(
         assert json.loads(body)["error"]["message"]
 
 
-def test_what_is_no_http_is_told_so(server: ServerProcess) -> None:
+def test_malformed_http_gets_400(server: ServerProcess) -> None:
     with socket.create_connection(address(server), timeout=60) as client:
         client.sendall(b"\0" * 100_000 + b"\r\n\r\n" + bytes(BODY_BYTES))
         told, _, body = everything(client).partition(b"\r\n\r\n")
@@ -104,7 +104,7 @@ def test_what_is_no_http_is_told_so(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "HEAD"])
-def test_a_request_that_turns_out_no_http_has_one_answer(method: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_that_becomes_malformed_gets_one_answer(method: str, caplog: pytest.LogCaptureFixture) -> None:
     with connection(refusing) as client:
         client.sendall(f"{method} / HTTP/1.1\r\nHost: localhost\r\n{CHUNKED}ZZZ\r\n".encode())
         told, _, body = everything(client).partition(b"\r\n\r\n")
@@ -113,7 +113,7 @@ def test_a_request_that_turns_out_no_http_has_one_answer(method: str, caplog: py
     assert not errors(caplog)
 
 
-def test_a_body_that_turns_out_no_http_after_its_answer_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_body_malformed_after_its_answer_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     with connection(refusing) as client:
         client.sendall(f"POST / HTTP/1.1\r\nHost: localhost\r\n{CHUNKED}".encode())
         assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
@@ -122,7 +122,7 @@ def test_a_body_that_turns_out_no_http_after_its_answer_ends_the_connection(capl
     assert not errors(caplog)
 
 
-def test_a_body_that_turns_out_no_http_is_the_end_of_an_answer_under_way(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_malformed_body_ends_an_answer_in_progress(caplog: pytest.LogCaptureFixture) -> None:
     received: list[str] = []
 
     async def answering(scope: Any, receive: Any, send: Any) -> None:
@@ -143,7 +143,7 @@ def test_a_body_that_turns_out_no_http_is_the_end_of_an_answer_under_way(caplog:
     assert not errors(caplog)
 
 
-def test_a_large_upload_is_no_exception(server: ServerProcess) -> None:
+def test_a_large_upload_gets_its_answer_too(server: ServerProcess) -> None:
     n_bytes = 64 * 2**20
     with socket.create_connection(address(server), timeout=60) as client:
         client.sendall(head(PATH, "Connection: close", n_bytes=n_bytes))
@@ -152,7 +152,7 @@ def test_a_large_upload_is_no_exception(server: ServerProcess) -> None:
         assert everything(client).startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_client_that_sends_for_ever_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_sends_forever_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImpatientProtocol, "linger_s", 0.2)
     monkeypatch.setattr(ImpatientProtocol, "silence_s", 3600.0)
     with connection(refusing) as client:
@@ -161,7 +161,7 @@ def test_a_client_that_sends_for_ever_is_cut(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("lines", [("Connection: close",), ()], ids=["last answer", "connection kept"])
-def test_what_nobody_reads_comes_slowly(lines: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_bodies_are_drained_slowly(lines: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImpatientProtocol, "linger_s", 1.0)
     monkeypatch.setattr(ImpatientProtocol, "patience_s", 1.0)
     monkeypatch.setattr(ImpatientProtocol, "throttle", Throttle(1.0))
@@ -181,7 +181,7 @@ def test_no_pause_is_longer_than_the_longest() -> None:
     assert throttle.pause_s(10, 7.0 + MOST_PAUSE_S) == 1.0, "nothing is owed beyond it"
 
 
-def test_a_client_that_stays_silent_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImpatientProtocol, "linger_s", 3600.0)
     monkeypatch.setattr(ImpatientProtocol, "silence_s", 0.0)
     with connection(refusing) as client:

@@ -1,4 +1,4 @@
-"""Many clients at once, against a server in a process of its own: each gets its own answer, nobody a server error."""
+"""Many clients at once, against a server in its own process: each gets its own answer, nobody a server error."""
 
 import asyncio
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def roomy(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 @pytest.fixture(scope="module")
 def narrow(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """It has places for eight jobs, of which four are open."""
+    """A server with eight places, four of them for open jobs."""
     with server_process(folder, tmp_path_factory.mktemp("cache"), open_jobs=4, queue_length=4) as server:
         yield server
 
@@ -55,8 +55,8 @@ def test_each_of_64_clients_at_once_gets_its_own_words(roomy: ServerProcess) -> 
         assert answer["text"] == said(n_windows)
 
 
-def test_clients_refused_for_want_of_room_come_back_and_are_served(narrow: ServerProcess) -> None:
-    """64 clients for eight places: who is refused is told when to come back, as OpenAI's client then does."""
+def test_clients_refused_by_a_full_queue_retry_and_are_served(narrow: ServerProcess) -> None:
+    """64 clients for eight places: rejected ones get a Retry-After, which OpenAI's client follows."""
     statuses: list[int] = []
 
     async def note(response: Any) -> None:

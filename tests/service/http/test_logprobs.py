@@ -1,4 +1,4 @@
-"""`include[]=logprobs` through the whole service: each token of the text, its bytes, how likely the model held it."""
+"""`include[]=logprobs` through the whole service: each token of the text, its bytes, its log-probability."""
 
 import math
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def test_verbose_json_has_them_too(client: TestClient) -> None:
     assert [token["token"] for token in body["logprobs"]] == [*synthetic.WORDS, *synthetic.WORDS]
 
 
-def test_they_are_there_only_where_they_are_asked_for(client: TestClient) -> None:
+def test_they_are_there_only_on_request(client: TestClient) -> None:
     assert "logprobs" not in post(client).json()
     assert all("logprobs" not in event for event in events(post(client, stream="true").text))
     for response_format in ("text", "srt", "vtt"):

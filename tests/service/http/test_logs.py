@@ -1,4 +1,4 @@
-"""The log for machines: one JSON object a line, with the request's id, and nothing of what was sent or said."""
+"""The JSON log: one object per line, with the request's ID, and nothing of the request's content or transcript."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from tests.support.serving import PATH, engine_for, ready, settings_for, wav
 
 @contextmanager
 def logged(log_format: str) -> Iterator[io.StringIO]:
-    """What a handler dressed so writes, at every level."""
+    """The output of a handler with this formatter, at every level."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     dress(handler, log_format)
@@ -35,7 +35,7 @@ def logged(log_format: str) -> Iterator[io.StringIO]:
         logger.setLevel(level)
 
 
-def test_a_request_can_be_followed_by_its_id_and_nothing_else_of_it_is_told(tmp_path: Path) -> None:
+def test_a_request_can_be_followed_by_its_id_and_nothing_else_is_logged(tmp_path: Path) -> None:
     folder = synthetic.save_synthetic(tmp_path / "synthetic")
     secrets = ["a-very-secret-prompt", "secret-name.wav", "secret-key", synthetic.SENTENCE, "secret-query"]
     settings = settings_for(folder, api_keys="secret-key")
@@ -61,7 +61,7 @@ def test_a_request_can_be_followed_by_its_id_and_nothing_else_of_it_is_told(tmp_
 
 
 @pytest.mark.parametrize("sent", ["", "two words", "x" * 129, 'quote"', "ümlaut".encode(), "line%0abreak"])
-def test_an_id_that_is_not_sane_is_replaced(sent: Any) -> None:
+def test_an_invalid_id_is_replaced(sent: Any) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})

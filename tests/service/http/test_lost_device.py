@@ -1,4 +1,4 @@
-"""A GPU that fails under a running service: those it works for are told, and the next have another device."""
+"""A GPU that fails in a running service: current requests get an error, later ones another device."""
 
 import time
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def lose(engine: Engine) -> None:
     device.run(device.handle.destroy)
 
 
-def test_a_lost_device_is_told_and_replaced_for_the_next_request(engine: Engine) -> None:
+def test_a_lost_device_is_reported_and_replaced_for_the_next_request(engine: Engine) -> None:
     client, held = TestClient(create_app(engine)), engine.device_bytes()
     for _ in range(2):
         lose(engine)
@@ -74,7 +74,7 @@ def test_a_client_that_tries_again_notices_nothing(engine: Engine) -> None:
         assert client.audio.transcriptions.create(model="whisper-1", file=wav(1.0)).text == synthetic.SENTENCE
 
 
-def test_all_that_work_on_a_lost_device_are_told(engine: Engine) -> None:
+def test_all_requests_on_a_lost_device_get_an_error(engine: Engine) -> None:
     transcriber = engine.transcriber
     assert transcriber is not None
     jobs = [transcriber.submit(tone_audio(3.0), Options()).future for _ in range(6)]
@@ -99,7 +99,7 @@ def test_readiness_brings_a_lost_device_back(engine: Engine) -> None:
     assert engine.is_loaded()
 
 
-def test_a_gpu_that_stays_away_asks_for_a_restart(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_stays_away_requires_a_restart(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(adapter: str) -> None:
         raise DeviceError(f"no {adapter} adapter")
 
@@ -141,7 +141,7 @@ def test_a_driver_that_lists_no_adapters_any_more_is_a_gpu_that_stays_away(
     assert model.device_failures == 2 and response.headers["retry-after"] == f"{models.REOPEN_S:.0f}"
 
 
-def test_clients_are_told_when_the_gpu_may_be_opened_again(engine: Engine) -> None:
+def test_clients_learn_when_the_gpu_may_be_reopened(engine: Engine) -> None:
     assert engine.transcriber is not None
     model = engine.transcriber.model
     assert model.unload()
@@ -151,7 +151,7 @@ def test_clients_are_told_when_the_gpu_may_be_opened_again(engine: Engine) -> No
     assert raised.value.headers["Retry-After"] == "3600"
 
 
-def test_what_ends_well_on_a_discarded_device_is_no_success(engine: Engine) -> None:
+def test_success_on_a_discarded_device_does_not_count(engine: Engine) -> None:
     assert engine.transcriber is not None
     model = engine.transcriber.model
     with model.in_use():
@@ -164,7 +164,7 @@ def test_what_ends_well_on_a_discarded_device_is_no_success(engine: Engine) -> N
     assert model.device_failures == 0
 
 
-def test_what_can_never_load_asks_for_a_restart(folder: Path) -> None:
+def test_a_guest_that_can_never_load_requires_a_restart(folder: Path) -> None:
     with engine_for(settings_for(folder), guest="no guest at all") as engine:
         client = TestClient(create_app(engine))
         assert client.get("/healthz").status_code == 200
@@ -172,7 +172,7 @@ def test_what_can_never_load_asks_for_a_restart(folder: Path) -> None:
         assert "restarted" in assert_error(client.get("/healthz"), 503, "not_ready")
 
 
-def test_a_computation_that_hangs_asks_for_a_restart(folder: Path) -> None:
+def test_a_hanging_computation_requires_a_restart(folder: Path) -> None:
     with engine_for(settings_for(folder, workers=1, probe_limit_s=0.1), guest=HOSTILE_GUEST) as engine:
         app = create_app(ready(engine))
         health: Health = app.state.health
@@ -191,7 +191,7 @@ def test_a_computation_that_hangs_asks_for_a_restart(folder: Path) -> None:
         stuck.future.exception(60)
 
 
-def test_what_is_discarded_goes_with_its_last_user() -> None:
+def test_a_discarded_model_is_closed_with_its_last_user() -> None:
     made, unloaded = iter(["second", "third"]), list[str]()
     residence = Residence("first", load=lambda: next(made), unload=unloaded.append)
     with residence.in_use() as outer, residence.in_use():

@@ -1,4 +1,4 @@
-"""What Prometheus reads: that requests and transcriptions are counted, under labels whose values are few."""
+"""Prometheus metrics: requests and transcriptions are counted, under labels with few values."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_a_transcription_is_counted_with_its_stages(client: TestClient) -> None:
     assert value(after, "process_resident_memory_bytes") > 0
 
 
-def test_what_is_refused_is_counted(client: TestClient) -> None:
+def test_refused_requests_are_counted(client: TestClient) -> None:
     assert_error(post(client, b"no sound"), 400, "unreadable_audio", "file")
     after = read(client)
     assert value(after, "wisp_requests_total", route=PATH, status="400") == 1
@@ -83,7 +83,7 @@ def test_paths_that_clients_make_up_are_one_label(client: TestClient) -> None:
     assert value(names, "wisp_requests_total", route="/v1/models/{id:path}", status="404") == 20
 
 
-def test_the_queue_is_told_while_it_is_full(folder: Path) -> None:
+def test_a_full_queue_is_reported(folder: Path) -> None:
     settings = settings_for(folder, workers=1, open_jobs=1, queue_length=1)
     with engine_for(settings, guest=HOSTILE_GUEST) as engine, TestClient(create_app(ready(engine))) as client:
         transcriber = engine.transcriber

@@ -151,7 +151,7 @@ def test_refusals_are_the_clients_own_errors(
 
 
 def test_a_refusal_reaches_a_client_that_is_still_sending(call: Any) -> None:
-    """The field is refused, or the cap reached, with megabytes of the file still on their way."""
+    """The field is rejected, or the cap reached, with megabytes of the file still to come."""
     large = b"x" * 8_000_000
     with pytest.raises(openai.APIStatusError) as refused:
         call("transcriptions", file=large, model="whisper-1")

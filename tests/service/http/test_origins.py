@@ -1,4 +1,4 @@
-"""Web pages that drive a server on this machine, and pages, programs and proxies that must not be in their way."""
+"""Blocks foreign web pages from using a server on this machine; other pages, programs and proxies still work."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ async def welcome(scope: Any, receive: Any, send: Any) -> None:
 
 
 def status(headers: dict[str, str], **options: Any) -> int:
-    """What a guarded server answers to a request with these headers."""
+    """A guarded server's response to a request with these headers."""
     options |= {"origins": Settings(cors_origins=options.get("origins", "")).cors_origin_pattern()}
     guard = OriginGuard(welcome, **{"hosts": [], "check_host": True, **options})
     return TestClient(guard, base_url="http://localhost:8080").post("/", headers=headers).status_code
@@ -72,7 +72,7 @@ def test_on_loopback_a_request_is_for_one_of_the_servers_names(headers: dict[str
     assert status(headers) == expected
 
 
-def test_what_is_configured_is_let_in() -> None:
+def test_configured_origins_are_allowed() -> None:
     assert status({"Origin": EVIL}, origins=EVIL) == OWN
     assert status({"Origin": "null"}, origins="*") == OWN
     assert (
@@ -92,11 +92,11 @@ def test_what_is_configured_is_let_in() -> None:
     assert status({"Origin": "http://[::1]:3000"}, origins="http://[::1]:3000") == OWN
     assert status({"Host": "Wisp.Example:443"}, hosts=["wisp.example"]) == OWN
     assert status({"Host": "a.example"}, hosts=["*.example"]) == OWN
-    # A proxy that writes a Host of its own, and a browser that says no more than the page's origin.
+    # A proxy that writes its own Host, and a browser that sends only the page's origin.
     assert status({"Host": "127.0.0.1:8080", "Origin": "https://wisp.example"}, hosts=["wisp.example"]) == OWN
 
 
-def test_where_others_reach_the_server_any_name_is_its_own() -> None:
+def test_a_public_server_accepts_any_name() -> None:
     assert status({"Host": "wisp.lan:8080"}, check_host=False) == OWN
     assert status({"Host": "wisp.lan:8080", "Origin": "http://wisp.lan:8080"}, check_host=False) == OWN
     assert status({"Host": "wisp.lan:8080", "Origin": EVIL}, check_host=False) == FOREIGN
@@ -129,7 +129,7 @@ def test_a_foreign_page_is_refused_before_its_upload_is_read(folder: Path) -> No
         ("0.0.0.0", "", 200),
     ],
 )
-def test_who_reaches_a_container_decides_by_which_names(
+def test_a_containers_published_address_decides_its_names(
     folder: Path, monkeypatch: pytest.MonkeyPatch, host: str, published: str, expected: int
 ) -> None:
     apps = []

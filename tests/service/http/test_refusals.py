@@ -1,4 +1,4 @@
-"""What is refused, and how: OpenAI's envelope, the field's name in it, as early as can be."""
+"""Rejected requests: OpenAI's envelope with the field's name, as early as possible."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def test_a_form_without_a_file_is_refused(client: TestClient) -> None:
     assert_error(client.post(PATH, files={"model": (None, "whisper-1")}), 400, "missing_required_parameter", "file")
 
 
-def test_a_body_that_is_no_form_is_refused(client: TestClient) -> None:
+def test_a_body_other_than_a_form_is_refused(client: TestClient) -> None:
     assert_error(client.post(PATH, content=b"x", headers={"content-type": "text/plain"}), 400, "malformed_form")
     assert_error(client.post(PATH), 400, "malformed_form")
 
@@ -49,10 +49,10 @@ def test_fields_are_refused_by_name(
         ({"include[]": "logprobs", "response_format": "text"}, "include[]"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_before_the_file_is_read(
+def test_unsupported_options_are_refused_before_the_file_is_read(
     client: TestClient, fields: dict[str, str], param: str
 ) -> None:
-    """The form breaks off where its file begins: whoever went on reading would say so."""
+    """The form breaks off where its file begins: reading on would be a different error."""
     head = "".join(f'--x\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items())
     body = head + '--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nRIFF'
     response = client.post(PATH, content=body, headers={"content-type": "multipart/form-data; boundary=x"})
@@ -65,7 +65,7 @@ def test_a_bad_field_is_refused_before_a_bad_file(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("file", [b"", b"no sound", b"\x00" * 5000, b"RIFF\xff\xff\xff\xffWAVEfmt "])
-def test_what_is_no_sound_is_refused(client: TestClient, file: bytes) -> None:
+def test_files_without_sound_are_refused(client: TestClient, file: bytes) -> None:
     assert "WAV" in assert_error(post(client, file), 400, "unreadable_audio", "file")
 
 
@@ -89,11 +89,11 @@ def test_an_upload_that_announces_too_much_is_not_read(client: TestClient) -> No
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/audio/transcription", "/v2/models", "/v1/nothing", "/%2e%2e/etc/passwd"])
-def test_an_unknown_path_is_told_in_the_envelope(client: TestClient, path: str) -> None:
+def test_an_unknown_path_gets_the_envelope(client: TestClient, path: str) -> None:
     assert_error(client.get(path), 404, "not_found")
 
 
-def test_a_wrong_method_is_told_in_the_envelope(client: TestClient) -> None:
+def test_a_wrong_method_gets_the_envelope(client: TestClient) -> None:
     response = client.get(PATH)
     assert_error(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"

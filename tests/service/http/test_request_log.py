@@ -1,4 +1,4 @@
-"""What every response carries: safe headers, and for pages a policy that lets them run and ask this server only."""
+"""Every response's headers: safe ones, and for pages a policy that limits scripts and requests to this server."""
 
 import pytest
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -16,7 +16,7 @@ def headers_of(response: Response) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", [JSONResponse, PlainTextResponse, HTMLResponse])
-def test_browsers_keep_to_the_type_they_are_told(kind: type[Response]) -> None:
+def test_browsers_must_not_guess_the_type(kind: type[Response]) -> None:
     assert headers_of(kind("<script>"))["x-content-type-options"] == "nosniff"
 
 

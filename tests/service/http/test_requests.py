@@ -1,4 +1,4 @@
-"""Requests as clients of every kind send them: paths, addresses, names, bodies, lists, and what they are warned of."""
+"""Requests as clients of every kind send them: paths, addresses, names, bodies, lists, and the warnings they get."""
 
 import base64
 import logging
@@ -159,7 +159,7 @@ IGNORED: dict[str, Any] = {
 }
 
 
-def test_what_clients_send_besides_is_honoured_or_ignored_with_a_warning(
+def test_extra_fields_are_honoured_or_ignored_with_a_warning(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -236,7 +236,7 @@ def test_a_wildcard_stands_for_one_name_or_a_port(folder: Path, origin: str, is_
         assert answer.headers.get("access-control-allow-origin") == (origin if is_allowed else None)
 
 
-def test_a_page_of_the_internet_may_ask_a_server_at_home(folder: Path) -> None:
+def test_a_page_on_the_internet_may_use_a_server_at_home(folder: Path) -> None:
     asks = {"Access-Control-Request-Private-Network": "true"}
     with engine_for(settings_for(folder, cors_origins="https://a.example")) as engine:
         client = TestClient(create_app(engine))

@@ -1,4 +1,4 @@
-"""The API as clients meet it: words for sound in every format, models, request ids."""
+"""The API as clients see it: words for sound in every format, models, request IDs."""
 
 import logging
 from pathlib import Path
@@ -49,9 +49,7 @@ def test_verbose_json_has_segments_and_the_audios_length(client: TestClient) -> 
     assert body["text"] == "Ask not what Ask not what"
 
 
-def test_the_log_tells_what_was_transcribed_but_not_what_was_said(
-    client: TestClient, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_has_the_transcription_but_not_its_words(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         post(client, prompt="a secret", language="en")
     assert "transcribed 1.00 s of WAV in " in caplog.text

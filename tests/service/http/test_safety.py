@@ -1,4 +1,4 @@
-"""What a hostile upload or page tries: bombs, names that are paths, pages of other origins."""
+"""Attacks by uploads and pages: bombs, names that are paths, pages of other origins."""
 
 import io
 import sys
@@ -75,7 +75,7 @@ def test_a_header_that_claims_terabytes_takes_no_memory(client: TestClient) -> N
 
 
 class Opened:
-    """What Python opens or connects to while `watching`; an audit hook stays for good, so there is one."""
+    """Files and addresses that Python opens while `watching`; audit hooks are permanent, so there is only one."""
 
     def __init__(self) -> None:
         self.watching = False
@@ -125,14 +125,14 @@ def test_no_path_or_address_of_a_request_is_opened(client: TestClient, opened: O
 # Pages of other origins
 
 
-def test_other_origins_are_told_nothing_by_default(client: TestClient) -> None:
+def test_other_origins_can_read_nothing_by_default(client: TestClient) -> None:
     answer = client.get("/v1/models", headers={"Origin": ELSEWHERE})
     assert not [name for name in answer.headers if name.startswith("access-control-")]
     preflight = {"Origin": ELSEWHERE, "Access-Control-Request-Method": "POST"}
     assert_error(client.options(PATH, headers=preflight), 403, "foreign_origin")
 
 
-def test_a_page_reads_that_the_server_broke(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_can_read_a_server_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Service, name: str) -> dict[str, Any]:
         raise RuntimeError("the secret reason")
 

@@ -1,4 +1,4 @@
-"""schemathesis over /openapi.json finds nothing: what is described is accepted, all else refused, without a 5xx.
+"""schemathesis over /openapi.json finds nothing: described requests are accepted, others rejected, without a 5xx.
 
 `make api-fuzz` does the same with many more examples.
 """
@@ -12,12 +12,12 @@ from tests.conftest import ROOT
 from tests.support import synthetic
 from tests.support.serving import engine_for, ready, served, settings_for
 
-N_EXAMPLES = os.environ.get("WISP_FUZZ_EXAMPLES", "6")  # for each operation, besides those that its schema suggests
+N_EXAMPLES = os.environ.get("WISP_FUZZ_EXAMPLES", "6")  # per operation, in addition to its schema's examples
 
 
 def test_it_finds_nothing(tmp_path: Path) -> None:
     folder = synthetic.save_synthetic(tmp_path / "both", multilingual=True)
-    settings = settings_for(folder, aliases="whisper-1", unknown_fields="refuse")  # where all else is refused
+    settings = settings_for(folder, aliases="whisper-1", unknown_fields="refuse")  # so that everything else is rejected
     with engine_for(settings) as engine, served(ready(engine)) as url:
         document = url.removesuffix("/v1") + "/openapi.json"
         options = ["--phases", "coverage,fuzzing", "--continue-on-failure", "--generation-deterministic", "--no-color"]

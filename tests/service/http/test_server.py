@@ -1,4 +1,4 @@
-"""A server that is told to stop: what its clients get, and how soon it ends."""
+"""A stopping server: what its clients get, and how soon it ends."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ STOPPING = "The server is stopping."
 
 @contextmanager
 def served(engine: Engine, grace_s: float) -> Iterator[tuple[Server, str]]:
-    """A server on a port of its own, and its address; at the end it has stopped."""
+    """A server on its own port, and its address; stopped at the end."""
     app = create_app(engine)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Server(app, app.state.service.under_way, grace_s=grace_s)
@@ -39,7 +39,7 @@ def served(engine: Engine, grace_s: float) -> Iterator[tuple[Server, str]]:
 
 
 def first_event_then(url: str, act: threading.Event, begun: threading.Event) -> str:
-    """Stream a long file; sets `begun` with the first event. The whole body: httpx2 raises for one that breaks off."""
+    """Stream a long file; sets `begun` with the first event. Returns the whole body; httpx2 raises if it breaks off."""
     form = {"data": {"stream": "true"}, "files": {"file": ("a.wav", LONG)}}
     with httpx2.stream("POST", url + PATH, timeout=60, **form) as response:  # type: ignore[arg-type]
         body = ""
@@ -73,7 +73,7 @@ def test_a_stream_given_up_ends_with_an_error_event(folder: Path, how: str, capl
     assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
 
 
-def test_a_plain_request_given_up_is_told_so(folder: Path) -> None:
+def test_a_plain_request_given_up_gets_an_error(folder: Path) -> None:
     with (
         engine_for(settings_for(folder), guest=serving.HOSTILE_GUEST) as engine,
         ThreadPoolExecutor(1) as aside,
@@ -86,7 +86,7 @@ def test_a_plain_request_given_up_is_told_so(folder: Path) -> None:
         assert assert_error(answer.result(60), 503, "not_ready") == STOPPING
 
 
-def test_a_request_under_way_is_finished_first(folder: Path) -> None:
+def test_a_running_request_is_finished_first(folder: Path) -> None:
     with (
         engine_for(settings_for(folder)) as engine,
         ThreadPoolExecutor(1) as aside,
@@ -113,7 +113,7 @@ def test_a_second_ctrl_c_ends_the_process_without_a_traceback(folder: Path, tmp_
     assert "Traceback" not in server.log and "ERROR" not in server.log, server.log
 
 
-def test_sigterm_in_mid_stream_lets_the_stream_end_whole_and_nobody_else_in(folder: Path, tmp_path: Path) -> None:
+def test_sigterm_mid_stream_lets_the_stream_finish_and_nobody_else_in(folder: Path, tmp_path: Path) -> None:
     with server_process(folder, tmp_path, grace_s=600) as server, ThreadPoolExecutor(1) as aside:
         begun, refused = threading.Event(), threading.Event()
         body = aside.submit(first_event_then, server.url, refused, begun)

@@ -1,4 +1,4 @@
-"""Clients that read their answers slowly have all of them, and those that do not read hold nothing for long."""
+"""Clients that read slowly get their whole responses, and clients that don't read hold nothing for long."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 async def large(scope: Any, receive: Any, send: Any) -> None:
-    """A large answer, after which nothing is waited for but a next request."""
+    """A large response, after which the server waits only for the next request."""
     if scope["type"] == "http":
         ImpatientProtocol.patience_s = 0.0
         headers = [(b"content-length", str(N_BYTES).encode())]
@@ -24,7 +24,7 @@ async def large(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def endless(scope: Any, receive: Any, send: Any) -> None:
-    """An answer whose end nobody waits for."""
+    """A response whose end nobody waits for."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while True:
@@ -60,7 +60,7 @@ def test_a_client_that_does_not_read_is_given_up(app: Any, monkeypatch: pytest.M
 
 
 class Buffer:
-    """A transport that sends when it is told to."""
+    """A transport that sends on command."""
 
     waiting, is_aborted = 0, False
 
@@ -74,7 +74,7 @@ class Buffer:
         self.is_aborted = True
 
 
-def test_what_goes_shows_that_the_client_reads() -> None:
+def test_sent_bytes_show_that_the_client_reads() -> None:
     async def scenario() -> None:
         transport = Buffer()
         watched = GuardedTransport(transport, lambda: False, reader_patience_s=3600.0)

@@ -1,4 +1,4 @@
-"""Server-sent events: what OpenAI's clients read in them as a transcript is made."""
+"""Server-sent events: what OpenAI's clients receive as a transcript is made."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def test_log_probabilities_come_with_each_delta_and_all_at_the_end() -> None:
     assert first["logprobs"] + last["logprobs"] == done["logprobs"]
 
 
-def test_verbose_json_has_an_event_for_each_segment_and_tells_of_the_whole_at_the_end() -> None:
+def test_verbose_json_has_an_event_for_each_segment_and_a_summary_at_the_end() -> None:
     delta, segment, _, last, done = events(EventStream("verbose_json"))
     assert (delta["type"], segment["type"]) == ("transcript.text.delta", "transcript.text.segment")
     numbers = {"id", "seek", "start", "end", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob"}
@@ -65,7 +65,7 @@ def test_verbose_json_has_an_event_for_each_segment_and_tells_of_the_whole_at_th
     )
 
 
-def test_segment_events_have_their_words_where_those_were_asked_for() -> None:
+def test_segment_events_have_their_words_on_request() -> None:
     _, segment, *_ = events(EventStream("verbose_json", ("segment", "word")))
     assert segment["words"] == [{"word": "Ask", "start": 0.1, "end": 0.3}, {"word": "not.", "start": 0.3, "end": 0.5}]
 

@@ -1,4 +1,4 @@
-"""A stream's beginning: its status and headers come at once, comments while nothing is said, failures as themselves."""
+"""A stream's start: its status and headers come at once, comments during silence, failures with their own status."""
 
 import threading
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def url(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Transcriptions wait for this event before they begin, at most a minute; then their file may be named broken."""
+    """Transcriptions wait for this event before they begin, at most a minute; their file may then be called broken."""
     event, whole = threading.Event(), Transcriber.transcribe
 
     def transcribe(self: Transcriber, recording: Any, options: Any, *further: Any, **named: Any) -> Any:

@@ -69,7 +69,7 @@ def test_a_request_is_traced_from_its_upload_to_its_tokens(tmp_path: Path) -> No
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, "Queue[tuple[str, bytes]]"]]:
-    """A local OTLP collector: its address, and what it is sent as (path, body)."""
+    """A local OTLP collector: its address, and the requests it receives as (path, body)."""
     received: Queue[tuple[str, bytes]] = Queue()
 
     class Collector(http.server.BaseHTTPRequestHandler):

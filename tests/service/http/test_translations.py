@@ -1,4 +1,4 @@
-"""POST /v1/audio/translations: English words for any language, where the model knows more than English.
+"""POST /v1/audio/translations: English words for any language, if the model knows more than English.
 
 The synthetic multilingual model hears German in everything, and its translations are another text: "what".
 """
@@ -110,6 +110,6 @@ def test_detection_chooses_among_the_languages_that_may_be_spoken(multilingual: 
     assert "fr" in assert_error(heard("fr"), 400, "unsupported_value", "languages[]")
 
 
-def test_models_tell_their_languages(multilingual: TestClient, english: TestClient) -> None:
+def test_models_list_their_languages(multilingual: TestClient, english: TestClient) -> None:
     for client, languages in ((multilingual, {"en", "de"}), (english, {"en"})):
         assert set(json.loads(client.get("/v1/models").text)["data"][0]["languages"]) == languages

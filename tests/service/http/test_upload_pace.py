@@ -18,7 +18,7 @@ from tests.support.sockets import connection, everything, refusing
 
 
 async def body_under(pace: dict[str, Any], messages: list[Message], then: asyncio.Event | None = None) -> int:
-    """How many bytes an application reads of messages that come at once, and of a last one that comes with `then`."""
+    """The bytes that an application reads of messages that come at once, and of a last one that comes with `then`."""
     n_bytes = 0
 
     async def receive() -> Message:
@@ -47,7 +47,7 @@ def piece(n_bytes: int) -> Message:
     return {"type": "http.request", "body": bytes(n_bytes), "more_body": True}
 
 
-def test_what_has_come_buys_time_for_the_rest() -> None:
+def test_received_bytes_buy_time_for_the_rest() -> None:
     async def scenario() -> None:
         with pytest.raises(UploadTooSlow):
             await body_under({"floor_s": 0.0, "bytes_per_s": 10**9}, [piece(1)], asyncio.Event())
@@ -69,10 +69,10 @@ def test_a_body_that_pauses_is_given_up_however_much_has_come() -> None:
     asyncio.run(scenario())
 
 
-def test_a_slow_upload_is_told_so_in_the_envelope(tmp_path: Path) -> None:
+def test_a_slow_upload_gets_an_error_in_the_envelope(tmp_path: Path) -> None:
     folder = synthetic.save_synthetic(tmp_path / "synthetic")
     with engine_for(settings_for(folder)) as engine:
-        # As read_settings would not let through: nothing that has to be waited for is in time.
+        # read_settings() would reject this: anything that has to be waited for is late.
         object.__setattr__(engine.settings, "upload_floor_s", 0.0)
         with connection(create_app(engine)) as client:
             client.sendall(
@@ -99,7 +99,7 @@ def test_a_body_that_nobody_reads_ends_the_connection(monkeypatch: pytest.Monkey
 
 
 async def refusing_without_patience(scope: Any, receive: Any, send: Any) -> None:
-    """From the first request on nothing is waited for but a next one."""
+    """After the first request, the server waits only for the next one."""
     if scope["type"] == "http":
         ImpatientProtocol.patience_s = 0.0
     await refusing(scope, receive, send)
@@ -128,7 +128,7 @@ def test_a_connection_whose_body_came_after_the_answer_outlives_patience(monkeyp
         assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_connection_whose_body_came_after_the_answer_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_whose_body_came_after_the_answer_is_not_kept_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.http.server.KEEP_ALIVE_S", 1)
     monkeypatch.setattr(ImpatientProtocol, "patience_s", 3600.0)
     with connection(refusing) as client:

@@ -1,4 +1,4 @@
-"""Uploads under way: each holds a job's place from its first byte on, and a full disk is told as what it is."""
+"""Running uploads: each holds a job's place from its first byte on, and a full disk is reported as such."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ START = HEAD + SOUND[:FIRST_BYTES]
 
 
 class Client:
-    """A client whose request the server reads as far as it is sent."""
+    """A client whose request the server reads as it is sent."""
 
     def __init__(self, app: ASGIApp, scope: Message = FORM_SCOPE, start: bytes = START) -> None:
         self.app, self.scope, self.start = app, scope, start
@@ -45,7 +45,7 @@ class Client:
         self.sent.append(message)
 
     async def begin(self) -> "Client":
-        """Send so much of a form that the upload holds a place, and wait until the server wants more."""
+        """Send enough of a form that the upload holds a place, and wait until the server wants more."""
         self._task = asyncio.create_task(self._run())
         self._messages.put_nowait({"type": "http.request", "body": self.start, "more_body": True})
         await self._asked.acquire()
@@ -79,7 +79,7 @@ async def last_place_held(app: ASGIApp) -> AsyncIterator[Client]:
     """An upload that holds the last place, as the next one hears."""
     slow = await Client(app).begin()
     refused = Client(app)
-    assert await refused.end() == 429  # it sends nothing, and none of it is asked for
+    assert await refused.end() == 429  # it sends nothing, and the server requests nothing
     assert refused.code() == "queue_full" and refused.retry_after() >= 1
     yield slow
 
@@ -111,7 +111,7 @@ def test_a_slow_upload_gives_its_place_to_the_next(folder: Path, monkeypatch: py
         assert slower.code() == slow.code() == "upload_too_slow"
         assert await third.end(REST) == await fourth.end(REST) == 200
 
-    # None comes fast enough to keep its place where all are taken.
+    # None is fast enough to keep its place if all are taken.
     settings = settings_for(folder, workers=1, open_jobs=1, queue_length=1)
     monkeypatch.setattr(upload_places, "SOUND_PACE", 10**12)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
@@ -251,7 +251,7 @@ def test_no_more_slow_uploads_give_way_than_make_room(monkeypatch: pytest.Monkey
 
             large.add(590_000)
             assert not any(place.is_lost for place in others)
-            large.add(40_000)  # three times what is left without the slowest's
+            large.add(40_000)  # three times the space left without the slowest's
             assert [place for place in others if place.is_lost] == [slower]
             large.add(500)
             assert [place for place in others if place.is_lost] == [slower], "its bytes are not counted again"
@@ -305,7 +305,7 @@ def test_uploads_are_counted_while_the_model_loads(folder: Path) -> None:
             assert refused.retry_after() == LOADING_RETRY_S
             assert await slow.end(GONE) == await first.end(GONE) == 499
 
-    # The engine is never started: its model loads for ever.
+    # The engine is never started: its model loads forever.
     with engine_for(settings_for(folder, open_jobs=1, queue_length=1)) as engine:
         asyncio.run(scenario(create_app(engine)))
 
@@ -320,7 +320,7 @@ def test_there_are_as_many_places_before_as_after_loading(folder: Path, workers:
 
 
 def test_the_folder_for_uploads_is_found_at_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first question for it writes to it, which a full disk refuses."""
+    """Finding it writes to it, which fails on a full disk."""
     candidates = [str(folder / "none")]
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: candidates)
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -335,8 +335,8 @@ def test_the_folder_for_uploads_is_found_at_the_start(folder: Path, monkeypatch:
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 @pytest.mark.parametrize("n_bytes", [1_100_000, 3_000_000])
-def test_a_full_disk_is_told_in_the_envelope(folder: Path, monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
-    """The kernel's own ENOSPC, from the device that has it, in the place of the file that a large upload goes to."""
+def test_a_full_disk_is_an_error_in_the_envelope(folder: Path, monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
+    """The kernel's own ENOSPC, from /dev/full, in place of the file of a large upload."""
 
     def full(**_: object) -> IO[bytes]:
         return FULL.open("w+b")

@@ -1,4 +1,4 @@
-"""The page's files as a browser gets them: types, caching, what they may do, and nothing else of the disk."""
+"""The page's files as a browser gets them: types, caching, policy, and nothing else from the disk."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The model that comes with Wisp, through the product: what it hears, where it hears nothing, what it says it is."""
+"""The model that comes with Wisp, through the product: what it hears, its silence, its description."""
 
 import difflib
 import io
@@ -112,7 +112,7 @@ def quiet_sounds() -> "dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]]":
 
 
 @pytest.mark.parametrize("name", quiet_sounds())
-def test_where_nobody_speaks_the_text_is_empty(client: TestClient, name: str) -> None:
+def test_sound_without_speech_gives_empty_text(client: TestClient, name: str) -> None:
     assert text_of(client, wav_of(quiet_sounds()[name])) == ""
 
 

@@ -1,4 +1,4 @@
-"""The real tiny.en as other tools store it says, token for token, what its Hugging Face folder says."""
+"""The real tiny.en in other tools' formats gives, token for token, the output of its Hugging Face folder."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ CLIPS = ("jfk.wav", "librispeech/1688-142285-0003.flac", "librivox/0930.wav")
 
 @pytest.fixture(scope="module")
 def models(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The model in f16 in three formats, of which two have a vocabulary in place of a tokenizer.json."""
+    """The model in f16 in three formats, two of which have a vocabulary instead of a tokenizer.json."""
     checkpoint = load_checkpoint(shared / "models/tiny_en")
     vocab = json.loads(checkpoint.tokenizer_json)["model"]["vocab"]
     names = sorted((name for name in vocab if name != "<|endoftext|>"), key=lambda name: vocab[name])

@@ -1,4 +1,4 @@
-"""The tokenizer, zlib and speech graphs, as a guest meets them through the calls of WASI-NN."""
+"""The tokenizer, zlib and speech graphs, as a guest uses them through WASI-NN."""
 
 import zlib
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def test_the_size_that_zlib_gives() -> None:
             context.set_input(0, tensor)
 
 
-def test_text_that_is_no_utf8_is_replaced(tokenizer: Tokenizer) -> None:
+def test_invalid_utf8_is_replaced(tokenizer: Tokenizer) -> None:
     context = TokenizerGraph(tokenizer).init_execution_context(NO_PEERS)
     context.set_input(0, np.array([0x20, 0xFF], np.uint8))
     context.compute()
@@ -116,7 +116,7 @@ def test_speech_must_be_one_row_of_finite_samples(tensor: NDArray[np.generic]) -
         SpeechGraph(describe).init_execution_context(NO_PEERS).set_input(0, tensor)
 
 
-def test_a_failing_transcription_is_no_stale_result() -> None:
+def test_a_failing_transcription_leaves_no_stale_result() -> None:
     def first_only(samples: NDArray[np.float32]) -> str:
         if samples.shape[0] > 1:
             raise RuntimeError("the guest trapped")

@@ -1,4 +1,4 @@
-"""Which model is served: preload strings, lookup; a model that loads, answers and closes."""
+"""The choice of model: preload strings, lookup; and a model that loads, answers and closes."""
 
 import json
 import shutil
@@ -288,7 +288,7 @@ def test_openais_weights_borrow_a_vocabulary(tmp_path: Path, bare: pytest.Monkey
         read_checkpoint(spec)
 
 
-def test_a_model_that_is_not_there_is_told_what_is(
+def test_an_error_for_a_missing_model_lists_the_installed_ones(
     install: Callable[[str], Path], tmp_path: Path, bare: pytest.MonkeyPatch
 ) -> None:
     bare.setattr(model_places, "EMBEDDED", tmp_path / "absent")
@@ -300,13 +300,13 @@ def test_a_model_that_is_not_there_is_told_what_is(
 
 
 @pytest.mark.parametrize("named", ["/nope", "./nope", "some/deep/folder", "nope.mpk", "~/nope-at-all"])
-def test_a_path_where_nothing_is_says_nothing_of_installing(named: str, tmp_path: Path) -> None:
+def test_an_error_for_an_empty_path_does_not_suggest_installing(named: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=" does not exist: name an existing") as caught:
         find_model(named, tmp_path)
     assert named in str(caught.value) and "install" not in str(caught.value)
 
 
-def test_files_that_are_no_models_are_not_to_be_fetched_again(synthetic: Path, tmp_path: Path) -> None:
+def test_an_error_for_other_files_does_not_suggest_fetching_again(synthetic: Path, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("milk, bread")
     burn, burns_config = tmp_path / "a.mpk", tmp_path / "a.cfg"
@@ -337,12 +337,12 @@ def test_a_folder_without_weights_or_with_too_many(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("named", ["~no-such-user/model", "a" * 300])
-def test_a_path_that_cannot_be_one_is_a_model_that_is_not_there(named: str, tmp_path: Path) -> None:
+def test_an_impossible_path_is_a_missing_model(named: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=named[:20]):
         find_model(named, tmp_path)
 
 
-def test_a_folder_of_models_that_cannot_be_looked_into_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_folder_of_models_is_reported(tmp_path: Path) -> None:
     unreadable = tmp_path / ("a" * 300)
     with pytest.raises(ModelError, match="--models-dir"):
         model_candidates(Settings(models_dir=str(unreadable)))
@@ -370,14 +370,14 @@ def test_a_model_loads_answers_and_closes(synthetic: Path) -> None:
     model.close()
 
 
-def test_the_preloads_target_counts_where_the_settings_name_none(synthetic: Path) -> None:
+def test_the_preloads_target_counts_if_the_settings_name_none(synthetic: Path) -> None:
     spec = parse_preload(f"default:autodetect:CPU:{synthetic}:::en")[0]
     model = load_model(spec, "auto")
     assert (model.name, model.target.name, model.language) == ("default", "cpu", "en")
     model.close()
 
 
-def test_a_target_that_is_asked_for_goes_before_the_preloads(synthetic: Path) -> None:
+def test_a_requested_target_overrides_the_preloads(synthetic: Path) -> None:
     spec = parse_preload(f"default:autodetect:GPU:{synthetic}")[0]
     assert read_model(spec, "cpu").target.name == "cpu"
 
@@ -408,7 +408,7 @@ def test_another_models_tokenizer_is_refused(install: Callable[[str], Path], sha
 
 
 def test_the_names_of_weights_files_are_those_that_their_readers_know() -> None:
-    """They stand twice, as `wisp --help` should not load NumPy for them."""
+    """They are listed twice, as `wisp --help` should not load NumPy for them."""
     assert WEIGHTS_SUFFIXES == SUFFIXES
     assert set(FOLDER_WEIGHTS) == set(WEIGHTS_NAMES)
 

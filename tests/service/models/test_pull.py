@@ -1,4 +1,4 @@
-"""Models from a hub: fetched whole through every fault that a network has, or not at all."""
+"""Models from a hub: fetched completely despite every network fault, or not at all."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 class Counted:
-    """What a progress bar would show."""
+    """The values of a progress bar."""
 
     def __init__(self) -> None:
         self.n_bytes = 0
@@ -56,7 +56,7 @@ def pull(hub: FakeHub, models: Path, repo: str = REPO, token: str = "") -> tuple
 
 
 def refused(hub: FakeHub, models: Path, repo: str = REPO, token: str = "") -> str:
-    """Why a model was not fetched; it is not there then."""
+    """Why a model wasn't fetched; it isn't installed then."""
     with pytest.raises(HubError) as raised:
         pull(hub, models, repo, token)
     assert installed_models(models) == {}
@@ -113,14 +113,14 @@ def test_a_damaged_file_is_found_and_fetched_again(hub: FakeHub, tmp_path: Path)
     assert damage(folder, record) == []
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_broken_download_is_resumed_where_it_broke(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts = [1000, 50_000, 3]
     pull(hub, tmp_path / "models")
     ranges = [wanted for path, wanted, _ in hub.asked if path.endswith(WEIGHTS) and path.startswith("/cdn/")]
     assert ranges == [None, "bytes=1000-", "bytes=51000-", "bytes=51003-"]
 
 
-def test_a_later_command_goes_on_from_what_an_earlier_one_left(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_later_command_resumes_an_earlier_ones_download(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts = [40_000, *[0] * 4]
     assert "rerun the command to resume" in refused(hub, tmp_path / "models")
     hub.asked.clear()
@@ -135,7 +135,7 @@ def test_a_hub_without_ranges_sends_it_whole(hub: FakeHub, tmp_path: Path) -> No
     assert (tmp_path / "models" / "tiny_en" / WEIGHTS).read_bytes() == hub.repos[REPO][WEIGHTS]
 
 
-def test_what_an_earlier_command_left_damaged_is_fetched_whole(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_damaged_partial_download_is_fetched_whole(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts = [40_000, *[0] * 4]
     refused(hub, tmp_path / "models")
     (part,) = unfinished_folder(tmp_path / "models" / "tiny_en").glob("*.part")
@@ -144,7 +144,7 @@ def test_what_an_earlier_command_left_damaged_is_fetched_whole(hub: FakeHub, tmp
 
 
 def test_a_file_with_another_sum_is_not_installed(hub: FakeHub, tmp_path: Path) -> None:
-    for name in (WEIGHTS, "tokenizer.json"):  # of the one the hub tells a SHA-256, of the other Git's id
+    for name in (WEIGHTS, "tokenizer.json"):  # the hub gives a SHA-256 for the first, Git's id for the second
         hub.wrong = {name: hub.repos[REPO][name][:-1] + b"?"}
         message = refused(hub, tmp_path / name)
         assert name in message and "SHA-256" in message
@@ -156,14 +156,14 @@ def test_more_than_was_announced_is_not_read(hub: FakeHub, tmp_path: Path) -> No
     assert "longer than" in refused(hub, tmp_path / "models")
 
 
-def test_a_disk_without_room_is_told_before_anything_is_fetched(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_disk_without_room_is_reported_before_anything_is_fetched(hub: FakeHub, tmp_path: Path) -> None:
     hub.claimed = {WEIGHTS: 10**18}
     message = refused(hub, tmp_path / "models")
     assert "1000000000000.0 MB" in message and "free" in message
     assert WEIGHTS not in hub.downloads()
 
 
-def test_a_hub_in_trouble_is_asked_again(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_failing_hub_is_retried(hub: FakeHub, tmp_path: Path) -> None:
     hub.statuses = [503, 429, 500]
     assert pull(hub, tmp_path / "models")[0]
     hub.statuses = [503] * 5
@@ -178,7 +178,7 @@ def test_no_network_is_one_sentence(hub: FakeHub, tmp_path: Path) -> None:
     assert "HTTPS_PROXY" in message and "HF_ENDPOINT" in message and "WISP_MODELS_DIR" in message
 
 
-def test_what_is_not_there_or_not_given_is_told_with_what_to_do(hub: FakeHub, tmp_path: Path) -> None:
+def test_errors_for_missing_and_private_models_say_what_to_do(hub: FakeHub, tmp_path: Path) -> None:
     models = tmp_path / "models"
     assert "has no openai/whisper-none" in refused(hub, models, "openai/whisper-none")
     hub.token = "hf_right"
@@ -204,7 +204,7 @@ def test_a_proxy_is_used(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.Monke
     assert pull(hub, tmp_path / "models")[0]
 
 
-def test_what_is_no_hub_or_no_whisper_is_told(hub: FakeHub, tmp_path: Path) -> None:
+def test_other_servers_and_other_models_are_errors(hub: FakeHub, tmp_path: Path) -> None:
     models = tmp_path / "models"
     whisper = hub.repos[REPO]
     hub.repos["someone/bert"] = whisper | {"config.json": b'{"model_type": "bert"}'}
@@ -217,7 +217,7 @@ def test_what_is_no_hub_or_no_whisper_is_told(hub: FakeHub, tmp_path: Path) -> N
     assert "HF_ENDPOINT" in refused(hub, models)
 
 
-def test_files_without_sums_are_not_taken(hub: FakeHub, tmp_path: Path) -> None:
+def test_files_without_checksums_are_rejected(hub: FakeHub, tmp_path: Path) -> None:
     hub.states_sums = False
     assert "states no checksum of config.json" in refused(hub, tmp_path / "models")
 
@@ -301,7 +301,7 @@ def test_a_ctranslate2_repository_is_fetched(hub: FakeHub, tmp_path: Path) -> No
         pull(hub, models, repo)
 
 
-def test_another_repositorys_form_of_a_model_is_not_written_over(hub: FakeHub, tmp_path: Path) -> None:
+def test_another_repositorys_form_of_a_model_is_not_overwritten(hub: FakeHub, tmp_path: Path) -> None:
     models, other = tmp_path / "models", "Systran/faster-whisper-tiny.en"
     pull(hub, models)
     hub.repos[other] = hub.repos[REPO]

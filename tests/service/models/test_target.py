@@ -1,4 +1,4 @@
-"""Which target is chosen, from what adapters there are; and what becomes of a GPU that does not open."""
+"""The choice of target for given adapters, and the handling of a GPU that doesn't open."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def test_targets(asked: str, kinds: tuple[str, ...], chosen: str, said: str) -> 
     assert target.is_software == (chosen == "gpu" and kinds[0] == "software")
 
 
-def test_a_software_adapter_that_was_asked_for_is_warned_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_requested_software_adapter_logs_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     if not any(found.is_software for found in list_adapters()[:1]):
         pytest.skip("the best adapter of this machine is not software")
     read_model(ModelSpec("synthetic", folder), "gpu").make_ready().close()
@@ -46,7 +46,7 @@ def test_a_software_adapter_that_was_asked_for_is_warned_of(folder: Path, caplog
 
 
 def run_without_adapters(code: str, **environment: str) -> str:
-    """What a fresh Python prints, on a machine whose Vulkan loader finds no driver."""
+    """The output of a fresh Python on a machine whose Vulkan loader finds no driver."""
     environment |= {"VK_DRIVER_FILES": "/nonexistent", "VK_ICD_FILENAMES": "/nonexistent"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
@@ -67,7 +67,7 @@ def test_without_an_adapter_auto_takes_the_cpu_and_gpu_fails_clearly() -> None:
 
 
 @pytest.mark.skipif(may_have_hardware(), reason="this machine may have a GPU")
-def test_a_machine_without_a_graphics_device_is_not_asked_for_adapters() -> None:
+def test_a_machine_without_a_graphics_device_is_not_searched_for_adapters() -> None:
     answer = run_without_adapters(
         "import sys; from service.models.target import choose_target\n"
         "print(choose_target('auto').reason, 'wgpu' in sys.modules)"
@@ -85,7 +85,7 @@ def test_the_cpu_target_never_loads_wgpu(folder: Path) -> None:
     assert answer == "cpu False"
 
 
-def test_a_gpu_that_does_not_open_is_replaced_only_where_nobody_asked_for_it(folder: Path) -> None:
+def test_a_gpu_that_does_not_open_is_replaced_only_if_nobody_requested_it(folder: Path) -> None:
     answer = run_without_adapters(
         "import dataclasses; from pathlib import Path; from service.errors import DeviceUnavailable\n"
         "from service.models.loaded import read_model; from service.models.names import find_model\n"

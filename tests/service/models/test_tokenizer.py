@@ -48,7 +48,7 @@ def test_suppress_list_is_whispers(tiny_en: Tokenizer, shared: Path) -> None:
     assert [*tiny_en.blank, tiny_en.eot] == config["begin_suppress_tokens"]
 
 
-def test_the_guest_is_told_every_constant(tiny_en: Tokenizer) -> None:
+def test_the_guest_gets_every_constant(tiny_en: Tokenizer) -> None:
     tokens = tiny_en.guest_tokens()
     assert {name: value for name, value in tokens.items() if name != "suppress"} == {
         "sot": 50257,
@@ -93,7 +93,7 @@ def test_broken_utf8_decodes_as_python_replaces_it(tiny_en: Tokenizer, shared: P
         assert tiny_en.decode(ids) == data.decode("utf-8", errors="replace")
 
 
-def test_special_and_timestamp_tokens_say_nothing(tiny_en: Tokenizer) -> None:
+def test_special_and_timestamp_tokens_have_no_text(tiny_en: Tokenizer) -> None:
     hello = tiny_en.encode(" hello")
     assert tiny_en.decode([50257, 50363, *hello, 51863, 50256]) == " hello"
 
@@ -158,7 +158,7 @@ def test_a_tokenizer_of_another_kind_is_refused(synthetic_json: str, change: Cha
         Tokenizer(broken(change, synthetic_json), n_vocab(synthetic_json), False)
 
 
-def test_merges_that_do_not_fit_are_told_by_the_first_prompt(synthetic_json: str) -> None:
+def test_wrong_merges_are_reported_by_the_first_prompt(synthetic_json: str) -> None:
     faulty = broken(lambda file: file["model"].update(merges=[["no", "such"]]), synthetic_json)
     tokenizer = Tokenizer(faulty, n_vocab(synthetic_json), False)
     assert tokenizer.decode([0]) == "!"
@@ -167,8 +167,8 @@ def test_merges_that_do_not_fit_are_told_by_the_first_prompt(synthetic_json: str
 
 
 @pytest.mark.parametrize("folder", ["models/tiny_en", ""])
-def test_what_is_never_sampled_is_what_the_library_finds(shared: Path, folder: str) -> None:
-    """The ids of each symbol, which are looked up without the library: in Whisper's vocabulary and the embedded one."""
+def test_suppressed_tokens_are_those_that_the_library_finds(shared: Path, folder: str) -> None:
+    """The ids of each symbol, looked up without the library, in Whisper's vocabulary and the embedded one."""
     path = (shared / folder if folder else EMBEDDED) / "tokenizer.json"
     tokenizer = Tokenizer(path.read_text(), 51_864, is_multilingual=False)
     ids = {tokenizer.encode(" -")[0], tokenizer.encode(" '")[0]}
@@ -194,7 +194,7 @@ def test_the_library_is_loaded_for_prompts_alone(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"model": {"type": "BPE"}}', "[" * 100_000])
-def test_what_is_no_tokenizer_is_one_clear_error(text: str) -> None:
+def test_an_invalid_tokenizer_is_one_clear_error(text: str) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
         Tokenizer(text, N_VOCAB, False)
 

@@ -1,4 +1,4 @@
-"""Who gets a place: short jobs behind any number of long ones, clients behind greedy ones; what is set aside."""
+"""Who gets a place: short jobs behind any number of long ones, clients behind greedy ones; jobs set aside."""
 
 import threading
 from collections import Counter
@@ -15,7 +15,7 @@ from tests.support.waiting import until
 
 
 class Jobs:
-    """Jobs that note their begin and last until they are let go, some of them long ones."""
+    """Jobs, some of them long, that record their start and run until released."""
 
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
@@ -23,7 +23,7 @@ class Jobs:
         self.ends: dict[str, threading.Event] = {}
 
     def submit(self, name: str, *, lasts_s: float = 0.0, n_bytes: int = 0, of: str = "") -> "Callable[[], None]":
-        """Add one; what is returned ends it and waits for that."""
+        """Add a job; the returned function ends it and waits for its end."""
         end, run = self.ends.setdefault(name, threading.Event()), Run()
 
         def call() -> None:
@@ -129,7 +129,7 @@ def test_a_job_that_is_set_aside_and_then_cancelled_frees_its_place() -> None:
             gone.future.result(0)
 
 
-def test_closing_ends_what_is_set_aside() -> None:
+def test_closing_ends_jobs_set_aside() -> None:
     with jobs(n_open=1) as made:
         made.submit("long", lasts_s=3600.0)
         made.wait_for("long goes on")
@@ -162,7 +162,7 @@ def test_a_client_with_fewer_open_jobs_goes_first() -> None:
         assert made.begun == ["greedy 0", "greedy 1", "modest"]
 
 
-def test_where_all_places_are_taken_a_few_are_left_for_clients_that_hold_few() -> None:
+def test_a_full_queue_keeps_a_few_places_for_clients_that_hold_few() -> None:
     with jobs(n_open=1, queue_length=7) as made:
         for n in range(8):
             made.submit(f"greedy {n}", of="greedy")

@@ -1,4 +1,4 @@
-"""Stretches of speech out of probabilities, and chunks out of those: every knob, and every edge."""
+"""Stretches of speech from probabilities, and chunks from those: every option, and every edge."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def heard(pattern: str, **knobs: float | int) -> list[tuple[float, float]]:
     ]
 
 
-def test_speech_is_what_is_likely_enough() -> None:
+def test_speech_is_above_the_threshold() -> None:
     assert heard("..........") == heard("") == []
     assert heard("..###.....") == [(0.2, 0.7)]
     assert heard("..444.....") == []
@@ -27,7 +27,7 @@ def test_speech_is_what_is_likely_enough() -> None:
     assert heard("..........", threshold=0.0) == [(0.0, 1.2)]
 
 
-def test_speech_that_has_begun_goes_on_a_little_under_the_threshold() -> None:
+def test_started_speech_continues_slightly_below_the_threshold() -> None:
     assert heard("..5444.....") == [(0.2, 0.8)]
     assert heard("..5333.....") == [(0.2, 0.5)]
 
@@ -43,7 +43,7 @@ def test_padding_goes_before_speech_but_not_into_what_was_there_before() -> None
     assert heard(".##...##........", prefix_padding_ms=500) == [(0.0, 0.5), (0.5, 1.0)]
 
 
-def test_a_click_is_no_speech() -> None:
+def test_a_click_is_not_speech() -> None:
     assert list(stretches([0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0.03, Chunking())) == []
 
 

@@ -1,4 +1,4 @@
-"""Jobs that take turns: a short one behind long ones, and those that leave, fail or are stopped while they wait."""
+"""Jobs in turns: a short one behind long ones, and jobs that leave, fail or are stopped while they wait."""
 
 import io
 import threading
@@ -24,7 +24,7 @@ TEN_MINUTES, LONG_S, SHORT_S = 600.0, 30.0, 3.0
 
 
 class Job:
-    """A transcription that comes to a gate at the end of each window, holding its turn until it is let through."""
+    """A transcription that stops at a gate after each window, holding its turn until it is let through."""
 
     def __init__(self, transcriber: Transcriber, seconds: float, prompt: str | None = None) -> None:
         self.n_windows = 0
@@ -40,24 +40,24 @@ class Job:
             assert self._permits.acquire(timeout=60)
 
     def arrive(self) -> "Job":
-        """Wait until it stands at its gate."""
+        """Wait until it is at its gate."""
         assert self._arrived.acquire(timeout=60)
         return self
 
     def let_through(self) -> "Job":
-        """One window more."""
+        """Let it do one more window."""
         self._permits.release()
         return self
 
     def open(self) -> Future[Transcription]:
-        """No gate any more; the job's future."""
+        """Remove the gate; returns the job's future."""
         self._opened.set()
         self._permits.release()
         return self.future
 
 
 def wait_until_waiting(transcriber: Transcriber, n: int) -> None:
-    """Until so many jobs wait for a turn to compute."""
+    """Wait until `n` jobs wait for a turn to compute."""
     until(lambda: transcriber.computing.n_waiting == n, f"{n} jobs wait for a turn")
 
 
@@ -82,7 +82,7 @@ def test_a_short_clip_behind_two_long_files_waits_for_one_window(folder: Path, n
                 job.open().result(60)
 
 
-def test_long_files_under_way_together_are_each_transcribed_whole(folder: Path) -> None:
+def test_long_files_in_parallel_are_each_transcribed_whole(folder: Path) -> None:
     with engine_for(settings_for(folder, workers=2, open_jobs=4)) as engine:
         transcriber = engine.load()
         windows = [40, 30, 20, 10, 5, 1]
@@ -114,7 +114,7 @@ def test_jobs_that_begin_together_end_in_the_order_of_their_lengths(folder: Path
     assert ended == sorted(ended)
 
 
-def test_a_job_cancelled_at_a_windows_border_leaves_and_the_others_go_on(folder: Path) -> None:
+def test_a_job_cancelled_at_a_windows_border_leaves_and_the_others_continue(folder: Path) -> None:
     with engine_for(settings_for(folder, workers=1)) as engine:
         transcriber = engine.load()
         leaving = Job(transcriber, LONG_S).arrive()
@@ -148,8 +148,8 @@ def test_closing_ends_jobs_that_wait_for_their_turns(folder: Path) -> None:
         assert not closing.is_alive()
 
 
-# Says a segment after each of two computes (which end with an error: no input is set), then that all is well; but with
-# TRAP in its prompt it traps after the second.
+# Emits a segment after each of two computes (which fail: no input is set), then ends successfully; with TRAP in its
+# prompt, it traps after the second.
 TRAPS_LATER = r"""
 (module
   (import "wasi_snapshot_preview1" "args_sizes_get" (func $args_sizes_get (param i32 i32) (result i32)))
@@ -207,7 +207,7 @@ def test_a_guest_that_traps_after_it_has_waited_leaves_its_turn_to_the_others(fo
 
 
 class Tape:
-    """An endless recording that is read a piece at a time, as far as it is let."""
+    """An endless recording, read a piece at a time, up to the released position."""
 
     def __init__(self) -> None:
         self.n_read = 0
@@ -251,7 +251,7 @@ def test_reading_long_files_keeps_a_short_one_waiting_for_half_a_minute_of_them(
         assert transcriber.reading.n_held == 0
 
 
-def test_no_more_jobs_are_begun_than_may_be_open(folder: Path) -> None:
+def test_no_more_jobs_start_than_may_be_open(folder: Path) -> None:
     tapes = [Tape() for _ in range(4)]
     with engine_for(settings_for(folder, workers=1, open_jobs=2)) as engine:
         transcriber = engine.load()

@@ -1,4 +1,4 @@
-"""A model that leaves memory while nobody uses it, and is back for the next request, on the CPU and on WebGPU."""
+"""An idle model leaves memory and is reloaded for the next request, on the CPU and on WebGPU."""
 
 import threading
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def test_an_unloaded_model_holds_nothing_and_comes_back_for_a_request(engine: En
     assert model.unload() and not engine.is_loaded() and engine.device_bytes() == 0
     assert not model.unload()
     assert words(engine) == synthetic.SENTENCE
-    # What a first decoding allocates is counted too, so it is as much as before.
+    # A first decoding's allocations are counted too, so it is as much as before.
     assert engine.is_loaded() and engine.device_bytes() == held
 
 
@@ -68,7 +68,7 @@ def test_requests_that_come_while_it_is_unloaded_are_served(engine: Engine) -> N
     assert heard == [synthetic.SENTENCE] * 8 and n_unloaded > 0
 
 
-def test_it_happens_by_itself_after_the_time_that_is_set(folder: Path) -> None:
+def test_it_happens_by_itself_after_the_configured_time(folder: Path) -> None:
     settings = settings_for(folder, idle_unload_s=0.01)
     with engine_for(settings) as engine, TestClient(create_app(ready(engine))) as client:
         until(lambda: not engine.is_loaded(), "the model has left memory")

@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system, and that is not done all the time."""
+"""Freed memory goes back to the system, but not too often."""
 
 import ctypes
 import gc
@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 needs_glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the allocator is not glibc's")
 
-# 64 MB in small pieces, every hundredth of which stays: what is freed lies between them.
+# 64 MB in small pieces, of which every hundredth stays: the freed ones lie between them.
 GAPS = """
 import ctypes, os
 from service.transcription.memory import Trimmer
@@ -31,7 +31,7 @@ Trimmer()()
 print(before - resident())
 """
 
-# 30 MB in one piece are freed, which tells glibc to keep as much; then 25 MB, which malloc_trim would leave.
+# 30 MB in one piece are freed, so glibc keeps as much; then 25 MB, which malloc_trim would leave.
 END = """
 import ctypes, os, threading
 from service.transcription.memory import Trimmer, keep_little
@@ -63,7 +63,7 @@ def test_the_end_of_a_threads_arena_goes_back_to_the_system() -> None:
 
 
 @needs_glibc
-def test_gaps_between_what_is_used_go_back_to_the_system() -> None:
+def test_gaps_between_used_memory_go_back_to_the_system() -> None:
     run = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, cwd=ROOT, check=True)
     assert int(run.stdout) > 40e6
 
@@ -94,7 +94,7 @@ def test_what_cycles_hold_is_freed() -> None:
         ("GLIBC_TUNABLES", "glibc.malloc.check=1:glibc.malloc.mmap_threshold=1000000", ["TRIM_THRESHOLD"]),
     ],
 )
-def test_what_the_user_has_told_glibc_stays(
+def test_the_users_glibc_settings_stay(
     variable: str, text: str, left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = list[int]()
@@ -111,7 +111,7 @@ def test_what_the_user_has_told_glibc_stays(
     assert told == [PARAMETERS[name] for name in left]
 
 
-def test_many_jobs_at_once_give_back_once_and_once_more_when_it_is_time() -> None:
+def test_many_jobs_at_once_trim_once_and_once_more_when_due() -> None:
     now, done, due = 100.0, list[float](), list[tuple[float, Callable[[], None]]]()
     trimmer = Trimmer(trim=lambda: done.append(now), clock=lambda: now, later=lambda *call: due.append(call))
     for now in (100.0, 100.0, 100.0 + EVERY_S / 2):  # noqa: B007
@@ -121,14 +121,14 @@ def test_many_jobs_at_once_give_back_once_and_once_more_when_it_is_time() -> Non
     assert wait_s == EVERY_S
     now = 100.0 + EVERY_S
     call()
-    trimmer()  # a job behind that burst
+    trimmer()  # a job after that burst
     assert done == [100.0, 100.0 + EVERY_S] and len(due) == 2
     now += EVERY_S
     trimmer()
     assert done[-1] == now
 
 
-def test_a_trim_that_had_to_wait_is_made() -> None:
+def test_a_delayed_trim_is_done() -> None:
     made = threading.Semaphore(0)
     now = iter((100.0, 100.0, 100.0, 99.95 + EVERY_S, 100.0 + EVERY_S))
     trimmer = Trimmer(trim=made.release, clock=lambda: next(now))

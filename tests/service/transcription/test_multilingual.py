@@ -1,4 +1,4 @@
-"""A multilingual model through the whole service on the CPU target: its language heard, given, unknown; translating.
+"""A multilingual model through the whole service on the CPU target: its language detected, given, unknown; translation.
 
 The synthetic model hears German in everything. Its translations are another text: " what".
 """
@@ -22,7 +22,7 @@ from tests.support.serving import engine_for, settings_for, tone, tone_audio
 
 
 class Heard:
-    """What contexts of a graph were given at one index."""
+    """The inputs of a graph's contexts at one index."""
 
     def __init__(self, graph: Graph, index: int) -> None:
         self.graph, self.index = graph, index
@@ -58,13 +58,13 @@ def listen(transcriber: Transcriber, monkeypatch: pytest.MonkeyPatch, graph: str
 
 @pytest.fixture
 def tokens(transcriber: Transcriber, monkeypatch: pytest.MonkeyPatch) -> list[NDArray[Any]]:
-    """What the decoder is given, compute after compute."""
+    """The decoder's inputs, compute by compute."""
     return listen(transcriber, monkeypatch, "decoder", 1)
 
 
 @pytest.fixture
 def mels(transcriber: Transcriber, monkeypatch: pytest.MonkeyPatch) -> list[NDArray[Any]]:
-    """What the encoder is given, window after window."""
+    """The encoder's inputs, window by window."""
     return listen(transcriber, monkeypatch, "encoder", 0)
 
 
@@ -73,7 +73,7 @@ def special(transcriber: Transcriber, *names: str) -> list[int]:
     return [(tokenizer.special | tokenizer.languages)[name] for name in names]
 
 
-def test_a_language_not_given_is_heard_once(transcriber: Transcriber, tokens: list[Any], mels: list[Any]) -> None:
+def test_an_unspecified_language_is_detected_once(transcriber: Transcriber, tokens: list[Any], mels: list[Any]) -> None:
     result = transcriber.transcribe(tone_audio(4.0), Options())
     assert (result.language, result.text) == ("de", " ".join([synthetic.SENTENCE] * 2))
     sot, de, transcribe = special(transcriber, "sot", "de", "transcribe")
@@ -83,7 +83,7 @@ def test_a_language_not_given_is_heard_once(transcriber: Transcriber, tokens: li
     assert len(mels) == 3, "one for the language, two windows"
 
 
-def test_a_language_asked_for_is_taken(transcriber: Transcriber, tokens: list[Any], mels: list[Any]) -> None:
+def test_a_requested_language_is_used(transcriber: Transcriber, tokens: list[Any], mels: list[Any]) -> None:
     result = transcriber.transcribe(tone_audio(1.0), Options(language="en"))
     assert (result.language, result.text) == ("en", synthetic.SENTENCE)
     assert [tensor.ravel().tolist() for tensor in tokens[:2]] == [
@@ -102,7 +102,7 @@ def guest_events(transcriber: Transcriber, **options: Any) -> list[dict[str, Any
     return events
 
 
-def test_a_translation_is_asked_for_with_its_token(transcriber: Transcriber, tokens: list[Any]) -> None:
+def test_a_translation_is_requested_with_its_token(transcriber: Transcriber, tokens: list[Any]) -> None:
     events = guest_events(transcriber, task="translate")
     assert [tensor.ravel().tolist() for tensor in tokens[1:3]] == [
         special(transcriber, "sot"),
@@ -124,7 +124,7 @@ def test_a_language_it_does_not_know_is_refused(transcriber: Transcriber, tokens
     assert not tokens
 
 
-def test_its_language_is_heard_before_the_recordings_own_silence(transcriber: Transcriber, mels: list[Any]) -> None:
+def test_its_language_is_detected_before_the_recordings_own_silence(transcriber: Transcriber, mels: list[Any]) -> None:
     """As the reference detects it, in features of padded audio; a window that is decoded is padded with zeros."""
     transcriber.transcribe(tone_audio(1.0), Options())
     detected, decoded = mels

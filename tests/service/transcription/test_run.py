@@ -1,4 +1,4 @@
-"""What a run measures, and what is reported of it once it has ended: stages, audio, tokens and how it ended."""
+"""A run's measurements, and its report once it has ended: stages, audio, tokens and outcome."""
 
 import io
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from tests.support.serving import tone, wav
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that advances on command."""
 
     now = 0.0
 
@@ -45,7 +45,7 @@ def test_a_stage_lasts_until_the_next_is_entered() -> None:
     assert all(span.start_ns <= span.end_ns for span in run.spans)
 
 
-def test_what_makes_items_is_a_stage_of_its_own() -> None:
+def test_making_items_is_its_own_stage() -> None:
     clock = Clock()
 
     def made() -> Iterator[int]:
@@ -105,7 +105,7 @@ def test_a_transcription_is_observed_once_it_has_ended(seen: tuple[Transcriber, 
     assert run.submitted_ns <= run.spans[0].start_ns and run.spans[-1].end_ns <= run.ended_ns
 
 
-def test_how_it_ended_is_told(seen: tuple[Transcriber, Queue[Run]]) -> None:
+def test_the_outcome_is_reported(seen: tuple[Transcriber, Queue[Run]]) -> None:
     transcriber, runs = seen
 
     def endless() -> Iterator[NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""No words out of silence, no word of speech lost; words and segments that end where their sound ends."""
+"""No words from silence, no speech lost; words and segments end where their sound ends."""
 
 import itertools
 from collections.abc import Iterator
@@ -50,12 +50,12 @@ def plain(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", SOUNDS)
-def test_sound_without_speech_is_no_words(tiny_en: Transcriber, name: str) -> None:
+def test_sound_without_speech_gives_no_words(tiny_en: Transcriber, name: str) -> None:
     found = hear(tiny_en, SOUNDS[name])
     assert (found.text, found.segments) == ("", ())
 
 
-def test_left_to_the_model_they_would_be(tiny_en: Transcriber) -> None:
+def test_without_the_check_it_would_give_words(tiny_en: Transcriber) -> None:
     assert hear(tiny_en, SOUNDS["zeros"], vad="off").text != ""
 
 
@@ -75,7 +75,7 @@ def test_ten_minutes_of_silence_repeat_nothing(tiny_en: Transcriber, jfk: Floats
 
 @pytest.mark.parametrize("kind", ["quiet", "noisy", "telephone", "late", "alone", "quiet after loud"])
 def test_speech_is_heard_as_without_the_check(tiny_en: Transcriber, jfk: Floats, kind: str) -> None:
-    word = jfk[round(3.25 * SAMPLE_RATE) : round(3.9 * SAMPLE_RATE)]  # "ask", which the model takes for "Yes!"
+    word = jfk[round(3.25 * SAMPLE_RATE) : round(3.9 * SAMPLE_RATE)]  # "ask", which the model hears as "Yes!"
     match kind:
         case "quiet":  # −50 dB
             sound = jfk * np.float32(0.003 / np.sqrt(np.mean(jfk**2)))

@@ -1,4 +1,4 @@
-"""Graphs whose computes belong to a run: what precedes a compute, what ends it, how contexts find each other."""
+"""Graphs whose computes belong to a run: the call before a compute, its end, how contexts find each other."""
 
 import logging
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The transcriber: words out of sound, and what happens when there is too much of it or the guest fails."""
+"""The transcriber: words from sound, and what happens if there are too many jobs or the guest fails."""
 
 import gc
 import json
@@ -37,7 +37,7 @@ def transcriber(folder: Path) -> Iterator[Transcriber]:
         yield engine.load()
 
 
-def test_the_guest_is_told_what_was_asked_for(transcriber: Transcriber) -> None:
+def test_the_guest_gets_the_requested_options(transcriber: Transcriber) -> None:
     asked = transcriber.argument(Options(prompt="A letter.", keywords=("Wisp", "lavapipe")))["options"]
     assert (asked["initial_prompt"], asked["carry_initial_prompt"]) == ("Wisp, lavapipe. A letter.", True)
     asked = transcriber.argument(Options(beam_size=3, without_timestamps=True, seed=7))["options"]
@@ -62,7 +62,7 @@ def test_beams_are_the_setting_s_else_the_model_s(tmp_path: Path, says: int, set
 
 
 @pytest.mark.parametrize("says", [True, False])
-def test_the_model_says_whether_a_window_is_told_of_the_one_before(tmp_path: Path, says: bool) -> None:
+def test_the_model_decides_whether_the_previous_text_prompts_a_window(tmp_path: Path, says: bool) -> None:
     folder = synthetic.save_synthetic(tmp_path / "synthetic")
     config = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(config | {"condition_on_prev_tokens": says}))
@@ -129,7 +129,7 @@ def test_an_english_model_refuses_another_language(transcriber: Transcriber) -> 
     transcriber.check(Options(language="en"))
 
 
-def test_a_multilingual_model_tells_the_language_it_heard(tmp_path: Path) -> None:
+def test_a_multilingual_model_reports_the_detected_language(tmp_path: Path) -> None:
     folder = synthetic.save_synthetic(tmp_path / "both", multilingual=True)
     with engine_for(settings_for(folder)) as engine:
         transcriber = engine.load()
@@ -201,7 +201,7 @@ def test_a_withdrawn_job_gives_up_its_audio_before_a_worker_is_free(folder: Path
         running.cancel()
 
 
-def test_closing_stops_what_runs_and_what_waits(folder: Path) -> None:
+def test_closing_stops_running_and_waiting_jobs(folder: Path) -> None:
     settings = settings_for(folder, workers=1, open_jobs=1, deadline_floor_s=60.0)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
         transcriber = engine.load()
@@ -246,7 +246,7 @@ def test_a_recording_that_takes_too_long_to_read_meets_the_deadline(folder: Path
         engine.load().transcribe(Audio(1000.0, "WAV", blocks), Options())
 
 
-def test_a_fault_of_ours_is_logged_whole_and_told_as_an_internal_error(
+def test_our_own_fault_is_logged_in_full_and_raised_as_an_internal_error(
     transcriber: Transcriber, caplog: pytest.LogCaptureFixture
 ) -> None:
     def blocks() -> Iterator[NDArray[np.float32]]:
@@ -277,7 +277,7 @@ def expected(shared: Path, name: str) -> list[dict[str, Any]]:
 
 
 def assert_same_segments(found: tuple[Segment, ...], segments: list[dict[str, Any]]) -> None:
-    """But for the times, which respect silence."""
+    """Except for the times, which respect silence."""
     assert [s.tokens for s in found] == [tuple(s["tokens"]) for s in segments]
     assert [(s.seek, s.text) for s in found] == [(s["seek"], s["text"]) for s in segments]
     for key in ("avg_logprob", "no_speech_prob", "compression_ratio"):
@@ -298,7 +298,7 @@ def test_a_minute_of_speech_gives_openai_whispers_segments(tiny_en: Transcriber,
     assert result.text == reference["text"].strip()
 
 
-def test_left_to_the_model_quiet_gives_what_openai_whisper_gives(tiny_en: Transcriber, shared: Path) -> None:
+def test_without_the_check_quiet_gives_openai_whispers_output(tiny_en: Transcriber, shared: Path) -> None:
     sounds = {
         "zeros-5s": np.zeros(5 * SAMPLE_RATE, np.float32),
         "noise-10s": (np.random.default_rng(0).standard_normal(160_000) * 0.01).astype(np.float32),
@@ -309,7 +309,7 @@ def test_left_to_the_model_quiet_gives_what_openai_whisper_gives(tiny_en: Transc
 
 
 def test_the_whole_graph_turns_pcm_into_text(transcriber: Transcriber) -> None:
-    """In the turn that its guest's run holds already, of which there is one."""
+    """In the only turn, which its guest's run already holds."""
     run = Run()
     with run.working(transcriber.computing), transcriber.graphs(run) as graphs:
         context = graphs[transcriber.model.name].init_execution_context({})
@@ -323,7 +323,7 @@ def test_the_whole_graph_turns_pcm_into_text(transcriber: Transcriber) -> None:
         context.close()
 
 
-def test_words_are_timed_where_they_are_asked_for(tiny_en: Transcriber, shared: Path) -> None:
+def test_words_are_timed_on_request(tiny_en: Transcriber, shared: Path) -> None:
     with (shared / "speech" / "jfk.wav").open("rb") as file:
         result = tiny_en.transcribe(decode(file), Options(temperature=(0.0,), word_timestamps=True))
     words = [word for segment in result.segments for word in segment.words]

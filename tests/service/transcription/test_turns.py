@@ -1,4 +1,4 @@
-"""Turns: who works next, what happens to those who leave, and which seconds count as work."""
+"""Turns: which job works next, what happens to jobs that leave, and which seconds count as work."""
 
 import threading
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.support.waiting import until
 
 
 class Worker:
-    """A job of so many pieces in a thread of its own; each piece begins at a border and lasts until it is let go."""
+    """A job of `n_pieces` in its own thread; each piece begins at a border and lasts until it is released."""
 
     def __init__(
         self, turns: Turns, name: str, n_pieces: int, step: int, order: list[str], pool: ThreadPoolExecutor
@@ -34,7 +34,7 @@ class Worker:
                 assert self.go_on.acquire(timeout=60)
 
     def begin(self) -> "Worker":
-        """Wait until it has begun its next piece."""
+        """Wait until it has started its next piece."""
         assert self.began.acquire(timeout=60)
         return self
 
@@ -50,19 +50,19 @@ class Start(Protocol):
 
 @contextmanager
 def workers(turns: Turns) -> Iterator[tuple[Start, list[str]]]:
-    """A way to start jobs; their names, in the order in which pieces were begun."""
+    """A function that starts jobs, and their names in the order in which their pieces started."""
     order: list[str] = []
     with ThreadPoolExecutor(16) as pool:
         yield lambda name, n_pieces, step=0: Worker(turns, name, n_pieces, step, order, pool), order
 
 
 def wait_for(turns: Turns, n_waiting: int) -> None:
-    """Until so many jobs wait. They come by themselves."""
+    """Wait until `n_waiting` jobs wait. They arrive by themselves."""
     until(lambda: turns.n_waiting >= n_waiting, f"{n_waiting} jobs wait")
 
 
 def wait_for_next(order: list[str], n_begun: int) -> None:
-    """Until more pieces than so many have begun."""
+    """Wait until more than `n_begun` pieces have started."""
     until(lambda: len(order) > n_begun, "the next piece has begun")
 
 
@@ -96,7 +96,7 @@ def test_turns_alternate_between_the_least_served_and_the_longest_waiting() -> N
     assert order == ["first", "old", "young", "new", "first", "old", "young", "new", "first"]
 
 
-def test_a_stream_of_short_jobs_keeps_no_long_one_waiting_for_ever() -> None:
+def test_a_stream_of_short_jobs_cannot_starve_a_long_one() -> None:
     turns = Turns(1)
     with workers(turns) as (start, order):
         under_way = {"long": start("long", 4).begin()}
@@ -110,11 +110,11 @@ def test_a_stream_of_short_jobs_keeps_no_long_one_waiting_for_ever() -> None:
             wait_for_next(order, n_shorts)
         for worker in under_way.values():
             worker.let_go(4)
-    assert order[:9].count("long") == 3  # while always a shorter one waited
+    assert order[:9].count("long") == 3  # while a shorter one always waited
     assert len(order) == 4 + 8
 
 
-def test_who_waits_alone_never_stops() -> None:
+def test_a_job_alone_never_stops() -> None:
     turns = Turns(1)
     run = Run()
     with run.working(turns):
@@ -123,7 +123,7 @@ def test_who_waits_alone_never_stops() -> None:
         assert turns.n_held == 1
 
 
-def test_a_job_called_off_while_it_waits_leaves_its_place_to_the_next() -> None:
+def test_a_job_cancelled_while_it_waits_leaves_its_place_to_the_next() -> None:
     turns = Turns(1)
     with workers(turns) as (start, order):
         running = start("running", 1).begin()
@@ -141,7 +141,7 @@ def test_a_job_called_off_while_it_waits_leaves_its_place_to_the_next() -> None:
     assert turns.n_held == 0
 
 
-def test_a_job_called_off_between_its_windows_holds_no_turn_any_more() -> None:
+def test_a_job_cancelled_between_its_windows_holds_no_turn() -> None:
     turns = Turns(1)
     with workers(turns) as (start, _):
         leaving = start("leaving", 2).begin()
@@ -167,7 +167,7 @@ def test_a_turn_is_given_back_when_its_job_fails() -> None:
         assert turns.n_held == 1
 
 
-def test_a_block_within_a_block_goes_on_in_the_same_turn() -> None:
+def test_a_nested_block_continues_in_the_same_turn() -> None:
     turns, run = Turns(1), Run()
     with run.working(turns):
         run.border()

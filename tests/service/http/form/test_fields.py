@@ -49,14 +49,14 @@ def test_temperature_0_is_whispers_ladder() -> None:
 
 
 @pytest.mark.parametrize("name", ["timestamp_granularities[]", "timestamp_granularities"])
-def test_words_are_timed_where_they_are_asked_for(name: str) -> None:
+def test_words_are_timed_on_request(name: str) -> None:
     assert not parse(("response_format", "verbose_json")).word_timestamps
     fields = fields_of((name, "word"), ("response_format", "verbose_json"))
     assert fields.finish().word_timestamps and fields.granularities == ("word",)
 
 
 @pytest.mark.parametrize("name", ["include[]", "include"])
-def test_log_probabilities_are_given_where_they_are_asked_for(name: str) -> None:
+def test_log_probabilities_are_given_on_request(name: str) -> None:
     assert not parse().logprobs
     assert parse((name, "logprobs"), ("stream", "true"), ("response_format", "json")).logprobs
 
@@ -124,7 +124,7 @@ def test_nulls_in_lists_and_objects_are_left_out() -> None:
     assert parse(("chunking_strategy", chunking)).chunking == Chunking(prefix_padding_ms=100)
 
 
-def test_a_strategy_that_is_none_is_told_every_one_there_is() -> None:
+def test_an_error_for_an_unknown_strategy_lists_all() -> None:
     with pytest.raises(UnsupportedValue, match=r"one of auto, chunking_strategy\[type\]=server_vad\."):
         parse(("chunking_strategy", "manual"))
 
@@ -166,9 +166,7 @@ def test_a_strategy_that_is_none_is_told_every_one_there_is() -> None:
         ("stream", "maybe", InvalidValue, "stream"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(
-    name: str, text: str, error: type[RequestError], param: str
-) -> None:
+def test_unsupported_values_are_refused_by_name(name: str, text: str, error: type[RequestError], param: str) -> None:
     with pytest.raises(error) as raised:
         parse((name, text))
     assert raised.value.param == param and 400 <= raised.value.status < 500
@@ -215,7 +213,7 @@ def test_a_contradiction_is_found_with_the_second_field_in_either_order(
     assert raised.value.param == param
 
 
-def test_what_the_model_does_not_know_is_refused_with_its_field() -> None:
+def test_values_that_the_model_lacks_are_refused_with_their_field() -> None:
     def check(options: Options) -> None:
         if options.language == "de":
             raise UnsupportedValue("English only.", param="language")

@@ -1,4 +1,4 @@
-"""Bodies that are no form: JSON with base64, urlencoded text, the sound itself."""
+"""Bodies other than multipart forms: JSON with base64, urlencoded text, the sound itself."""
 
 import asyncio
 import base64
@@ -105,7 +105,7 @@ def test_json_values_are_fields() -> None:
 
 
 def test_a_long_text_is_decoded_as_it_arrives() -> None:
-    """What stays in memory is small, whatever the size of the audio."""
+    """Memory use stays small, whatever the size of the audio."""
     reader = JsonReader(max_file_bytes=100_000_000, on_field=lambda name, text: None)
     reader._feed(b'{"input_audio": {"data": "')
     for _ in range(50):
@@ -138,7 +138,7 @@ def test_a_long_text_is_decoded_as_it_arrives() -> None:
     ],
     ids=lambda body: str(body[:20]),
 )
-def test_what_is_no_json_object_of_fields_is_malformed(body: bytes) -> None:
+def test_json_other_than_an_object_of_fields_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedForm):
         read(body)
 
@@ -170,7 +170,7 @@ def test_the_cap_is_of_decoded_bytes(sound: bytes) -> None:
         read(body, cap=len(sound) - 1)
 
 
-def test_no_audio_is_none() -> None:
+def test_a_body_without_audio_gives_none() -> None:
     for body in (b"{}", b'{"file": null}', b'{"input_audio": {"format": "wav"}}', b'{"file": "\\u0000spooled\\u0000"}'):
         assert read(body)[0] is None
 
@@ -252,7 +252,7 @@ def test_another_type_is_refused(content_type: str) -> None:
 
 
 def test_half_a_character_is_replaced() -> None:
-    """As JavaScript leaves it where it cuts a text inside an emoji."""
+    """As JavaScript leaves it when it cuts a text inside an emoji."""
     body = json.dumps(
         {"file": encoded(SHORT), "prompt": "cut \ud83d", "keywords": ["\udfff", "whole \U0001f3b5"]}
     ).encode()

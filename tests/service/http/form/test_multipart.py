@@ -1,4 +1,4 @@
-"""Multipart bodies: fields in order, the file under its cap, anything malformed refused as a client's fault."""
+"""Multipart bodies: fields in order, the file under its cap, anything malformed rejected as a client's fault."""
 
 import asyncio
 import random
@@ -117,8 +117,8 @@ def test_a_text_field_may_come_as_a_file() -> None:
     assert read(body)[:2] == (b"x", [("model", "tiny_en")])
 
 
-def test_a_file_under_an_unknown_name_is_heard_of_and_not_kept() -> None:
-    """However large it is: its listener may refuse it, before it is read."""
+def test_a_file_under_an_unknown_name_is_reported_and_not_kept() -> None:
+    """However large it is: its listener may reject it before it is read."""
     body = form(part("audio", b"x" * (MAX_FIELD_BYTES + 1), "a.wav"), part("file", b"y", "a"))
     assert read(body, step=5000, is_text=lambda name: False)[:2] == (b"y", [("audio", "")])
     with pytest.raises(UnsupportedValue) as raised:
@@ -189,12 +189,12 @@ def test_a_long_text_field_is_refused_by_name() -> None:
         (TYPE, form(*[part("prompt", b"x")] * (MAX_PARTS + 1))),
     ],
 )
-def test_what_is_no_form_is_a_malformed_one(content_type: str, body: bytes) -> None:
+def test_other_bodies_are_malformed_forms(content_type: str, body: bytes) -> None:
     with pytest.raises(MalformedForm):
         read(body, content_type=content_type, step=1 << 20)
 
 
-def test_bytes_that_are_no_utf8_do_no_harm() -> None:
+def test_invalid_utf8_does_no_harm() -> None:
     assert read(form(part("prompt", b"\xff\xfe")))[1] == [("prompt", "\ufffd\ufffd")]
 
 

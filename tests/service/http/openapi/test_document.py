@@ -1,4 +1,4 @@
-"""/openapi.json says what the API is: every route, every field, every body; and /docs shows it."""
+"""/openapi.json describes the API: every route, every field, every body; and /docs shows it."""
 
 import re
 from collections.abc import Iterator
