@@ -31,6 +31,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     variable: str = ""  # the environment variable, when it is not WISP_NAME
     flag: str = ""  # the command line flag; empty when there is none
+    is_list: bool = False  # wisp serve takes the flag several times
 
     def parse(self, text: str, source: str) -> str | int | float:
         """The value a user wrote, in the default's type. Raises ValueError with one sentence naming `source`."""
@@ -91,7 +92,9 @@ class Settings:
     )
     model: str = _field(
         "",
-        "Model to serve: a name, a folder or a weights file; empty takes tiny.en",
+        "Models to serve, comma-separated: names, folders or weights files. The first is the default, of requests that "
+        "name none; empty takes tiny.en. All others that are found here are served too",
+        is_list=True,
     )
     target: str = _field(
         "auto",
@@ -105,9 +108,26 @@ class Settings:
         variable="HF_ENDPOINT",
         flag=False,
     )
+    model_memory: int = _field(
+        0,
+        "Memory that loaded models may take together: the least recently used idle one leaves for another. 0 takes "
+        "three quarters of the machine's or the container's memory, on a GPU of the GPU's",
+        unit="bytes",
+    )
+    route_languages: str = _field(
+        "no",
+        "Whether a request in a language that the default model doesn't know, and that names no other, gets a model "
+        "that knows it",
+        choices=("no", "yes"),
+    )
+    allow_admin_without_key: str = _field(
+        "no",
+        "Whether models may be pulled, unloaded and removed by requests where there are no API keys",
+        choices=("no", "yes"),
+    )
     aliases: str = _field(
         "whisper-1,whisper,whisper-*,gpt-transcribe,gpt-*-transcribe*,gpt-live-transcribe,gpt-realtime-whisper",
-        "Other names of the served model, comma-separated; * stands for any letters",
+        "Other names of the default model, comma-separated; * stands for any letters",
     )
     unknown_fields: str = _field(
         "warn",
@@ -188,7 +208,7 @@ class Settings:
     )
     idle_unload_s: float = _field(
         0.0,
-        "Time without a transcription after which the model leaves memory, until the next one; 0 keeps it there",
+        "Time without a transcription after which a model leaves memory, until the next one; 0 keeps it there",
         unit="seconds",
     )
     metrics: str = _field(
@@ -217,6 +237,12 @@ class Settings:
     def n_places(self) -> int:
         """The most requests at once, each from the first byte of its upload to its transcript."""
         return self.n_open() + self.queue_length
+
+    def models(self) -> list[str]:
+        """What `model` names. A path that is there may have commas in it."""
+        if os.path.lexists(os.path.expanduser(self.model)):  # noqa: PTH111 (Path's own raises without a home)
+            return [self.model]
+        return [name.strip() for name in self.model.split(",") if name.strip()]
 
     def models_path(self) -> Path:
         """The models' folder with `~` resolved, where there is a home."""

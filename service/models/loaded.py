@@ -23,6 +23,8 @@ from service.models.languages import language_name
 from service.models.names import ModelSpec, TargetName, check_files, find_model, parse_preload
 from service.models.places import tokenizer_for
 from service.models.residence import Residence
+from service.models.room import Occupant, Room
+from service.models.sizes import loaded_bytes
 from service.models.tokenizer import Tokenizer
 from service.settings import PRELOAD_VARIABLE
 
@@ -129,13 +131,20 @@ class Model:
         dims: Dimensions,
         tokenizer: Tokenizer,
         target: Target,
-        kernels: Kernels,
-        load_kernels: Callable[[], Kernels],
+        load_kernels: Callable[[], tuple[Kernels, Target]],
         *,
         num_beams: int = 1,
         condition_on_prev_tokens: bool = True,
+        n_bytes: int = 0,
+        room: Room | None = None,
+        observe: Callable[[str, float | None], None] = lambda name, seconds: None,
     ) -> None:
-        """`load_kernels` makes them again, after they have been unloaded; how to decode, as the checkpoint asks for."""
+        """`load_kernels` makes them, whenever the model is used and not in memory; how to decode, as the checkpoint
+        asks for.
+
+        `n_bytes`: what it will take of `room`. `observe`: called with the name and the seconds that loading took, or
+        None when it has been unloaded.
+        """
         self.name = spec.name
         self.language = spec.language  # Whisper's code, where the preload string says one
         self.dims = dims
@@ -146,10 +155,11 @@ class Model:
         self.device_failures = 0  # how often in a row the GPU was lost or could not be opened, no success in between
         self._reopen_at = -math.inf  # by time.monotonic()
         self._graphs: dict[str, Graph] = {f"{self.name}/tokenizer": TokenizerGraph(tokenizer)}
-        self._load_kernels = load_kernels
-        self._loaded = Residence(
-            self._with_graphs(kernels), load=self._load, unload=lambda loaded: loaded.kernels.close()
-        )
+        self._load_kernels, self._observe = load_kernels, observe
+        self._has_loaded = False
+        self._loaded = Residence(load=self._load, unload=self._unload)
+        self.room = room or Room(sys.maxsize)
+        self.occupant = Occupant(self.name, n_bytes, lambda: self.is_loaded, self.unload)
 
     def _with_graphs(self, kernels: Kernels) -> _Loaded:
         own = {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
@@ -160,14 +170,28 @@ class Model:
         if started < self._reopen_at:
             raise DeviceLost(self._reopen_at - started)
         try:
-            loaded = self._with_graphs(self._load_kernels())
+            kernels, self.target = self._load_kernels()
         except DeviceUnavailable as error:
+            if not self._has_loaded:
+                raise
             self.device_failures += 1
             self._reopen_at = time.monotonic() + REOPEN_S
             log.error("%s", error)
             raise DeviceLost(REOPEN_S) from error
-        log.info("model %s loaded again in %.2f s", self.name, time.monotonic() - started)
-        return loaded
+        seconds = time.monotonic() - started
+        if self._has_loaded:
+            log.info("model %s loaded again in %.2f s", self.name, seconds)
+        else:
+            log.info("model %s on the %s target. %s", self.name, self.target.name, self.target.reason)
+            if self.target.is_software:
+                log.warning("the GPU's driver is software, which the CPU target outruns: --target cpu is faster here")
+        self._has_loaded = True
+        self._observe(self.name, seconds)
+        return self._with_graphs(kernels)
+
+    def _unload(self, loaded: _Loaded) -> None:
+        loaded.kernels.close()
+        self._observe(self.name, None)
 
     @property
     def is_loaded(self) -> bool:
@@ -175,12 +199,18 @@ class Model:
         return self._loaded.thing is not None
 
     @contextmanager
-    def in_use(self) -> Iterator[Mapping[str, Graph]]:
-        """A block in which it is loaded, and its graphs.
+    def in_use(self, length: int = 0, check: Callable[[], None] = lambda: None) -> Iterator[Mapping[str, Graph]]:
+        """A block in which it is loaded, and its graphs. Waits for room in memory, see Room.using().
 
-        Raises ModelError where it cannot be loaded, DeviceLost where there is no device for it, and in place of what
+        Raises ModelTooLarge, ModelError where it cannot be loaded, DeviceLost where there is no device for it, and in place of what
         fails in the block because the device has gone. Then the next block has another device.
         """
+        with self.room.using(self.occupant, length, check), self.in_use_again() as graphs:
+            yield graphs
+
+    @contextmanager
+    def in_use_again(self) -> Iterator[Mapping[str, Graph]]:
+        """The same within such a block."""
         with self._loaded.in_use() as loaded:
             try:
                 yield loaded.graphs
@@ -193,6 +223,13 @@ class Model:
                 raise DeviceLost from error
             if self._loaded.thing is loaded:  # else what has ended well is no word on the device that comes next
                 self.device_failures = 0
+                if held_bytes := self.device_bytes():
+                    self.room.measured(self.occupant, held_bytes)
+
+    def load(self) -> None:
+        """Load it, if it isn't. Raises as in_use() does."""
+        with self.in_use():
+            pass
 
     def unload(self, idle_s: float = 0.0) -> bool:
         """Free what it holds, on the device and off it, unless it was used in the last `idle_s` seconds."""
@@ -232,25 +269,41 @@ class ReadModel:
     may_fall_back: bool  # to the CPU, because the GPU was Wisp's choice and nobody's wish
 
     def make_ready(self) -> Model:
-        """Prepare the kernels: seconds on some devices. Raises DeviceUnavailable."""
-        kernels, target = _kernels(self.checkpoint, self.target, self.may_fall_back)
-        log.info("model %s on the %s target. %s", self.spec.name, target.name, target.reason)
-        if target.is_software:
-            log.warning("the GPU's driver is software, which the CPU target outruns: --target cpu is faster here")
+        """The model with its kernels prepared: seconds on some devices. Raises DeviceUnavailable."""
+        model = self.make_idle()
+        model.load()
+        return model
 
-        def load_kernels() -> Kernels:
-            return _kernels(read_checkpoint(self.spec), target, may_fall_back=False)[0]
-
+    def make_idle(
+        self,
+        *,
+        workers: int = 1,
+        room: Room | None = None,
+        observe: Callable[[str, float | None], None] = lambda name, seconds: None,
+    ) -> Model:
+        """The model, which its first user will load into `room`, with as many at once as `workers`."""
         checkpoint = self.checkpoint
+        spec, first = self.spec, [checkpoint]  # the kernels keep what they need of the latter
+        target, may_fall_back = self.target, self.may_fall_back
+
+        def load_kernels() -> tuple[Kernels, Target]:
+            nonlocal target, may_fall_back
+            found = first.pop() if first else read_checkpoint(spec)
+            kernels, target = _kernels(found, target, may_fall_back)
+            may_fall_back = False
+            return kernels, target
+
         return Model(
             self.spec,
             checkpoint.dims,
             self.tokenizer,
             target,
-            kernels,
             load_kernels,
             num_beams=checkpoint.num_beams,
             condition_on_prev_tokens=checkpoint.condition_on_prev_tokens,
+            n_bytes=loaded_bytes(checkpoint.dims, workers),
+            room=room,
+            observe=observe,
         )
 
 
@@ -359,9 +412,7 @@ class _GpuKernels:
         return False
 
     def device_bytes(self) -> int:
-        from kernels.webgpu.recording import Buffer
-
-        return Buffer.held_bytes
+        return self._device.held_bytes
 
     def close(self) -> None:
         self._model.close()

@@ -17,11 +17,11 @@ class _Held(Generic[T]):
 
 
 class Residence(Generic[T]):
-    """Holds one `T`, unloads it when told to and nobody uses it, loads it again for the next who does. Thread-safe."""
+    """Loads one `T` for its first user, unloads it when told to and nobody uses it. Thread-safe."""
 
-    def __init__(self, thing: T, *, load: Callable[[], T], unload: Callable[[T], None]) -> None:
-        """`load` makes another one; one thread at a time does, and those who want it meanwhile wait for that."""
-        self._held: _Held[T] | None = _Held(thing)
+    def __init__(self, *, load: Callable[[], T], unload: Callable[[T], None]) -> None:
+        """`load` makes one; one thread at a time does, and those who want it meanwhile wait for that."""
+        self._held: _Held[T] | None = None
         self._load, self._unload = load, unload
         self._lock = threading.Lock()
         self._left_at = time.monotonic()  # when the last user went

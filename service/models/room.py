@@ -1,0 +1,177 @@
+"""Room for models in memory: each is loaded within a budget, and the least recently used idle one leaves first.
+
+Requests come in the order in which they asked. One whose model is loaded already goes on at once, unless another waits
+for room: then it waits behind that one, so that no stream of requests for a loaded model keeps others out for ever. It
+need not wait beside a longer transcription that uses its model already, as that keeps the model in memory anyway.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from service.errors import ModelInUse, ModelTooLarge
+
+TICK_S = 0.05  # how late a request that waits for room notices that it was cancelled
+
+
+@dataclass(eq=False)
+class Occupant:
+    """One model: how to unload it, which returns False where it is in use, and the bytes that it takes once loaded."""
+
+    name: str
+    n_bytes: int
+    is_loaded: Callable[[], bool]
+    unload: Callable[[], bool]
+    users: Counter[int] = field(default_factory=Counter)  # by the length of their audio, see admission.step_of
+    left_at: float = -1.0  # when the last of them went, by time.monotonic()
+    is_in: bool = False  # its bytes are taken
+    is_moving: bool = False  # it is being unloaded, or room is being made for it
+
+    @property
+    def n_users(self) -> int:
+        """Transcriptions that use it now."""
+        return self.users.total()
+
+
+@dataclass(eq=False)
+class _Ticket:
+    occupant: Occupant
+    length: int
+
+
+class Room:
+    """The models of one kind of memory. Thread-safe."""
+
+    def __init__(
+        self, limit_bytes: int, largest_bytes: int = 0, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`limit_bytes`: of all that are loaded; `largest_bytes`: of one alone, where that may be more."""
+        self.limit_bytes, self.largest_bytes = limit_bytes, max(limit_bytes, largest_bytes)
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._occupants: list[Occupant] = []
+        self._queue: list[_Ticket] = []  # the first has waited longest
+
+    def n_bytes(self) -> int:
+        """Taken now."""
+        return sum(occupant.n_bytes for occupant in self._occupants if occupant.is_in)
+
+    def n_waiting(self) -> int:
+        """Transcriptions that wait for room."""
+        return len(self._queue)
+
+    @contextmanager
+    def using(self, occupant: Occupant, length: int = 0, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """A block in which the model may be loaded and is not unloaded. Waits until there is room.
+
+        `check` is called now and then while it waits; what it raises ends the wait. Raises ModelTooLarge where there
+        never will be room.
+        """
+        self._enter(_Ticket(occupant, length), check)
+        try:
+            yield
+        finally:
+            with self._changed:
+                occupant.users[length] -= 1
+                occupant.left_at = self._clock()
+                if not occupant.n_users:
+                    occupant.is_in = occupant.is_loaded()
+                self._changed.notify_all()
+
+    def _enter(self, ticket: _Ticket, check: Callable[[], None]) -> None:
+        occupant = ticket.occupant
+        with self._changed:
+            if occupant.n_bytes > self.largest_bytes:
+                raise ModelTooLarge(occupant.name, occupant.n_bytes, self.largest_bytes)
+            if occupant not in self._occupants:
+                self._occupants.append(occupant)
+            self._queue.append(ticket)
+            try:
+                while not self._has_entered(ticket):
+                    self._changed.wait(TICK_S)
+                    check()
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
+
+    def _has_entered(self, ticket: _Ticket) -> bool:
+        """Enter if that is possible now. Holds the lock, but for the time that others take to unload."""
+        occupant = ticket.occupant
+        if occupant.is_moving:
+            return False
+        ahead = self._queue[: self._queue.index(ticket)]
+        is_first = all(other.occupant is occupant for other in ahead)
+        if not occupant.is_in:
+            if not is_first or not self._make_room(occupant):
+                return False
+        elif not is_first and not any(n and length > ticket.length for length, n in occupant.users.items()):
+            return False
+        occupant.users[ticket.length] += 1
+        return True
+
+    def _make_room(self, occupant: Occupant) -> bool:
+        """Unload as many idle models as have to leave for `occupant`, none where all of them would be too few."""
+        missing = self.n_bytes() + occupant.n_bytes - self.limit_bytes
+        idle = sorted((other for other in self._occupants if self._is_idle(other)), key=lambda other: other.left_at)
+        leaving = []
+        while missing > 0 and idle:
+            leaving.append(idle.pop(0))
+            missing -= leaving[-1].n_bytes
+        others = [other for other in self._occupants if other.is_in and other not in leaving]
+        if missing > 0 and (others or occupant.n_bytes > self.largest_bytes):
+            return False
+        occupant.is_in = occupant.is_moving = True
+        try:
+            return all(self._unload(other) for other in leaving)
+        finally:
+            occupant.is_moving = False
+            if any(other.is_in for other in leaving):
+                occupant.is_in = False
+
+    @staticmethod
+    def _is_idle(occupant: Occupant) -> bool:
+        return occupant.is_in and not occupant.is_moving and not occupant.n_users
+
+    def _unload(self, occupant: Occupant) -> bool:
+        """Unload an idle one, without the lock meanwhile. False where it is used by somebody who did not ask here."""
+        occupant.is_moving = True
+        self._changed.release()
+        try:
+            occupant.unload()
+        finally:
+            self._changed.acquire()
+            occupant.is_moving, occupant.is_in = False, occupant.is_loaded()
+            self._changed.notify_all()
+        return not occupant.is_in
+
+    def measured(self, occupant: Occupant, n_bytes: int) -> None:
+        """It takes so much, as its device says."""
+        with self._changed:
+            occupant.n_bytes = n_bytes
+            self._changed.notify_all()
+
+    def unload_idle(self, idle_s: float) -> None:
+        """Unload each that nobody has used for `idle_s` seconds."""
+        with self._changed:
+            for occupant in [other for other in self._occupants if self._is_idle(other)]:
+                if self._is_idle(occupant) and self._clock() - occupant.left_at >= idle_s:
+                    self._unload(occupant)
+
+    def unload(self, occupant: Occupant) -> bool:
+        """Unload it now; False where it was not loaded. Raises ModelInUse."""
+        with self._changed:
+            n_users = occupant.n_users + sum(ticket.occupant is occupant for ticket in self._queue)
+            if n_users or occupant.is_moving:
+                raise ModelInUse(occupant.name, max(1, n_users))
+            return self._is_idle(occupant) and self._unload(occupant)
+
+    def forget(self, occupant: Occupant) -> None:
+        """It is not this room's any more. Raises ModelInUse."""
+        self.unload(occupant)
+        with self._changed:
+            if occupant in self._occupants:
+                self._occupants.remove(occupant)
+
