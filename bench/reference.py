@@ -1,7 +1,7 @@
 """Every call of openai/whisper recorded in `../shared/expected`, the same call of ours, and what is not the same."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from service.audio.log_mel import HOP_LENGTH, SAMPLE_RATE, log_mel_frames, log_mel_spectrogram
 from service.guest.runner import Guest
 from service.models.loaded import Model
+from service.transcription.run import Run
 
 DEADLINE_S = 600.0  # no call should reach it
 TOLERANCE = 1e-3  # of log-probabilities and probabilities
@@ -115,7 +116,7 @@ class Whisper:
         stdin = [np.ascontiguousarray(self.mel(samples).T).tobytes()]
         argument = self._argument({"temperature": 0.0, **options})
         try:
-            self.guest.run(argument, stdin, self.model.graphs, on_event, deadline_s=DEADLINE_S)
+            self.guest.run(argument, stdin, self.model.graphs, on_event, self._check())
         except FirstWindow:
             return windows[0]
         raise RuntimeError("the guest gave no window")
@@ -124,12 +125,17 @@ class Whisper:
         """`model.transcribe`: its text and segments, and the windows' events."""
         events: list[dict[str, Any]] = []
         stdin = (block.tobytes() for block in log_mel_frames(lambda: [samples], self.model.dims.n_mels))
-        self.guest.run(self._argument(options), stdin, self.model.graphs, events.append, deadline_s=DEADLINE_S)
+        self.guest.run(self._argument(options), stdin, self.model.graphs, events.append, self._check())
         return {
             "text": events[-1]["text"],
             "segments": [event for event in events if event["event"] == "segment"],
             "windows": [event for event in events if event["event"] == "window"],
         }
+
+    def _check(self) -> Callable[[], None]:
+        run = Run()
+        run.begin(DEADLINE_S)
+        return run.check
 
     def _argument(self, options: dict[str, Any]) -> dict[str, Any]:
         dims = self.model.dims

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from bench.engines import Files, read_clip
 from bench.wisp import GREEDY, Wisp
 from service.audio.log_mel import log_mel_frames
 from service.guest.wasi_nn import ExecutionContext, Graph
+from service.transcription.run import Run
+from service.transcription.staged import Unwrapped
 
 
 class Clock:
@@ -47,23 +49,6 @@ class TimedContext:
         self._timed(self.inner.close)
 
 
-class Unwrapped(Mapping[int, ExecutionContext]):
-    """The instance's contexts as the graphs made them, so that one finds another."""
-
-    def __init__(self, timed: Mapping[int, Any]) -> None:
-        self.timed = timed
-
-    def __getitem__(self, handle: int) -> ExecutionContext:
-        inner: ExecutionContext = self.timed[handle].inner
-        return inner
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.timed)
-
-    def __len__(self) -> int:
-        return len(self.timed)
-
-
 class TimedGraph:
     """A graph whose contexts are timed."""
 
@@ -85,7 +70,7 @@ def measure_guest_share(files: Files, clip: Path, rounds: int) -> float:
         graphs = {name: TimedGraph(graph, clock) for name, graph in loaded.graphs.items()}
         frames = [block.tobytes() for block in log_mel_frames(lambda: [samples], loaded.dims.n_mels)]
         start = time.perf_counter()
-        wisp.transcriber.guest.run(argument, frames, graphs, lambda event: None, deadline_s=600.0)
+        wisp.transcriber.guest.run(argument, frames, graphs, lambda event: None, Run().check)
         total = time.perf_counter() - start
         shares.append((total - clock.seconds) / total)
     return statistics.median(shares)

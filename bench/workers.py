@@ -33,7 +33,7 @@ def measure(transcriber: Transcriber, audio: Audio, n_requests: int) -> Round:
         ended.append(time.perf_counter() - started)
         noted.release()
 
-    futures = [transcriber.submit(audio, Options(), None, threading.Event()) for _ in range(n_requests)]
+    futures = [transcriber.submit(audio, Options()).future for _ in range(n_requests)]
     for future in futures:
         future.add_done_callback(note)
     for future in futures:

@@ -3,6 +3,7 @@
 import errno
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
@@ -17,17 +18,13 @@ class WispError(Exception):
     type: str = SERVER_ERROR
     code: str | None = None
     param: str | None = None
+    headers: Mapping[str, str] = MappingProxyType({})  # of the response
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         if param is not None:
             self.param = param
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Response headers that belong to this error."""
-        return {}
 
     def envelope(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's error body, all four keys always present."""
@@ -221,6 +218,8 @@ class UploadTooSlow(RequestError):
 
     status = 408
     code = "upload_too_slow"
+    # An OpenAI client would send it twice more, no faster. What still comes of it is not read.
+    headers = MappingProxyType({"x-should-retry": "false", "Connection": "close"})
 
     def __init__(self, floor_s: float, bytes_per_s: int, *, is_full: bool = False, idle_s: float | None = None) -> None:
         if idle_s is not None:
@@ -232,25 +231,17 @@ class UploadTooSlow(RequestError):
             f"{bytes_per_s} bytes."
         )
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        # An OpenAI client would send it twice more, no faster. What still comes of it is not read.
-        return {"x-should-retry": "false", "Connection": "close"}
-
 
 class InvalidApiKey(RequestError):
     """The request carries no API key of this server's. What it carries is told to nobody."""
 
     status = 401
     code = "invalid_api_key"
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
     def __init__(self, *, is_absent: bool) -> None:
         sent = "No API key was sent" if is_absent else "What was sent is not an API key of this server"
         super().__init__(f"{sent}; send one in the header 'Authorization: Bearer KEY'.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"WWW-Authenticate": "Bearer"}
 
 
 class ForeignOrigin(RequestError):
@@ -312,10 +303,7 @@ class QueueFull(WispError):
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(f"The server's queue is full; try again in {max(1, retry_after_s)} s.")
         self.retry_after_s = max(1, retry_after_s)
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": str(self.retry_after_s)}
+        self.headers = {"Retry-After": str(self.retry_after_s)}
 
 
 class SetAside(WispError):
@@ -330,13 +318,10 @@ class Overloaded(WispError):
 
     status = 503
     code = "overloaded"
+    headers = MappingProxyType({"Retry-After": "5"})
 
     def __init__(self) -> None:
         super().__init__("The server is overloaded at the moment; try again later.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": "5"}
 
     @staticmethod
     def is_meant_by(error: BaseException | None) -> bool:
@@ -353,10 +338,7 @@ class NotReady(WispError):
 
     status = 503
     code = "not_ready"
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": "1"}
+    headers = MappingProxyType({"Retry-After": "1"})
 
 
 class ModelBroken(WispError):
@@ -365,13 +347,10 @@ class ModelBroken(WispError):
     status = 503
     code = "model_broken"
     param = "model"
+    headers = MappingProxyType({"x-should-retry": "false"})
 
     def __init__(self, name: str) -> None:
         super().__init__(f"The model '{name}' cannot be loaded; the server's log says why.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"x-should-retry": "false"}
 
 
 class ModelBeingPulled(WispError):
@@ -380,13 +359,10 @@ class ModelBeingPulled(WispError):
     status = 503
     code = "model_being_pulled"
     param = "model"
+    headers = MappingProxyType({"Retry-After": "10"})
 
     def __init__(self, name: str, share: float) -> None:
         super().__init__(f"The model '{name}' is being pulled: {100 * share:.0f} % of it is here.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": "10"}
 
 
 class PullFailed(WispError):
@@ -408,10 +384,7 @@ class DeviceLost(WispError):
     def __init__(self, retry_after_s: float = 1.0) -> None:
         super().__init__("The GPU has failed; the next try opens it anew.")
         self.retry_after_s = max(1, math.ceil(retry_after_s))
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": str(self.retry_after_s)}
+        self.headers = {"Retry-After": str(self.retry_after_s)}
 
 
 class NoSpace(WispError):
@@ -419,13 +392,10 @@ class NoSpace(WispError):
 
     status = 503
     code = "no_space"
+    headers = MappingProxyType({"Retry-After": "10"})
 
     def __init__(self) -> None:
         super().__init__("The server has no room for this upload at the moment; try again later.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": "10"}
 
 
 class DecoderLost(WispError):
@@ -433,13 +403,10 @@ class DecoderLost(WispError):
 
     status = 503
     code = "decoder_lost"
+    headers = MappingProxyType({"Retry-After": "10"})
 
     def __init__(self) -> None:
         super().__init__("The server was too short of memory or processes to decode the file; try again later.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Retry-After": "10"}
 
 
 class DeadlineExceeded(WispError):
@@ -447,14 +414,11 @@ class DeadlineExceeded(WispError):
 
     status = 503
     code = "deadline_exceeded"
+    # An OpenAI client would send the whole file twice more and wait as long each time.
+    headers = MappingProxyType({"x-should-retry": "false"})
 
     def __init__(self, deadline_s: float) -> None:
         super().__init__(f"The transcription did not finish within its {deadline_s:.0f} s and was stopped.")
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        # An OpenAI client would send the whole file twice more and wait as long each time.
-        return {"x-should-retry": "false"}
 
 
 class InternalError(WispError):

@@ -244,6 +244,10 @@ class Settings:
             return [self.model]
         return [name.strip() for name in self.model.split(",") if name.strip()]
 
+    def deadline_s(self, audio_s: float) -> float:
+        """The most time that a transcription of so much audio may work."""
+        return self.deadline_floor_s + self.deadline_factor * audio_s
+
     def models_path(self) -> Path:
         """The models' folder with `~` resolved, where there is a home."""
         return Path(os.path.expanduser(self.models_dir))  # noqa: PTH111 (Path's own raises for a user without a home)

@@ -78,16 +78,9 @@ def _prepare_instance() -> None:
 
 
 def _describe(adapter: Any) -> AdapterInfo:
-    info = adapter.info
-    return AdapterInfo(
-        name=info["device"],
-        vendor=info["vendor"],
-        kind=_KINDS.get(info["adapter_type"], "other"),
-        backend=info["backend_type"],
-        driver=info["description"],
-        features=frozenset(adapter.features),
-        limits=dict(adapter.limits),
-    )
+    info, features, limits = adapter.info, frozenset(adapter.features), dict(adapter.limits)
+    name, vendor, backend, driver = (info[key] for key in ("device", "vendor", "backend_type", "description"))
+    return AdapterInfo(name, vendor, _KINDS.get(info["adapter_type"], "other"), backend, driver, features, limits)
 
 
 def _enumerate() -> list[tuple[AdapterInfo, Any]]:

@@ -10,8 +10,8 @@ from service.errors import InternalError, WispError
 from service.guest.code_cache import user_cache_folder
 from service.guest.runner import Guest, GuestError
 from service.http.app import GUEST_WASM, Engine
-from service.models.loaded import choose_target, wanted_target
 from service.models.names import choose_model
+from service.models.target import choose_target, wanted_target
 from service.settings import Settings
 
 LIBRARIES = ("wasmtime", "wgpu", "numpy", "soundfile", "soxr", "tokenizers", "starlette", "uvicorn")

@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -18,12 +17,13 @@ from typing import BinaryIO, cast
 
 from service.audio.decode import Audio, decode
 from service.cli.progress import Bar, progress_bar
-from service.errors import ClientGone, InternalError, StartError, WispError
+from service.errors import InternalError, StartError, WispError
 from service.guest.code_cache import user_cache_folder
 from service.http.app import Engine
 from service.http.formats import render
 from service.models.languages import language_code
 from service.settings import Settings
+from service.transcription.run import Run
 from service.transcription.transcriber import TEMPERATURES, Options, Segment, Transcriber, Transcription, check_options
 
 log = logging.getLogger("wisp")
@@ -148,16 +148,13 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
         except OSError as error:
             raise StartError(f"The folder {wanted.output_dir} cannot be made: {error.strerror}.") from None
     engine = Engine(settings, cache_folder=user_cache_folder())
-    cancelled, opened = threading.Event(), ExitStack()
+    run, opened = Run(), ExitStack()
     transcriber: Transcriber | None = None
-
-    def on_block(seconds: float) -> None:
-        if cancelled.is_set():
-            raise ClientGone
 
     def decoded(name: str) -> Audio:
         opened.close()  # the file before
-        return decode(_opened(name, opened), max_seconds=settings.max_audio_s, on_block=on_block)
+        run.begin(math.inf)
+        return decode(_opened(name, opened), max_seconds=settings.max_audio_s, on_block=lambda _: run.check())
 
     def words_of(transcriber: Transcriber, audio: Audio, bar: Bar) -> Transcription:
         bar.reset(total=audio.duration)
@@ -165,7 +162,7 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
         def move(segment: Segment) -> None:
             bar.update(segment.end - bar.n)
 
-        return transcriber.transcribe(audio, wanted.options, move, cancelled=cancelled)
+        return transcriber.transcribe(audio, wanted.options, move, run)
 
     if not all(name.lower().endswith(".wav") for name in wanted.files):
         from service.audio.decoder_client import warm_up  # here, as most WAV files do without
@@ -194,7 +191,7 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
                 sys.stdout.write(wanted.rendered(name, result, wanted.formats[0]))
                 sys.stdout.flush()
     finally:
-        cancelled.set()
+        run.cancel()
         aside.shutdown()
         opened.close()
         engine.close()

@@ -1,7 +1,6 @@
-"""When a guest's run ends before its time: deadline, cancellation, or a reason found by the host."""
+"""When a guest's run ends before its time: its caller wants it no longer, or the host has found a reason."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,32 +11,13 @@ class GuestError(Exception):
     """A run that did not end well: what happened, where in the guest, what it wrote to stderr. For the log."""
 
 
-class GuestTimeout(GuestError):
-    """The run took longer than its deadline."""
-
-
-class GuestCancelled(GuestError):
-    """The run was cancelled from outside."""
-
-
 class Lifetime:
-    """One run's deadline, its cancellation, and why it was stopped."""
+    """Whether a run may go on, and why it was stopped."""
 
-    def __init__(
-        self,
-        interrupt: Callable[[], None],
-        *,
-        deadline_s: float,
-        cancelled: threading.Event | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`interrupt`: makes the guest's code leave at its next branch or call. `deadline_s`: by `clock`, from now."""
+    def __init__(self, interrupt: Callable[[], None], check: Callable[[], None]) -> None:
+        """`interrupt`: makes the guest's code leave at its next branch or call. `check`: raises to stop the run."""
         self.stopped_by: Exception | None = None
-        self._interrupt = interrupt
-        self._deadline_s = deadline_s
-        self._clock = clock
-        self._deadline = clock() + deadline_s
-        self._cancelled = cancelled
+        self._interrupt, self._check = interrupt, check
 
     def stop(self, reason: Exception) -> None:
         """End the run. The first reason counts."""
@@ -46,17 +26,17 @@ class Lifetime:
         self._interrupt()
 
     def may_go_on(self) -> bool:
-        """Whether the guest is still to run; stops it when its time is over or it is cancelled."""
+        """Whether the guest is still to run; stops it when its caller's check says so."""
         if self.stopped_by is None:
-            if self._cancelled is not None and self._cancelled.is_set():
-                self.stop(GuestCancelled("the run was cancelled"))
-            elif self._clock() >= self._deadline:
-                self.stop(GuestTimeout(f"the guest ran longer than {self._deadline_s:g} s"))
+            try:
+                self._check()
+            except Exception as error:
+                self.stop(error)
         return self.stopped_by is None
 
 
 class Watchdog:
-    """Stops overdue and cancelled runs whose guests call nothing. Its thread sleeps while nothing runs."""
+    """Stops runs whose guests call nothing. Its thread sleeps while nothing runs."""
 
     def __init__(self) -> None:
         self._wake = threading.Condition()

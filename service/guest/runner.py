@@ -1,11 +1,10 @@
-"""The guest: one WebAssembly module, a fresh instance a run, stopped at its deadline and by whoever cancels it."""
+"""The guest: one WebAssembly module, a fresh instance a run, stopped as soon as its caller wants it no longer."""
 
 import contextlib
 import ctypes
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,12 +31,12 @@ from wasmtime import (
 
 from service.guest import wasi_nn
 from service.guest.code_cache import CodeCache
-from service.guest.lifetime import GuestCancelled, GuestError, GuestTimeout, Lifetime, Watchdog
+from service.guest.lifetime import GuestError, Lifetime, Watchdog
 from service.guest.memory import GuestMemory, OutOfBounds
 from service.guest.stdio import GuestStdio, WasiErrno
-from service.guest.wasi_nn import U32_MAX, Errno, Graph, WasiNn, WasiNnError
+from service.guest.wasi_nn import U32_MAX, Graph, WasiNn
 
-__all__ = ["Guest", "GuestCancelled", "GuestError", "GuestTimeout"]
+__all__ = ["Guest", "GuestError"]
 
 WASI = "wasi_snapshot_preview1"
 MEMORY_BYTES = 256 * 2**20  # linear memory of one instance, 256 MiB
@@ -74,30 +73,25 @@ class Guest:
         stdin: Iterable[bytes],
         graphs: Mapping[str, Graph],
         on_event: Callable[[dict[str, Any]], None],
-        *,
-        deadline_s: float,
-        cancelled: threading.Event | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        before_compute: Callable[[str], None] = lambda name: None,
+        check: Callable[[], None],
     ) -> None:
         """Run the guest's `_start` to its end.
 
         `argument`: its argv[1], as JSON. `stdin`: pulled as the guest reads, in this thread. `graphs`: what it may
-        load_by_name. `on_event`: called in this thread with each JSON object the guest writes to stdout.
-        `deadline_s`: seconds of `clock` from now; a host call under way (a compute, a stdin block) is not cut short,
-        but the last. `before_compute`: called in this thread with the graph's name before each compute; it may wait.
+        load_by_name. `on_event`: called in this thread with each JSON object the guest writes to stdout. `check`:
+        called often, in two threads; raises to stop the guest. A host call under way (a compute, a stdin block) is not
+        cut short, but it is the last.
 
-        Raises GuestTimeout, GuestCancelled, and GuestError for a trap, an exit code other than 0, or stdout that is not
-        JSON objects. What `stdin`, `on_event` and `before_compute` raise stops the guest and passes through.
+        Raises GuestError for a trap, an exit code other than 0, or stdout that is not JSON objects. What `stdin`,
+        `on_event` and `check` raise stops the guest and passes through, with a note of where the guest was.
         """
         with self._lane() as lane, lane.store(["guest", json.dumps(argument)]) as store:
-            lifetime = Lifetime(store.engine.increment_epoch, deadline_s=deadline_s, cancelled=cancelled, clock=clock)
-            nn = WasiNn(graphs, before_compute=partial(_await, lifetime, before_compute))
-            run = _Run(store, GuestStdio(stdin, on_event), nn, lifetime)
+            lifetime = Lifetime(store.engine.increment_epoch, check)
+            instance = _Instance(store, GuestStdio(stdin, on_event), WasiNn(graphs), lifetime)
             try:
-                lane.execute(run, self._watchdog)
+                lane.execute(instance, self._watchdog)
             finally:
-                run.nn.close()
+                instance.nn.close()
 
     def instantiate(self) -> None:
         """Make one fresh instance and drop it: what every run does before the guest's first instruction."""
@@ -142,8 +136,8 @@ class Guest:
 
 
 @dataclass
-class _Run:
-    """One run: its store, its streams, its handles, its end."""
+class _Instance:
+    """One instance at work: its store, its streams, its handles, its end."""
 
     store: Store
     stdio: GuestStdio
@@ -153,14 +147,14 @@ class _Run:
 
 
 class _Lane:
-    """The guest prepared on an engine of its own and lent to one run at a time.
+    """The guest prepared on an engine of its own and lent to one instance at a time.
 
     An engine's epoch interrupts all the code that runs on it. With one engine a run, stopping one cannot touch another,
     and nothing has to count ticks. A lane costs under a millisecond and a copy of the machine code.
     """
 
     def __init__(self, engine: Engine, module: Module, memory_bytes: int) -> None:
-        self.run: _Run | None = None  # whose calls the linked functions are
+        self.instance: _Instance | None = None  # whose calls the linked functions are
         self._engine = engine
         self._memory_bytes = memory_bytes
         self._window = ctypes.c_ubyte * memory_bytes
@@ -204,16 +198,16 @@ class _Lane:
         finally:
             store.close()
 
-    def execute(self, run: _Run, watchdog: Watchdog) -> None:
+    def execute(self, instance: _Instance, watchdog: Watchdog) -> None:
         """Instantiate and run `_start`; raises as `Guest.run` says."""
-        self.run, failure = run, None
+        self.instance, failure = instance, None
         try:
-            with watchdog.watching(run.lifetime):
-                exports = self.instances.instantiate(run.store).exports(run.store)
+            with watchdog.watching(instance.lifetime):
+                exports = self.instances.instantiate(instance.store).exports(instance.store)
                 memory, start = exports["memory"], exports["_start"]
                 assert isinstance(memory, Memory) and isinstance(start, Func)  # _check has seen to it
-                run.memory = memory
-                start(run.store)
+                instance.memory = memory
+                start(instance.store)
         except ExitTrap as error:
             failure = f"the guest left with exit code {error.code}" if error.code else None
         except Trap as error:
@@ -221,30 +215,30 @@ class _Lane:
         except WasmtimeError as error:
             failure = f"the guest could not run: {str(error).strip()}"
         finally:
-            self.run = None
-        if failure is None and run.lifetime.stopped_by is None:
-            run.stdio.finish()
+            self.instance = None
+        if failure is None and instance.lifetime.stopped_by is None:
+            instance.stdio.finish()
         else:
-            raise _verdict(run, failure)
+            raise _verdict(instance, failure)
 
-    def _memory(self, run: _Run) -> GuestMemory | None:
-        if run.memory is None:
+    def _memory(self, instance: _Instance) -> GuestMemory | None:
+        if instance.memory is None:
             return None
-        length = run.memory.data_len(run.store)
+        length = instance.memory.data_len(instance.store)
         if length == 0:
             return GuestMemory(memoryview(b""))
-        address = ctypes.addressof(run.memory.data_ptr(run.store).contents)
+        address = ctypes.addressof(instance.memory.data_ptr(instance.store).contents)
         return GuestMemory(memoryview(self._window.from_address(address)).cast("B")[:length])
 
     def _enter(self) -> tuple[WasiNn, GuestMemory | None] | None:
-        run = self.run
-        if run is None or not run.lifetime.may_go_on():
+        instance = self.instance
+        if instance is None or not instance.lifetime.may_go_on():
             return None
-        return run.nn, self._memory(run)
+        return instance.nn, self._memory(instance)
 
     def _clock(self, _clock_id: int, _precision: int, out: int) -> int:
         """It is always 1970: foreign guests that ask for the time go on, and learn nothing."""
-        memory = self._memory(self.run) if self.run is not None else None
+        memory = self._memory(self.instance) if self.instance is not None else None
         try:
             if memory is not None:
                 memory.span(out & U32_MAX, 8)[:] = bytes(8)
@@ -254,43 +248,35 @@ class _Lane:
         return int(WasiErrno.FAULT)
 
     def _stdio(self, call: Callable[..., WasiErrno], *arguments: int) -> int:
-        run = self.run
-        if run is None or not run.lifetime.may_go_on():
+        instance = self.instance
+        if instance is None or not instance.lifetime.may_go_on():
             return int(WasiErrno.IO)
-        memory = self._memory(run)
+        memory = self._memory(instance)
         if memory is None:
             return int(WasiErrno.FAULT)
         try:
-            return int(call(run.stdio, memory, *(argument & U32_MAX for argument in arguments)))
+            return int(call(instance.stdio, memory, *(argument & U32_MAX for argument in arguments)))
         except Exception as error:
             # Raised through the library's trampoline it would land in a variable that all threads share.
-            run.lifetime.stop(error)
+            instance.lifetime.stop(error)
             return int(WasiErrno.IO)
 
 
-def _await(lifetime: Lifetime, before_compute: Callable[[str], None], name: str) -> None:
-    """`before_compute`, whose exception ends the run, as does what came to an end while it waited."""
-    try:
-        before_compute(name)
-    except Exception as error:
-        lifetime.stop(error)
-    if not lifetime.may_go_on():
-        raise WasiNnError(Errno.RUNTIME_ERROR, "the run was stopped")
-
-
-def _verdict(run: _Run, failure: str | None) -> Exception:
+def _verdict(instance: _Instance, failure: str | None) -> Exception:
     """What to raise for a run that the host stopped, or that failed by itself."""
-    reason = run.lifetime.stopped_by
-    if reason is not None and not isinstance(reason, GuestError):
-        return reason
-    lines = [str(reason)] if reason is not None else []
+    reason = instance.lifetime.stopped_by
+    lines = [str(reason)] if isinstance(reason, GuestError) else []
     if failure is not None:
         lines.append(failure)
-    if run.nn.last_error is not None:
-        lines.append(f"last WASI-NN error: {run.nn.last_error}")
-    if run.stdio.stderr_tail:
-        lines.append(f"stderr: {run.stdio.stderr_tail}")
-    return (GuestError if reason is None else type(reason))("\n".join(lines))
+    if instance.nn.last_error is not None:
+        lines.append(f"last WASI-NN error: {instance.nn.last_error}")
+    if instance.stdio.stderr_tail:
+        lines.append(f"stderr: {instance.stdio.stderr_tail}")
+    report = "\n".join(lines)
+    if reason is None or isinstance(reason, GuestError):
+        return GuestError(report)
+    reason.add_note(report)
+    return reason
 
 
 def engine_config() -> Config:

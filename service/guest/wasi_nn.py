@@ -114,23 +114,12 @@ class WasiNn:
     a time, so nothing here takes a lock, and a compute keeps no other instance waiting.
     """
 
-    def __init__(
-        self,
-        graphs: Mapping[str, Graph],
-        *,
-        max_input_bytes: int = MAX_INPUT_BYTES,
-        before_compute: Callable[[str], None] | None = None,
-    ) -> None:
-        """`graphs`: what this instance may load, by name. `max_input_bytes`: bound on its live inputs together.
-
-        `before_compute`: called with the graph's name before each compute, which waits for it.
-        """
+    def __init__(self, graphs: Mapping[str, Graph], *, max_input_bytes: int = MAX_INPUT_BYTES) -> None:
+        """`graphs`: what this instance may load, by name. `max_input_bytes`: bound on its live inputs together."""
         self.last_error: str | None = None  # why the latest refused call was refused
         self._named = graphs
-        self._before_compute = before_compute
         self._max_input_bytes = max_input_bytes
-        self._graphs: dict[int, tuple[str, Graph]] = {}
-        self._context_names: dict[int, str] = {}  # context → the name of its graph
+        self._graphs: dict[int, Graph] = {}
         self._contexts: dict[int, ExecutionContext] = {}
         self._input_bytes: dict[int, dict[int, int]] = {}  # context → input index → bytes
         self._next_graph = 0
@@ -141,7 +130,6 @@ class WasiNn:
         contexts, self._named = list(self._contexts.values()), {}
         self._graphs.clear()
         self._contexts.clear()
-        self._context_names.clear()
         self._input_bytes.clear()
         for context in contexts:
             try:
@@ -186,7 +174,7 @@ class WasiNn:
         if len(self._graphs) >= MAX_GRAPHS:
             raise WasiNnError(Errno.BUSY, f"{MAX_GRAPHS} graphs are loaded; unload one")
         handle, self._next_graph = self._next_graph, self._next_graph + 1
-        self._graphs[handle] = text, graph
+        self._graphs[handle] = graph
         memory.write_u32(out, handle)
 
     def load_by_name_with_config(
@@ -219,11 +207,9 @@ class WasiNn:
             raise _refuse(f"no graph has the handle {graph}")
         if len(self._contexts) >= MAX_CONTEXTS:
             raise WasiNnError(Errno.BUSY, f"{MAX_CONTEXTS} contexts are alive; finalize one")
-        name, loaded = found
-        context = loaded.init_execution_context(MappingProxyType(self._contexts))
+        context = found.init_execution_context(MappingProxyType(self._contexts))
         handle, self._next_context = self._next_context, self._next_context + 1
-        self._contexts[handle], self._context_names[handle] = context, name
-        self._input_bytes[handle] = {}
+        self._contexts[handle], self._input_bytes[handle] = context, {}
         memory.write_u32(out, handle)
 
     def set_input(self, memory: GuestMemory, context: int, index: int, tensor: int) -> None:
@@ -248,10 +234,7 @@ class WasiNn:
 
     def compute(self, _memory: GuestMemory, context: int) -> None:
         """Run a context on its inputs."""
-        found = self._context(context)
-        if self._before_compute is not None:
-            self._before_compute(self._context_names[context])
-        found.compute()
+        self._context(context).compute()
 
     def get_output(self, memory: GuestMemory, context: int, index: int, buffer: int, n_buffer: int, out: int) -> None:
         """Copy an output's bytes to `buffer` and their number to `out`.
@@ -272,7 +255,7 @@ class WasiNn:
     def finalize_execution_context(self, _memory: GuestMemory, context: int) -> None:
         """Free a context; its handle is unknown from then on."""
         found = self._context(context)
-        del self._contexts[context], self._context_names[context], self._input_bytes[context]
+        del self._contexts[context], self._input_bytes[context]
         found.close()
 
     def _context(self, handle: int) -> ExecutionContext:

@@ -11,6 +11,7 @@ import time
 
 from service.errors import NotReady, WispError
 from service.transcription.engine import Engine
+from service.transcription.run import Run
 from service.transcription.transcriber import Transcriber
 
 log = logging.getLogger("wisp")
@@ -37,12 +38,12 @@ class Health:
         self._failed_at = -math.inf  # the latest probe
         self._began_at = -math.inf
         self._took_s = 0.0  # the latest probe that succeeded
-        self._cancelled = threading.Event()
+        self._run = Run()  # the latest probe's
 
     def stop(self) -> None:
         """From now on the server is not ready: it ends. Nothing probes any more."""
         self.is_stopping = True
-        self._cancelled.set()
+        self._run.cancel()
 
     async def readiness(self) -> None:
         """Return if transcriptions work. Raises NotReady: loading, failed, stopping, or stuck."""
@@ -60,6 +61,8 @@ class Health:
             return
         probe = self._begin(transcriber)
         while probe and probe.is_alive() and not transcriber.is_proven(oldest):
+            if not self.engine.is_loaded() and not transcriber.model.device_failures:
+                return  # it has made room for another meanwhile
             if time.monotonic() - asked_at > self.limit_s:
                 log.error("not ready: a probe has not ended in %g s", self.limit_s)
                 break
@@ -88,17 +91,20 @@ class Health:
                 return self._probe
             if time.monotonic() - self._failed_at < AFTER_FAILURE_S:
                 return None
-            self._probe = threading.Thread(target=self._run, args=(transcriber,), name="wisp-probe", daemon=True)
+            self._run = Run()
+            if self.is_stopping:
+                self._run.cancel()
+            self._probe = threading.Thread(target=self._try, args=(transcriber,), name="wisp-probe", daemon=True)
             self._began_at = time.monotonic()
             self._probe.start()
             return self._probe
 
-    def _run(self, transcriber: Transcriber) -> None:
+    def _try(self, transcriber: Transcriber) -> None:
         started = time.monotonic()
         try:
-            self.engine.prove(transcriber, self._cancelled)
+            self.engine.prove(transcriber, self._run)
             self._took_s = time.monotonic() - started
         except WispError as error:
             self._failed_at = time.monotonic()
-            if not self._cancelled.is_set():
+            if not self.is_stopping:
                 log.error("not ready, an inference failed: %s", error)

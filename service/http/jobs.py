@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import logging
-import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from typing import Any
 
-from service.errors import ClientGone, NotReady, WispError
+from service.errors import NotReady, WispError
 from service.http.sse import COMMENT, EventStream
 from service.transcription.reading import Upload
 from service.transcription.transcriber import Options, Segment, Transcriber, Transcription
@@ -39,35 +38,30 @@ class Job:
         """Begin. `under_way` holds the job until its transcription has ended, when the upload is closed."""
         loop = asyncio.get_running_loop()
         self.events: asyncio.Queue[Segment | Future[Transcription]] = asyncio.Queue()
-        self.cancelled = threading.Event()
 
         def tell(event: "Segment | Future[Transcription]") -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
                 loop.call_soon_threadsafe(self.events.put_nowait, event)
 
-        self.future = transcriber.submit(upload, options, tell, self.cancelled)
-        self.future.add_done_callback(lambda _: upload.file.close())
-        self.future.add_done_callback(tell)
+        self.run = transcriber.submit(upload, options, tell)
+        self.run.future.add_done_callback(lambda _: upload.file.close())
+        self.run.future.add_done_callback(tell)
         under_way.add(self)
-        self.future.add_done_callback(lambda _: under_way.discard(self))
+        self.run.future.add_done_callback(lambda _: under_way.discard(self))
         self._leaving = leaving
-        leaving.add_done_callback(lambda _: self._withdraw())
-
-    def _withdraw(self) -> None:
-        self.cancelled.set()
-        self.future.cancel()
+        leaving.add_done_callback(lambda _: self.run.cancel())
 
     def give_up(self) -> None:
         """The server stops and waits no longer: the client is told after what it has been told already."""
         given_up: Future[Transcription] = Future()
         given_up.set_exception(NotReady("The server is stopping."))
         self.events.put_nowait(given_up)
-        self._withdraw()
+        self.run.cancel()
 
     def _finish(self) -> None:
         """Whatever happened, nothing of the job goes on."""
         self._leaving.cancel()
-        self._withdraw()
+        self.run.cancel()
 
     async def result(self) -> Transcription:
         """The whole transcription. Raises WispError."""
@@ -75,7 +69,7 @@ class Job:
             while True:
                 event = await self.events.get()
                 if isinstance(event, Future):
-                    return outcome(event)
+                    return event.result()
         finally:
             self._finish()
 
@@ -84,7 +78,7 @@ class Job:
         try:
             event = await self._next(FIRST_EVENT_S)
             if isinstance(event, Future):
-                outcome(event)
+                event.result()
         except BaseException:
             self._finish()
             raise
@@ -106,15 +100,9 @@ class Job:
                 yield (stream.segment(event) if event else b"") or COMMENT
                 event = await self._next(COMMENT_EVERY_S)
             try:
-                yield stream.done(outcome(event))
+                yield stream.done(event.result())
             except WispError as error:
                 log.warning("the stream ends with an error: %s", error)
                 yield stream.error(error)
         finally:
             self._finish()
-
-
-def outcome(future: "Future[Transcription]") -> Transcription:
-    if future.cancelled():
-        raise ClientGone
-    return future.result()

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import StartError
 from service.http.request_log import request_id
 from service.http.route_table import route_of
-from service.transcription.work import Work
+from service.transcription.run import Run
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -37,23 +37,24 @@ class Tracing:
         now = time.time_ns()
         self._tracer.start_span("upload", start_time=now - int(seconds * 1e9)).end(now)
 
-    def work_ended(self, work: Work) -> None:
+    def run_ended(self, run: Run) -> None:
         """A transcription has ended. Called in the context of its request."""
         from opentelemetry import trace
 
-        span = self._tracer.start_span("transcription", start_time=work.submitted_ns)
+        span = self._tracer.start_span("transcription", start_time=run.submitted_ns)
         span.set_attributes(
             {
-                "wisp.outcome": work.outcome,
-                "wisp.audio_seconds": work.audio_s,
-                "wisp.tokens": work.n_tokens,
-                "wisp.worked_seconds": work.worked_s,
+                "wisp.model": run.model,
+                "wisp.outcome": run.outcome,
+                "wisp.audio_seconds": run.audio_s,
+                "wisp.tokens": run.n_tokens,
+                "wisp.worked_seconds": run.worked_s,
             }
         )
         within = trace.set_span_in_context(span)
-        for stage in work.spans:
+        for stage in run.spans:
             self._tracer.start_span(stage.stage, within, start_time=stage.start_ns).end(stage.end_ns)
-        span.end(work.ended_ns)
+        span.end(run.ended_ns)
 
     def middleware(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> ASGIApp:
         """ASGI middleware: a span for every request, in the trace that its `traceparent` names, if any."""

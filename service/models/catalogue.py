@@ -48,8 +48,12 @@ class Entry:
         """As the hub or the model's card says; None where nothing does."""
         return licence_of(Place(self.name, self.path, self.source, self.repo))
 
+    def may_know_others(self) -> bool:
+        """Whether it may know another language than English, as far as its name says."""
+        return self.source != "Wisp" and not canonical_name(self.name).endswith("_en")
+
     def languages(self) -> tuple[str, ...]:
-        """Whisper's codes of the languages it knows. Reads its files, unless they have not changed; raises ModelError."""
+        """Whisper's codes of the languages it knows. Reads its files where they have changed; raises ModelError."""
         return _languages(self.spec, self.state())
 
 
@@ -71,17 +75,26 @@ class Catalogue:
         return first[0] if first and first[0].spec is spec else Entry(spec.name, spec, spec.weights, NAMED)
 
     def entries(self) -> Sequence[Entry]:
-        """All models, the default first. Raises ModelError where a folder cannot be looked into."""
+        """All models, the default first; where a folder cannot be looked into, those that were found before."""
         with self._lock:
             models_dir, default = self._settings.models_path(), self._default()
-            try:
-                seen = (default, *(_stamp(path) for path in watched(models_dir)))
-                if seen != self._seen:
+            seen = (default, *(_stamp(path) for path in watched(models_dir)))
+            if seen != self._seen:
+                try:
                     self._entries = tuple(self._look(models_dir, default))
-                    self._seen = seen
-            except OSError as error:
-                raise ModelError(f"Cannot look for models: {error.filename}: {error.strerror}.") from None
+                except OSError as error:
+                    log.error("cannot look for models: %s: %s", error.filename, error.strerror)
+                    self._entries = (self.default, *self._entries[1:])
+                except ModelError as error:
+                    log.error("%s", error)
+                    self._entries = (self.default, *self._entries[1:])
+                self._seen = seen
             return self._entries
+
+    def check_settings(self) -> None:
+        """Raise ModelError unless all models that the settings name are there."""
+        for _ in self._named():
+            pass
 
     def find(self, named: str) -> Entry | None:
         """The model called `named`: by its repository, by its name in any spelling, or with another owner before it.
@@ -96,7 +109,8 @@ class Catalogue:
         if "/" in named and named.lower() in by_repo:
             return by_repo[named.lower()]
         by_name = {canonical_name(entry.name): entry for entry in reversed(entries)}
-        spellings = (named, named.rpartition("/")[2])
+        bare = named.rpartition("/")[2]
+        spellings = (named, bare, bare.removeprefix("faster-"))
         return next((by_name[name] for name in map(canonical_name, spellings) if name in by_name), None)
 
     def _look(self, models_dir: Path, default: ModelSpec) -> Iterator[Entry]:

@@ -1,62 +1,32 @@
-"""The loaded model and the target it runs on: its tokenizer, its WASI-NN graphs, what it holds on the device."""
+"""The loaded model: its tokenizer, its WASI-NN graphs, what it holds on the device."""
 
 import logging
 import math
 import sys
 import time
-from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Protocol
 
 from kernels.checkpoints.common import NoTokenizer
 from kernels.checkpoints.load import Checkpoint, CheckpointError, Dimensions, load_checkpoint
 from service.errors import DeviceLost, DeviceUnavailable, ModelError
 from service.guest.wasi_nn import Graph
-from service.models.graphs import SpeechGraph, TokenizerGraph
+from service.models.graphs import TokenizerGraph
 from service.models.languages import language_name
-from service.models.names import ModelSpec, TargetName, check_files, find_model, parse_preload
+from service.models.names import ModelSpec, check_files
 from service.models.places import tokenizer_for
 from service.models.residence import Residence
-from service.models.room import Occupant, Room
+from service.models.room import Limits, Occupant, Room
 from service.models.sizes import loaded_bytes
+from service.models.target import Target, choose_target, wanted_target
 from service.models.tokenizer import Tokenizer
 from service.settings import PRELOAD_VARIABLE
-
-if TYPE_CHECKING:  # it imports wgpu
-    from kernels.webgpu.device import AdapterInfo
-
-__all__ = [
-    "Model",
-    "ModelSpec",
-    "ReadModel",
-    "Target",
-    "choose_target",
-    "find_model",
-    "load_model",
-    "parse_preload",
-    "read_model",
-    "wanted_target",
-]
 
 log = logging.getLogger("wisp")
 
 REOPEN_S = 5.0  # how soon after a GPU could not be opened the next try may be
-GPU_NODES = ("dri/*", "nvidia*", "dxg", "kgsl*", "mali*")  # what Linux's Vulkan drivers for hardware open, below /dev
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where kernels run, and why there, in one sentence."""
-
-    name: Literal["gpu", "cpu"]
-    reason: str
-    is_software: bool = False  # a GPU's driver that computes on the CPU
 
 
 class Kernels(Protocol):
@@ -76,50 +46,7 @@ class _Loaded:
     """Kernels, and all the graphs that a guest may load by name while they are the model's."""
 
     kernels: Kernels
-    graphs: MutableMapping[str, Graph]
-
-
-def choose_target(asked: str) -> Target:
-    """auto → the GPU if an adapter is hardware, else the CPU; gpu and cpu → as asked. `cpu` never loads wgpu.
-
-    Raises DeviceUnavailable for `gpu` without an adapter.
-    """
-    if asked not in get_args(TargetName):
-        raise DeviceUnavailable(f"The target '{asked}' is not one of {', '.join(get_args(TargetName))}.")
-    if asked == "cpu":
-        return Target("cpu", "The CPU was asked for.")
-    if asked == "auto" and not may_have_hardware():
-        return Target("cpu", "This machine has no graphics device (there is no node of one under /dev).")
-    try:
-        from kernels.webgpu.device import list_adapters
-
-        adapters = list_adapters()
-    except Exception as error:  # wgpu without its library, a Vulkan loader that fails: there is no adapter either way
-        return _target_among(asked, (), f" ({error})")
-    return _target_among(asked, adapters, "")
-
-
-def may_have_hardware() -> bool:
-    """False where no driver could find a GPU. To ask wgpu takes half a second, and 70 MB for the software adapter."""
-    return sys.platform != "linux" or any(True for pattern in GPU_NODES for _ in Path("/dev").glob(pattern))
-
-
-def _target_among(asked: str, adapters: "Sequence[AdapterInfo]", trouble: str) -> Target:
-    """The choice for `auto` and `gpu` among adapters, the best one first."""
-    if not adapters:
-        if asked == "auto":
-            return Target("cpu", f"No WebGPU adapter was found{trouble}.")
-        raise DeviceUnavailable(
-            f"The target gpu was asked for, but no WebGPU adapter was found{trouble}: install a Vulkan driver "
-            "(a software one is in mesa-vulkan-drivers, with libvulkan1), or use --target cpu."
-        )
-    best = adapters[0]
-    if asked == "gpu":
-        reason = f"The GPU was asked for; the best adapter is {best.name} ({best.kind})."
-        return Target("gpu", reason, best.is_software)
-    if best.is_software:
-        return Target("cpu", f"The only WebGPU adapter is software ({best.name}), which the CPU target outruns.")
-    return Target("gpu", f"There is a hardware adapter: {best.name} ({best.kind}).")
+    graphs: Mapping[str, Graph]
 
 
 class Model:
@@ -158,12 +85,12 @@ class Model:
         self._load_kernels, self._observe = load_kernels, observe
         self._has_loaded = False
         self._loaded = Residence(load=self._load, unload=self._unload)
-        self.room = room or Room(sys.maxsize)
+        self.room = room or Room(Limits(sys.maxsize, sys.maxsize))
         self.occupant = Occupant(self.name, n_bytes, lambda: self.is_loaded, self.unload)
 
     def _with_graphs(self, kernels: Kernels) -> _Loaded:
         own = {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
-        return _Loaded(kernels, ChainMap(own, self._graphs))
+        return _Loaded(kernels, own | self._graphs)
 
     def _load(self) -> _Loaded:
         started = time.monotonic()
@@ -202,8 +129,8 @@ class Model:
     def in_use(self, length: int = 0, check: Callable[[], None] = lambda: None) -> Iterator[Mapping[str, Graph]]:
         """A block in which it is loaded, and its graphs. Waits for room in memory, see Room.using().
 
-        Raises ModelTooLarge, ModelError where it cannot be loaded, DeviceLost where there is no device for it, and in place of what
-        fails in the block because the device has gone. Then the next block has another device.
+        Raises ModelTooLarge, ModelError where it cannot be loaded, DeviceLost where there is no device for it, and in
+        place of what fails in the block because the device has gone. Then the next block has another device.
         """
         with self.room.using(self.occupant, length, check), self.in_use_again() as graphs:
             yield graphs
@@ -240,13 +167,9 @@ class Model:
 
     @property
     def graphs(self) -> Mapping[str, Graph]:
-        """NAME/encoder and NAME/decoder while loaded, NAME/tokenizer, NAME once `add_speech_graph` has been called."""
+        """NAME/encoder and NAME/decoder while loaded, NAME/tokenizer."""
         loaded = self._loaded.thing
         return loaded.graphs if loaded is not None else self._graphs
-
-    def add_speech_graph(self, transcribe: Callable[[NDArray[np.float32]], str]) -> None:
-        """Give guests the graph NAME: `transcribe` turns (n_samples,) f32 of 16 kHz PCM into text."""
-        self._graphs[self.name] = SpeechGraph(transcribe)
 
     def device_bytes(self) -> int:
         """Memory of the GPU that is held; 0 on the CPU."""
@@ -305,11 +228,6 @@ class ReadModel:
             room=room,
             observe=observe,
         )
-
-
-def wanted_target(spec: ModelSpec, target: str) -> str:
-    """`target` where it says gpu or cpu, else what the model's preload string says, else auto."""
-    return spec.target or target if target == "auto" else target
 
 
 def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:

@@ -42,18 +42,30 @@ class _Ticket:
     length: int
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Bytes: of all models that are loaded, and of one that is loaded alone, where that may be more."""
+
+    together: int
+    alone: int
+
+
 class Room:
     """The models of one kind of memory. Thread-safe."""
 
-    def __init__(
-        self, limit_bytes: int, largest_bytes: int = 0, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`limit_bytes`: of all that are loaded; `largest_bytes`: of one alone, where that may be more."""
-        self.limit_bytes, self.largest_bytes = limit_bytes, max(limit_bytes, largest_bytes)
-        self._clock = clock
+    def __init__(self, limits: Limits | Callable[[], Limits], *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`limits`: or what finds them out, once there is a second model: the first is loaded in any case then."""
+        self._limits, self._clock = limits, clock
         self._changed = threading.Condition()
         self._occupants: list[Occupant] = []
         self._queue: list[_Ticket] = []  # the first has waited longest
+
+    @property
+    def limits(self) -> Limits:
+        """In force."""
+        if not isinstance(self._limits, Limits):
+            self._limits = self._limits()
+        return self._limits
 
     def n_bytes(self) -> int:
         """Taken now."""
@@ -84,8 +96,9 @@ class Room:
     def _enter(self, ticket: _Ticket, check: Callable[[], None]) -> None:
         occupant = ticket.occupant
         with self._changed:
-            if occupant.n_bytes > self.largest_bytes:
-                raise ModelTooLarge(occupant.name, occupant.n_bytes, self.largest_bytes)
+            is_first = callable(self._limits) and self._occupants in ([], [occupant])
+            if not is_first and occupant.n_bytes > self.limits.alone:
+                raise ModelTooLarge(occupant.name, occupant.n_bytes, self.limits.alone)
             if occupant not in self._occupants:
                 self._occupants.append(occupant)
             self._queue.append(ticket)
@@ -114,14 +127,16 @@ class Room:
 
     def _make_room(self, occupant: Occupant) -> bool:
         """Unload as many idle models as have to leave for `occupant`, none where all of them would be too few."""
-        missing = self.n_bytes() + occupant.n_bytes - self.limit_bytes
+        if not any(other.is_in for other in self._occupants):
+            occupant.is_in = True
+            return True
+        missing = self.n_bytes() + occupant.n_bytes - self.limits.together
         idle = sorted((other for other in self._occupants if self._is_idle(other)), key=lambda other: other.left_at)
         leaving = []
         while missing > 0 and idle:
             leaving.append(idle.pop(0))
             missing -= leaving[-1].n_bytes
-        others = [other for other in self._occupants if other.is_in and other not in leaving]
-        if missing > 0 and (others or occupant.n_bytes > self.largest_bytes):
+        if missing > 0 and any(other.is_in and other not in leaving for other in self._occupants):
             return False
         occupant.is_in = occupant.is_moving = True
         try:
@@ -153,6 +168,10 @@ class Room:
             occupant.n_bytes = n_bytes
             self._changed.notify_all()
 
+    def leaves_in(self, occupant: Occupant, idle_s: float) -> float:
+        """Seconds until unload_idle(idle_s) would unload it, if nobody uses it any more."""
+        return idle_s if occupant.n_users else max(0.0, occupant.left_at + idle_s - self._clock())
+
     def unload_idle(self, idle_s: float) -> None:
         """Unload each that nobody has used for `idle_s` seconds."""
         with self._changed:
@@ -174,4 +193,3 @@ class Room:
         with self._changed:
             if occupant in self._occupants:
                 self._occupants.remove(occupant)
-

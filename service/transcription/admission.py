@@ -15,20 +15,17 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from service.errors import ClientGone, Overloaded, QueueFull, SetAside
 from service.transcription.memory import Trimmer
+from service.transcription.run import Run
 
 FIRST_GUESS_S = 1.0  # how long a job works, before any has finished: only Retry-After needs it
 LONGEST_RETRY_S = 60
 RESERVE = 4  # one more for each so many places: for clients that hold few, and for jobs that are short
 STEPS_S = (30.0, 120.0, 600.0)  # of audio: one window, some, many
 WAIT_PACE = 64 * 1024  # bytes of its upload for which a job waits as if it had come a second later
-
-T = TypeVar("T")
 
 current_client: contextvars.ContextVar[str] = contextvars.ContextVar("client", default="")  # who sent the request
 
@@ -53,20 +50,6 @@ def reserve(n_places: int) -> int:
     return max(1, n_places // RESERVE)
 
 
-@dataclass(eq=False)
-class _Job(Generic[T]):
-    """A call to be made, more than once where it is set aside."""
-
-    call: Callable[[], T] | None  # None once it has ended, so that nothing of it is kept
-    cancelled: threading.Event
-    client: str
-    rank: float  # of those that wait, the lowest begins first
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    future: "Future[T]" = field(default_factory=Future)
-    step = 0  # how many of STEPS_S it is known to last longer than
-    is_begun = False
-
-
 class Admission:
     """Threads for the open jobs, and the places of all. Thread-safe; owns its threads, which end with their jobs."""
 
@@ -74,11 +57,10 @@ class Admission:
         """See the module; `queue_length` jobs more wait, `n_at_once` of the open ones work at the same time."""
         self.n_places, self._n_open, self._n_at_once = n_open + queue_length, n_open, n_at_once
         self._changed = threading.Condition(threading.RLock())  # notified when a job comes or leaves
-        self._admitted: set[_Job[Any]] = set()  # open or waiting
-        self._waiting: list[_Job[Any]] = []
-        self._open: set[_Job[Any]] = set()
+        self._admitted: set[Run] = set()  # open or waiting
+        self._waiting: list[Run] = []
+        self._open: set[Run] = set()
         self._threads: set[threading.Thread] = set()
-        self._here = threading.local()  # .job: the thread's
         self._numbers = itertools.count(1)
         self._is_closed = False
         self._job_s = FIRST_GUESS_S
@@ -95,31 +77,28 @@ class Admission:
 
         `coming`: jobs about to be submitted, by their clients.
         """
-        self._drop_unwanted()
         with self._changed:
             held = Counter(job.client for job in self._admitted) + Counter(coming or {})
             if not has_room(held, current_client.get() if client is None else client, self.n_places):
                 raise QueueFull(min(LONGEST_RETRY_S, math.ceil(self._job_s * held.total() / self._n_at_once)))
 
-    def submit(self, call: Callable[[], T], cancelled: threading.Event, *, n_bytes: int = 0) -> "Future[T]":
-        """Have `call` made in a thread, in the caller's context, once there is a place. Raises QueueFull at once.
+    def submit(self, job: Run, call: Callable[[], Any], *, n_bytes: int = 0) -> None:
+        """Have `call` made in a thread, in the job's context, once there is a place. Raises QueueFull at once.
 
-        `cancelled` is the call's to look at; close() sets it. A future that is cancelled in time gives its place up.
-        `n_bytes`: how large its upload was.
+        It is made again where it raises SetAside; its result or error is the job's future's. A job that is cancelled
+        while it waits gives its place up at once; `call` has to notice by itself. `n_bytes`: how large its upload was.
         """
-        job = _Job(call, cancelled, current_client.get(), time.monotonic() + n_bytes / WAIT_PACE)
-        self._drop_unwanted()
+        job.call, job.client, job.rank = call, current_client.get(), time.monotonic() + n_bytes / WAIT_PACE
+        job.on_cancel = lambda: self._drop(job)
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("no jobs are taken any more")
             self.check_room()
             self._admitted.add(job)
             self._waiting.append(job)
-            job.future.add_done_callback(lambda _: self._leave(job))
             job.future.add_done_callback(lambda _: self._trim())
             self._open_next()
             self._changed.notify_all()
-        return job.future
 
     def _open_next(self) -> None:
         """Begin those that wait, as far as there is room."""
@@ -136,34 +115,32 @@ class Admission:
                 self._leave(job)
                 job.future.set_exception(Overloaded())
 
-    def _next(self) -> _Job[Any] | None:
+    def _next(self) -> Run | None:
         fitting = [] if self._is_closed else [job for job in self._waiting if self._fits(job)]
         n_of = Counter(job.client for job in self._open)
         return min(fitting, key=lambda job: (n_of[job.client], job.rank), default=None)
 
-    def _fits(self, job: _Job[Any]) -> bool:
+    def _fits(self, job: Run) -> bool:
         """Whether there is room to open a job of that length."""
-        n_short = sum(not other.step for other in self._open)
+        n_short = sum(not other.length for other in self._open)
         if len(self._open) >= self._n_open + max(len(STEPS_S), reserve(self._n_open)):
             return False
-        return (
-            n_short < self._n_open if not job.step else all(self._n_more(step) > 0 for step in range(1, job.step + 1))
-        )
+        if not job.length:
+            return n_short < self._n_open
+        return all(self._n_more(step) > 0 for step in range(1, job.length + 1))
 
     def _n_more(self, step: int) -> int:
         """How many more jobs of at least that many steps may be open; below 0 where there are too many."""
-        return self._n_open + len(STEPS_S) - step - sum(other.step >= step for other in self._open)
+        return self._n_open + len(STEPS_S) - step - sum(other.length >= step for other in self._open)
 
-    def _run(self, job: _Job[Any]) -> None:
+    def _run(self, job: Run) -> None:
         try:
-            if job.is_begun or job.future.set_running_or_notify_cancel():
-                job.is_begun, self._here.job = True, job
-                self._make(job)
+            self._make(job)
         finally:
             with self._changed:
                 self._threads.discard(threading.current_thread())
 
-    def _make(self, job: _Job[Any]) -> None:
+    def _make(self, job: Run) -> None:
         result: Any = None
         failure: BaseException | None = None
         try:
@@ -182,52 +159,47 @@ class Admission:
         else:
             job.future.set_exception(failure)
 
-    def lasts(self, seconds: float) -> None:
-        """The job of the calling thread, if it is one's, has so much audio at least.
+    def lasts(self, job: Run, seconds: float) -> None:
+        """The job, if it was submitted here, has at least this much audio. For its own thread.
 
         Raises SetAside where too many are open that are as long; the job is called again later. Idempotent.
         """
-        job: _Job[Any] | None = getattr(self._here, "job", None)
         step = step_of(seconds)
-        if job is None or step <= job.step:
+        if job not in self._open or step <= job.length:
             return
         with self._changed:
-            known, job.step = job.step, step
+            known, job.length = job.length, step
             if any(self._n_more(step) < 0 for step in range(known + 1, step + 1)):
                 self._open.discard(job)  # now, so that nobody takes it for one that stays
                 raise SetAside
             self._open_next()
 
-    def _set_aside(self, job: _Job[Any]) -> bool:
+    def _set_aside(self, job: Run) -> bool:
         """Let it wait for a long job's place. False where nobody wants it any more."""
         with self._changed:
-            wanted = not (self._is_closed or job.cancelled.is_set())
+            wanted = not (self._is_closed or job.is_cancelled)
             if wanted:
                 self._waiting.append(job)
             self._open_next()
             return wanted
 
-    def _drop_unwanted(self) -> None:
-        """End those that were set aside and then cancelled: nobody else looks at them."""
+    def _drop(self, job: Run) -> None:
+        """It is cancelled: if it waits, for the first time or set aside, it ends."""
         with self._changed:
-            unwanted = [job for job in self._waiting if job.is_begun and job.cancelled.is_set()]
-            for job in unwanted:
-                self._waiting.remove(job)
-        for job in unwanted:
+            if job not in self._waiting:
+                return
+            self._waiting.remove(job)
             self._leave(job)
-            job.future.set_exception(ClientGone())
+        job.future.set_exception(ClientGone())
 
-    def _leave(self, job: _Job[Any]) -> None:
-        """Give the place up. Idempotent."""
+    def _leave(self, job: Run) -> None:
+        """Give the place up."""
         with self._changed:
-            if job in self._admitted:
-                self._admitted.discard(job)
-                self._open.discard(job)
-                if job in self._waiting:
-                    self._waiting.remove(job)
-                job.call = None
-                self._open_next()
-                self._changed.notify_all()
+            self._admitted.discard(job)
+            self._open.discard(job)
+            job.call = None
+            self._open_next()
+            self._changed.notify_all()
 
     def succeeded(self, worked_s: float) -> None:
         """A job has ended well after so many seconds of work, its waiting left out."""
@@ -248,8 +220,6 @@ class Admission:
             self._is_closed = True
             jobs, threads = list(self._admitted), list(self._threads)
         for job in jobs:
-            job.cancelled.set()
-            job.future.cancel()
-        self._drop_unwanted()
+            job.cancel()
         for thread in threads:
             thread.join()

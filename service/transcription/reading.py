@@ -1,16 +1,24 @@
-"""A recording's features, read in turns: a long one lets others go first now and then, and may be called off."""
+"""A recording's features, read in turns: a long one lets others go first now and then, and may be cancelled."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.audio.decode import Audio, Samples, decode
 from service.audio.log_mel import CHUNK_SECONDS, SAMPLE_RATE, LogMelFrames, log_mel_frames
 from service.transcription.chunking import Chunking, clip_timestamps
 from service.transcription.recent import Recent
-from service.transcription.turns import Turn
+from service.transcription.run import Run
 from service.transcription.vad import STEP_S, loudness, speech_probabilities
+
+
+def audio_of(samples: NDArray[np.float32]) -> Audio:
+    """(n_samples,) f32 of 16 kHz mono sound that is in memory already."""
+    return Audio(len(samples) / SAMPLE_RATE, "PCM", lambda: (samples,))
 
 
 @dataclass(frozen=True)
@@ -28,14 +36,14 @@ class Upload:
 
 
 class Reader:
-    """Reads one recording under a job's turn, which it gives up every 30 s of sound and while it waits for sound."""
+    """Reads one run's recording. Lets others go first every 30 s of sound and while it waits for sound."""
 
-    def __init__(self, turn: Turn, on_block: Callable[[float], None], recent: Recent | None = None) -> None:
+    def __init__(self, run: Run, on_block: Callable[[float], None], recent: Recent | None = None) -> None:
         """`on_block`: called with the seconds read so far, block by block; raises to end the reading.
 
         `recent`: keeps the samples that the features are made of.
         """
-        self._turn, self._on_block, self._recent = turn, on_block, recent
+        self._run, self._on_block, self._recent = run, on_block, recent
         self._piece = -1  # of 30 s, which is being read
         self._seconds = -1.0  # read so far
 
@@ -84,4 +92,4 @@ class Reader:
         is_waiting, self._seconds = seconds == self._seconds, seconds
         if piece > self._piece or is_waiting:
             self._piece = piece
-            self._turn.border()
+            self._run.border()

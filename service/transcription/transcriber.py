@@ -1,50 +1,45 @@
 """One transcription: audio → features → guest → segments, in turns with others."""
 
-import contextvars
 import logging
 import math
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from service.audio.decode import Audio
-from service.audio.log_mel import LogMelFrames
 from service.errors import (
-    ClientGone,
     DeadlineExceeded,
     InternalError,
+    ModelBroken,
     Overloaded,
-    SetAside,
     StartError,
     UnsupportedValue,
     WispError,
 )
-from service.guest.runner import Guest, GuestCancelled, GuestError, GuestTimeout
+from service.guest.runner import Guest, GuestError
 from service.guest.wasi_nn import Graph
-from service.models.graphs import VoiceGraph
+from service.models.graphs import SpeechGraph, VoiceGraph
 from service.models.languages import language_name
-from service.models.loaded import Model, Target
+from service.models.loaded import Model
 from service.models.tokenizer import Tokenizer
-from service.transcription.admission import Admission, step_of
+from service.transcription.admission import step_of
 from service.transcription.chunking import Chunking
-from service.transcription.reading import Reader, Upload
+from service.transcription.reading import Reader, Upload, audio_of
 from service.transcription.recent import Recent
-from service.transcription.turns import StopWatch, Turn, Turns
+from service.transcription.run import Run
+from service.transcription.shared import Shared
+from service.transcription.staged import Staged
 from service.transcription.types import TEMPERATURES, Options, Segment, Token, Transcription, Word
-from service.transcription.work import Work
 
 __all__ = ["TEMPERATURES", "Options", "Segment", "Token", "Transcriber", "Transcription", "Word", "check_options"]
 
 log = logging.getLogger("wisp")
 
 RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
-GPU_WORKERS, CORES_A_WORKER = 16, 4
-N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 
 SegmentListener = Callable[[Segment], None]
 
@@ -82,17 +77,6 @@ class _Events:
         return tuple(found)
 
 
-def default_workers(target: Target, n_cores: int = N_CORES) -> int:
-    """How many transcriptions compute at once where nobody has said.
-
-    A GPU decodes that many together in the same launches, and a large one encodes as many. On the CPU one transcription
-    has all the cores where there is work to share out, and a few of them where a token is decoded.
-    """
-    if target.name == "gpu" and not target.is_software:
-        return GPU_WORKERS
-    return max(2, n_cores // CORES_A_WORKER)
-
-
 def check_options(options: Options, name: str, tokenizer: Tokenizer) -> None:
     """Raise UnsupportedValue for what the model of that name and tokenizer cannot do."""
     if options.task == "translate" and not tokenizer.languages:
@@ -108,36 +92,20 @@ def check_options(options: Options, name: str, tokenizer: Tokenizer) -> None:
 
 
 class Transcriber:
-    """Transcriptions of one model: `workers` compute at once, `open_jobs` take turns at that, `queue_length` more wait.
+    """Transcriptions of one model: some compute at once, more take turns at that, the rest wait. Thread-safe.
 
-    Thread-safe; owns its threads.
+    They share threads and turns with those of other models, see Shared.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        guest: Guest,
-        *,
-        workers: int = 2,
-        open_jobs: int = 16,
-        queue_length: int = 128,
-        deadline_floor_s: float = 60.0,
-        deadline_factor: float = 10.0,
-        beam_size: int = 0,
-        vad: str = "skip",
-        observe: Callable[[Work], None] = lambda work: None,
-    ) -> None:
-        """`beam_size`: 1 is greedy, 0 as the model says. `vad`: what becomes of silence, see Settings.
-
-        `observe`: called with each submitted transcription's work once that has ended, in its request's context.
-        """
-        self.model, self.guest, self.vad, self.observe = model, guest, vad, observe
+    def __init__(self, model: Model, guest: Guest, shared: Shared) -> None:
+        self.model, self.guest, self.settings, self._shared = model, guest, shared.settings, shared
+        self.vad = self.settings.vad
         self.proven_at = -math.inf  # when a window was last transcribed to its end, by time.monotonic()
         self.moved_at = -math.inf  # when a network was last asked for something, by the same clock
-        self.deadline_floor_s, self.deadline_factor = deadline_floor_s, deadline_factor
-        self.beam_size = beam_size or model.num_beams
-        self.admission = Admission(n_open=open_jobs, queue_length=queue_length, n_at_once=workers)
-        self.reading, self.computing = Turns(min(workers, N_CORES)), Turns(workers)
+        self.n_under_way = 0  # submitted transcriptions that have not ended
+        self._counting = threading.Lock()
+        desk = shared.desk(model.target)
+        self.admission, self.reading, self.computing = desk.admission, desk.reading, desk.computing
 
     def is_proven(self, since: float) -> bool:
         """Whether a window has been transcribed since then, by time.monotonic(), and the GPU not been lost after it."""
@@ -147,98 +115,57 @@ class Transcriber:
         """Raise UnsupportedValue for what this model cannot do; cheap, so that a request fails before it waits."""
         check_options(options, self.model.name, self.model.tokenizer)
 
-    def submit(
-        self,
-        recording: Audio | Upload,
-        options: Options,
-        on_segment: SegmentListener | None,
-        cancelled: threading.Event,
-    ) -> "Future[Transcription]":
-        """Queue a transcription. Raises QueueFull at once; the future raises what transcribe() raises.
+    def submit(self, recording: Audio | Upload, options: Options, on_segment: SegmentListener | None = None) -> Run:
+        """Queue a transcription. Raises QueueFull at once; the run's future raises what transcribe() raises.
 
-        `on_segment` is called in the job's thread. To withdraw the job, waiting or running, set `cancelled` and cancel
-        the future.
+        `on_segment` is called in the run's thread.
         """
         self.check(options)
-        work, context = Work(), contextvars.copy_context()
+        run = Run(self.model.name)
 
-        def job() -> Transcription:
-            result = self.transcribe(recording, options, on_segment, cancelled, work)
-            self.admission.succeeded(work.clock())  # of requests only: a probe is shorter
+        def call() -> Transcription:
+            result = self.transcribe(recording, options, on_segment, run)
+            self.admission.succeeded(run.elapsed())  # of requests only: a probe is shorter
             return result
 
-        n_bytes = recording.n_bytes() if isinstance(recording, Upload) else 0
-        future = self.admission.submit(job, cancelled, n_bytes=n_bytes)
-        future.add_done_callback(work.end)
-        future.add_done_callback(lambda _: context.run(self.observe, work))
-        return future
+        run.future.add_done_callback(lambda _: run.context.run(self._shared.observe_run, run))
+        self.admission.submit(run, call, n_bytes=recording.n_bytes() if isinstance(recording, Upload) else 0)
+        self._count(1)
+        run.future.add_done_callback(lambda _: self._count(-1))
+        return run
+
+    def _count(self, n: int) -> None:
+        with self._counting:
+            self.n_under_way += n
 
     def transcribe(
         self,
         recording: Audio | Upload,
         options: Options,
         on_segment: SegmentListener | None = None,
-        cancelled: threading.Event | None = None,
-        work: Work | None = None,
+        run: Run | None = None,
     ) -> Transcription:
         """Transcribe in the calling thread, in turns with other calls, within a deadline that grows with the audio.
 
-        The time that it waits for its turns does not count. Raises WispError classes only: what decode() raises for an
+        `run`: by which it may be cancelled and is measured. Raises WispError classes only: what decode() raises for an
         Upload, DeadlineExceeded, ClientGone when cancelled, UnreadableAudio when the file breaks off in the middle,
-        DeviceLost, InternalError for a fault of the guest's, whose report goes to the log.
+        DeviceLost, ModelTooLarge, ModelBroken where the model cannot be loaded, InternalError for a fault of the
+        guest's; the reports of both go to the log.
         """
-        started, watch, events = time.monotonic(), StopWatch(), _Events(on_segment, self.model.tokenizer)
-        deadline_s = self.deadline_floor_s
-        work = work or Work()
-        work.clock = watch.seconds
-
-        def check() -> None:
-            if cancelled is not None and cancelled.is_set():
-                raise ClientGone
-
-        def on_block(seconds: float) -> None:
-            check()
-            limit_s = max(deadline_s, self.deadline_floor_s + self.deadline_factor * seconds)
-            if watch.seconds() > limit_s:
-                raise DeadlineExceeded(limit_s)
-            self.admission.lasts(seconds)
-
+        run = run or Run()
+        run.begin(self.settings.deadline_floor_s)
         try:
-            check()
-            with Turn(self.reading, watch, check) as turn:
-                chunking = options.chunking or (Chunking() if self.vad == "cut" and not options.uncut else None)
-                recent = Recent() if chunking or self.vad != "off" else None
-                reader = Reader(turn, on_block, recent)
-                work.enter("decode_audio")
-                audio = reader.decoded(recording)
-                work.audio_s = audio.duration
-                work.enter("features")
-                deadline_s += self.deadline_factor * audio.duration
-                log_mel = reader.features(audio, self.model.dims.n_mels)
-                clips = None
-                if chunking is not None:
-                    clips = reader.clips(audio, chunking)
-                work.enter("")
-            argument = self.argument(options, silence=log_mel.silence, clips=clips)
-            step = step_of(audio.duration)
-            with Turn(self.computing, watch, check, step=step) as turn, self.model.in_use() as graphs:
-                if recent is not None:
-                    graphs = {**graphs, f"{self.model.name}/voice": VoiceGraph(recent.has_speech)}
-                self._run_guest(argument, log_mel, graphs, events, turn, deadline_s, cancelled, work)
-        except SetAside:
-            work.enter("")
+            return self._transcribe(run, recording, options, on_segment)
+        except DeadlineExceeded as error:
+            for report in getattr(error, "__notes__", ()):
+                log.error("guest timed out: %s", report)
             raise
-        except GuestCancelled:
-            raise ClientGone from None
-        except GuestTimeout as error:
-            log.error("guest timed out: %s", error)
-            raise DeadlineExceeded(deadline_s) from error
         except GuestError as error:
             log.error("guest failed: %s", error)
             raise InternalError from error
-        except StartError as error:  # the model, which is loaded again after a time without use
+        except StartError as error:  # the model, which is loaded when it is needed
             log.error("%s", error)
-            raise InternalError from error
+            raise ModelBroken(self.model.name) from error
         except WispError:
             raise
         except Exception as error:
@@ -247,58 +174,86 @@ class Transcriber:
                 raise Overloaded from error
             log.exception("transcription failed")
             raise InternalError from error
+        finally:
+            run.enter("")
+
+    def _transcribe(
+        self, run: Run, recording: Audio | Upload, options: Options, on_segment: SegmentListener | None = None
+    ) -> Transcription:
+        """Within a turn that the run holds already (a guest's, by the graph NAME) it goes on in that."""
+        started, is_within = time.monotonic(), run.is_working
+        events = _Events(on_segment, self.model.tokenizer)
+
+        def on_block(seconds: float) -> None:
+            run.allow(self.settings.deadline_s(seconds))
+            if not is_within:
+                self.admission.lasts(run, seconds)
+
+        run.check()
+        chunking = options.chunking or (Chunking() if self.vad == "cut" and not options.uncut else None)
+        recent = Recent() if chunking or self.vad != "off" else None
+        with run.working(self.reading):
+            reader = Reader(run, on_block, recent)
+            run.enter("decode_audio")
+            audio = reader.decoded(recording)
+            run.audio_s = audio.duration
+            run.enter("features")
+            run.allow(self.settings.deadline_s(audio.duration))
+            log_mel = reader.features(audio, self.model.dims.n_mels)
+            clips = reader.clips(audio, chunking) if chunking is not None else None
+            run.enter("")
+        argument = self.argument(options, silence=log_mel.silence, clips=clips)
+        step = step_of(audio.duration)
+        with self.graphs(run, recent, step) as graphs, run.working(self.computing, step):
+            stdin = run.during("features", (block.tobytes() for block in log_mel))
+            self.guest.run(argument, stdin, graphs, events, run.check)
         if events.done is None:
-            log.error("guest ended without a result")
-            raise InternalError
+            raise GuestError("it ended without a result")
         self.proven_at = time.monotonic()
-        work.n_tokens = sum(len(segment.tokens) for segment in events.segments)
-        n_segments = len(events.segments)
-        made = "1 segment" if n_segments == 1 else f"{n_segments} segments"
-        took_s = time.monotonic() - started
-        log.info("transcribed %.2f s of %s in %.3f s, %s", audio.duration, audio.format, took_s, made)
-        return Transcription(
-            events.done["text"].strip(),
-            events.done["language"],
-            audio.duration,
-            tuple(events.segments),
-            options.task,
-        )
+        segments = tuple(events.segments)
+        run.audio_s, run.n_tokens = audio.duration, sum(len(segment.tokens) for segment in segments)
+        made = "1 segment" if len(segments) == 1 else f"{len(segments)} segments"
+        took_s, name = time.monotonic() - started, self.model.name
+        log.info("transcribed %.2f s of %s by %s in %.3f s, %s", audio.duration, audio.format, name, took_s, made)
+        text, language = events.done["text"].strip(), events.done["language"]
+        return Transcription(text, language, audio.duration, segments, options.task)
 
-    def _run_guest(
-        self,
-        argument: dict[str, Any],
-        log_mel: LogMelFrames,
-        graphs: Mapping[str, Graph],
-        events: _Events,
-        turn: Turn,
-        deadline_s: float,
-        cancelled: threading.Event | None,
-        work: Work,
-    ) -> None:
-        """Run the guest under `turn`, which it gives up whenever another window of audio is to be encoded."""
-        stages = {f"{self.model.name}/encoder": "encode", f"{self.model.name}/decoder": "decode_tokens"}
+    @contextmanager
+    def graphs(self, run: Run, recent: Recent | None = None, step: int = 0) -> Iterator[Mapping[str, Graph]]:
+        """A block in which the model is loaded, and the graphs by which a guest computes for `run`.
 
-        def before_compute(graph: str) -> None:
-            self.moved_at = time.monotonic()
-            stage = stages.get(graph)
-            if stage == "encode":
-                if "decode_tokens" in work.seconds:
-                    self.proven_at = time.monotonic()
-                work.enter("")
-                turn.border()
-            if stage:
-                work.enter(stage)
+        It begins before the run has its turn, so that nobody keeps a turn from others while it waits for room in
+        memory. That wait and the loading do not count against the deadline. Before each window others may go first.
+        NAME is a whole transcription within the run's turn. `recent`: what is listened to for NAME/voice. `step`: how
+        long the run is. Raises as Model.in_use() does.
+        """
+        name = self.model.name
+        with ExitStack() as stack:
+            if run.is_working:
+                graphs = stack.enter_context(self.model.in_use_again())
+            else:
+                with run.waiting():
+                    graphs = stack.enter_context(self.model.in_use(step, run.check))
+            own: dict[str, Graph] = {
+                name: Staged(SpeechGraph(lambda samples: self._transcribe(run, audio_of(samples), Options()).text)),
+                f"{name}/encoder": Staged(graphs[f"{name}/encoder"], partial(self._begin_window, run)),
+                f"{name}/decoder": Staged(graphs[f"{name}/decoder"], partial(self._begin_tokens, run)),
+            }
+            if recent is not None:
+                own[f"{name}/voice"] = VoiceGraph(recent.has_speech)
+            yield {**graphs, **own}
 
-        self.guest.run(
-            argument,
-            work.during("features", (block.tobytes() for block in log_mel)),
-            graphs,
-            events,
-            deadline_s=max(0.0, deadline_s - turn.watch.seconds()),
-            cancelled=cancelled,
-            clock=turn.watch.seconds,
-            before_compute=before_compute,
-        )
+    def _begin_window(self, run: Run) -> None:
+        self.moved_at = time.monotonic()
+        if "decode_tokens" in run.seconds:
+            self.proven_at = time.monotonic()
+        run.enter("")
+        run.border()
+        run.enter("encode")
+
+    def _begin_tokens(self, run: Run) -> None:
+        self.moved_at = time.monotonic()
+        run.enter("decode_tokens")
 
     def argument(
         self, options: Options, *, silence: float = 0.0, clips: Sequence[float] | None = None
@@ -315,7 +270,7 @@ class Transcriber:
                 code: token for code, token in tokens["languages"].items() if code in options.languages
             }
         prompts = [", ".join(options.keywords), options.prompt or ""]
-        n_beams = options.beam_size or self.beam_size
+        n_beams = options.beam_size or self.settings.beam_size or model.num_beams
         return {
             "model": model.name,
             "dims": {name: getattr(model.dims, name) for name in ("n_mels", "n_audio_ctx", "n_vocab", "n_text_ctx")},
@@ -342,7 +297,3 @@ class Transcriber:
                 "times": "sound",
             },
         }
-
-    def close(self) -> None:
-        """Cancel what runs and waits, and end the threads. Idempotent."""
-        self.admission.close()

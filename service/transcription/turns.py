@@ -7,47 +7,33 @@ keep a long one waiting for ever.
 """
 
 import threading
-import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
-TICK_S = 0.05  # how late a job that waits for its turn learns that it is not wanted any more
+TICK_S = 0.05  # how late a job that waits for its turn notices that it was cancelled
 
 
-class StopWatch:
-    """The seconds a job has worked, its waiting left out. Read from any thread, driven by one."""
+class Turn:
+    """One job's part in `turns`.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: seconds from some point on."""
-        self._clock = clock
-        self._state: tuple[float, float | None] = (0.0, None)  # seconds before, running since; replaced as one
+    `step`: how long the job is known to be; a lower one goes before a higher one, however few turns that has had.
+    """
 
-    def seconds(self) -> float:
-        """Worked so far."""
-        before, since = self._state
-        return before if since is None else before + self._clock() - since
-
-    def start(self) -> None:
-        """Go on counting."""
-        self._state = (self.seconds(), self._clock())
-
-    def stop(self) -> None:
-        """Count no further until the next start."""
-        self._state = (self.seconds(), None)
+    def __init__(self, turns: "Turns", step: int = 0) -> None:
+        self.turns, self.step = turns, step
+        self.n_done = 0  # turns that the job has had, up to their borders
+        self.is_used = False  # whether a piece of work has begun in it
+        self.granted = threading.Event()  # set while it is held
 
 
 class Turns:
-    """So many turns at once, handed from job to job. Thread-safe."""
+    """Up to `count` turns at once, handed from job to job. Thread-safe."""
 
     def __init__(self, count: int) -> None:
-        """`count`: how many jobs hold a turn at the same time."""
         self.count = count
         self._lock = threading.Lock()
         self._free = count
         self._n_granted = 0
         self._waiting: list[Turn] = []  # the one that came first is first
-        self._holders: set[int] = set()  # the threads that hold one
 
     @property
     def n_waiting(self) -> int:
@@ -59,37 +45,34 @@ class Turns:
         """Jobs that work now."""
         return self.count - self._free
 
-    def held_here(self) -> bool:
-        """Whether the calling thread holds a turn."""
-        return threading.get_ident() in self._holders
-
-    def take(self, turn: "Turn") -> None:
-        """Wait until `turn` is granted. What `turn.check` raises ends the wait."""
+    def take(self, turn: Turn, check: Callable[[], None]) -> None:
+        """Wait until `turn` is granted. `check` is called now and then; what it raises ends the wait."""
         with self._lock:
             self._waiting.append(turn)
             self._grant()
-        self._wait(turn)
+        self._wait(turn, check)
 
-    def give(self) -> None:
-        """Let the next job have the calling thread's turn."""
-        with self._lock:
-            self._release()
-
-    def pass_on(self, turn: "Turn") -> None:
-        """Let others go first, if any wait, and go on when `turn` is granted again. Raises as take() does."""
+    def pass_on(self, turn: Turn, check: Callable[[], None]) -> None:
+        """A piece of work begins in `turn`. If another has ended in it, others that wait go first, as in take()."""
+        if not turn.is_used:
+            turn.is_used = True
+            return
+        turn.n_done += 1
         with self._lock:
             if not self._waiting:
                 return
             self._waiting.append(turn)
-            self._release()
-            if turn.granted.is_set():
-                self._holders.add(threading.get_ident())
-                return
-            turn.watch.stop()
-        self._wait(turn)
+            self._release(turn)
+        self._wait(turn, check)
 
-    def _release(self) -> None:
-        self._holders.discard(threading.get_ident())
+    def give(self, turn: Turn) -> None:
+        """Let the next job have it, if it is held."""
+        with self._lock:
+            if turn.granted.is_set():
+                self._release(turn)
+
+    def _release(self, turn: Turn) -> None:
+        turn.granted.clear()
         self._free += 1
         self._grant()
 
@@ -102,66 +85,14 @@ class Turns:
             self._free -= 1
             chosen.granted.set()
 
-    def _wait(self, turn: "Turn") -> None:
+    def _wait(self, turn: Turn, check: Callable[[], None]) -> None:
         try:
             while not turn.granted.wait(TICK_S):
-                turn.check()
+                check()
         except BaseException:
             with self._lock:
                 if turn.granted.is_set():
-                    self._free += 1
-                    self._grant()
+                    self._release(turn)
                 else:
                     self._waiting.remove(turn)
             raise
-        with self._lock:
-            self._holders.add(threading.get_ident())
-        turn.watch.start()
-
-
-class Turn:
-    """One job's part: a block in which it holds a turn, but for the borders at which others go first.
-
-    For one thread. Within a block of the same thread it is nothing: the outer block's turn goes on.
-    """
-
-    def __init__(self, turns: Turns, watch: StopWatch, check: Callable[[], None], *, step: int = 0) -> None:
-        """`watch`: runs while the turn is held. `check`: called now and then while waiting; raises to end that.
-
-        `step`: how long the job is known to be; a lower one goes before a higher one, however few turns that has had.
-        """
-        self.watch, self.check, self.step = watch, check, step
-        self.n_done = 0  # turns that the job has had, up to their borders
-        self.granted = threading.Event()
-        self._turns = turns
-        self._is_within = False
-        self._is_held = self._is_used = False
-
-    def __enter__(self) -> Self:
-        self._is_within = self._turns.held_here()
-        if self._is_within:
-            self.watch.start()
-        else:
-            self._is_used = False
-            self._turns.take(self)
-            self._is_held = True
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.watch.stop()
-        if self._is_held:
-            self._is_held = False
-            self.granted.clear()
-            self._turns.give()
-
-    def border(self) -> None:
-        """Here a piece of work begins, one turn long. Before a second one others go first. Raises what `check` does."""
-        if not self._is_held:
-            return
-        if self._is_used:
-            self.n_done += 1
-            self._is_held = False
-            self.granted.clear()
-            self._turns.pass_on(self)
-            self._is_held = True
-        self._is_used = True

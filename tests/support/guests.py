@@ -1,6 +1,7 @@
 """Small guests in WebAssembly text, good and moody ones, and how tests run them; fixtures that compile them."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,33 @@ MOODY = module(
 )
 
 
+class Cancelled(Exception):
+    """What stops a run that nobody wants any more."""
+
+
+class TooLong(Exception):
+    """What stops a run at its deadline."""
+
+
+def limits(seconds: float = LONG_S, cancelled: threading.Event | None = None) -> Callable[[], None]:
+    """A run's check: it may take so long, and may be cancelled."""
+    end = time.monotonic() + seconds
+
+    def check() -> None:
+        if cancelled is not None and cancelled.is_set():
+            raise Cancelled
+        if time.monotonic() >= end:
+            raise TooLong
+
+    return check
+
+
 def run(
     guest: Guest, *stdin: bytes, argument: Mapping[str, Any] | None = None, deadline_s: float = LONG_S
 ) -> list[Event]:
     """Run to the end; the events."""
     events: list[Event] = []
-    guest.run(argument or {}, stdin, {}, events.append, deadline_s=deadline_s)
+    guest.run(argument or {}, stdin, {}, events.append, limits(deadline_s))
     return events
 
 
@@ -155,7 +177,7 @@ DOUBLE = module(r"""
 
 def double(guest: Guest, graph: Doubling, *, cancelled: threading.Event | None = None) -> list[Event]:
     events: list[Event] = []
-    guest.run({}, [], {"m/doubling": graph}, events.append, deadline_s=LONG_S, cancelled=cancelled)
+    guest.run({}, [], {"m/doubling": graph}, events.append, limits(cancelled=cancelled))
     return events
 
 

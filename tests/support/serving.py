@@ -18,8 +18,9 @@ from starlette.types import Scope
 
 from service.audio.decode import SAMPLE_RATE, Audio
 from service.errors import WispError
-from service.http.app import Engine, audio_of, create_app
+from service.http.app import Engine, create_app
 from service.settings import Settings
+from service.transcription.reading import audio_of
 
 PATH = "/v1/audio/transcriptions"
 FORM_SCOPE: Scope = {  # of a form posted there, for an application without a server

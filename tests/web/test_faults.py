@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from service.errors import DeviceLost
+from service.transcription.run import Run
 from tests.support.serving import TRAP, engine_for, settings_for, wav
 from tests.web.conftest import OpenPage, Site, site_for
 from tests.web.test_transcribing import card, choose, finished, transcript
@@ -51,13 +52,14 @@ def test_an_upload_over_the_cap_is_told_so(open_page: OpenPage, folder: Path) ->
 def test_a_full_queue_is_waited_for(open_page: OpenPage, hostile_site: Site) -> None:
     page = open_page(hostile_site, may_fail=True)
     free = threading.Event()
-    occupied = hostile_site.engine.loaded.result().admission.submit(lambda: free.wait(60), threading.Event())
+    occupied = Run()
+    hostile_site.engine.loaded.result().admission.submit(occupied, lambda: free.wait(60))
     try:
         choose(page, ("talk.wav", wav(1.0)))
         expect(card(page, "talk.wav")).to_contain_text("The server is busy. Trying again in")
     finally:
         free.set()
-        occupied.result()
+        occupied.future.result()
     finished(page, "talk.wav")
 
 

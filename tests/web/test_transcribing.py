@@ -111,8 +111,8 @@ def test_segments_come_while_it_runs_and_cancel_ends_the_work_on_the_server(open
     (job,) = site.app.state.service.under_way
     one.get_by_role("button", name="Cancel").click()
     expect(one).to_contain_text("Cancelled")
-    job.future.exception(timeout=30)
-    assert job.cancelled.is_set()
+    job.run.future.exception(timeout=30)
+    assert job.run.is_cancelled
     assert one.get_by_role("button", name="Copy text").is_visible(), "what was heard is kept"
 
 

@@ -15,7 +15,8 @@ import pytest
 from kernels.checkpoints.common import NoTokenizer, UnknownFormat
 from kernels.checkpoints.load import CheckpointError, load_checkpoint
 from service.errors import ModelError
-from service.models.loaded import ModelSpec, read_checkpoint
+from service.models.loaded import read_checkpoint
+from service.models.names import ModelSpec
 from tests.support.checkpoint_files import (
     DIMS,
     TOKENIZER,

@@ -8,7 +8,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -373,17 +372,14 @@ def test_hostile_files_keep_nobody_else_waiting(folder: Path) -> None:
     hostile = matroska(tags=20_000)
     with engine_for(settings_for(folder)) as engine:
         transcriber = engine.load()
-        ends = [threading.Event() for _ in range(4)]
-        stuck = [
-            transcriber.submit(Upload(io.BytesIO(hostile), 60.0), Options(), None, cancelled) for cancelled in ends
-        ]
+        stuck = [transcriber.submit(Upload(io.BytesIO(hostile), 60.0), Options()) for _ in range(4)]
         until(lambda: len(forks()) >= transcriber.reading.count, "hostile files are being read")
-        good = transcriber.submit(Upload(io.BytesIO(GOOD), 60.0), Options(), None, threading.Event())
-        assert good.result(timeout=60).duration == 1.0
-        assert not any(future.done() for future in stuck)
-        for cancelled in ends:
-            cancelled.set()
-        for future in stuck:
+        good = transcriber.submit(Upload(io.BytesIO(GOOD), 60.0), Options())
+        assert good.future.result(timeout=60).duration == 1.0
+        assert not any(run.future.done() for run in stuck)
+        for run in stuck:
+            run.cancel()
+        for run in stuck:
             with pytest.raises(ClientGone):
-                future.result(timeout=60)
+                run.future.result(timeout=60)
         assert forks() == []

@@ -7,6 +7,7 @@ import pytest
 
 from service.guest.code_cache import MAX_ENTRIES, CodeCache, user_cache_folder
 from service.guest.runner import Guest
+from tests.support.guests import limits
 
 GUEST = '(module (memory (export "memory") 1) (func (export "_start")))'
 
@@ -95,10 +96,10 @@ def test_a_guest_starts_from_its_kept_code(tmp_path: Path) -> None:
     sizes = []
     for _ in range(2):
         with Guest(wasm, cache_folder=folder) as guest:
-            guest.run({}, (), {}, lambda _: None, deadline_s=60)
+            guest.run({}, (), {}, lambda _: None, limits())
         (entry,) = folder.iterdir()
         sizes.append(entry.stat().st_size)
     CodeCache(folder).keep(entry.stem, b"no machine code")
     with Guest(wasm, cache_folder=folder) as guest:
-        guest.run({}, (), {}, lambda _: None, deadline_s=60)
+        guest.run({}, (), {}, lambda _: None, limits())
     assert entry.stat().st_size == sizes[0] == sizes[1]

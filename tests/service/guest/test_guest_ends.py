@@ -6,8 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from service.guest.runner import Guest, GuestCancelled, GuestError, GuestTimeout
-from tests.support.guests import DOUBLE, ECHO, LONG_S, MOODY, Compile, Doubling, Event, assert_well, double, module, run
+from service.guest.runner import Guest, GuestError
+from tests.support.guests import (
+    DOUBLE,
+    ECHO,
+    LONG_S,
+    MOODY,
+    Cancelled,
+    Compile,
+    Doubling,
+    Event,
+    TooLong,
+    assert_well,
+    double,
+    limits,
+    module,
+    run,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,22 +44,24 @@ def test_a_fault_ends_with_its_run_and_names_the_place(moody: Guest, mood: bytes
 
 
 def test_a_guest_that_loops_forever_meets_its_deadline(moody: Guest) -> None:
-    with pytest.raises(GuestTimeout, match=r"longer than 0.05 s[\s\S]*hang[\s\S]*I am not well"):
-        run(moody, b"h", deadline_s=0.05)
-    with pytest.raises(GuestTimeout, match="work"):
-        run(moody, b"w", deadline_s=0.05)
+    """And the error has a note of what it was doing."""
+    for mood, words in ((b"h", ("hang", "I am not well")), (b"w", ("work",))):
+        with pytest.raises(TooLong) as caught:
+            run(moody, mood, deadline_s=0.05)
+        (note,) = caught.value.__notes__
+        assert all(word in note for word in words)
     assert_well(moody)
 
 
 def test_a_hanging_run_leaves_a_healthy_one_alone(moody: Guest) -> None:
     """Four runs hang at the same time as others work: each hanging one ends by itself, all others well."""
     cancelled = [threading.Event() for _ in range(4)]
-    ended: list[type[BaseException]] = []
+    ended: list[type[Exception]] = []
 
     def hang(event: threading.Event) -> None:
         try:
-            moody.run({}, [b"h"], {}, lambda _: None, deadline_s=LONG_S, cancelled=event)
-        except GuestError as error:
+            moody.run({}, [b"h"], {}, lambda _: None, limits(cancelled=event))
+        except Exception as error:
             ended.append(type(error))
 
     threads = [threading.Thread(target=hang, args=(event,)) for event in cancelled]
@@ -54,22 +71,22 @@ def test_a_hanging_run_leaves_a_healthy_one_alone(moody: Guest) -> None:
         assert_well(moody)
         event.set()
         threads[n].join(LONG_S)
-        assert ended == [GuestCancelled] * (n + 1)
+        assert ended == [Cancelled] * (n + 1)
         assert_well(moody)
 
 
 def test_a_run_cancelled_before_it_starts(moody: Guest) -> None:
     cancelled = threading.Event()
     cancelled.set()
-    with pytest.raises(GuestCancelled):
-        moody.run({}, [b"."], {}, lambda _: pytest.fail("an event"), deadline_s=LONG_S, cancelled=cancelled)
+    with pytest.raises(Cancelled):
+        moody.run({}, [b"."], {}, lambda _: pytest.fail("an event"), limits(cancelled=cancelled))
     assert_well(moody)
 
 
 def test_a_run_cancelled_within_a_compute_makes_no_further_call(compile_guest: Compile) -> None:
     cancelled = threading.Event()
     guest, graph = compile_guest(DOUBLE), Doubling(at_compute=cancelled.set)
-    with pytest.raises(GuestCancelled):
+    with pytest.raises(Cancelled):
         double(guest, graph, cancelled=cancelled)
     assert graph.closed == 1
     assert double(guest, graph) == [{"answer": "B"}]
@@ -83,8 +100,8 @@ def test_a_run_cancelled_at_an_event_gets_no_further_one(compile_guest: Compile)
         cancelled.set()
 
     guest = compile_guest(ECHO)
-    with pytest.raises(GuestCancelled):
-        guest.run({}, [b'{"n": 1}\n', b'{"n": 2}\n'], {}, on_event, deadline_s=LONG_S, cancelled=cancelled)
+    with pytest.raises(Cancelled):
+        guest.run({}, [b'{"n": 1}\n', b'{"n": 2}\n'], {}, on_event, limits(cancelled=cancelled))
     assert events == [{"n": 1}]
 
 
@@ -97,7 +114,7 @@ def test_what_on_event_raises_passes_through(moody: Guest) -> None:
         raise ListenerError
 
     with pytest.raises(ListenerError):
-        moody.run({}, [b"."], {}, on_event, deadline_s=LONG_S)
+        moody.run({}, [b"."], {}, on_event, limits())
     assert_well(moody)
 
 
@@ -107,7 +124,7 @@ def test_what_stdin_raises_passes_through(moody: Guest) -> None:
         raise ListenerError
 
     with pytest.raises(ListenerError):
-        moody.run({}, stdin(), {}, lambda _: None, deadline_s=LONG_S)
+        moody.run({}, stdin(), {}, lambda _: None, limits())
     assert_well(moody)
 
 
@@ -135,7 +152,7 @@ def test_a_run_under_way_outlives_close(compile_guest: Compile) -> None:
         guest.close()
         yield b'{"still": "here"}\n'
 
-    guest.run({}, stdin(), {}, events.append, deadline_s=LONG_S)
+    guest.run({}, stdin(), {}, events.append, limits())
     assert events == [{"still": "here"}]
 
 
@@ -144,8 +161,8 @@ def test_a_run_under_way_meets_its_deadline_after_close(moody: Guest) -> None:
         moody.close()
         yield b"h"
 
-    with pytest.raises(GuestTimeout):
-        moody.run({}, stdin(), {}, lambda _: None, deadline_s=0.05)
+    with pytest.raises(TooLong):
+        moody.run({}, stdin(), {}, lambda _: None, limits(0.05))
 
 
 def test_instances_leave_nothing_behind(compile_guest: Compile) -> None:
@@ -184,57 +201,3 @@ def resident_bytes() -> int:
     if not statm.exists():
         pytest.skip("no /proc")
     return int(statm.read_text().split()[1]) * 4096
-
-
-def test_a_deadline_is_counted_by_the_clock_given(compile_guest: Compile) -> None:
-    """Which stands still while the run waits for something."""
-    guest, now = compile_guest(DOUBLE), 0.0
-
-    def compute_at(seconds: float) -> list[Event]:
-        def jump(graph: str) -> None:
-            nonlocal now
-            now += seconds
-
-        events: list[Event] = []
-        graphs = {"m/doubling": Doubling()}
-        guest.run({}, [], graphs, events.append, deadline_s=10.0, clock=lambda: now, before_compute=jump)
-        return events
-
-    assert compute_at(9.0) == [{"answer": "B"}]
-    with pytest.raises(GuestTimeout):
-        compute_at(11.0)
-    assert compute_at(0.0) == [{"answer": "B"}]
-
-
-def test_a_compute_waits_for_what_comes_before_it_and_learns_the_graphs_name(compile_guest: Compile) -> None:
-    guest, seen = compile_guest(DOUBLE), list[str]()
-    graph = Doubling(at_compute=lambda: seen.append("compute"))
-    guest.run({}, [], {"m/doubling": graph}, lambda _: None, deadline_s=LONG_S, before_compute=seen.append)
-    assert seen == ["m/doubling", "compute"]
-
-
-def test_a_run_cancelled_while_its_compute_waits_computes_nothing(compile_guest: Compile) -> None:
-    cancelled = threading.Event()
-    guest, graph = compile_guest(DOUBLE), Doubling(at_compute=lambda: pytest.fail("a compute"))
-    with pytest.raises(GuestCancelled):
-        guest.run(
-            {},
-            [],
-            {"m/doubling": graph},
-            lambda _: pytest.fail("an event"),
-            deadline_s=LONG_S,
-            cancelled=cancelled,
-            before_compute=lambda _: cancelled.set(),
-        )
-    assert graph.closed == 1
-    assert double(guest, Doubling()) == [{"answer": "B"}]
-
-
-def test_what_is_raised_before_a_compute_passes_through(compile_guest: Compile) -> None:
-    def before_compute(graph: str) -> None:
-        raise ListenerError
-
-    guest, graph = compile_guest(DOUBLE), Doubling(at_compute=lambda: pytest.fail("a compute"))
-    with pytest.raises(ListenerError):
-        guest.run({}, [], {"m/doubling": graph}, lambda _: None, deadline_s=LONG_S, before_compute=before_compute)
-    assert double(guest, Doubling()) == [{"answer": "B"}]

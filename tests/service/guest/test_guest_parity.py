@@ -7,7 +7,8 @@ import pytest
 
 from bench.reference import KINDS, Whisper, cases, differences
 from service.guest.runner import Guest
-from service.models.loaded import ModelSpec, load_model
+from service.models.loaded import load_model
+from service.models.names import ModelSpec
 from tests.conftest import ROOT
 
 # Of each file in `../shared/expected`, these. Long: 59 s, with and without the last window's text as the next's prompt.

@@ -12,6 +12,7 @@ import wasmtime
 from numpy.typing import NDArray
 
 from service.guest.runner import Guest, GuestError
+from tests.support.guests import limits
 
 ROOT = Path(__file__).resolve().parents[3]
 WASM = ROOT / "assets" / "guest.wasm"
@@ -180,7 +181,7 @@ def run(guest: Guest, script: Script, arguments: dict[str, Any], n_frames: int =
     ramp = np.arange(n_frames, dtype=np.float32)
     events: list[Event] = []
     stdin = [np.ascontiguousarray(np.stack([ramp, -ramp], axis=1)).tobytes()]
-    guest.run(arguments, stdin, script.graphs, events.append, deadline_s=DEADLINE_S)
+    guest.run(arguments, stdin, script.graphs, events.append, limits(DEADLINE_S))
     return events
 
 
@@ -289,9 +290,9 @@ def test_bad_options_end_it_with_a_sentence(guest: Guest, arguments: dict[str, A
 
 def test_a_graph_that_is_not_there_and_half_a_frame_are_said(guest: Guest) -> None:
     with pytest.raises(GuestError, match="load_by_name of scripted/encoder failed: not found"):
-        guest.run(argument(), [], {}, lambda event: None, deadline_s=DEADLINE_S)
+        guest.run(argument(), [], {}, lambda event: None, limits(DEADLINE_S))
     with pytest.raises(GuestError, match="the features end within a frame of 2 numbers"):
-        guest.run(argument(), [b"\0" * 12], saying([]).graphs, lambda event: None, deadline_s=DEADLINE_S)
+        guest.run(argument(), [b"\0" * 12], saying([]).graphs, lambda event: None, limits(DEADLINE_S))
 
 
 def test_an_hour_of_audio_fits_in_a_few_megabytes() -> None:
@@ -300,7 +301,7 @@ def test_an_hour_of_audio_fits_in_a_few_megabytes() -> None:
     events: list[Event] = []
     stdin = (bytes(block // 100) for _ in range(120))
     graphs = saying(*[[T, 5, T + 1500]] * 120).graphs
-    small.run(argument(dims={"n_mels": n_mels}), stdin, graphs, events.append, deadline_s=DEADLINE_S)
+    small.run(argument(dims={"n_mels": n_mels}), stdin, graphs, events.append, limits(DEADLINE_S))
     small.close()
     assert len(of(events, "segment")) == 120
     assert of(events, "segment")[-1]["end"] == 3600.0

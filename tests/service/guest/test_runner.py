@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from service.guest.runner import IDLE_LANES, Guest, GuestError, GuestTimeout
+from service.guest.runner import IDLE_LANES, Guest, GuestError
 from service.guest.stdio import MAX_LINE_BYTES, STDERR_TAIL_BYTES
 from tests.support.guests import (
     DOUBLE,
     ECHO,
-    LONG_S,
     Compile,
     Doubling,
     Event,
+    TooLong,
     assert_well,
     double,
+    limits,
     module,
     run,
 )
@@ -42,7 +43,7 @@ def test_stdin_is_pulled_as_the_guest_reads(compile_guest: Compile) -> None:
             yield json.dumps({"n": n}).encode() + b"\n"
 
     echo = compile_guest(ECHO)
-    echo.run({}, blocks(), {}, lambda event: seen.append(f"got {event['n']}"), deadline_s=LONG_S)
+    echo.run({}, blocks(), {}, lambda event: seen.append(f"got {event['n']}"), limits())
     assert seen == ["asked for 0", "got 0", "asked for 1", "got 1", "asked for 2", "got 2"]
 
 
@@ -211,7 +212,7 @@ def test_a_start_section_has_no_memory_to_speak_of_yet(compile_guest: Compile) -
   (start $begin)
   (func (export "_start"))""")
     )
-    with pytest.raises(GuestTimeout):
+    with pytest.raises(TooLong):
         run(guest, deadline_s=0.05)
 
 

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -108,11 +107,10 @@ def test_a_stream_that_fails_in_the_middle_ends_with_the_error(folder: Path) -> 
 
 def test_a_full_queue_says_when_to_come_back(hostile: TestClient, hostile_engine: Engine) -> None:
     transcriber = hostile_engine.loaded.result(timeout=60)
-    stop = threading.Event()
-    running = transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP), None, stop)
+    running = transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP))
     response = post(hostile)
-    stop.set()
-    running.exception(timeout=60)
+    running.cancel()
+    running.future.exception(timeout=60)
     assert_error(response, 429, "queue_full")
     assert int(response.headers["retry-after"]) >= 1
     assert post(hostile).status_code == 200
@@ -120,16 +118,15 @@ def test_a_full_queue_says_when_to_come_back(hostile: TestClient, hostile_engine
 
 def test_a_full_queue_refuses_before_the_upload_is_read(hostile: TestClient, hostile_engine: Engine) -> None:
     transcriber = hostile_engine.loaded.result(timeout=60)
-    stop = threading.Event()
-    running = transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP), None, stop)
+    running = transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP))
 
     def upload() -> Iterator[bytes]:
         yield b"no form"
 
     # What is no form is told so by who reads it.
     response = hostile.post(PATH, content=upload(), headers={"content-type": "multipart/form-data; boundary=x"})
-    stop.set()
-    running.exception(timeout=60)
+    running.cancel()
+    running.future.exception(timeout=60)
     assert_error(response, 429, "queue_full")
 
 
@@ -204,13 +201,12 @@ def test_a_request_that_a_stopping_server_gives_up_is_told_so_and_leaves_the_que
         settings_for(folder, workers=1, open_jobs=1, queue_length=1), guest=serving.HOSTILE_GUEST
     ) as engine:
         app, transcriber = create_app(ready(engine)), engine.loaded.result()
-        stop = threading.Event()
-        transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP), None, stop)
+        running = transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP))
         asyncio.run(give_up(app, transcriber))
         assert sent[0]["status"] == 503
         assert json.loads(sent[1]["body"])["error"]["code"] == "not_ready"
         transcriber.admission.check_room()
-        stop.set()
+        running.cancel()
 
 
 def test_a_path_cannot_forge_a_log_line(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -31,7 +31,7 @@ def test_a_probe_tells_nothing_of_how_long_requests_take(folder: Path) -> None:
         transcriber = engine.load()
         engine.prove(transcriber)
         assert not transcriber.admission.settle(0.0)
-        transcriber.submit(tone_audio(1.0), Options(), None, threading.Event()).result(60)
+        transcriber.submit(tone_audio(1.0), Options()).future.result(60)
         assert transcriber.admission.settle(0.0)
 
 
@@ -55,16 +55,15 @@ def test_a_server_whose_workers_are_stuck_is_not_ready_until_they_are_not(engine
     client = TestClient(create_app(engine))
     transcriber = engine.transcriber
     assert transcriber is not None
-    cancelled = threading.Event()
-    stuck = transcriber.submit(tone_audio(1.0), Options(prompt=LOOP), None, cancelled)
+    stuck = transcriber.submit(tone_audio(1.0), Options(prompt=LOOP))
     until(lambda: transcriber.computing.n_held, "the job computes")
     transcriber.proven_at = NEVER
     assert "succeeded of late" in assert_error(client.get("/readyz"), 503, "not_ready")
     assert_error(client.get("/readyz"), 503, "not_ready")
     assert [thread.name for thread in threading.enumerate()].count("wisp-probe") == 1
     assert client.get("/healthz").status_code == 200
-    cancelled.set()
-    assert isinstance(stuck.exception(60), ClientGone)
+    stuck.cancel()
+    assert isinstance(stuck.future.exception(60), ClientGone)
 
     def is_ready() -> bool:
         assert transcriber.computing.n_waiting <= 1

@@ -1,6 +1,5 @@
 """A GPU that fails under a running service: those it works for are told, and the next have another device."""
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,8 @@ from service.errors import DeviceLost, DeviceUnavailable, WispError
 from service.http.app import Engine, create_app
 from service.http.health import GPU_FAILURES, Health
 from service.models import loaded as models
-from service.models.loaded import choose_target
 from service.models.residence import Residence
+from service.models.target import choose_target
 from service.transcription.transcriber import Options
 from tests.support import synthetic
 from tests.support.serving import (
@@ -78,7 +77,7 @@ def test_a_client_that_tries_again_notices_nothing(engine: Engine) -> None:
 def test_all_that_work_on_a_lost_device_are_told(engine: Engine) -> None:
     transcriber = engine.transcriber
     assert transcriber is not None
-    jobs = [transcriber.submit(tone_audio(3.0), Options(), None, threading.Event()) for _ in range(6)]
+    jobs = [transcriber.submit(tone_audio(3.0), Options()).future for _ in range(6)]
     lose(engine)
     found = []
     for job in jobs:
@@ -179,8 +178,7 @@ def test_a_computation_that_hangs_asks_for_a_restart(folder: Path) -> None:
         health: Health = app.state.health
         client, transcriber = TestClient(app), engine.transcriber
         assert transcriber is not None
-        cancelled = threading.Event()
-        stuck = transcriber.submit(tone_audio(1.0), Options(prompt=LOOP), None, cancelled)
+        stuck = transcriber.submit(tone_audio(1.0), Options(prompt=LOOP))
         until(lambda: transcriber.computing.n_held, "the job computes")
         health.hang_s = 0.0
         assert client.get("/healthz").status_code == 200, "nobody wants to compute"
@@ -189,13 +187,13 @@ def test_a_computation_that_hangs_asks_for_a_restart(folder: Path) -> None:
         assert "Nothing has been computed" in assert_error(client.get("/healthz"), 503, "not_ready")
         health.hang_s = 3600.0
         assert client.get("/healthz").status_code == 200
-        cancelled.set()
-        stuck.exception(60)
+        stuck.cancel()
+        stuck.future.exception(60)
 
 
 def test_what_is_discarded_goes_with_its_last_user() -> None:
-    made, unloaded = iter(["second", "third"]), list[str]()
-    residence = Residence("first", load=lambda: next(made), unload=unloaded.append)
+    made, unloaded = iter(["first", "second", "third"]), list[str]()
+    residence = Residence(load=lambda: next(made), unload=unloaded.append)
     with residence.in_use() as outer, residence.in_use():
         assert residence.discard(outer) and not residence.discard(outer)
         assert not residence.unload(), "there is nothing in memory for the next user"

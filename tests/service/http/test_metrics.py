@@ -1,6 +1,5 @@
 """What Prometheus reads: that requests and transcriptions are counted, under labels whose values are few."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from starlette.testclient import TestClient
 
 from service.errors import QueueFull
 from service.http.app import create_app
+from service.transcription.run import STAGES
 from service.transcription.transcriber import Options
-from service.transcription.work import STAGES
 from tests.support.serving import (
     HOSTILE_GUEST,
     LOOP,
@@ -48,15 +47,17 @@ def value(series: Series, name: str, **labels: str) -> float:
 
 def test_a_transcription_is_counted_with_its_stages(client: TestClient) -> None:
     before = read(client)
-    assert value(before, "wisp_transcriptions_total", outcome="done") == 0, "what Wisp asks itself is no one's request"
+    assert value(before, "wisp_transcriptions_total", model="synthetic", outcome="done") == 0, (
+        "what Wisp asks itself is no one's request"
+    )
     assert post(client, wav(7.0)).status_code == 200
     after = read(client)
     assert value(after, "wisp_requests_total", route=PATH, status="200") == 1
     assert value(after, "wisp_request_seconds_count", route=PATH) == 1
-    assert value(after, "wisp_transcriptions_total", outcome="done") == 1
-    assert value(after, "wisp_audio_seconds_total") == 7.0
-    assert value(after, "wisp_tokens_total") > 0
-    assert value(after, "wisp_real_time_factor_count") == 1
+    assert value(after, "wisp_transcriptions_total", model="synthetic", outcome="done") == 1
+    assert value(after, "wisp_audio_seconds_total", model="synthetic") == 7.0
+    assert value(after, "wisp_tokens_total", model="synthetic") > 0
+    assert value(after, "wisp_real_time_factor_count", model="synthetic") == 1
     for stage in ("upload", "wait", *STAGES):
         assert value(after, "wisp_stage_seconds_count", stage=stage) == 1, stage
     assert value(after, "wisp_model_loaded", model="synthetic") == 1
@@ -69,8 +70,8 @@ def test_what_is_refused_is_counted(client: TestClient) -> None:
     assert_error(post(client, b"no sound"), 400, "unreadable_audio", "file")
     after = read(client)
     assert value(after, "wisp_requests_total", route=PATH, status="400") == 1
-    assert value(after, "wisp_transcriptions_total", outcome="refused") == 1
-    assert value(after, "wisp_audio_seconds_total") == 0
+    assert value(after, "wisp_transcriptions_total", model="synthetic", outcome="refused") == 1
+    assert value(after, "wisp_audio_seconds_total", model="synthetic") == 0
 
 
 def test_paths_that_clients_make_up_are_one_label(client: TestClient) -> None:
@@ -89,8 +90,7 @@ def test_the_queue_is_told_while_it_is_full(folder: Path) -> None:
     with engine_for(settings, guest=HOSTILE_GUEST) as engine, TestClient(create_app(ready(engine))) as client:
         transcriber = engine.transcriber
         assert transcriber is not None
-        cancelled = [threading.Event(), threading.Event()]
-        futures = [transcriber.submit(tone_audio(1.0), Options(prompt=LOOP), None, each) for each in cancelled]
+        runs = [transcriber.submit(tone_audio(1.0), Options(prompt=LOOP)) for _ in range(2)]
         until(lambda: transcriber.computing.n_held, "the first job computes")
         during = read(client)
         assert (value(during, "wisp_jobs_running"), value(during, "wisp_jobs_waiting")) == (1, 1)
@@ -98,11 +98,11 @@ def test_the_queue_is_told_while_it_is_full(folder: Path) -> None:
         assert value(read(client), "wisp_rejected_total") == 1
         with pytest.raises(QueueFull):
             transcriber.admission.check_room()
-        futures[1].cancel()
-        cancelled[0].set()
-        assert futures[0].exception(60)
+        for run in reversed(runs):
+            run.cancel()
+        assert runs[0].future.exception(60)
         until(
-            lambda: value(read(client), "wisp_transcriptions_total", outcome="cancelled") == 2,
+            lambda: value(read(client), "wisp_transcriptions_total", model="synthetic", outcome="cancelled") == 2,
             "both are counted, which follows the answer",
         )
 

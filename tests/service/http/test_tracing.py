@@ -13,11 +13,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.testclient import TestClient
 
-from service.errors import StartError
+from service.errors import ClientGone, StartError
 from service.http.app import create_app, serve
 from service.http.tracing import Tracing, open_tracing
 from service.settings import Settings
-from service.transcription.work import STAGES, Work
+from service.transcription.run import STAGES, Run
 from tests.support import synthetic
 from tests.support.serving import PATH, engine_for, ready, settings_for, wav
 
@@ -33,7 +33,7 @@ def test_a_request_is_traced_from_its_upload_to_its_tokens(tmp_path: Path) -> No
     with engine_for(settings_for(folder)) as engine:
         client = TestClient(create_app(ready(engine), Tracing(provider)))
         ended = threading.Event()
-        engine.observers.append(lambda work: ended.set())  # after tracing's own
+        engine.shared.observers.append(lambda run: ended.set())  # after tracing's own
         headers = {"traceparent": f"00-{TRACE}-{CALLER}-01", "x-request-id": "r-1"}
         files = {"file": ("secret.wav", wav(7.0))}
         assert client.post(PATH, headers=headers, data={"prompt": "secret"}, files=files).status_code == 200
@@ -89,7 +89,9 @@ def test_spans_go_where_opentelemetrys_variables_say(
     address, received = collector
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
     tracing = open_tracing()
-    tracing.work_ended(Work(ended_ns=1))
+    run = Run()
+    run.future.set_exception(ClientGone())
+    tracing.run_ended(run)
     tracing.close()
     path, body = received.get(timeout=60)
     assert path == "/v1/traces" and b"transcription" in body and b"service.name" in body and b"wisp" in body

@@ -10,6 +10,7 @@ import pytest
 from service.errors import ClientGone, Overloaded, QueueFull
 from service.http.clients import client_of
 from service.transcription.admission import STEPS_S, Admission, current_client, has_room, reserve
+from service.transcription.run import Run
 from tests.support.waiting import until
 
 
@@ -23,24 +24,24 @@ class Jobs:
 
     def submit(self, name: str, *, lasts_s: float = 0.0, n_bytes: int = 0, of: str = "") -> "Callable[[], None]":
         """Add one; what is returned ends it and waits for that."""
-        end, cancelled = self.ends.setdefault(name, threading.Event()), threading.Event()
+        end, run = self.ends.setdefault(name, threading.Event()), Run()
 
         def call() -> None:
             self.begun.append(name)
             if lasts_s:
-                self.admission.lasts(lasts_s)
+                self.admission.lasts(run, lasts_s)
                 self.begun.append(f"{name} goes on")
             assert end.wait(60)
 
         token = current_client.set(of)
         try:
-            future = self.admission.submit(call, cancelled, n_bytes=n_bytes)
+            self.admission.submit(run, call, n_bytes=n_bytes)
         finally:
             current_client.reset(token)
 
         def let_go() -> None:
             end.set()
-            future.result(60)
+            run.future.result(60)
 
         return let_go
 
@@ -117,27 +118,27 @@ def test_a_job_that_is_set_aside_and_then_cancelled_frees_its_place() -> None:
     with jobs(n_open=1, queue_length=1) as made:
         made.submit("long", lasts_s=3600.0)
         made.wait_for("long goes on")
-        cancelled = threading.Event()
-        gone = made.admission.submit(lambda: made.admission.lasts(3600.0), cancelled)
+        gone = Run()
+        made.admission.submit(gone, lambda: made.admission.lasts(gone, 3600.0))
         until(lambda: len(made.admission._waiting) == 1, "it is set aside")
         with pytest.raises(QueueFull):
             made.admission.check_room()
-        cancelled.set()
-        assert not gone.cancel(), "it has begun once"
+        gone.cancel()
         made.admission.check_room()
         with pytest.raises(ClientGone):
-            gone.result(60)
+            gone.future.result(0)
 
 
 def test_closing_ends_what_is_set_aside() -> None:
     with jobs(n_open=1) as made:
         made.submit("long", lasts_s=3600.0)
         made.wait_for("long goes on")
-        aside = made.admission.submit(lambda: made.admission.lasts(3600.0), threading.Event())
+        aside = Run()
+        made.admission.submit(aside, lambda: made.admission.lasts(aside, 3600.0))
         until(lambda: len(made.admission._waiting) == 1, "it is set aside")
         made.ends["long"].set()
         made.admission.close()
-        assert aside.done()
+        assert aside.future.done()
 
 
 def test_a_small_upload_begins_before_a_large_one_that_came_a_little_earlier() -> None:
@@ -191,9 +192,10 @@ def test_a_system_without_threads_refuses_a_job_and_takes_the_next(monkeypatch: 
                 raise RuntimeError("can't start new thread")
 
             patch.setattr(threading.Thread, "start", none)
-            refused = made.admission.submit(lambda: None, threading.Event())
+            refused = Run()
+            made.admission.submit(refused, lambda: None)
         with pytest.raises(Overloaded):
-            refused.result(60)
+            refused.future.result(60)
         made.submit("next")
         made.wait_for("next")
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from service.audio.decode import Audio
 from service.errors import ClientGone, DeadlineExceeded, InternalError
 from service.transcription.reading import Upload
+from service.transcription.run import Run
 from service.transcription.transcriber import Options, Segment, Transcriber, Transcription
-from service.transcription.turns import StopWatch, Turn
 from tests.support import serving, synthetic
 from tests.support.serving import engine_for, settings_for, tone, tone_audio, wav
 from tests.support.waiting import until
@@ -27,13 +27,11 @@ class Job:
     """A transcription that comes to a gate at the end of each window, holding its turn until it is let through."""
 
     def __init__(self, transcriber: Transcriber, seconds: float, prompt: str | None = None) -> None:
-        self.cancelled = threading.Event()
         self.n_windows = 0
         self._arrived, self._permits = threading.Semaphore(0), threading.Semaphore(0)
         self._opened = threading.Event()
-        self.future: Future[Transcription] = transcriber.submit(
-            tone_audio(seconds), Options(prompt=prompt), self._gate, self.cancelled
-        )
+        self.run = transcriber.submit(tone_audio(seconds), Options(prompt=prompt), self._gate)
+        self.future: Future[Transcription] = self.run.future
 
     def _gate(self, segment: Segment) -> None:
         self.n_windows += 1
@@ -70,7 +68,7 @@ def test_a_short_clip_behind_two_long_files_waits_for_one_window(folder: Path, n
         one, two = (Job(transcriber, TEN_MINUTES) for _ in range(2))
         (one.arrive() if n_workers == 1 else (one.arrive(), two.arrive()))
         wait_until_waiting(transcriber, 2 - n_workers)
-        short = transcriber.submit(tone_audio(SHORT_S), Options(), None, threading.Event())
+        short = transcriber.submit(tone_audio(SHORT_S), Options()).future
         wait_until_waiting(transcriber, 3 - n_workers)
         # The long ones come to the end of the windows they are in, and of one more at most.
         one.let_through()
@@ -79,7 +77,7 @@ def test_a_short_clip_behind_two_long_files_waits_for_one_window(folder: Path, n
         assert one.n_windows + two.n_windows <= 4
         assert not one.future.done() and not two.future.done()
         for job in (one, two):
-            job.cancelled.set()
+            job.run.cancel()
             with pytest.raises(ClientGone):
                 job.open().result(60)
 
@@ -88,10 +86,7 @@ def test_long_files_under_way_together_are_each_transcribed_whole(folder: Path) 
     with engine_for(settings_for(folder, workers=2, open_jobs=4)) as engine:
         transcriber = engine.load()
         windows = [40, 30, 20, 10, 5, 1]
-        futures = [
-            transcriber.submit(tone_audio(n * synthetic.WINDOW_SECONDS), Options(), None, threading.Event())
-            for n in windows
-        ]
+        futures = [transcriber.submit(tone_audio(n * synthetic.WINDOW_SECONDS), Options()).future for n in windows]
         texts = [future.result(60).text for future in futures]
         assert texts == [" ".join([synthetic.SENTENCE] * n) for n in windows]
         assert transcriber.computing.n_held == transcriber.reading.n_held == transcriber.admission.n_admitted == 0
@@ -106,11 +101,11 @@ def test_jobs_that_begin_together_end_in_the_order_of_their_lengths(folder: Path
 
     with engine_for(settings_for(folder, workers=1, open_jobs=64)) as engine:
         transcriber = engine.load()
-        with Turn(transcriber.computing, StopWatch(), lambda: None):  # nobody begins before all are there
+        with Run().working(transcriber.computing):  # nobody begins before all are there
             futures = []
             for n in lengths:
                 audio = tone_audio(n * synthetic.WINDOW_SECONDS)
-                futures.append(transcriber.submit(audio, Options(), None, threading.Event()))
+                futures.append(transcriber.submit(audio, Options()).future)
                 futures[-1].add_done_callback(partial(note, n))
             wait_until_waiting(transcriber, len(lengths))
         for future in futures:
@@ -128,7 +123,7 @@ def test_a_job_cancelled_at_a_windows_border_leaves_and_the_others_go_on(folder:
         leaving.let_through()
         staying.arrive()
         wait_until_waiting(transcriber, 1)  # the long one, between two windows
-        leaving.cancelled.set()
+        leaving.run.cancel()
         with pytest.raises(ClientGone):
             leaving.open().result(60)
         assert leaving.n_windows == 1
@@ -142,7 +137,7 @@ def test_closing_ends_jobs_that_wait_for_their_turns(folder: Path) -> None:
         running = Job(transcriber, LONG_S).arrive()
         others = [Job(transcriber, LONG_S) for _ in range(3)]
         wait_until_waiting(transcriber, 3)
-        closing = threading.Thread(target=transcriber.close)
+        closing = threading.Thread(target=engine.shared.stop)
         closing.start()
         for job in others:
             with pytest.raises(ClientGone):
@@ -239,20 +234,20 @@ class Tape:
 def test_reading_long_files_keeps_a_short_one_waiting_for_half_a_minute_of_them(folder: Path) -> None:
     with engine_for(settings_for(folder, workers=1)) as engine:
         transcriber = engine.load()
-        tape, cancelled = Tape(), threading.Event()
-        long = transcriber.submit(tape.audio(), Options(), None, cancelled)
+        tape = Tape()
+        long = transcriber.submit(tape.audio(), Options())
         tape.arrive()
-        short = transcriber.submit(tone_audio(SHORT_S), Options(), None, threading.Event())
+        short = transcriber.submit(tone_audio(SHORT_S), Options()).future
         until(lambda: transcriber.reading.n_waiting == 1, "one job waits for its turn to read")
         tape.let_through(2)
         tape.arrive(2)
         assert not short.done()
         tape.let_through(1)  # the thirtieth second
         assert short.result(60).text == synthetic.SENTENCE
-        cancelled.set()
+        long.cancel()
         tape.let_through(1)
         with pytest.raises(ClientGone):
-            long.result(60)
+            long.future.result(60)
         assert transcriber.reading.n_held == 0
 
 
@@ -260,20 +255,16 @@ def test_no_more_jobs_are_begun_than_may_be_open(folder: Path) -> None:
     tapes = [Tape() for _ in range(4)]
     with engine_for(settings_for(folder, workers=1, open_jobs=2)) as engine:
         transcriber = engine.load()
-        cancelled = [threading.Event() for _ in tapes]
-        futures = [
-            transcriber.submit(tape.audio(), Options(), None, event)
-            for tape, event in zip(tapes, cancelled, strict=True)
-        ]
+        runs = [transcriber.submit(tape.audio(), Options()) for tape in tapes]
         tapes[0].arrive()
         until(lambda: transcriber.reading.n_waiting == 1, "one job waits for its turn to read")
         assert transcriber.admission.n_admitted == 4
         assert [tape.n_read for tape in tapes] == [1, 0, 0, 0]
-        for tape, event, future in zip(tapes, cancelled, futures, strict=True):
-            event.set()
+        for tape, run in zip(tapes, runs, strict=True):
+            run.cancel()
             tape.let_through(1)
             with pytest.raises(ClientGone):
-                future.result(60)
+                run.future.result(60)
 
 
 def test_an_upload_is_decoded_within_the_deadline_of_what_has_been_decoded(folder: Path) -> None:

@@ -17,6 +17,7 @@ from service.guest.runner import GuestError
 from service.guest.wasi_nn import ExecutionContext, Graph
 from service.transcription.transcriber import Options, Transcriber
 from tests.support import synthetic
+from tests.support.guests import limits
 from tests.support.serving import engine_for, settings_for, tone, tone_audio
 
 
@@ -97,7 +98,7 @@ def guest_events(transcriber: Transcriber, **options: Any) -> list[dict[str, Any
     argument["options"] |= options
     frames = (block.tobytes() for block in log_mel_frames(lambda: [tone(1.0)], transcriber.model.dims.n_mels))
     events: list[dict[str, Any]] = []
-    transcriber.guest.run(argument, frames, transcriber.model.graphs, events.append, deadline_s=300.0)
+    transcriber.guest.run(argument, frames, transcriber.model.graphs, events.append, limits())
     return events
 
 

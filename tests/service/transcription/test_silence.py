@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from service.audio.log_mel import SAMPLE_RATE
-from service.http.app import audio_of
+from service.transcription.reading import audio_of
 from service.transcription.transcriber import Options, Transcriber, Transcription
 from tests.support.serving import engine_for, settings_for
 from tests.support.sounds import Floats, pink_noise, without_speech

@@ -3,10 +3,8 @@
 import gc
 import json
 import logging
-import threading
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +22,19 @@ from service.errors import (
     UnreadableAudio,
     UnsupportedValue,
 )
-from service.http.app import audio_of
-from service.models.loaded import Target
-from service.transcription.transcriber import (
-    TEMPERATURES,
-    Options,
-    Segment,
-    Transcriber,
-    Transcription,
-    default_workers,
-)
+from service.guest.wasi_nn import WasiNnError
+from service.models.target import Target
+from service.transcription.reading import audio_of
+from service.transcription.run import Run
+from service.transcription.shared import default_workers
+from service.transcription.transcriber import TEMPERATURES, Options, Segment, Transcriber
 from tests.support import serving, synthetic
 from tests.support.serving import engine_for, settings_for, tone, tone_audio
 
 
 @pytest.fixture(scope="module")
 def transcriber(folder: Path) -> Iterator[Transcriber]:
-    with engine_for(settings_for(folder)) as engine:
+    with engine_for(settings_for(folder, workers=1)) as engine:
         yield engine.load()
 
 
@@ -124,7 +118,7 @@ def test_the_log_counts_segments(
 
 def test_jobs_run_at_once_and_each_gets_its_own_answer(transcriber: Transcriber) -> None:
     lengths = [1.0, 4.0, 7.0, 2.0, 5.0]
-    futures = [transcriber.submit(tone_audio(s), Options(), None, threading.Event()) for s in lengths]
+    futures = [transcriber.submit(tone_audio(s), Options()).future for s in lengths]
     counts = [len(future.result(timeout=60).segments) for future in futures]
     assert counts == [1, 2, 3, 1, 2]
 
@@ -170,27 +164,25 @@ def test_the_deadline_grows_with_the_audio(folder: Path) -> None:
         engine.load().transcribe(tone_audio(0.5), Options(prompt=serving.LOOP))
 
 
-def loop(transcriber: Transcriber) -> "tuple[Future[Transcription], threading.Event]":
+def loop(transcriber: Transcriber) -> Run:
     """A job that runs until it is cancelled."""
-    cancelled = threading.Event()
-    return transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP), None, cancelled), cancelled
+    return transcriber.submit(tone_audio(0.5), Options(prompt=serving.LOOP))
 
 
 def test_one_job_more_than_fits_is_refused_and_fits_once_another_has_left(folder: Path) -> None:
     settings = settings_for(folder, workers=1, open_jobs=1, queue_length=1, deadline_floor_s=60.0)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
         transcriber = engine.load()
-        running, stop = loop(transcriber)
-        waiting, withdraw = loop(transcriber)
+        running, waiting = loop(transcriber), loop(transcriber)
         with pytest.raises(QueueFull) as raised:
             loop(transcriber)
         assert raised.value.retry_after_s >= 1
-        withdraw.set()
-        assert waiting.cancel()
-        following = transcriber.submit(tone_audio(0.5), Options(), None, threading.Event())
-        stop.set()
+        waiting.cancel()
+        assert isinstance(waiting.future.exception(0), ClientGone)
+        following = transcriber.submit(tone_audio(0.5), Options()).future
+        running.cancel()
         with pytest.raises(ClientGone):
-            running.result(timeout=60)
+            running.future.result(timeout=60)
         assert following.result(timeout=60).text == "All is well."
 
 
@@ -198,28 +190,27 @@ def test_a_withdrawn_job_gives_up_its_audio_before_a_worker_is_free(folder: Path
     settings = settings_for(folder, workers=1, open_jobs=1, deadline_floor_s=60.0)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
         transcriber = engine.load()
-        _running, stop = loop(transcriber)
+        running = loop(transcriber)
         audio = tone_audio(0.5)
         kept = weakref.ref(audio)
-        waiting = transcriber.submit(audio, Options(), None, threading.Event())
+        waiting = transcriber.submit(audio, Options())
         del audio
         assert kept() is not None
-        assert waiting.cancel()
+        waiting.cancel()
         gc.collect()
         assert kept() is None
-        stop.set()
+        running.cancel()
 
 
 def test_closing_stops_what_runs_and_what_waits(folder: Path) -> None:
     settings = settings_for(folder, workers=1, open_jobs=1, deadline_floor_s=60.0)
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
         transcriber = engine.load()
-        running, _ = loop(transcriber)
-        waiting, _ = loop(transcriber)
-        transcriber.close()
-        with pytest.raises(ClientGone):
-            running.result(timeout=60)
-        assert waiting.cancelled() or isinstance(waiting.exception(), ClientGone)
+        runs = loop(transcriber), loop(transcriber)
+        engine.shared.stop()
+        for run in runs:
+            with pytest.raises(ClientGone):
+                run.future.result(timeout=60)
 
 
 def test_a_file_that_breaks_while_it_is_read_is_the_files_fault(transcriber: Transcriber) -> None:
@@ -232,18 +223,17 @@ def test_a_file_that_breaks_while_it_is_read_is_the_files_fault(transcriber: Tra
 
 
 def test_a_long_recording_is_read_no_further_once_its_client_has_left(transcriber: Transcriber) -> None:
-    cancelled = threading.Event()
-    n_read = 0
+    run, n_read = Run(), 0
 
     def blocks() -> Iterator[NDArray[np.float32]]:
         nonlocal n_read
         for n_read in range(1, 1001):
             if n_read == 3:
-                cancelled.set()
+                run.cancel()
             yield tone(1.0)
 
     with pytest.raises(ClientGone):
-        transcriber.transcribe(Audio(1000.0, "WAV", blocks), Options(), cancelled=cancelled)
+        transcriber.transcribe(Audio(1000.0, "WAV", blocks), Options(), run=run)
     assert n_read == 3
 
 
@@ -320,12 +310,18 @@ def test_left_to_the_model_quiet_gives_what_openai_whisper_gives(tiny_en: Transc
 
 
 def test_the_whole_graph_turns_pcm_into_text(transcriber: Transcriber) -> None:
-    model = transcriber.model
-    context = model.graphs[model.name].init_execution_context({})
-    context.set_input(0, tone(1.0)[None])
-    context.compute()
-    assert context.get_output(0).tobytes().decode() == synthetic.SENTENCE
-    context.close()
+    """In the turn that its guest's run holds already, of which there is one."""
+    run = Run()
+    with run.working(transcriber.computing), transcriber.graphs(run) as graphs:
+        context = graphs[transcriber.model.name].init_execution_context({})
+        context.set_input(0, tone(1.0)[None])
+        context.compute()
+        assert context.get_output(0).tobytes().decode() == synthetic.SENTENCE
+        assert transcriber.computing.n_held == 1
+        run.cancel()
+        with pytest.raises(WasiNnError, match="closed the connection"):
+            context.compute()
+        context.close()
 
 
 def test_words_are_timed_where_they_are_asked_for(tiny_en: Transcriber, shared: Path) -> None:

@@ -1,38 +1,34 @@
 """Turns: who works next, what happens to those who leave, and which seconds count as work."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Protocol
 
 import pytest
 
-from service.transcription.turns import StopWatch, Turn, Turns
+from service.errors import ClientGone
+from service.transcription.run import Run
+from service.transcription.turns import Turns
 from tests.support.waiting import until
-
-
-class CalledOff(Exception):
-    """What a job's check raises once nobody wants it."""
 
 
 class Worker:
     """A job of so many pieces in a thread of its own; each piece begins at a border and lasts until it is let go."""
 
-    def __init__(self, turns: Turns, name: str, n_pieces: int, order: list[str], pool: ThreadPoolExecutor) -> None:
-        self.called_off = threading.Event()
+    def __init__(
+        self, turns: Turns, name: str, n_pieces: int, step: int, order: list[str], pool: ThreadPoolExecutor
+    ) -> None:
         self.began, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
-        self.turn = Turn(turns, StopWatch(), self.check)
-        self._name, self._n_pieces, self._order = name, n_pieces, order
+        self.run = Run()
+        self._turns, self._step, self._name, self._n_pieces, self._order = turns, step, name, n_pieces, order
         self.ended: Future[None] = pool.submit(self._work)
 
-    def check(self) -> None:
-        if self.called_off.is_set():
-            raise CalledOff
-
     def _work(self) -> None:
-        with self.turn:
+        with self.run.working(self._turns, self._step):
             for _ in range(self._n_pieces):
-                self.turn.border()
+                self.run.border()
                 self._order.append(self._name)
                 self.began.release()
                 assert self.go_on.acquire(timeout=60)
@@ -46,15 +42,18 @@ class Worker:
         self.go_on.release(pieces)
 
 
-Start = Callable[[str, int], Worker]
+class Start(Protocol):
+    """Start a job by its name and its number of pieces."""
+
+    def __call__(self, name: str, n_pieces: int, step: int = 0) -> Worker: ...
 
 
 @contextmanager
 def workers(turns: Turns) -> Iterator[tuple[Start, list[str]]]:
-    """Start jobs by name and number of pieces; the names, in the order in which pieces were begun."""
+    """A way to start jobs; their names, in the order in which pieces were begun."""
     order: list[str] = []
     with ThreadPoolExecutor(16) as pool:
-        yield lambda name, n: Worker(turns, name, n, order, pool), order
+        yield lambda name, n_pieces, step=0: Worker(turns, name, n_pieces, step, order, pool), order
 
 
 def wait_for(turns: Turns, n_waiting: int) -> None:
@@ -117,11 +116,11 @@ def test_a_stream_of_short_jobs_keeps_no_long_one_waiting_for_ever() -> None:
 
 def test_who_waits_alone_never_stops() -> None:
     turns = Turns(1)
-    with Turn(turns, StopWatch(), lambda: None) as turn:
+    run = Run()
+    with run.working(turns):
         for _ in range(5):
-            turn.border()
+            run.border()
         assert turns.n_held == 1
-    assert turn.n_done == 4
 
 
 def test_a_job_called_off_while_it_waits_leaves_its_place_to_the_next() -> None:
@@ -132,8 +131,8 @@ def test_a_job_called_off_while_it_waits_leaves_its_place_to_the_next() -> None:
         wait_for(turns, 1)
         staying = start("staying", 1)
         wait_for(turns, 2)
-        leaving.called_off.set()
-        with pytest.raises(CalledOff):
+        leaving.run.cancel()
+        with pytest.raises(ClientGone):
             leaving.ended.result(60)
         assert turns.n_waiting == 1
         running.let_go()
@@ -150,8 +149,8 @@ def test_a_job_called_off_between_its_windows_holds_no_turn_any_more() -> None:
         wait_for(turns, 1)
         leaving.let_go()
         staying.begin()
-        leaving.called_off.set()
-        with pytest.raises(CalledOff):
+        leaving.run.cancel()
+        with pytest.raises(ClientGone):
             leaving.ended.result(60)
         staying.let_go()
         staying.ended.result(60)
@@ -159,80 +158,63 @@ def test_a_job_called_off_between_its_windows_holds_no_turn_any_more() -> None:
 
 
 def test_a_turn_is_given_back_when_its_job_fails() -> None:
-    turns = Turns(1)
-    with pytest.raises(CalledOff), Turn(turns, StopWatch(), lambda: None) as turn:
-        turn.border()
-        raise CalledOff
+    turns, run = Turns(1), Run()
+    with pytest.raises(RuntimeError), run.working(turns):
+        run.border()
+        raise RuntimeError
     assert turns.n_held == 0
-    with Turn(turns, StopWatch(), lambda: None):
+    with run.working(turns):
         assert turns.n_held == 1
 
 
-def test_a_job_within_a_job_goes_on_in_the_same_turn() -> None:
-    turns = Turns(1)
-    with Turn(turns, StopWatch(), lambda: None) as outer:
-        outer.border()
-        with Turn(turns, StopWatch(), lambda: None) as inner:
-            inner.border()
-            inner.border()
+def test_a_block_within_a_block_goes_on_in_the_same_turn() -> None:
+    turns, run = Turns(1), Run()
+    with run.working(turns):
+        run.border()
+        with run.working(turns):
+            run.border()
+            run.border()
             assert turns.n_held == 1
-        assert turns.n_held == 1
-    assert turns.n_held == 0
+        assert turns.n_held == 1 and run.is_working
+    assert turns.n_held == 0 and not run.is_working
 
 
 def test_waiting_is_not_work() -> None:
-    now = 0.0
-    watch = StopWatch(lambda: now)
-    assert watch.seconds() == 0
-    watch.start()
-    now = 2.0
-    assert watch.seconds() == 2
-    watch.stop()
-    now = 10.0
-    assert watch.seconds() == 2
-    watch.start()
-    now = 11.5
-    assert watch.seconds() == 3.5
-
-
-def test_a_jobs_watch_stands_still_at_a_border_where_others_go_first() -> None:
-    turns, now = Turns(1), 0.0
-    watch = StopWatch(lambda: now)
-    other = Turn(turns, StopWatch(), lambda: None)
-    has_turn, give_up = threading.Event(), threading.Event()
+    """A run's clock stands still at a border where another goes first."""
+    turns, now, another_has_it, give_up = Turns(1), 0.0, threading.Event(), threading.Event()
 
     def work() -> None:
-        with other:
-            has_turn.set()
+        with Run().working(turns):
+            another_has_it.set()
             assert give_up.wait(60)
 
-    with ThreadPoolExecutor(1) as pool, Turn(turns, watch, lambda: None) as turn:
-        turn.border()
+    class Watched(Run):
+        def check(self) -> None:
+            nonlocal now
+            super().check()
+            if another_has_it.is_set() and not give_up.is_set():
+                now = 100.0
+                assert self.elapsed() == 3
+                give_up.set()
+
+    run = Watched(clock=lambda: now)
+    with ThreadPoolExecutor(1) as pool, run.working(turns):
+        run.border()
         now = 3.0
         pool.submit(work)
         wait_for(turns, 1)
-
-        def check_while_waiting() -> None:
-            nonlocal now
-            if has_turn.is_set() and not give_up.is_set():
-                now = 100.0
-                assert watch.seconds() == 3
-                give_up.set()
-
-        turn.check = check_while_waiting
-        turn.border()
-        assert watch.seconds() == 3
+        assert run.elapsed() == 3
+        run.border()
+        assert another_has_it.is_set() and run.elapsed() == 3
         now = 101.0
-        assert watch.seconds() == 4
+        assert run.elapsed() == 4
 
 
 def test_a_short_kind_of_job_goes_before_many_long_ones_that_have_had_no_turn_yet() -> None:
     turns = Turns(1)
     with workers(turns) as (start, order):
         first = start("first", 1).begin()
-        long = [start(f"long {n}", 1) for n in range(4)]
-        for worker in long:
-            worker.turn.step = 1
+        long = [start(f"long {n}", 1, step=1) for n in range(4)]
         wait_for(turns, 4)
         short = start("short", 1)
         wait_for(turns, 5)

@@ -12,15 +12,15 @@ from starlette.testclient import TestClient
 
 from service.audio.decode import Audio
 from service.audio.log_mel import SAMPLE_RATE
-from service.http.app import Engine, audio_of, create_app
+from service.http.app import Engine, create_app
 from service.settings import Settings
 from service.transcription import recent as recent_module
 from service.transcription.chunking import Chunking, clip_timestamps
-from service.transcription.reading import Reader
+from service.transcription.reading import Reader, audio_of
 from service.transcription.recent import Recent
+from service.transcription.run import Run
 from service.transcription.silero import N_STEP, Silero
 from service.transcription.transcriber import Options
-from service.transcription.turns import StopWatch, Turn, Turns
 from service.transcription.vad import STEP_S, has_speech, loudness, speech_probabilities
 from tests.support import synthetic
 from tests.support.serving import engine_for, post, ready, settings_for, tone
@@ -185,11 +185,10 @@ def test_a_long_recording_is_cut_where_a_short_one_is(speech: Samples, monkeypat
     audio = Audio(sound.size / SAMPLE_RATE, "PCM", lambda: iter(np.array_split(sound, 7)))
 
     def found() -> list[float]:
-        reader = Reader(Turn(Turns(1), StopWatch(), lambda: None), lambda seconds: None, Recent())
+        reader = Reader(Run(), lambda seconds: None, Recent())
         reader.features(audio, 80)
         return reader.clips(audio, USUAL)
 
-    monkeypatch.setattr(Turn, "border", lambda turn: None)
     whole = found()
     monkeypatch.setattr(recent_module, "N_KEPT", SAMPLE_RATE)
     assert found() == whole == clips(sound)
