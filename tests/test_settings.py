@@ -63,12 +63,12 @@ def test_a_star_in_an_origin_is_a_first_name_or_a_port(origins: str) -> None:
         "**",
     ],
 )
-def test_what_no_browser_sends_is_no_origin(origin: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"'{origin}' is no origin")):
+def test_rejects_an_origin_that_no_browser_sends(origin: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"'{origin}' isn't an origin")):
         read_settings({"WISP_CORS_ORIGINS": f"https://b.example,{origin}"})
 
 
-def test_a_bound_is_told_in_full() -> None:
+def test_an_error_states_the_bound_in_full() -> None:
     with pytest.raises(ValueError, match="at least 1048576"):
         read_settings({"WISP_GUEST_MEMORY_BYTES": "1000000"})
 

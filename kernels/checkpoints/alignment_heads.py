@@ -1,6 +1,6 @@
-"""Heads of the decoder's cross-attention that follow the audio, by which words are timed: those of OpenAI's models.
+"""The cross-attention heads that follow the audio and give word times, for OpenAI's models.
 
-Source: openai/whisper, `_ALIGNMENT_HEADS`. A file that lists its own is believed; .pt, ggml and Burn files list none.
+Source: openai/whisper, `_ALIGNMENT_HEADS`. A file that lists its own heads wins; .pt, ggml and Burn files list none.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ _LARGE_V1 = "9.19 11.2 11.4 11.17 22.7 22.11 22.17 23.2 23.15"
 
 
 def default_heads(weights: Path, dims: Dimensions) -> Heads:
-    """OpenAI's for a model of these sizes; of any other, the upper half of the layers, as in openai/whisper."""
+    """OpenAI's heads for a model of these sizes; for any other, the upper half of the layers, as in openai/whisper."""
     known = _OF_DIMS.get((dims.n_audio_layer, dims.n_text_layer, dims.n_text_head, dims.n_vocab))
     if known is None:
         upper = range(dims.n_text_layer // 2, dims.n_text_layer)

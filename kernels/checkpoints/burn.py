@@ -1,7 +1,7 @@
-"""Burn checkpoints, as the Docker demo ships them: a .cfg of dims beside an .mpk or .mpk.gz, MessagePack of records.
+"""Burn checkpoints, as the Docker demo ships them: a .cfg of dims, and an .mpk or .mpk.gz of MessagePack records.
 
-The reader walks the file once and keeps tensors as views of it: the older encoding, a list of floats, would become tens
-of millions of Python objects in a general MessagePack library.
+The reader walks the file once and keeps tensors as views of it. A general MessagePack library would turn the older
+encoding, a list of floats, into tens of millions of Python objects.
 """
 
 import math
@@ -30,12 +30,12 @@ from kernels.checkpoints.common import (
 MAX_ITEMS = 1 << 12  # in a record; the longest is the list of blocks
 MAX_DEPTH = 32  # a Whisper's records are nested eight deep
 FLOAT_STRIDE = 5  # bytes: 0xca, then a big-endian f32
-MAX_RATIO = 32  # of unpacked to packed bytes beyond the spare ones: a trained model's numbers hardly pack to half
-SPARE_BYTES = 64 << 20  # what a file may hold beside its tensors' values: the decoder's mask, names, ids
+MAX_RATIO = 32  # of unpacked to packed bytes, without the spare ones: a trained model's numbers hardly pack to half
+SPARE_BYTES = 64 << 20  # a file's content apart from its tensors' values: the decoder's mask, names, ids
 
 _LINEAR = re.compile(r"\.(query|key|value|out|lin1|lin2)\.weight$")  # [in, out] in Burn
 _FLOATS = np.dtype([("tag", "u1"), ("value", ">f4")])
-# First byte of a MessagePack item → (how its length follows, bytes of it, what it is).
+# First byte of a MessagePack item → (how its length follows, bytes of it, its kind).
 _SIZED = {
     0xC4: (">B", "bin"),
     0xC5: (">H", "bin"),
@@ -72,9 +72,9 @@ def burn_name(name: str) -> str:
 
 
 def read_burn(weights: Path, config: Path) -> Stored:
-    """The parameters of an .mpk or .mpk.gz file, under Burn's names, Linear weights turned to [out, in].
+    """The parameters of an .mpk or .mpk.gz file, under Burn's names, Linear weights transposed to [out, in].
 
-    Raises CheckpointError for anything but a whole, consistent file.
+    Raises CheckpointError unless the file is whole and consistent.
     """
     halves = parse_json(config, read_text(config))
     sizes: dict[str, Any] = {}
@@ -105,7 +105,7 @@ def read_burn(weights: Path, config: Path) -> Stored:
 
 
 def _gunzip(path: Path, data: mmap.mmap, dims: Dimensions) -> bytes:
-    """The whole gzip file, but no more of it than a model of these dims, in a file of this size, can need."""
+    """The unpacked gzip file, limited to what a model of these dims, in a file of this size, can need."""
     n_values = sum(math.prod(shape) for shape in expected_shapes(dims).values())
     limit = min(n_values * FLOAT_STRIDE, len(data) * MAX_RATIO) + SPARE_BYTES
     unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
@@ -129,7 +129,7 @@ class _Reader:
         self.position = 0
 
     def _take(self, count: int) -> int:
-        """Moves past `count` bytes and returns where they began."""
+        """Move past `count` bytes and return their start."""
         begin = self.position
         if count > len(self.data) - begin:
             raise CheckpointError(f"{self.path.name}: is cut short at byte {len(self.data)}")
@@ -198,7 +198,7 @@ class _Reader:
 
 
 def _collect(reader: _Reader, record: object, name: str, arrays: dict[str, NDArray[Any]]) -> None:
-    """Adds every parameter below `record`; constants and absent options (nil, or plain values) are passed over."""
+    """Add every parameter below `record`; skip constants and absent options (nil, or plain values)."""
     if isinstance(record, dict) and "param" in record:
         arrays[name] = _parameter(reader, name, record["param"])
     elif isinstance(record, dict):

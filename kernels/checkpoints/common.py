@@ -1,4 +1,4 @@
-"""What every checkpoint format shares: the dims, the tensors they imply, the error, and bounded reading of files."""
+"""Shared by all checkpoint formats: the dims, the tensors they imply, the error, and bounded reading of files."""
 
 import json
 import math
@@ -15,9 +15,9 @@ from kernels.checkpoints.quantised import Packed
 
 MAX_JSON_BYTES = 64 << 20  # tokenizer.json of the multilingual models is 2.5 MB
 MAX_LAYERS = 256
-MAX_DIM = 1 << 20  # the largest Whisper has 51_866 tokens; anything over a million is a damaged file
+MAX_DIM = 1 << 20  # the largest Whisper has 51_866 tokens; over a million means a damaged file
 FLOATS = {"F16": ("<f2", 2), "F32": ("<f4", 4), "BF16": ("<u2", 2)}  # dtype → NumPy's code, bytes
-MAX_CTX = 65_535  # positions; Whisper's are 1500 and 448, and a GPU launches no more rows at once
+MAX_CTX = 65_535  # positions; Whisper's are 1500 and 448, and a GPU cannot launch more rows together
 
 
 class CheckpointError(ValueError):
@@ -27,13 +27,13 @@ class CheckpointError(ValueError):
 
 
 class UnknownFormat(CheckpointError):
-    """A file of a kind, or of a kind of model, that is not read."""
+    """A file of an unsupported kind, or of another kind of model."""
 
     may_be_damage = False
 
 
 class NoTokenizer(CheckpointError):
-    """Weights without a vocabulary, in them or beside them."""
+    """Weights without a vocabulary, inside or next to them."""
 
     may_be_damage = False
 
@@ -60,21 +60,21 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a format's reader found: tensors under the file's own names, and how those names follow from OpenAI's."""
+    """A format reader's result: tensors under the file's own names, and how those names follow from OpenAI's."""
 
     dims: Dimensions
     arrays: Mapping[str, NDArray[Any] | Packed]
     name_of: Callable[[str], str]  # OpenAI's tensor name → the file's
-    ignored: frozenset[str] = frozenset()  # tensors some files carry that a Whisper does not need
-    maps: tuple[mmap.mmap, ...] = ()  # the mapped files the arrays lie in
-    make_tokenizer: Callable[[], str] | None = None  # the text of a tokenizer.json, where the format has a vocabulary
+    ignored: frozenset[str] = frozenset()  # tensors that some files contain but a Whisper does not need
+    maps: tuple[mmap.mmap, ...] = ()  # the mapped files behind the arrays
+    make_tokenizer: Callable[[], str] | None = None  # makes a tokenizer.json, if the format contains a vocabulary
     alignment_heads: object = None  # as listed in the format's own configuration, unchecked
 
 
 def brief(value: object) -> str:
-    """What a damaged file holds in some place, for its error: a kind of thing where it is not plain.
+    """A value from a damaged file, for its error message; only its type if it isn't plain.
 
-    Never the text of a nested thing, which a few hostile bytes can make longer than any memory.
+    Never the text of a nested value, which a few hostile bytes can make longer than any memory.
     """
     plain = value if isinstance(value, list | tuple) else (value,)
     known = all(item is None or isinstance(item, str | int | float) for item in plain)
@@ -145,7 +145,7 @@ def expected_shapes(dims: Dimensions) -> dict[str, tuple[int, ...]]:
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The file as a read-only mapping: pages are read when used and can be dropped again. Raises CheckpointError."""
+    """The file as a read-only mapping: pages are read when used and can be dropped. Raises CheckpointError."""
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -156,7 +156,7 @@ def map_file(path: Path) -> mmap.mmap:
 def read_text(path: Path) -> str:
     """A small text file, UTF-8. Raises CheckpointError when missing, too large or not text."""
     try:
-        if path.exists() and not path.is_file():  # a device may have no end, a pipe no beginning
+        if path.exists() and not path.is_file():  # a device may be endless, and a pipe cannot be sized
             raise CheckpointError(f"{path}: is not a regular file")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
@@ -168,7 +168,7 @@ def read_text(path: Path) -> str:
 
 
 def json_value(path: Path, text: str | bytes) -> Any:
-    """What the JSON in `text` means; `path` names its file in the error. Raises CheckpointError."""
+    """Parse the JSON in `text`; errors name `path`. Raises CheckpointError."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -176,7 +176,7 @@ def json_value(path: Path, text: str | bytes) -> Any:
 
 
 def parse_json(path: Path, text: str | bytes) -> dict[str, Any]:
-    """The JSON object in `text`; `path` names its file in the error. Raises CheckpointError."""
+    """Parse the JSON object in `text`; errors name `path`. Raises CheckpointError."""
     value = json_value(path, text)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: must hold a JSON object")

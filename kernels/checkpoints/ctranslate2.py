@@ -28,7 +28,7 @@ from kernels.checkpoints.quantised import Quantised
 from kernels.checkpoints.vocabulary import bytes_of, tokenizer_json
 from kernels.checkpoints.walk import Walk
 
-VERSION = 6  # of the file's layout; the only one since CTranslate2 knows Whisper
+VERSION = 6  # of the file's layout; the only one since CTranslate2 supports Whisper
 SPEC, REVISIONS = "WhisperSpec", (1, 2, 3)  # they differ in config.json, not in the tensors
 MAX_VARIABLES = 1 << 16  # large-v3 in int8 has 1,900
 MAX_TOKEN_CHARACTERS = 256  # the longest of GPT-2's has 128
@@ -36,15 +36,15 @@ SCALE = "_scale"
 PROJECTION, EMBEDDINGS = "decoder/projection/weight", "decoder/embeddings/weight"
 _DTYPES = ("F32", "I8", "I16", "I32", "F16", "BF16")
 _CODES = {**FLOATS, "I8": ("<i1", 1), "I16": ("<i2", 2), "I32": ("<i4", 4)}
-_FLAGS = {  # scalars that change what is computed, and the values that Whisper has
-    "decoder/activation": (1, 3),  # GELU, by the number that it had until February 2023, and since
+_FLAGS = {  # scalars that change the computation, and Whisper's values of them
+    "decoder/activation": (1, 3),  # GELU, by its number until February 2023, and since
     "decoder/pre_norm": (1,),
     "decoder/scale_embeddings": (0,),
     "decoder/start_from_zero_embedding": (0,),
     "decoder/alibi": (0,),
 }
-_IGNORED = frozenset({"decoder/alignment_heads", "decoder/alignment_layer"})  # config.json says it better
-_STEMS = {  # OpenAI's part of a tensor name → CTranslate2's, and in brackets the rows where maps are stored as one
+_IGNORED = frozenset({"decoder/alignment_heads", "decoder/alignment_layer"})  # config.json has them more exactly
+_STEMS = {  # OpenAI's part of a tensor name → CTranslate2's, and in brackets the rows of maps that are stored as one
     "token_embedding": "embeddings",
     "ln_post": "layer_norm",
     "ln": "layer_norm",
@@ -70,7 +70,7 @@ Tensor = NDArray[Any] | Quantised
 
 
 def ctranslate2_name(name: str) -> str:
-    """OpenAI's tensor name as CTranslate2 writes it, and in brackets the part where several maps are stored as one.
+    """OpenAI's tensor name as CTranslate2 writes it, and in brackets the part, if several maps are stored as one.
 
     decoder.blocks.0.attn.key.weight → decoder/layer_0/self_attention/linear_0/weight (key).
     """
@@ -86,9 +86,9 @@ def ctranslate2_name(name: str) -> str:
 
 
 def read_ctranslate2(weights: Path, config: Path) -> Stored:
-    """The tensors of a model.bin, the alignment heads of its config.json, the vocabulary beside it.
+    """The tensors of a model.bin, the alignment heads in its config.json, and the vocabulary next to it.
 
-    Raises CheckpointError for anything but a whole, consistent Whisper; UnknownFormat for another model.
+    Raises CheckpointError unless it is a whole, consistent Whisper; UnknownFormat for another model.
     """
     walk = Walk(weights, map_file(weights))
     variables = _variables(walk)
@@ -107,7 +107,7 @@ def read_ctranslate2(weights: Path, config: Path) -> Stored:
 
 
 def _variables(walk: Walk) -> dict[str, NDArray[Any]]:
-    """Every variable of the file by its name, views of the mapped file (bf16: f32), and aliases as what they mean."""
+    """Every variable of the file by name, as views of the mapped file (bf16: f32), with aliases resolved."""
     path = walk.path
     (version,) = walk.numbers("I")
     if version != VERSION:
@@ -153,7 +153,7 @@ def _name(walk: Walk) -> str:
 
 
 def _dims(path: Path, variables: Mapping[str, NDArray[Any]]) -> Dimensions:
-    """The sizes, which follow from the shapes of some tensors and two scalars."""
+    """The sizes, from the shapes of some tensors and two scalars."""
 
     def size(name: str, axis: int) -> int:
         shape = variables[name].shape if name in variables else ()
@@ -187,7 +187,7 @@ def _dims(path: Path, variables: Mapping[str, NDArray[Any]]) -> Dimensions:
 
 
 def _check_flags(path: Path, flags: Mapping[str, NDArray[Any]]) -> None:
-    """Raises CheckpointError for a scalar that asks for something other than Whisper's arithmetic."""
+    """Raise CheckpointError for a scalar that asks for other arithmetic than Whisper's."""
     for name, value in flags.items():
         known = name in _IGNORED or name.endswith("/num_heads")
         if not known and value.item() not in _FLAGS.get(name, (0,)):
@@ -195,7 +195,7 @@ def _check_flags(path: Path, flags: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _scaled(path: Path, variables: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    """The tensors with each quantised one and its scale as one: a weight is its value by the scale of its row."""
+    """The tensors, with each quantised one joined to its scale: a weight is its value times the scale of its row."""
     scaled: dict[str, Tensor] = {}
     for name, array in variables.items():
         scale = variables.get(name + SCALE)
@@ -224,7 +224,7 @@ def _scaled(path: Path, variables: Mapping[str, NDArray[Any]]) -> dict[str, Tens
 
 
 def _split(path: Path, tensors: Mapping[str, Tensor], n_state: int) -> dict[str, Tensor]:
-    """Joined linear maps as one tensor each: rows of what is stored, and not a copy."""
+    """Joined linear maps as one tensor each: row views of the stored one, without a copy."""
     split: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         stem, _, last = name.rpartition("/")
@@ -245,7 +245,7 @@ def _split(path: Path, tensors: Mapping[str, Tensor], n_state: int) -> dict[str,
 
 
 def _vocabulary(weights: Path, dims: Dimensions) -> Callable[[], str] | None:
-    """Makes a tokenizer.json of the vocabulary beside the weights; None where one is there, or no vocabulary is."""
+    """Makes a tokenizer.json from the vocabulary next to the weights; None if there already is one or no vocabulary."""
     if (weights.parent / "tokenizer.json").is_file():
         return None
     for name in ("vocabulary.json", "vocabulary.txt"):
@@ -256,7 +256,7 @@ def _vocabulary(weights: Path, dims: Dimensions) -> Callable[[], str] | None:
 
 
 def _tokenizer_json(path: Path, dims: Dimensions) -> str:
-    """A vocabulary in rank order, tokens written as GPT-2 does, a printable character for every byte."""
+    """A vocabulary in rank order; tokens are written as GPT-2 does, with a printable character per byte."""
     text = read_text(path)
     if path.suffix == ".json":
         tokens = json_value(path, text)

@@ -30,8 +30,8 @@ _HPARAMS = (
     *("n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer"),
     *("n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels"),
 )
-_LAYOUT_VERSION = 2  # of quantised types, in the thousands of ftype; 0 where a tool left it out
-_TYPE_NAMES = (  # of a tensor, by their numbers
+_LAYOUT_VERSION = 2  # of quantised types, in the thousands of ftype; 0 if a tool left it out
+_TYPE_NAMES = (  # of a tensor, by number
     "f32 f16 q4_0 q4_1 q4_2 q4_3 q5_0 q5_1 q8_0 q8_1 q2_K q3_K q4_K q5_K q6_K q8_K "
     "iq2_xxs iq2_xs iq3_xxs iq1_s iq4_nl iq3_s iq2_s iq4_xs i8 i16 i32 i64 f64 iq1_m bf16"
 )

@@ -1,4 +1,4 @@
-"""ggml's quantised types: 32 values in a block, 4, 5 or 8 bits each, with a scale and perhaps an offset.
+"""ggml's quantised types: blocks of 32 values, 4, 5 or 8 bits each, with a scale and sometimes an offset.
 
 Source: ggml-org/ggml, `src/ggml-common.h` (block_q4_0 and those after it) and `dequantize_row_q4_0` in `ggml-quants.c`.
 """
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 BLOCK = 32  # values
 _D, _M, _HIGH, _LOW = ("d", "<f2"), ("m", "<f2"), ("high", "u1", 4), ("low", "u1", 16)
-LAYOUTS = {  # name → a block, and what 0 is stored as
+LAYOUTS = {  # name → a block's layout, and the stored value of 0
     "q4_0": (np.dtype([_D, _LOW]), 8),
     "q4_1": (np.dtype([_D, _M, _LOW]), 0),
     "q5_0": (np.dtype([_D, _HIGH, _LOW]), 16),
@@ -22,7 +22,7 @@ LAYOUTS = {  # name → a block, and what 0 is stored as
 
 @dataclass(frozen=True)
 class Blocks:
-    """`blocks` of one of LAYOUTS, row after row of an array of `shape`, as they lie in the file."""
+    """`blocks` of one of LAYOUTS, row after row of an array of `shape`, as in the file."""
 
     blocks: NDArray[Any]
     zero: int

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints: config.json beside model.safetensors, whole or in shards."""
+"""Hugging Face checkpoints: config.json next to model.safetensors, whole or in shards."""
 
 import mmap
 import re
@@ -25,9 +25,9 @@ from kernels.checkpoints.common import (
 )
 from kernels.checkpoints.quantised import Packed, Quantised
 
-MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
+MAX_HEADER_BYTES = 100 << 20  # the safetensors library's own limit
 DTYPES = {**FLOATS, "I8": ("<i1", 1)}
-SCALE = "_scale"  # what compressed-tensors adds to a quantised weight's name for the name of its scales
+SCALE = "_scale"  # suffix that compressed-tensors adds to a quantised weight's name for its scales
 
 CONFIG_NAMES = {
     "n_mels": "num_mel_bins",
@@ -68,7 +68,7 @@ def huggingface_name(name: str) -> str:
 
 
 def described(config: Path, tensors: Mapping[str, NDArray[Any] | Packed], maps: tuple[mmap.mmap, ...]) -> Stored:
-    """Tensors under Hugging Face's names, and what their config.json says of them. Raises CheckpointError."""
+    """Tensors under Hugging Face's names, and the description in config.json. Raises CheckpointError."""
     settings = parse_json(config, read_text(config))
     kind = settings.get("model_type", "whisper")
     if kind != "whisper":
@@ -80,21 +80,21 @@ def described(config: Path, tensors: Mapping[str, NDArray[Any] | Packed], maps: 
         raise CheckpointError(
             f"{config.name}: only Whisper's own gelu activation and unscaled embeddings are supported"
         )
-    # Transformers ties the output to the token embedding and some exporters write both.
+    # Transformers ties the output to the token embedding, and some exporters write both.
     return Stored(dims, tensors, huggingface_name, frozenset({"proj_out.weight"}), maps)
 
 
 def read_huggingface(weights: Path, config: Path) -> Stored:
-    """The tensors of a .safetensors file, or of the shards that an .index.json lists, as mapped views.
+    """The tensors of a .safetensors file, or of the shards listed in an .index.json, as mapped views.
 
-    Raises CheckpointError for anything but a whole, consistent file.
+    Raises CheckpointError unless the file is whole and consistent.
     """
     files = [weights]
     if weights.name.endswith(".index.json"):
         listed = parse_json(weights, read_text(weights)).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
             raise CheckpointError(f"{weights.name}: has no weight_map of file names")
-        # Only names beside the index: an index from elsewhere must not make us open other files.
+        # Only names next to the index: a foreign index must not make us open other files.
         files = [weights.parent / Path(name).name for name in sorted(set(listed.values()))]
     arrays: dict[str, NDArray[Any]] = {}
     maps: list[mmap.mmap] = []
@@ -138,7 +138,7 @@ def _safetensors(path: Path, data: mmap.mmap) -> dict[str, NDArray[Any]]:
 
 
 def _paired(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any] | Packed]:
-    """The tensors with each quantised weight and its scales as one. Raises CheckpointError."""
+    """The tensors, with each quantised weight joined to its scales. Raises CheckpointError."""
     paired: dict[str, NDArray[Any] | Packed] = {}
     for name, array in arrays.items():
         quantised = arrays.get(name.removesuffix(SCALE))
@@ -150,7 +150,7 @@ def _paired(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[An
 
 
 def _quantised(path: Path, name: str, values: NDArray[np.int8], scales: NDArray[Any] | None) -> Quantised:
-    """A quantised weight. Raises CheckpointError unless its scales are there and fit."""
+    """A quantised weight. Raises CheckpointError unless its scales exist and fit."""
     if scales is None:
         raise CheckpointError(f"{path.name}: tensor {name:.120} has dtype I8 and no scales named {SCALE} beside it")
     fits = values.ndim == scales.ndim == 2 and len(values) == len(scales) and values.shape[1] % scales.shape[1] == 0
@@ -163,7 +163,7 @@ def _quantised(path: Path, name: str, values: NDArray[np.int8], scales: NDArray[
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:
-    """A JSON list of whole numbers ≥ 0, or None when it is anything else."""
+    """A JSON list of whole numbers ≥ 0, or None for anything else."""
     if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
         return None
     return tuple(value)

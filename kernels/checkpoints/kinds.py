@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: one of the formats that are read, or another, by its name."""
+"""Recognises a file by its first bytes: a supported format, or the name of another."""
 
 import re
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from kernels.checkpoints.common import CheckpointError, UnknownFormat
 
 START_BYTES = 512
 SUFFIXES = (".safetensors", ".mpk", ".mpk.gz", ".pt", ".bin")
-_TEXT = (".json", ".txt", ".md", ".py", ".jinja")  # not weights, whatever is in them
+_TEXT = (".json", ".txt", ".md", ".py", ".jinja")  # not weights, whatever their content
 
-# Patterns of the first bytes, compiled when tried. The formats that are read, but for Burn's, which has no mark of its
-# own; in safetensors a u64 precedes a JSON header.
+# Patterns of the first bytes, compiled when tried. First the supported formats except Burn's, which has no signature; a
+# safetensors file starts with a u64 and a JSON header.
 _READ = {
     rb"lmgg": "ggml",
     rb"[\x01-\x20]\0\0\0.\0[A-Z]\w*Spec\0": "ctranslate2",
@@ -58,7 +58,7 @@ _BY_SUFFIX = {
 def format_of(path: Path) -> str:
     """ggml, ctranslate2, safetensors, torch, index or burn: by the file's first bytes, else by its name.
 
-    Raises UnknownFormat, with what the file is, for one of another format; CheckpointError for one that cannot be read.
+    Raises UnknownFormat, naming the kind, for another format; CheckpointError for an unreadable file.
     """
     start = _start(path)
     if not start:
@@ -76,12 +76,12 @@ def format_of(path: Path) -> str:
         if path.name.endswith(suffix):
             return name
     if path.name.endswith(".bin"):
-        raise CheckpointError(f"{path.name}: begins like no file of ggml's, CTranslate2's or PyTorch's")
+        raise CheckpointError(f"{path.name}: does not start like a ggml, CTranslate2 or PyTorch file")
     raise UnknownFormat(f"{path.name}: unknown format (expected {', '.join(SUFFIXES)})")
 
 
 def other_kind(path: Path) -> str | None:
-    """What a file of a format that is not read is, in words ("an ONNX model"); None for any other, and for text."""
+    """The kind of a file of an unsupported format, in words ("an ONNX model"); None for others, and for text."""
     if path.suffix in _TEXT:
         return None
     start = _start(path)

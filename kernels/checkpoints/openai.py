@@ -1,8 +1,8 @@
-"""PyTorch's files, without torch: a zip of raw tensor storages and a pickle, of which plain data is read.
+"""PyTorch files without torch: a zip of raw tensor storages and a pickle, of which only plain data is read.
 
-OpenAI's .pt holds `dims` and `model_state_dict`; Hugging Face's pytorch_model.bin the tensors alone.
-The pickle is never unpickled. A small interpreter runs the opcodes that tensors and dictionaries need, knows four names
-(the two that rebuild tensors, OrderedDict, the storage classes) and refuses everything else.
+OpenAI's .pt contains `dims` and `model_state_dict`, Hugging Face's pytorch_model.bin the tensors alone. The pickle is
+never unpickled. A small interpreter runs the opcodes that tensors and dictionaries need, knows four names (the two that
+rebuild tensors, OrderedDict, the storage classes) and rejects everything else.
 """
 
 import math
@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 
 from kernels.checkpoints.common import CheckpointError, Stored, UnknownFormat, brief, check_dims, map_file, tensor_at
 
-MAX_PICKLE_BYTES = 16 << 20  # that of the largest Whisper is 0.2 MB
+MAX_PICKLE_BYTES = 16 << 20  # the largest Whisper's has 0.2 MB
 LOCAL_HEADER_BYTES = 30  # of a zip entry, before its name and extra field
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error)
 _STORAGES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16"}
 
 
 class _Refused(Exception):
-    """The pickle does what a checkpoint has no need of; the message says what. Damage would fail the zip's checksum."""
+    """The pickle does something no checkpoint needs; the message says what. Damage would fail the zip's checksum."""
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A global the pickle names: never looked up, only compared."""
+    """A global that the pickle names: never looked up, only compared."""
 
     module: str
     name: str
@@ -41,7 +41,7 @@ class _Name:
 
 @dataclass(frozen=True)
 class _Storage:
-    """A storage the pickle refers to: a file of the zip, of so many elements."""
+    """A storage that the pickle refers to: a file of the zip, with its number of elements."""
 
     dtype: str
     key: str
@@ -50,7 +50,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """What the pickle says of a tensor; offset and strides are in elements."""
+    """The pickle's description of a tensor; offset and strides are in elements."""
 
     storage: _Storage
     offset: int
@@ -60,16 +60,16 @@ class _Tensor:
 
 @dataclass(frozen=True)
 class TorchFile:
-    """A mapped file of torch.save's: the dictionary that its pickle builds, and the archive's entries."""
+    """A mapped torch.save file: the dictionary that its pickle builds, and the archive's entries."""
 
     path: Path
     data: mmap.mmap
-    root: str  # what the names of the entries begin with
+    root: str  # prefix of the entries' names
     entries: Mapping[str, zipfile.ZipInfo]
     content: Mapping[Any, Any]
 
     def tensors(self, state: Mapping[Any, Any]) -> dict[str, NDArray[Any]]:
-        """The tensors of a state dictionary in it, views where rows lie in order. Raises CheckpointError."""
+        """The tensors of a state dictionary in it, as views if rows are in order. Raises CheckpointError."""
         arrays: dict[str, NDArray[Any]] = {}
         for name, tensor in state.items():
             if not isinstance(name, str) or not isinstance(tensor, _Tensor):
@@ -85,7 +85,7 @@ class TorchFile:
 def read_torch(weights: Path, config: Path) -> Stored:
     """The tensors of OpenAI's checkpoint, or of Hugging Face's with its config.json.
 
-    Raises CheckpointError for anything but a whole, consistent file; UnknownFormat for what is no Whisper.
+    Raises CheckpointError unless the file is whole and consistent; UnknownFormat if it isn't a Whisper.
     """
     file = open_torch(weights)
     dims, state = file.content.get("dims"), file.content.get("model_state_dict")
@@ -100,7 +100,7 @@ def read_torch(weights: Path, config: Path) -> Stored:
 
 
 def open_torch(weights: Path) -> TorchFile:
-    """A file of torch.save's that holds a dictionary. Raises CheckpointError, UnknownFormat for other archives."""
+    """A torch.save file with a dictionary. Raises CheckpointError, UnknownFormat for other archives."""
     data = map_file(weights)
     try:
         with zipfile.ZipFile(weights) as archive:
@@ -127,24 +127,24 @@ def open_torch(weights: Path) -> TorchFile:
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as error:
         raise CheckpointError(f"{weights.name}: its pickle is damaged ({error!s:.80})") from None
     if not isinstance(content, dict):
-        raise UnknownFormat(f"{weights.name}: holds no dictionary of tensors")
+        raise UnknownFormat(f"{weights.name}: contains no dictionary of tensors")
     return TorchFile(weights, data, root, entries, content)
 
 
 def _storage(path: Path, name: str, data: mmap.mmap, entry: zipfile.ZipInfo, storage: _Storage) -> NDArray[Any]:
-    """A storage's elements in the mapped file. torch stores them uncompressed, which is all that is accepted."""
+    """A storage's elements in the mapped file. Only uncompressed ones, as torch writes them, are accepted."""
     at = entry.header_offset
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or at + LOCAL_HEADER_BYTES > len(data):
         raise CheckpointError(f"{path.name}: the data of tensor {name:.120} is compressed or damaged")
     magic, name_length, extra_length = struct.unpack_from("<4s22xHH", data, at)
     if magic != b"PK\x03\x04":
-        raise CheckpointError(f"{path.name}: the data of tensor {name:.120} is not where the archive says")
+        raise CheckpointError(f"{path.name}: the data of tensor {name:.120} is not at its place in the archive")
     begin = at + LOCAL_HEADER_BYTES + name_length + extra_length
     return tensor_at(path, name, data, storage.dtype, (storage.n_elements,), begin, begin + entry.file_size)
 
 
 def _view(path: Path, name: str, storage: NDArray[Any], tensor: _Tensor) -> NDArray[Any]:
-    """The tensor's elements in its storage, checked to lie inside it."""
+    """The tensor's elements in its storage, after checking that they are inside it."""
     shape, strides = tensor.shape, tensor.strides
     numbers = (tensor.offset, *shape, *strides)
     sizes_are_whole = all(type(number) is int and 0 <= number <= len(storage) for number in numbers)
@@ -165,7 +165,7 @@ def _run(pickled: bytes) -> object:
 
     def pop(count: int) -> list[Any]:
         if len(stack) - count < (marks[-1] if marks else 0):
-            raise _Refused("takes more than it has put down")
+            raise _Refused("pops from an empty stack")
         taken = stack[len(stack) - count :]
         del stack[len(stack) - count :]
         return taken
@@ -176,7 +176,7 @@ def _run(pickled: bytes) -> object:
     def fill(keys_and_values: list[Any]) -> None:
         target = stack[-1]
         if type(target) is not dict:
-            raise _Refused("sets items of something that is no dictionary")
+            raise _Refused("sets items of something that isn't a dictionary")
         for key, value in zip(keys_and_values[::2], keys_and_values[1::2], strict=True):
             if not isinstance(key, str | int):
                 raise _Refused("has a key that is neither text nor a number")
@@ -223,13 +223,13 @@ def _run(pickled: bytes) -> object:
             case "STACK_GLOBAL":
                 module, name = pop(2)
                 if not isinstance(module, str) or not isinstance(name, str):
-                    raise _Refused("names something by what is not text")
+                    raise _Refused("names a global with something that isn't text")
                 stack.append(_Name(module, name))
             case "BINPERSID":
                 stack.append(_persistent(pop(1)[0]))
             case "REDUCE":
                 stack.append(_reduce(*pop(2)))
-            case "BUILD":  # a state_dict carries version numbers as an attribute: not needed
+            case "BUILD":  # a state_dict carries version numbers as an attribute, which are not needed
                 pop(1)
             case _:
                 raise _Refused(f"uses the operation {opcode.name}, which no checkpoint needs")
@@ -244,12 +244,12 @@ def _persistent(reference: Any) -> _Storage:
         found = storage.name if isinstance(storage, _Name) else brief(storage)
         raise _Refused(f"refers to a storage of {found:.80}, expected float, half or bfloat16")
     if not isinstance(key, str) or type(n_elements) is not int or n_elements < 0:
-        raise _Refused("refers to a storage by a key or size that is none")
+        raise _Refused("refers to a storage with an invalid key or size")
     return _Storage(dtype, key, n_elements)
 
 
 def _reduce(function: Any, arguments: Any) -> object:
-    """What a call gives: an ordered dictionary, or a tensor. Raises _Refused for any other function."""
+    """The result of a call: an ordered dictionary or a tensor. Raises _Refused for any other function."""
     known: dict[tuple[str, str], Callable[..., object]] = {
         ("collections", "OrderedDict"): _ordered_dict,
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -263,11 +263,11 @@ def _reduce(function: Any, arguments: Any) -> object:
 
 
 def _ordered_dict() -> dict[Any, Any]:
-    """Empty: the operations that follow fill it, and check its keys. It takes no items, unlike Python's."""
+    """An empty dictionary; later operations fill it and check its keys. Unlike Python's, it takes no items."""
     return {}
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
-        raise _Refused("rebuilds a tensor from something that is no storage")
+        raise _Refused("rebuilds a tensor from something that isn't a storage")
     return _Tensor(storage, offset, shape, strides)

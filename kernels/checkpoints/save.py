@@ -1,4 +1,4 @@
-"""A checkpoint of any format → a Hugging Face folder, its weights as they were, in f16, or quantised to int8."""
+"""A checkpoint of any format → a Hugging Face folder, its weights unchanged, in f16, or quantised to int8."""
 
 import json
 from pathlib import Path
@@ -17,10 +17,10 @@ _CODES = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32", np.dtype(np.
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
-    """Writes config.json, generation_config.json, model.safetensors and tokenizer.json into a new or empty folder.
+    """Write config.json, generation_config.json, model.safetensors and tokenizer.json into a new or empty folder.
 
     `dtype` is one of DTYPES. With those of QUANTISED the matrices of the linear maps and the token embedding become
-    int8, as kernels/checkpoints/quantised.py says, and the rest is f16. Raises ValueError for another dtype or a folder
+    int8 (see kernels/checkpoints/quantised.py), the rest f16. Raises ValueError for another dtype or a folder
     with files in it, OSError when it cannot be written, OverflowError for a weight too large for f16.
     """
     if dtype not in DTYPES:
@@ -51,7 +51,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
 
 
 def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
-    """What Transformers' config.json says of a Whisper, and how compressed-tensors describes such an int8."""
+    """Transformers' config.json for a Whisper, with compressed-tensors' description of the int8 weights."""
     dims = checkpoint.dims
     config: dict[str, Any] = {
         "architectures": ["WhisperForConditionalGeneration"],

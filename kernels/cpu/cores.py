@@ -1,4 +1,4 @@
-"""The processor's cores, shared out: pieces of work in Python, or one C call that other threads help with."""
+"""Shares out the processor's cores: pieces of work in Python, or one C call that other threads help with."""
 
 import os
 from collections import deque
@@ -12,8 +12,8 @@ Item = TypeVar("Item")
 class Cores:
     """Runs independent pieces of work on every core this process may use. The calling thread always takes part.
 
-    A piece is claimed when a core is free, so a slow core takes fewer. Several threads may call at once: each helper
-    serves one of them at a time.
+    A free core claims the next piece, so a slow core takes fewer. Several threads may call at the same time: each
+    helper serves one of them at a time.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Cores:
         self._pool = ThreadPoolExecutor(max(1, self.count - 1), thread_name_prefix="kernels.cpu.model")
 
     def each(self, function: Callable[[Item], None], items: Iterable[Item]) -> None:
-        """Calls `function` once for every item, in any order; returns when all are done, raises what one raised."""
+        """Call `function` once for every item, in any order; returns when all are done, raises what one raised."""
         waiting = deque(items)
 
         def drain() -> None:
@@ -37,9 +37,10 @@ class Cores:
     def lead(
         self, function: Callable[[], object], help: Callable[[], object], n_threads: int, end: Callable[[], object]
     ) -> None:
-        """Calls `function` here and `help` in up to n_threads − 1 others; raises what one raised.
+        """Call `function` here and `help` in up to n_threads − 1 others; raises what one raised.
 
-        `end`, called after `function` whatever became of it, makes every `help` return, also one that starts only then.
+        `end`, called after `function` whatever its result, makes every `help` return, including one that starts only
+        then.
         """
         helpers = [self._pool.submit(help) for _ in range(n_threads - 1)]
         try:
@@ -53,11 +54,11 @@ class Cores:
                 raise failure
 
     def aside(self, function: Callable[[], Item]) -> Future[Item]:
-        """Calls `function` in one of the threads, when one is free."""
+        """Call `function` in one of the threads, once one is free."""
         return self._pool.submit(function)
 
     def close(self) -> None:
-        """Ends the threads once they have done what they were given. Idempotent."""
+        """End the threads once they have finished their work. Idempotent."""
         self._pool.shutdown()
 
 

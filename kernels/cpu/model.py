@@ -18,7 +18,7 @@ class EncoderGraph:
         self._open_context = open_context
 
     def init_execution_context(self, peers: Mapping[int, Any]) -> EncoderContext:
-        """A context of its own for one thread at a time; it needs no peers."""
+        """A context for one thread at a time; it needs no peers."""
         return self._open_context()
 
 
@@ -29,15 +29,15 @@ class DecoderGraph:
         self._open_context = open_context
 
     def init_execution_context(self, peers: Mapping[int, Any]) -> DecoderContext:
-        """A context of its own for one thread at a time, which finds its audio among `peers`."""
+        """A context for one thread at a time, which finds its audio among `peers`."""
         return self._open_context(peers)
 
 
 class CpuModel:
-    """A model on the CPU. Contexts share the weights, which nothing changes, so each may run in a thread of its own."""
+    """A model on the CPU. Contexts share the immutable weights, so each may run in its own thread."""
 
     def __init__(self, checkpoint: Checkpoint, library: Library | None = None, *, use_library: bool = True) -> None:
-        """`library`: the C kernels to use, else the best that this processor runs; NumPy where use_library is False."""
+        """`library`: the C kernels to use, else the best for this processor; `use_library` False: NumPy."""
         self.dims = checkpoint.dims
         heads = checkpoint.alignment_heads
         self._cores = Cores()
@@ -54,7 +54,7 @@ class CpuModel:
         return self._arithmetic
 
     def close(self) -> None:
-        """Lets go of the weights (contexts still open keep them alive) and ends the threads. Idempotent."""
+        """Release the weights (open contexts keep them alive) and end the threads. Idempotent."""
         self._arithmetic = None
         self._cores.close()
 
@@ -64,6 +64,6 @@ def _arithmetic(checkpoint: Checkpoint, cores: Cores, library: Library | None) -
         from kernels.cpu.native_kernels import NativeWhisper
 
         return NativeWhisper(checkpoint, cores, library)
-    from kernels.cpu.numpy_kernels import NumpyWhisper  # OpenBLAS and what holds it: nobody else needs them
+    from kernels.cpu.numpy_kernels import NumpyWhisper  # loads OpenBLAS and limits its threads, for NumPy only
 
     return NumpyWhisper(checkpoint, cores)

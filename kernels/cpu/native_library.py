@@ -1,4 +1,4 @@
-"""The C kernels (native/) as this machine can run them: which instruction set, and their arguments' layout."""
+"""Loads the C kernels (native/) for this machine: its instruction set and their arguments' layout."""
 
 import ctypes
 import platform
@@ -8,17 +8,17 @@ from functools import cache
 from pathlib import Path
 
 LIBRARY = Path(__file__).parents[2] / "assets" / "cpu-x86_64.so"
-VARIANTS = {  # the best first: what /proc/cpuinfo must list for each
+VARIANTS = {  # best first: the flags that /proc/cpuinfo must list for each
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "f16c", "bmi2"},
     "avx2": {"avx2", "fma", "f16c", "bmi1", "bmi2"},
 }
 Pointer = ctypes.c_void_p
 i32, i64 = ctypes.c_int32, ctypes.c_int64
-FEW_ROWS = 24  # product.h's FEW: products of more rows need room for the packed matrix
+FEW_ROWS = 24  # product.h's FEW: products of more rows need memory for the packed matrix
 
 
 class Team(ctypes.Structure):
-    """team.h: threads that share out one call's work; all zeros but for n_threads before the call."""
+    """team.h: threads that share one call's work; all zeros except n_threads before the call."""
 
     _fields_ = [
         *(("ticket", ctypes.c_uint64), ("done", i64), ("over", i32), ("joined", i32), ("n_threads", i32)),
@@ -27,7 +27,7 @@ class Team(ctypes.Structure):
 
 
 class Matrix(ctypes.Structure):
-    """product.h: a weight [n_out, n_in], f16, f32 or bytes, its bias or NULL, and the scales of bytes."""
+    """product.h: a weight [n_out, n_in] in f16, f32 or int8, its bias or NULL, and the scales for int8."""
 
     _fields_ = [
         *(("values", Pointer), ("bias", Pointer), ("n_out", i32), ("n_in", i32), ("is_half", i32), ("unused", i32)),
@@ -90,7 +90,7 @@ class Encoding(ctypes.Structure):
 
 
 class Decoding(ctypes.Structure):
-    """decoder.h: some sequences and their new tokens."""
+    """decoder.h: a few sequences and their new tokens."""
 
     _fields_ = [
         *((name, Pointer) for name in ("model", "cross", "cache", "tokens")),
@@ -100,7 +100,7 @@ class Decoding(ctypes.Structure):
 
 
 class Screening(ctypes.Structure):
-    """choice.h: a matrix, and where it goes in bytes."""
+    """choice.h: a matrix, and its int8 copy."""
 
     _fields_ = [(name, Pointer) for name in ("from_", "values", "scales")]
 
@@ -112,7 +112,7 @@ class Likeliest(ctypes.Structure):
 
 
 class Choice(ctypes.Structure):
-    """choice.h: what of the logits may come next, and what is likeliest of that."""
+    """choice.h: which tokens may come next, and the likeliest of them."""
 
     _fields_ = [
         *((name, Pointer) for name in ("model", "hidden", "logits", "never", "near")),
@@ -121,9 +121,9 @@ class Choice(ctypes.Structure):
     ]
 
 
-# As cpu.c lists them.
+# In the order of cpu.c.
 STRUCTURES = (Team, Matrix, Norm, Product, WindowAttention, Block, Model, Encoding, Decoding, Screening, Choice)
-SIGNATURES = {  # name → the result's type, the arguments'
+SIGNATURES = {  # name → result type, argument types
     "encoder_floats": (i64, (Pointer, i64)),
     "decoder_floats": (i64, (Pointer, i64, i64)),
     "cross_floats": (i64, (Pointer,)),
@@ -140,7 +140,7 @@ SIGNATURES = {  # name → the result's type, the arguments'
 
 
 class Library:
-    """One variant's functions by name. Each call lets other Python threads run."""
+    """One variant's functions by name. Other Python threads run during each call."""
 
     encoder_floats: Callable[..., int]
     decoder_floats: Callable[..., int]
@@ -167,7 +167,7 @@ class Library:
 
 
 def variants() -> list[str]:
-    """What this machine can run of the library, the best first; nothing where it is not x86-64 Linux."""
+    """The variants that this machine can run, best first; empty except on x86-64 Linux."""
     if sys.platform != "linux" or platform.machine() != "x86_64" or not LIBRARY.is_file():
         return []
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -179,7 +179,7 @@ def variants() -> list[str]:
 
 @cache
 def load_library() -> Library | None:
-    """The best variant this machine can run, or None."""
+    """The best variant that this machine can run, or None."""
     for variant in variants():
         return Library(variant)
     return None

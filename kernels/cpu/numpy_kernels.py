@@ -1,4 +1,4 @@
-"""The CPU target's arithmetic in NumPy: clear, for any processor, and what the C kernels are tested by."""
+"""The CPU target's arithmetic in NumPy: clear, for any processor, and the reference for testing the C kernels."""
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -10,15 +10,15 @@ from kernels.cpu.numpy_ops import Float, attention, causal_mask, conv_windows, g
 from kernels.cpu.weights import Block, load_weights
 from kernels.rules import Int, Rules
 
-ROWS = 128  # audio positions a piece of work: its widest array (4 · n_state) stays in a core's second-level cache
-QUERY_ROWS = 128  # query rows a piece of cross-attention, which bounds the memory of its scores
+ROWS = 128  # audio positions per piece: its widest array (4 · n_state) fits into a core's second-level cache
+QUERY_ROWS = 128  # query rows per piece of cross-attention, which bounds the memory of its scores
 
 
 class NumpyWhisper:
     """Arithmetic in NumPy; see arithmetic.py.
 
-    BLAS is held to one thread for the whole process: its own threads meet at a barrier in every call, which on a busy
-    machine costs more than the call. Cores hands out the work instead.
+    Limits BLAS to one thread for the whole process: its threads meet at a barrier in every call, which on a busy
+    machine costs more than the call. Cores distributes the work instead.
     """
 
     def __init__(self, checkpoint: Checkpoint, cores: Cores) -> None:
@@ -27,8 +27,8 @@ class NumpyWhisper:
         self._limits = threadpool_limits(1, user_api="blas")
 
     def encode(self, mel: Float) -> Encoded:
-        """Works in pieces of some positions, each through all that needs no other position (out, MLP, the next block's
-        queries, keys and values), so that only attention has to wait for every piece.
+        """Works in pieces of a few positions. A piece goes through every step that needs no other position (out, MLP,
+        the next block's queries, keys and values), so that only attention waits for all pieces.
         """
         dims, weights, cores = self._dims, self._weights, self._cores
         n_state, n_head, d = dims.n_audio_state, dims.n_audio_head, dims.n_audio_state // dims.n_audio_head
@@ -72,7 +72,7 @@ class NumpyWhisper:
         return Encoded(self, x, cross.reshape(dims.n_text_layer, 2, dims.n_text_head, dims.n_audio_ctx, d_text))
 
     def _embed(self, mel: Float) -> Float:
-        """(n_mels, 2 · n_audio_ctx) log-mel → (n_audio_ctx, n_audio_state): two convolutions, and the positions."""
+        """(n_mels, 2 · n_audio_ctx) log-mel → (n_audio_ctx, n_audio_state): two convolutions, plus the positions."""
         weights, cores = self._weights, self._cores
         windows = conv_windows(np.ascontiguousarray(mel.T), stride=1)
         features = np.empty((len(windows), len(weights.conv1.weight)), np.float32)

@@ -1,4 +1,4 @@
-"""Whisper's arithmetic in NumPy, f32: for processors the C kernels do not know, and what all kernels are tested by."""
+"""Whisper's arithmetic in NumPy, f32: for processors without C kernels, and the reference for testing all kernels."""
 
 import math
 from typing import Any
@@ -12,14 +12,14 @@ Float = NDArray[np.float32]
 
 LAYER_NORM_EPSILON = 1e-5  # torch.nn.LayerNorm's default, which Whisper uses
 FEW_ROWS = 5
-CACHED_VALUES = 1 << 18  # f32 values that stay in a core's second-level cache while a few rows are multiplied by them
-SPLIT_FLOPS = 1 << 24  # a product smaller than this costs less than handing half of it to another thread
+CACHED_VALUES = 1 << 18  # f32 values that fit into a core's second-level cache while a few rows are multiplied by them
+SPLIT_FLOPS = 1 << 24  # a smaller product costs less than handing half of it to another thread
 
 # Φ(-a) = exp(-a²/2) · (c₁t + … + c₆t⁶), t = 1 / (1 + 0.28a): the form of Abramowitz & Stegun 26.2.17, coefficients
-# fitted anew so that a·Φ(-a) is off by at most 3.4e-9, far below f32's own rounding.
+# fitted so that a·Φ(-a) is off by at most 3.4e-9, far below f32's own rounding.
 _TAIL_SCALE = 0.28
 _TAIL = (0.1171089832, 0.06379158143, 0.2781819808, -0.2485174407, 0.3969896439, -0.1075547973)
-_GELU_BLOCK = 1 << 14  # elements: four such f32 arrays stay in a core's second-level cache
+_GELU_BLOCK = 1 << 14  # elements: four such f32 arrays fit into a core's second-level cache
 
 
 def layer_norm(x: Float, weight: Float, bias: Float) -> Float:
@@ -67,7 +67,7 @@ def softmax(x: Float) -> Float:
 
 
 def linear(x: Float, weight: Float, bias: Float | None = None, cores: Cores | None = None) -> Float:
-    """(rows, n_in) and weight [n_out, n_in] → (rows, n_out) = x · weightᵀ + bias, over all `cores` where that pays."""
+    """(rows, n_in) and weight [n_out, n_in] → (rows, n_out) = x · weightᵀ + bias, on all `cores` if that pays."""
     n_out, n_in = weight.shape
     y = np.empty((len(x), n_out), np.float32)
 
@@ -81,7 +81,7 @@ def linear(x: Float, weight: Float, bias: Float | None = None, cores: Cores | No
         else:
             np.matmul(x, weight[columns].T, out=y[:, columns])
 
-    # One row is bound by reading the weight, many by arithmetic; about eight rows are where one becomes the other.
+    # One row is bound by reading the weight, many rows by arithmetic; the change is at about eight rows.
     if cores is not None and max(len(x), 8) * n_out * n_in > SPLIT_FLOPS:
         cores.each(product, slices(n_out, -(-n_out // (2 * cores.count))))
     else:
@@ -97,7 +97,7 @@ def conv1d(x: Float, weight: Float, bias: Float, stride: int) -> Float:
 
 
 def conv_windows(x: Float, stride: int) -> Float:
-    """(n_frames, n_in) → (⌈n_frames / stride⌉, 3 · n_in): the three frames under the kernel at each place."""
+    """(n_frames, n_in) → (⌈n_frames / stride⌉, 3 · n_in): the three frames under the kernel at each position."""
     n_frames, n_in = x.shape
     n_out = (n_frames - 1) // stride + 1
     windows = np.zeros((n_out, 3, n_in), np.float32)
@@ -116,20 +116,20 @@ def attention(q: Float, k: Float, v: Float, mask: Float | None = None) -> Float:
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     total = np.add.reduce(scores, axis=-1, keepdims=True)
-    # Dividing the result is cheaper than dividing the scores: d is far smaller than n_k.
+    # Dividing the result is cheaper than dividing the scores, because d is far smaller than n_k.
     result: Float = np.matmul(scores, v)
     result /= total
     return result
 
 
 def causal_mask(n_new: int, n_past: int) -> Float:
-    """(n_new, n_past + n_new): 0 where a new position may look, -inf at positions after it."""
+    """(n_new, n_past + n_new): 0 where a new position may look, -inf for later positions."""
     mask: Float = np.triu(np.full((n_new, n_past + n_new), -np.inf, np.float32), k=n_past + 1)
     return mask
 
 
 def query_scale(n_state: int, n_head: int) -> float:
-    """What makes queries scaled: 1 / √d, of d elements a head."""
+    """The scale of queries: 1 / √d, for d elements per head."""
     return 1 / math.sqrt(n_state // n_head)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's weights as NumPy wants them: f32, once; maps that share an input joined; scales folded in."""
+"""A checkpoint's weights for NumPy: converted to f32 once, maps with the same input joined, scales folded in."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from kernels.cpu.numpy_ops import Float, as_f32, gelu, layer_norm, linear, query
 
 @dataclass(frozen=True)
 class Affine:
-    """A weight and a bias: of a layer norm, both [n_state]; of a linear map, [n_out, n_in] and [n_out]."""
+    """Weight and bias: of a layer norm, both [n_state]; of a linear map, [n_out, n_in] and [n_out]."""
 
     weight: Float
     bias: Float
@@ -19,7 +19,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Block:
-    """One residual block; `qkv` gives scaled queries, keys and values at once. Only a decoder's has cross-attention."""
+    """One residual block; `qkv` gives scaled queries, keys and values. Only decoder blocks have cross-attention."""
 
     attn_ln: Affine
     qkv: Affine  # [3 · n_state, n_state]
@@ -40,7 +40,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Weights:
-    """All of a model. Convolution weights lie [n_out, 3, n_in], as conv_windows() lays out their input."""
+    """All weights of a model. Convolutions are [n_out, 3, n_in], to match conv_windows()."""
 
     conv1: Affine
     conv2: Affine
@@ -55,7 +55,7 @@ class Weights:
 
 
 def load_weights(checkpoint: Checkpoint) -> Weights:
-    """Copies a checkpoint's arrays to f32 and gives the file's pages back, so that only one copy stays in memory."""
+    """Copy a checkpoint's arrays to f32 and release the file's pages, so that only one copy stays in memory."""
     arrays, dims = checkpoint.arrays, checkpoint.dims
     state = dims.n_text_state
 
@@ -104,7 +104,7 @@ def load_weights(checkpoint: Checkpoint) -> Weights:
     cross = [
         f"decoder.blocks.{layer}.cross_attn.{part}" for layer in range(dims.n_text_layer) for part in ("key", "value")
     ]
-    # The largest tensor first: its pages are given back before the other weights take memory.
+    # The largest tensor first: its pages are released before the other weights take memory.
     token_embedding = as_f32(arrays["decoder.token_embedding.weight"])
     checkpoint.release_pages()
     return Weights(

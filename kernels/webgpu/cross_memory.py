@@ -1,17 +1,16 @@
-"""One encoder result as the decoder reads it: each decoder layer's cross-attention keys and values, held by readers.
+"""One encoder result as the decoder reads it: cross-attention keys and values of each decoder layer, reference-counted.
 
-Three buffers (or views) a decoder layer. Column `c` of `n_text_state` belongs to head `c // head_dim`, as everywhere in
-Whisper.
-
+Each decoder layer has three buffers (or views). As everywhere in Whisper, column `c` of `n_text_state` belongs to head
+`c // head_dim`.
     keys   (n_text_state / 8, n_audio_ctx, 8) i16: [c / 8, t, c % 8] is column c of `audio_states[t] @ key.weight.T`
     values (n_audio_ctx, n_text_state / 8, 8) i16: [t, c / 8, c % 8], the same of `… @ value.weight.T + bias`
-    scales (2, n_text_head, n_audio_ctx) f32: [0, h, t] is what head h's integers of keys at t are multiplied by, the
-           largest of which is ±32767; [1, h, t] that of values
+        scales (2, n_text_head, n_audio_ctx) f32: [0, h, t] is the factor of head h's key integers at t, the largest of
+               which is ±32767; [1, h, t] the factor of the value integers
 
 So neighbouring invocations load neighbouring keys for q·k (t fastest) and neighbouring columns for p·v (c fastest), and
-a scale is multiplied into a score or a weight, not into every element. Two i16 a u32, the lower index in the low half.
-As small as f16 and 8 times as exact within a head's range: f16's rounding decides between tokens that are nearly tied.
-Keys are unscaled by `head_dim ** -0.5`: that is multiplied into the query. No padding.
+a scale multiplies a score or a weight instead of every element. A u32 holds two i16, the lower index in the low half.
+As small as f16 and 8 times as exact within a head's range; f16's rounding would decide between nearly tied tokens.
+Keys aren't scaled by `head_dim ** -0.5`, which is multiplied into the query. No padding.
 """
 
 import threading
@@ -21,10 +20,10 @@ from kernels.webgpu.recording import Binding
 
 
 class CrossMemory:
-    """(keys, values, scales) of each decoder layer, once computed never written again.
+    """(keys, values, scales) of each decoder layer; immutable once computed.
 
-    Whoever keeps it holds it; the encoder context that computed it is the first holder. The last release() calls
-    `free`, which may close the buffers or reuse them.
+    Every user holds it; the encoder context that computed it is the first holder. The last release() calls `free`,
+    which may close the buffers or reuse them.
     """
 
     def __init__(self, layers: Sequence[tuple[Binding, Binding, Binding]], free: Callable[[], None]) -> None:
@@ -34,7 +33,7 @@ class CrossMemory:
         self._lock = threading.Lock()
 
     def hold(self) -> "CrossMemory":
-        """One more holder. Raises ValueError once freed."""
+        """Add a holder. Raises ValueError once freed."""
         with self._lock:
             if self._holders == 0:
                 raise ValueError("this encoder result has been freed")
@@ -42,7 +41,7 @@ class CrossMemory:
         return self
 
     def release(self) -> None:
-        """One holder fewer; every hold() needs exactly one."""
+        """Remove a holder; every hold() needs exactly one release()."""
         with self._lock:
             self._holders -= 1
             last = self._holders == 0

@@ -1,4 +1,4 @@
-"""Every variant of every kernel that some adapter gets, with the constants that a model gives it.
+"""Every variant of every kernel that an adapter can get, with a model's constants.
 
 `python -m kernels.webgpu.variants FOLDER` writes them all, for a reader or a profiler.
 """
@@ -14,16 +14,16 @@ from kernels.webgpu.encoder.program import SUBGROUP_SIZES, compiled
 from kernels.webgpu.recording import Pipeline
 from kernels.webgpu.wgsl import Parameters, expand, variant
 
-DEFAULT_WORKGROUP_MEMORY = 16_384  # bytes: the least that WebGPU promises
-MORE_WORKGROUP_MEMORY = 65_536  # what lets every kernel take 4 rows at once
-# The smallest and the largest Whisper: their sizes decide how many rows fit the workgroup memory.
+DEFAULT_WORKGROUP_MEMORY = 16_384  # bytes: WebGPU's guaranteed minimum
+MORE_WORKGROUP_MEMORY = 65_536  # enough for every kernel to take 4 rows
+# The smallest and the largest Whisper: their sizes decide how many rows fit into workgroup memory.
 TINY_EN = Dimensions(80, 1500, 384, 6, 4, 51_864, 448, 384, 6, 4)
 LARGE_V3 = Dimensions(128, 1500, 1280, 20, 32, 51_866, 448, 1280, 20, 32)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One WGSL text. `constants` are the largest model's that gets it at WebGPU's default limits; None if none does."""
+    """One WGSL text. `constants`: of the largest model that uses it at WebGPU's default limits; None if none does."""
 
     name: str
     parameters: Parameters
@@ -39,7 +39,7 @@ class Variant:
 
 @dataclass
 class _Adapter:
-    """Stands for a device: notes what it is to compile. A whole token table fits one binding."""
+    """Stands in for a device: records what it should compile. A whole token table fits one binding."""
 
     workgroup_memory: int
     asked: list[tuple[str, Parameters, Mapping[str, float]]] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """The kernels' WGSL: templates in shaders/, expanded by Jinja2 when a pipeline is made, and their bindings.
 
-A size that a compiler can fold is an `override` constant of the WGSL. What changes the text is a parameter of the
-template: the kind of reduction, rows, lanes. shaders/shared.wgsl explains each.
+Sizes that a compiler can fold are `override` constants in the WGSL. Parameters of the template change the text: the
+kind of reduction, rows, lanes. shaders/shared.wgsl explains each.
 """
 
 import functools
@@ -16,7 +16,7 @@ SHADERS = Path(__file__).parent / "shaders"
 SHARED = "shared"  # the macros, not a kernel
 Reduction = Literal["subgroup", "workgroup"]
 SUBGROUP: Reduction = "subgroup"  # a workgroup is one subgroup: for software adapters
-WORKGROUP: Reduction = "workgroup"  # sums meet in workgroup memory: for hardware
+WORKGROUP: Reduction = "workgroup"  # sums are added in workgroup memory: for hardware
 Parameters = Mapping[str, str | int]
 _BINDING = re.compile(r"@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(uniform|storage)\s*(?:,\s*(\w+)\s*)?>\s*(\w+)")
 _KINDS = {
@@ -28,19 +28,19 @@ _KINDS = {
 
 
 class ShaderError(ValueError):
-    """No such kernel, or parameters that its template does not take."""
+    """An unknown kernel, or parameters that its template does not take."""
 
 
 def variant(name: str, parameters: Parameters) -> str:
-    """A kernel's name with its parameters: decoder_ln_qkv_subgroup_4; a flag that is set by the flag's own name."""
+    """A kernel's name with its parameters, such as decoder_ln_qkv_subgroup_4; a set flag appears by its name."""
     values = [key if value is True else str(value) for key, value in parameters.items() if value is not False]
     return "_".join([name, *values])
 
 
 def expand(name: str, parameters: Parameters, *, enable_subgroups: bool = False) -> str:
-    """The WGSL of `shaders/<name>.wgsl` with these parameters. Raises ShaderError where that cannot be.
+    """The WGSL of `shaders/<name>.wgsl` with these parameters. Raises ShaderError if that fails.
 
-    `enable_subgroups` writes the directive that Tint wants before subgroup built-ins and naga does not know.
+    `enable_subgroups` writes the directive that Tint requires before subgroup built-ins and naga does not know.
     """
     try:
         template = _environment(SHADERS).get_template(f"{name}.wgsl")

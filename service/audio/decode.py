@@ -1,8 +1,7 @@
-"""Any audio file → 16 kHz mono float32 samples in blocks: plain WAV is read here, FFmpeg decodes the rest.
+"""Any audio file → blocks of 16 kHz mono float32 samples. Reads plain WAV here; FFmpeg decodes everything else.
 
-soxr resamples. FFmpeg runs in another process, see decoder_client. Memory is bounded, whatever a header claims. The
-content decides the format, never the name. Nothing is allocated by a declared length: frames count when they have been
-decoded.
+soxr resamples. FFmpeg runs in another process, see decoder_client. The format is detected from the content, never from
+the name. Memory is bounded: a declared length allocates nothing, and frames count only once they are decoded.
 """
 
 import logging
@@ -28,24 +27,24 @@ log = logging.getLogger("wisp")
 
 SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1
-KEPT_SECONDS = 60  # up to a minute (3.8 MB) stays in memory as it is decoded; more is decoded again for each reading
-RATES = range(1_000, 384_001)  # Hz; outside is a forged or broken header
+KEPT_SECONDS = 60  # up to a minute (3.8 MB) stays in memory; longer audio is decoded again for each reading
+RATES = range(1_000, 384_001)  # Hz; anything else is a forged or broken header
 MAX_CHANNELS = 32
-MAX_VALUES_PER_SECOND = 192_000  # samples × channels, times the longest audio allowed: bounds a bomb's work
-LOUDEST = 1e10  # beyond this a float sample is no sound; its square must stay finite in float32
-LOUD = 8.0  # float files with a higher peak (full scale is 1) are in the range of integers, and scaled
-MAX_TAGS = 8  # in front of the sound
-MAX_RATE_CHANGES = 64  # inside one file: each begins a resampler
-CPU_SHARE = 0.1  # decoding may take that part of the longest audio accepted in CPU time, and a minute
+MAX_VALUES_PER_SECOND = 192_000  # samples × channels; times the longest audio allowed, this bounds a decompression bomb
+LOUDEST = 1e10  # a float sample beyond this isn't sound; its square must stay finite in float32
+LOUD = 8.0  # float files with a higher peak (full scale is 1) contain integers and are scaled
+MAX_TAGS = 8  # before the sound
+MAX_RATE_CHANGES = 64  # in one file; each starts a new resampler
+CPU_SHARE = 0.1  # CPU time for decoding, as a share of the longest audio accepted; a minute is added
 
 Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Audio:
-    """Decoded audio: its length and, as often as asked, its samples. Valid while the file it came from is open."""
+    """Decoded audio: its length and its samples, which can be read repeatedly. Valid while its file is open."""
 
-    duration: float  # seconds, of what could be decoded
+    duration: float  # seconds that could be decoded
     format: str  # "WAV", "FLAC", …
     _blocks: Callable[[], Iterable[Samples]]
 
@@ -61,21 +60,21 @@ def decode(
     on_block: Callable[[float], None] = lambda seconds: None,
     limits: Limits | None = None,
 ) -> Audio:
-    """Read a whole file once, from its start, to know that it is audio, and how much.
+    """Decode a whole file once, to check that it is audio and measure it.
 
-    Channels are averaged, or the loudest is taken where they cancel each other out. A float sample that is not a
-    number, infinite or beyond `LOUDEST` counts as silence; one over full scale is kept, but a float file that goes
-    beyond `LOUD` is scaled by its peak. A file that ends early or is damaged inside gives what can be decoded. `file`
-    must stay open, and only this Audio may read it. `on_block` is called with the seconds decoded so far, also while
-    nothing comes, and what it raises ends the decoding.
+    Channels are averaged; if they cancel each other out, the loudest is used. Float samples that are NaN, infinite or
+    beyond `LOUDEST` become silence. Samples over full scale are kept, but a float file beyond `LOUD` is scaled by its
+    peak. A truncated or damaged file gives whatever can be decoded. `file` must stay open, and only this Audio may read
+    it. `on_block` is called with the seconds decoded so far, also while waiting; an exception from it ends the
+    decoding.
 
-    Raises UnreadableAudio, AudioTooShort (under `MIN_SECONDS`), AudioTooLong (over `max_seconds`, or so many
-    channels and so high a rate that it decodes to as much data) or DecoderLost.
+    Raises UnreadableAudio, AudioTooShort (under `MIN_SECONDS`), AudioTooLong (over `max_seconds`, or the same amount of
+    data at a higher rate and more channels) or DecoderLost.
     """
     limits = limits or Limits(cpu_s=round(60 + CPU_SHARE * max_seconds))
     kept: list[Samples] | None = []
-    n_samples = last_rate = 0  # at the present rate
-    duration = before = peak = 0.0  # before: seconds at the rates until this one
+    n_samples = last_rate = 0  # at the current rate
+    duration = before = peak = 0.0  # before: seconds at earlier rates
     resample = _Resampler()
     with closing(_opened(file, limits, lambda: on_block(duration))) as sound:
         for rate, channels, block in _mono(sound):
@@ -129,7 +128,7 @@ def _opened(file: BinaryIO, limits: Limits, on_wait: Callable[[], None]) -> "Pla
         raise UnreadableAudio(f"The file is empty. Formats read: {FORMATS_READ}.")
     if head[:4] in ORDERS and not start and (wav := open_wav(file, RATES, MAX_CHANNELS)):
         return wav
-    from service.audio.decoder_client import Decoder  # here, as a start of `wisp transcribe` may not need it
+    from service.audio.decoder_client import Decoder  # imported here because `wisp transcribe` may not need it
 
     return Decoder(file, start, limits, on_wait)
 
@@ -163,7 +162,7 @@ def _mono(sound: "PlainWav | Decoder") -> Iterator[tuple[int, int, Samples]]:
 
 
 class _Resampler:
-    """Blocks at a rate that may change → blocks at 16 kHz, as one signal for each rate."""
+    """Blocks at a changing rate → blocks at 16 kHz; each rate is resampled as one signal."""
 
     def __init__(self) -> None:
         self._rate, self._stream = SAMPLE_RATE, None
@@ -173,13 +172,13 @@ class _Resampler:
         if rate != self._rate:
             before, self._rate, self._stream = self.rest(), rate, None
             if rate != SAMPLE_RATE:
-                import soxr  # here, as a start of `wisp transcribe` may not need it
+                import soxr  # imported here because `wisp transcribe` may not need it
 
                 self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32", "HQ")
         samples = block if self._stream is None else self._stream.resample_chunk(block)
         return np.concatenate([before, samples]) if before.size else samples
 
     def rest(self) -> Samples:
-        """What the filter still holds after the last block."""
+        """The samples left in the filter after the last block."""
         nothing = np.empty(0, np.float32)
         return nothing if self._stream is None else self._stream.resample_chunk(nothing, last=True)

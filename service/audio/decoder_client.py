@@ -1,7 +1,7 @@
-"""Decoding in another process, seen from here: it is started with a file, read from through a pipe, and ended.
+"""Decoding in another process, from the service's side: starts it with a file, reads its pipe, and ends it.
 
-One fork server serves the whole service; it starts with the first file, or earlier by warm_up(), and again if it dies.
-What comes from a decoding process is untrusted: lengths are checked before anything is allocated.
+One fork server serves the whole service. It starts with the first file or at warm_up(), and is restarted if it dies.
+Its output is untrusted: lengths are checked before anything is allocated.
 """
 
 import atexit
@@ -47,16 +47,16 @@ from service.errors import DecoderLost, UnreadableAudio
 
 log = logging.getLogger("wisp")
 
-TICK_MS = 50  # how often what waits for samples looks whether they are still wanted
-SMALL_BYTES = 1 << 20  # files up to this size, which may be in memory only, are copied for the process
-LOST_BYTES = 1024  # fewer that do not decode are not worth a line in the log
+TICK_MS = 50  # how often a reader checks whether its samples are still wanted
+SMALL_BYTES = 1 << 20  # files up to this size may be in memory only, so they are copied for the process
+LOST_BYTES = 1024  # smaller losses are not logged
 MAX_MESSAGE_BYTES = 64 << 20
-MAX_SENTENCE = 300  # letters of a refusal
+MAX_SENTENCE = 300  # characters of an error message
 FORKS = sys.platform == "linux"  # macOS's system libraries break in a fork
 MODULE = "service.audio.decoder_process"
 BOOT = f"import sys; sys.path += sys.argv[1].split(':'); from {MODULE} import main; main(*sys.argv[2:])"
 TIME_IS_UP = (signal.SIGPROF, signal.SIGXCPU)
-# sample format, less the "p" of planar ones → dtype, silence, full scale
+# sample format, without the "p" of planar ones → dtype, silence, full scale
 _TYPES = {
     "u8": ("u1", 128, 1 << 7),
     "s16": ("i2", 0, 1 << 15),
@@ -68,7 +68,7 @@ _TYPES = {
 
 
 def _command(*arguments: str) -> list[str]:
-    """Python with nothing but this package and PyAV to import."""
+    """Python that can import only this package and PyAV."""
     av = importlib.util.find_spec("av")
     assert av is not None and av.origin is not None
     folders = dict.fromkeys([str(Path(__file__).parents[2]), str(Path(av.origin).parent.parent)])
@@ -81,7 +81,7 @@ def _spawn(command: list[str], *fds: int) -> "subprocess.Popen[bytes]":
 
 
 class _Server:
-    """The fork server as this process knows it. Thread-safe."""
+    """The fork server, from this process's side. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -90,7 +90,7 @@ class _Server:
         self._control: socket.socket | None = None
 
     def start(self) -> socket.socket:
-        """Start the server if there is none; the socket to it."""
+        """Start the server if it isn't running; returns its socket."""
         with self._lock:
             if self._control is None or self._process is None or self._process.poll() is not None:
                 self._drop()
@@ -100,17 +100,17 @@ class _Server:
             return self._control
 
     def fork(self, file: int, out: int, start: int, limits: Limits) -> int:
-        """Have a file decoded; the number to end it by. Raises OSError."""
-        number = os.getpid() << 32 | next(self._numbers)  # its own, even in a fork of this process
+        """Have a file decoded; returns the number to end it by. Raises OSError."""
+        number = os.getpid() << 32 | next(self._numbers)  # unique even in a fork of this process
         try:
             self._send((START, number, start, *limits), file, out)
-        except OSError:  # it has died; its processes too
+        except OSError:  # it has died, and its processes with it
             self.start()
             self._send((START, number, start, *limits), file, out)
         return number
 
     def end(self, number: int) -> int | None:
-        """Kill what is left of the process; its exit code, None where the server or the process was not there."""
+        """Kill the process if it still runs; returns its exit code, None if the server or the process was gone."""
         read, write = os.pipe()
         with open(read) as answer:  # noqa: PTH123
             try:
@@ -133,7 +133,7 @@ class _Server:
         self._control = self._process = None
 
     def close(self) -> None:
-        """End the server and with it what it has forked. Idempotent."""
+        """End the server and its forks. Idempotent."""
         with self._lock:
             self._drop()
 
@@ -143,18 +143,18 @@ atexit.register(_server.close)
 
 
 def warm_up() -> None:
-    """Start the fork server, so that the first file need not wait for it."""
+    """Start the fork server, so that the first file doesn't wait for it."""
     if FORKS:
         _server.start()
 
 
 class Decoder:
-    """One file as a process of its own decodes it. Raises what decode() does, and DecoderLost."""
+    """One file, decoded by its own process. Raises what decode() raises, and DecoderLost."""
 
     def __init__(self, file: BinaryIO, start: int, limits: Limits, on_wait: Callable[[], None]) -> None:
-        """Begin at the offset `start`, and wait for the format. `on_wait`: called while waiting; raises to end that."""
+        """Start at offset `start` and wait for the format. `on_wait` is called while waiting and may raise to stop."""
         self._on_wait = on_wait
-        self.lost = ""  # what of it did not decode, in words; known at the end
+        self.lost = ""  # what could not be decoded, in words; known at the end
         self._end: Callable[[], int | None] = lambda: None
         self._pipe, out = os.pipe()
         try:
@@ -197,7 +197,7 @@ class Decoder:
             yield rate, values.reshape(k * n, channels)
 
     def _message(self, expected: bytes) -> bytes:
-        """The next message's content; empty at the regular end. Raises what any other says."""
+        """The next message's content; empty at the regular end. Raises the error that any other message reports."""
         kind, length = HEAD.unpack(self._read(HEAD.size))
         if length > MAX_MESSAGE_BYTES:
             raise self._broken(f"a message of {length} bytes")
@@ -231,10 +231,10 @@ class Decoder:
         end, self._end = self._end, lambda: None
         code = end()
         if code in (None, -signal.SIGKILL, NOT_BEGUN):
-            log.warning("a decoding process could not begin, or was ended from outside: is there too little memory?")
+            log.warning("a decoding process failed to start or was killed: is memory short?")
             return DecoderLost()
         if code < 0 and -code in TIME_IS_UP:
-            return UnreadableAudio("The file takes too long to decode: it is damaged or made to.")
+            return UnreadableAudio("The file takes too long to decode: it is damaged or malicious.")
         return self._broken(f"exit code {code}")
 
     def _broken(self, how: str) -> Exception:
@@ -257,7 +257,7 @@ def _killed(process: "subprocess.Popen[bytes]") -> int:
 
 @contextlib.contextmanager
 def _shared(file: BinaryIO) -> Iterator[int]:
-    """A descriptor of the file for another process: its own, or that of a copy where it is small or has none."""
+    """A file descriptor for another process: the file's own, or a copy's if the file is small or has no descriptor."""
     size = file.seek(0, io.SEEK_END)
     with contextlib.suppress(io.UnsupportedOperation):
         if size > SMALL_BYTES:
@@ -272,7 +272,7 @@ def _shared(file: BinaryIO) -> Iterator[int]:
 
 
 def _as_floats(raw: "NDArray[np.generic]", silence: int, full_scale: int) -> Floats:
-    """Samples of any type as f32 of full scale 1."""
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and silence later
+    """Samples of any type as f32 with full scale 1."""
+    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, then silence
         values = raw.astype(np.float32)
     return values if full_scale == 1 else (values - np.float32(silence)) / np.float32(full_scale)

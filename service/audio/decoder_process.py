@@ -1,8 +1,8 @@
-"""The program that decodes: a server that forks a locked-in process for each file.
+"""The decoding program: a server that forks a sandboxed process for each file.
 
-It starts with nothing of the service: it has FFmpeg loaded, no environment, and one socket of requests. A fork keeps
-the file, which it can only read, and a pipe for what it hears. Where forking is not safe (macOS) a new process decodes
-one file: the command `once`.
+It shares nothing with the service: it has FFmpeg loaded, an empty environment, and one socket for requests. A fork
+keeps the file, read-only, and a pipe for its samples. Where forking is unsafe (macOS), the command `once` decodes one
+file in a new process.
 """
 
 import fcntl
@@ -17,20 +17,20 @@ from typing import NoReturn
 
 from service.audio.sandbox import Limits, confine, still_alive
 
-FILE, OUT = 3, 4  # descriptors of a process that decodes
-NOT_BEGUN = os.EX_OSERR  # status of a process that could not begin
+FILE, OUT = 3, 4  # descriptors of a decoding process
+NOT_BEGUN = os.EX_OSERR  # exit status of a process that could not start
 MAX_DESCRIPTORS = 1024  # more than a server has
 START, END = 1, 2  # requests to the server
-REQUEST = struct.Struct("<BQQQdQ")  # START or END, the file's number, where to begin in it, Limits
-# What a process writes: kind and length, then as many bytes.
+REQUEST = struct.Struct("<BQQQdQ")  # START or END, the file's number, the offset to start at, Limits
+# What a process writes: kind, length, and that many bytes.
 HEAD = struct.Struct("<cI")
 BEGINS, BLOCK, ENDS, REFUSED, DISK, CRASHED = b"S", b"B", b"E", b"R", b"D", b"X"
-SHAPE = struct.Struct("<8sIHII")  # before a block's samples: their format, Hz, channels, samples a frame, frames
+SHAPE = struct.Struct("<8sIHII")  # before a block's samples: format, Hz, channels, samples per frame, frames
 BLOCK_BYTES = 1 << 17
 
 
 class Output:
-    """The messages of one process, blocks of equal frames gathered."""
+    """Writes one process's messages; collects frames of one shape into blocks."""
 
     def __init__(self, fd: int, limits: Limits) -> None:
         self._fd, self._limits = fd, limits
@@ -39,7 +39,7 @@ class Output:
         self._n_planes = self._n_bytes = 0
 
     def frame(self, format: str, rate: int, n: int, planes: list[bytes], channels: int) -> None:
-        """A decoded frame: `n` samples of each channel."""
+        """Add a decoded frame: `n` samples of each channel."""
         still_alive(self._limits)
         shape = (format.encode(), rate, channels, n)
         if shape != self._shape or self._n_bytes >= BLOCK_BYTES:
@@ -49,7 +49,7 @@ class Output:
         self._n_bytes += sum(len(plane) for plane in planes)
 
     def flush(self) -> None:
-        """Write the block gathered so far."""
+        """Write the collected block."""
         if self._shape is not None and self._frames:
             samples = b"".join(self._frames)
             self.send(BLOCK, SHAPE.pack(*self._shape, len(self._frames) // self._n_planes), samples)
@@ -64,7 +64,7 @@ class Output:
 
 
 def decode(file: int, out: int, start: int, limits: Limits) -> NoReturn:
-    """Decode one file in this process, which ends with it."""
+    """Decode one file in this process, then exit."""
     from service.audio import ffmpeg
 
     status = 0
@@ -97,7 +97,7 @@ def decode(file: int, out: int, start: int, limits: Limits) -> NoReturn:
 
 
 def serve(control: socket.socket) -> None:
-    """Fork for each START; on END kill what is left of that process and write its wait status to a pipe sent along."""
+    """Fork for each START; on END kill that process if it still runs and write its wait status to a pipe sent along."""
     processes: dict[int, int] = {}
     while True:
         message, fds, _, _ = socket.recv_fds(control, REQUEST.size, 2)
@@ -105,11 +105,11 @@ def serve(control: socket.socket) -> None:
             return
         kind, number, start, *limits = REQUEST.unpack(message)
         if kind == START:
-            with suppress(OSError):  # no process to be had: the file's pipe ends at once
+            with suppress(OSError):  # no process available: the file's pipe ends immediately
                 processes[number] = os.fork() or _run(fds, start, Limits(*limits))
         elif number in processes:
             pid = processes.pop(number)
-            os.kill(pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
+            os.kill(pid, signal.SIGKILL)  # not waited for yet, so the number is not reused
             _, status = os.waitpid(pid, 0)
             for fd in fds:
                 os.write(fd, str(status).encode())
@@ -118,7 +118,7 @@ def serve(control: socket.socket) -> None:
 
 
 def _run(fds: list[int], start: int, limits: Limits) -> NoReturn:
-    """Decode in this process, just forked, which ends whatever happens: it must not go on as a second server."""
+    """Decode in this newly forked process, which always exits here and never becomes a second server."""
     try:
         _become(*fds)
         decode(FILE, OUT, start, limits)
@@ -138,11 +138,11 @@ def main(command: str, *numbers: str) -> None:
     """`serve FD`, or `once FILE OUT START MEMORY STALL CPU`."""
     from service.audio import ffmpeg
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the service
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as adjustment:  # noqa: PTH123
-        adjustment.write("1000")  # where memory is short, decoding ends before the service does
+        adjustment.write("1000")  # when memory is short, the kernel kills decoding before the service
     ffmpeg.set_up()
-    ffmpeg.codecs()  # kept for every fork
+    ffmpeg.codecs()  # loaded once for all forks
     if command == "serve":
         serve(socket.socket(fileno=int(numbers[0])))
     else:

@@ -1,4 +1,4 @@
-"""Files one after the other in one upload: where the next may begin, after the sound of the one before."""
+"""Finds files joined end to end in one upload: where the next may start after the previous one's sound."""
 
 import heapq
 import re
@@ -10,12 +10,12 @@ from service.audio.tags import behind_tags
 
 _FIRST_PIECE, _PIECE = 1 << 12, 1 << 20  # the next file is nearly always close
 _HEAD_BYTES = 16
-_N_FRAMES = 3  # in a row that make bytes a file of frames
+_N_FRAMES = 3  # in a row, for bytes to count as frames
 _MAX_BOXES = 100
 _MAX_ZEROS = 1 << 20  # of padding between files
-_MAX_MARKS = 1000  # of a kind in a piece
-_TAIL_BYTES = 64  # after the last sound, as of padding, or of an FLV's last tag
-# Bytes to look for, and how many stand before them in a file's head.
+_MAX_MARKS = 1000  # of one kind per piece
+_TAIL_BYTES = 64  # after the last sound: padding, or an FLV's last tag
+# Signatures to search for, and how many bytes of the file's head precede them.
 _MARKS = {
     b"RIFF": 0,
     b"RIFX": 0,
@@ -44,7 +44,7 @@ _CERTAIN = re.compile(
     re.DOTALL,
 )
 _TAG = re.compile(rb"ID3[\x02-\x04][\x00-\x10].[\0-\x7f]{4}", re.DOTALL)
-# kbit/s by a header's four bits, of MPEG 1 layer III, MPEG 1 layer II, and MPEG 2 of both
+# kbit/s by four bits of the header: MPEG 1 layer III, MPEG 1 layer II, both of MPEG 2
 _BIT_RATES = {
     (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -54,25 +54,25 @@ _BIT_RATES = {
 
 
 class Head(NamedTuple):
-    """Where a file may begin. One that isn't certain is a tag or bare frames, and may be neither."""
+    """A possible start of a file. An uncertain one is a tag or bare frames, and may be neither."""
 
     at: int
     is_certain: bool
 
 
 def heads(read_at: ReadAt, end: int, at: int, behind: int) -> Iterator[Head]:
-    """Where files may begin after the one at `at`, whose last sound ends at `behind`; in order."""
+    """Possible starts, in order, of files after the one at `at`, whose last sound ends at `behind`."""
     frames = (Head(place, False) for place in _ends(read_at, end, at, behind) if is_frames(read_at, place))
     yield from heapq.merge(frames, _marked(read_at, max(behind, at + 1)))
 
 
 def is_head(read_at: ReadAt, at: int) -> bool:
-    """Whether a file of sound begins here."""
+    """Whether an audio file starts here."""
     return bool(_CERTAIN.match(read_at(at, _HEAD_BYTES))) or is_frames(read_at, at)
 
 
 def next_file(read_at: ReadAt, at: int) -> int | None:
-    """Where the next file of sound begins, behind zeros or bytes of any kind; None if there is none to be sure of."""
+    """Start of the next audio file, after zeros or any other bytes; None if no certain one is found."""
     place = behind_zeros(read_at, at)
     if is_head(read_at, place):
         return place
@@ -80,7 +80,7 @@ def next_file(read_at: ReadAt, at: int) -> int | None:
 
 
 def _is_sure(read_at: ReadAt, head: Head) -> bool:
-    """Whether the head is more than four bytes that may stand in samples by chance."""
+    """Whether the head is more than four bytes that could occur in samples by chance."""
     if not head.is_certain:
         return is_frames(read_at, behind_tags(read_at, head.at))
     start = read_at(head.at, 64)
@@ -90,13 +90,13 @@ def _is_sure(read_at: ReadAt, head: Head) -> bool:
 
 
 def behind_zeros(read_at: ReadAt, at: int) -> int:
-    """Where the zeros end that may begin at `at`."""
+    """End of a run of zeros that may start at `at`."""
     zeros = read_at(at, _MAX_ZEROS)
     return at + len(zeros) - len(zeros.lstrip(b"\0"))
 
 
 def is_frames(read_at: ReadAt, at: int) -> bool:
-    """Whether frames of MPEG, ADTS, AC-3 or DTS follow one another here."""
+    """Whether consecutive frames of MPEG, ADTS, AC-3 or DTS start here."""
     head = read_at(at, 6)
     if head[:4] == b"\x7f\xfe\x80\x01" or (head[:2] == b"\x0bw" and len(head) == 6 and head[5] >> 3 <= 16):
         return True
@@ -108,7 +108,7 @@ def is_frames(read_at: ReadAt, at: int) -> bool:
 
 
 def _frame_bytes(head: bytes) -> int:
-    """Of a frame of ADTS or MPEG, layer II or III, with this head; 0 for anything else."""
+    """Length of an ADTS or MPEG layer II or III frame with this header; 0 for anything else."""
     if len(head) < 6 or head[0] != 0xFF or head[1] < 0xE0:
         return 0
     if head[1] & 0xF6 == 0xF0:
@@ -124,7 +124,7 @@ def _frame_bytes(head: bytes) -> int:
 
 
 def _ends(read_at: ReadAt, end: int, at: int, behind: int) -> list[int]:
-    """Where the file at `at` may end: where its sound does, by its own length, or after its last box."""
+    """Possible ends of the file at `at`: of its sound, by its own length, or after its last box."""
     places = {*range(behind, min(end, behind + _TAIL_BYTES)), behind_zeros(read_at, behind)}
     head = read_at(at, 8)
     if head[:4] in (b"RIFF", b"RIFX", b"FORM"):
@@ -160,7 +160,7 @@ def _behind_caf_chunks(read_at: ReadAt, at: int) -> int:
 
 
 def own_end(read_at: ReadAt, end: int, at: int) -> int:
-    """Where a WAV, Matroska or FLV file at `at` ends by its own lengths: FFmpeg reads the next as a part of it."""
+    """End of a WAV, Matroska or FLV file at `at` by its own lengths: FFmpeg would read the next file as part of it."""
     head = read_at(at, 12)
     if head[:4] == b"RIFF" and head[8:] == b"WAVE":
         stop = at + 8 + int.from_bytes(head[4:8], "little")

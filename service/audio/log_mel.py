@@ -1,8 +1,8 @@
-"""Samples → log-mel: openai/whisper's `audio.py` in NumPy, in one piece or as a stream of frames with bounded memory.
+"""Samples → log-mel: openai/whisper's `audio.py` in NumPy, as one array or as a stream of frames with bounded memory.
 
-A frame is 25 ms (`N_FFT` samples) around every 10 ms (`HOP_LENGTH`), its power spectrum weighed by Slaney's mel
-filters, as log10 within eight decades of the loudest value of the whole recording. Source: openai/whisper 20250625
-`log_mel_spectrogram`, librosa `filters.mel`.
+A frame covers 25 ms (`N_FFT` samples) around every 10 ms (`HOP_LENGTH`). Its power spectrum is weighted by Slaney's mel
+filters; its log10 is limited to eight decades below the maximum of the whole recording. Sources: openai/whisper
+20250625 `log_mel_spectrogram`, librosa `filters.mel`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,14 +16,12 @@ SAMPLE_RATE = 16_000
 N_FFT = 400  # 25 ms window
 HOP_LENGTH = 160  # 10 ms step
 CHUNK_SECONDS = 30
-N_SAMPLES = (
-    CHUNK_SECONDS * SAMPLE_RATE
-)  # 480_000 zeros follow the content where the stream's last frames look past its end
+N_SAMPLES = CHUNK_SECONDS * SAMPLE_RATE  # 480_000 zeros follow the content, for the last frames of the stream
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH  # 100
-KEPT_FRAMES = 300 * FRAMES_PER_SECOND  # 5 minutes, 9.6 MB at 80 mels: longer audio is read twice instead of kept
-BLOCK_FRAMES = 256  # frames transformed at once: 0.4 MB of windows and as much of spectrum stay in a core's cache
+KEPT_FRAMES = 300 * FRAMES_PER_SECOND  # 5 minutes, 9.6 MB at 80 mels; longer audio is read twice instead
+BLOCK_FRAMES = 256  # frames per transform: 0.4 MB of windows and as much of spectrum fit into a core's cache
 
-# Products above this size OpenBLAS gives to all cores, which wait for each other: on a busy machine 10 times as long.
+# OpenBLAS splits larger products over all cores, which wait for each other: 10 times as long on a busy machine.
 SMALL_PRODUCT = 1 << 18
 
 Samples = NDArray[np.float32]
@@ -82,7 +80,7 @@ def _log_power(padded: Samples, n_frames: int, n_mels: int) -> Mel:
 
 
 def _normalise(log_power: Mel, loudest: float) -> Mel:
-    """Eight decades below `loudest` at most, then (x + 4) / 4, in place."""
+    """Limit to eight decades below `loudest`, then (x + 4) / 4, in place."""
     np.maximum(log_power, np.float32(loudest) - np.float32(8.0), out=log_power)
     log_power += np.float32(4.0)
     log_power /= np.float32(4.0)
@@ -90,9 +88,9 @@ def _normalise(log_power: Mel, loudest: float) -> Mel:
 
 
 def log_mel_spectrogram(samples: Samples, n_mels: int) -> Mel:
-    """(n_samples,) f32 at 16 kHz, as it is → (n_mels, n_samples // 160) log-mel, C-contiguous. The edges are mirrored.
+    """(n_samples,) f32 at 16 kHz → (n_mels, n_samples // 160) log-mel, C-contiguous. Mirrors the edges, pads nothing.
 
-    ValueError for 200 samples or fewer: there is nothing to mirror.
+    ValueError for 200 samples or fewer, which are too few to mirror.
     """
     if samples.ndim != 1 or samples.shape[0] <= N_FFT // 2:
         raise ValueError(f"log-mel needs one row of more than {N_FFT // 2} samples, got shape {samples.shape}")
@@ -103,10 +101,10 @@ def log_mel_spectrogram(samples: Samples, n_mels: int) -> Mel:
 
 @dataclass(frozen=True)
 class LogMelFrames:
-    """A recording's frames of content, as transcribe() sees them, to be read once; and what silence is among them."""
+    """A recording's content frames, as transcribe() takes them, to be read once, and their value for silence."""
 
-    frames: Iterator[Mel]  # (k, n_mels) f32 C-contiguous, n_samples // 160 frames in all; no block shorter than a frame
-    silence: float  # the value of every band of a frame of digital silence
+    frames: Iterator[Mel]  # (k, n_mels) f32 C-contiguous, n_samples // 160 in total; each block has one or more
+    silence: float  # the value of every band in a frame of digital silence
 
     def __iter__(self) -> Iterator[Mel]:
         return self.frames
@@ -115,11 +113,12 @@ class LogMelFrames:
 def log_mel_frames(
     blocks: Callable[[], Iterable[Samples]], n_mels: int, *, kept_frames: int = KEPT_FRAMES
 ) -> LogMelFrames:
-    """Read a recording for its loudest value, which every frame refers to, and get its frames ready.
+    """Read a recording to find its maximum, to which all frames relate, and prepare its frames.
 
     They equal `log_mel_spectrogram(audio, padding=N_SAMPLES)` without its last 3000 frames: 30 s of zeros follow the
-    audio. `blocks` gives the audio's samples from the start each time it is called: once, at once, where all frames fit
-    in `kept_frames`, else again as the frames are read, so that hours need no more memory than minutes. It may raise.
+    audio. Each call of `blocks` gives the audio's samples from the start. It is called once, immediately, if all frames
+    fit in `kept_frames`, else again while the frames are read, so that hours need no more memory than minutes. It may
+    raise.
     """
     kept: list[Mel] | None = []
     n_kept = 0
@@ -138,7 +137,7 @@ def log_mel_frames(
 
 
 def _stream(blocks: Iterable[Samples], n_mels: int) -> Iterator[tuple[Mel, int]]:
-    """Un-normalised frames ((k, n_mels), how many are content): the last few count for the loudest value only."""
+    """Un-normalised frames ((k, n_mels), how many are content); the last few only count towards the maximum."""
     half = N_FFT // 2
     piece = BLOCK_FRAMES * HOP_LENGTH
     waiting: list[Samples] = []
@@ -161,5 +160,5 @@ def _stream(blocks: Iterable[Samples], n_mels: int) -> Iterator[tuple[Mel, int]]
     samples = np.concatenate([*waiting, np.zeros(N_FFT + HOP_LENGTH, np.float32)])
     if first:
         samples = np.concatenate((samples[half:0:-1], samples))
-    n_frames = -(-(n_samples + half) // HOP_LENGTH) - n_done  # every frame that sees a sample
+    n_frames = -(-(n_samples + half) // HOP_LENGTH) - n_done  # all frames that overlap a sample
     yield _log_power(samples, n_frames, n_mels), n_samples // HOP_LENGTH - n_done

@@ -1,6 +1,6 @@
-"""Several channels → one: their mean, but the loudest of them where they cancel each other out.
+"""Mixes channels into one: their mean, or the loudest one if they cancel each other out.
 
-A stereo file with one channel inverted, as badly wired balanced lines give, is silence in the mean.
+In a stereo file with one channel inverted, as from badly wired balanced lines, the mean is silence.
 """
 
 from collections.abc import Iterator
@@ -8,26 +8,26 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW_VALUES = 1 << 16  # samples × channels that are looked at together: 0.7 s of stereo at 44.1 kHz
-FADE_SECONDS = 0.01  # from one way of mixing to the other
-# The mean of n channels of which one has sound is n times quieter than it. This much quieter again: they cancel.
+WINDOW_VALUES = 1 << 16  # samples × channels examined together: 0.7 s of stereo at 44.1 kHz
+FADE_SECONDS = 0.01  # crossfade between two ways of mixing
+# If one of n channels has sound, their mean is n times quieter. If it is this much quieter again, they cancel.
 FAR_QUIETER = 4.0
 
 Floats = NDArray[np.float32]
 
 
 class Mixer:
-    """Mixes blocks as one signal. What comes out depends on the sound alone, not on how it is cut into blocks."""
+    """Mixes blocks as one signal. The output depends on the sound alone, not on how it is cut into blocks."""
 
     def __init__(self, rate: int, channels: int) -> None:
         self._n_fade = max(1, int(rate * FADE_SECONDS))
         self._window = np.empty((max(1, WINDOW_VALUES // channels), channels), np.float32)
-        self._n = 0  # of its samples are filled
+        self._n = 0  # filled samples of it
         self._mean = np.full(channels, 1 / channels, np.float32)
-        self._weights: Floats | None = None  # of the channels, in the window before
+        self._weights: Floats | None = None  # of the channels, in the previous window
 
     def __call__(self, block: Floats) -> Iterator[Floats]:
-        """(n, channels) f32 → (n,) f32, … of this block and those before."""
+        """(n, channels) f32 → (n,) f32, … of this block and earlier ones."""
         if block.shape[1] == 1:
             yield block[:, 0]
             return
@@ -40,7 +40,7 @@ class Mixer:
                 yield from self.rest()
 
     def rest(self) -> Iterator[Floats]:
-        """What still waits for a full window."""
+        """The samples still waiting for a full window."""
         if self._n:
             window, self._n = self._window[: self._n], 0
             yield self._mixed(window)
@@ -49,7 +49,7 @@ class Mixer:
         n, channels = window.shape
         mixed = window @ self._mean
         power = np.einsum("nc,nc->c", window, window)
-        loudest = int(np.argmax(power >= power.max() / 2))  # the first that is about as loud: no change for a trifle
+        loudest = int(np.argmax(power >= power.max() / 2))  # the first of about equal ones: no needless changes
         weights = self._mean
         if np.dot(mixed, mixed) * (FAR_QUIETER * channels) ** 2 < power[loudest]:
             weights = np.eye(channels, dtype=np.float32)[loudest]

@@ -1,11 +1,11 @@
-"""Chained OGG files, one recording after another as radio streams are saved: FFmpeg reads the next only if it is alike.
+"""Chained OGG files (recordings joined end to end, as saved from radio): FFmpeg reads the next only if it is alike.
 
 Source: RFC 3533, page headers.
 """
 
 from collections.abc import Callable, Iterator
 
-_FIRST_PAGE = b"OggS\x00\x02"  # how a stream's first page begins
+_FIRST_PAGE = b"OggS\x00\x02"  # the start of a stream's first page
 _HEADER = 27  # bytes before a page's segment table
 _PIECE = 1 << 20
 
@@ -13,7 +13,7 @@ ReadAt = Callable[[int, int], bytes]  # (offset, count) → bytes, fewer at the 
 
 
 def links(read_at: ReadAt, size: int) -> list[tuple[int, int]]:
-    """[(start, end), …] in bytes of the recordings in an OGG file; streams that begin together make one."""
+    """[(start, end), …] in bytes of the recordings in an OGG file; streams that start together count as one."""
     starts, behind = [0], 0
     for at in _first_pages(read_at):
         if at != behind and at > 0:

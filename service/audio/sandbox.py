@@ -1,7 +1,7 @@
-"""Locks a process in before it reads untrusted bytes: bounded memory and time; no new file, socket, process or signal.
+"""Confines a process before it reads untrusted bytes: limited memory and time; no new file, socket, process or signal.
 
-On Linux on x86-64 and 64-bit ARM the kernel also refuses every system call that decoding doesn't need (seccomp, which
-containers and ordinary users may set for themselves). Elsewhere the limits alone hold.
+On Linux on x86-64 and 64-bit ARM, seccomp also blocks every system call that decoding doesn't need; containers and
+ordinary users may use it. Elsewhere only the resource limits apply.
 """
 
 import ctypes
@@ -14,14 +14,14 @@ import sys
 from typing import NamedTuple
 
 MIB = 2**20
-ADDRESSES = 4  # times the memory: libraries, stack and what is reserved but not used
+ADDRESSES = 4  # times the memory: libraries, stack, and reserved but unused addresses
 _PDEATHSIG, _SECCOMP, _NO_NEW_PRIVS = 1, 22, 38  # of prctl(2)
 _FILTER = 2  # a mode of seccomp(2)
-_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF: load a word of the call, compare with it, return a verdict
+_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF: load a word of the call, compare it, return a verdict
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 # machine → (AUDIT_ARCH_…, the column in CALLS)
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-# All that decoding needs, with its number on each machine.
+# All system calls that decoding needs, with their number on each machine.
 CALLS = {
     "read": (0, 63),
     "write": (1, 64),
@@ -53,15 +53,15 @@ CALLS = {
 
 
 class Limits(NamedTuple):
-    """What decoding a file may take."""
+    """Limits for decoding one file."""
 
     memory_bytes: int = 96 * MIB
-    stall_s: float = 3.0  # CPU seconds without a sample: before the first one, or later
-    cpu_s: int = 600  # CPU seconds in all
+    stall_s: float = 3.0  # CPU seconds without producing a sample
+    cpu_s: int = 600  # total CPU seconds
 
 
 def confine(limits: Limits) -> None:
-    """Lock this process in, for good: it can read and write what is open, and nothing else."""
+    """Confine this process permanently: it can read and write what is open, and nothing else."""
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
@@ -73,8 +73,8 @@ def confine(limits: Limits) -> None:
         _, hard = resource.getrlimit(kind)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))  # a signal that says why, then another
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))  # a signal that tells why, then SIGKILL
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the default action ends the process
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -83,7 +83,7 @@ def confine(limits: Limits) -> None:
 
 
 def still_alive(limits: Limits) -> None:
-    """A sample has come: the process may take `stall_s` of CPU time until the next."""
+    """A sample was decoded: allow `stall_s` of CPU time until the next."""
     signal.setitimer(signal.ITIMER_PROF, limits.stall_s)
 
 
@@ -98,4 +98,4 @@ def _filter_calls(libc: ctypes.CDLL) -> None:
     code += [(_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in code))
     header = ctypes.create_string_buffer(struct.pack("@HP", len(code), ctypes.addressof(program)))
-    libc.prctl(_SECCOMP, _FILTER, header, 0, 0)  # where the kernel has no seccomp the limits alone hold
+    libc.prctl(_SECCOMP, _FILTER, header, 0, 0)  # on a kernel without seccomp only the resource limits apply

@@ -1,4 +1,4 @@
-"""Tags around sound: ID3, in front of it or behind it, and APE."""
+"""Tags around sound: ID3, before or after it, and APE."""
 
 from service.audio.ogg import ReadAt
 
@@ -6,7 +6,7 @@ MAX_TAGS = 100  # in a row
 
 
 def behind_tags(read_at: ReadAt, position: int) -> int:
-    """Where the tags end that may begin at `position`."""
+    """The end of the tags that may start at `position`."""
     for _ in range(MAX_TAGS):
         head = read_at(position, 32)
         if head[:3] == b"ID3" and len(head) >= 10:
@@ -21,6 +21,6 @@ def behind_tags(read_at: ReadAt, position: int) -> int:
 
 
 def id3_bytes(head: bytes) -> int:
-    """The size of an ID3v2 tag that begins with these 10 bytes: a length in 4 × 7 bits, perhaps a footer."""
+    """The size of an ID3v2 tag from its first 10 bytes: a length in 4 × 7 bits, and possibly a footer."""
     length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
     return 10 + length + (10 if head[5] & 0x10 else 0)

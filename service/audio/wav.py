@@ -1,9 +1,8 @@
-"""Plain WAV files, which most uploads are: PCM of 8 to 32 bits, float, A-law, µ-law. Anything else is left to FFmpeg.
+"""Reads plain WAV files, the most common upload: PCM of 8 to 32 bits, float, A-law, µ-law. FFmpeg reads the others.
 
-A header's lengths are not trusted: sound of size 0, as programs write that cannot go back, or of more bytes than there
-are goes to the next file or this one's end, and so does sound that is followed by a second or more that is neither a
-chunk nor a file of another kind. WAV files one after the other are read as one. Source: RFC 2361,
-Microsoft's description of RIFF.
+A header's lengths are not trusted. If the sound's size is 0 (programs that cannot seek back write that) or exceeds the
+file, or if a second or more follows it that is neither a chunk nor another file, the sound goes on to the next file or
+to this one's end. WAV files joined end to end are read as one. Sources: RFC 2361, Microsoft's description of RIFF.
 """
 
 import io
@@ -17,14 +16,14 @@ from numpy.typing import NDArray
 from service.audio.joined import behind_zeros, is_frames, is_head, next_file
 from service.audio.tags import behind_tags
 
-BLOCK_VALUES = 1 << 16  # samples × channels read at once
+BLOCK_VALUES = 1 << 16  # samples × channels per read
 UNKNOWN_SIZES = (0, 0xFFFF_FFFF)
-MAX_CHUNKS = 1000  # in the whole file; FFmpeg, in its own process, reads one of more
-MAX_PARTS = 16  # as well
-LOST_BYTES = 1024  # fewer after the sound are not worth a line in the log
-# How files begin that hold no sound: JPEG, PNG, GIF, PDF, zip, gzip, 7z, XML.
+MAX_CHUNKS = 1000  # per file; FFmpeg, in its own process, reads files with more
+MAX_PARTS = 16  # per file as well
+LOST_BYTES = 1024  # shorter rests after the sound are not logged
+# The first bytes of files without sound: JPEG, PNG, GIF, PDF, zip, gzip, 7z, XML.
 _NO_SOUND = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"%PDF", b"PK\3\4", b"\x1f\x8b\x08", b"7z\xbc\xaf", b"<?xml")
-# How AC-3, DTS (of 16 and 14 bits) and S/PDIF begin, in either order of bytes: sound that PCM headers are put before.
+# The first bytes of AC-3, DTS (16 and 14 bits) and S/PDIF in either byte order: some files store these as PCM.
 _SYNC = re.compile(
     rb"\x0bw|w\x0b|\x7f\xfe\x80\x01|\xfe\x7f\x01\x80|\x1f\xff\xe8\0|\xff\x1f\0\xe8|\x72\xf8\x1f\x4e|\xf8\x72\x4e\x1f"
 )
@@ -47,7 +46,7 @@ ORDERS: dict[bytes, Order] = {b"RIFF": "little", b"RIFX": "big"}
 
 
 class _Part(NamedTuple):
-    """One recording: its encoding, and where its samples are in the file."""
+    """One recording: its encoding and the position of its samples in the file."""
 
     rate: int
     channels: int
@@ -56,11 +55,11 @@ class _Part(NamedTuple):
     order: Order
     start: int
     end: int
-    is_open: bool  # its header does not say where it ends
+    is_open: bool  # the header does not say where it ends
 
     @property
     def frame_bytes(self) -> int:
-        """A sample of each channel."""
+        """The bytes of one sample of every channel."""
         return self.channels * self.bits // 8
 
 
@@ -76,7 +75,7 @@ class PlainWav:
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """(Hz, (n, channels) f32), … in order."""
-        import soundfile  # libsndfile converts samples here, and parses no header
+        import soundfile  # libsndfile converts samples here and parses no header
 
         for part in self._parts:
             frame, at = part.frame_bytes, part.start
@@ -99,11 +98,11 @@ class PlainWav:
                 yield part.rate, raw[0]
 
     def close(self) -> None:
-        """The file is its opener's."""
+        """Does nothing: whoever opened the file closes it."""
 
 
 def open_wav(file: BinaryIO, rates: range, max_channels: int) -> PlainWav | None:
-    """The file, where it is plain WAV within these bounds all through; None leaves it to FFmpeg."""
+    """The file if all of it is plain WAV within these bounds; None leaves it to FFmpeg."""
     size, at = file.seek(0, io.SEEK_END), 0
     parts: list[_Part] = []
     chunks = _Chunks(file)
@@ -134,7 +133,7 @@ def _is_compressed(chunks: "_Chunks", at: int) -> bool:
 
 
 def _behind_sound(chunks: "_Chunks", part: _Part, behind: int, size: int) -> tuple[int, bool]:
-    """(where to read on, whether all before it is sound of this part) after its chunks, which end at `behind`."""
+    """After a part's chunks, which end at `behind`: (where to continue, whether all before it is the part's sound)."""
     if part.is_open:
         return next_file(chunks.read_at, part.start) or size, True
     at = min(size, behind_tags(chunks.read_at, behind))
@@ -156,7 +155,7 @@ class _TooManyChunks(Exception):
 
 
 class _Chunks:
-    """Reads the heads of a file's chunks, and counts them."""
+    """Reads and counts a file's chunk headers."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._n_left = file, MAX_CHUNKS
@@ -188,21 +187,21 @@ def _part(chunks: _Chunks, at: int, size: int, order: Order) -> _Part | None:
 
 
 def _fields(fmt: bytes, order: Order) -> tuple[int, int, str, int] | None:
-    """(Hz, channels, subtype, bits) of a format chunk; None for what is not plain."""
+    """(Hz, channels, subtype, bits) of a format chunk; None if it isn't plain."""
     if len(fmt) < 16:
         return None
     numbers = [int.from_bytes(fmt[at : at + n], order) for at, n in ((0, 2), (2, 2), (4, 4), (12, 2), (14, 2))]
     tag, channels, rate, frame, bits = numbers
     if tag == _EXTENSIBLE and len(fmt) >= 28:
-        tag = int.from_bytes(fmt[24:28], order)  # a GUID's first number
+        tag = int.from_bytes(fmt[24:28], order)  # the first number of a GUID
     subtype = _SUBTYPES.get((tag, bits))
     return None if subtype is None or frame != channels * bits // 8 else (rate, channels, subtype, bits)
 
 
 def _behind_chunks(chunks: _Chunks, parts: list[_Part], size: int, order: Order) -> int:
-    """Where the chunks end that follow the samples. More samples in them become further parts."""
+    """The end of the chunks that follow the samples. More samples among them become further parts."""
     at = parts[-1].end
-    at += 0 if is_head(chunks.read_at, at) else at % 2  # not all programs pad
+    at += 0 if is_head(chunks.read_at, at) else at % 2  # some programs do not pad
     while len(head := chunks.head(at)) == 8:
         after = at + 8 + int.from_bytes(head[4:], order)
         if is_head(chunks.read_at, at) or not head[:4].isascii() or not head[:4].decode().isprintable() or after > size:

@@ -7,7 +7,7 @@ import shtab
 from service.cli.parser import FILE, FOLDER, INSTALLED
 from service.models.names import KNOWN_NAMES
 
-# wisp itself names what is installed, in a quarter of a second.
+# wisp itself lists the installed models, in a quarter of a second.
 NAMES = shtab.cmd("wisp models list --names 2>/dev/null")
 
 
@@ -18,7 +18,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _mark(parser: argparse.ArgumentParser) -> None:
-    """Say what completes each argument that has no choices, of this parser and of its commands."""
+    """Set how each argument without choices is completed, in this parser and its subcommands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():

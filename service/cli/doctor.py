@@ -1,4 +1,4 @@
-"""wisp doctor: what this machine offers, what would be served on it and why, and whether an inference really works."""
+"""wisp doctor: this machine's devices, what would be served on them and why, and whether an inference works."""
 
 import contextlib
 import platform
@@ -15,20 +15,20 @@ from service.models.target import choose_target, wanted_target
 from service.settings import Settings
 
 LIBRARIES = ("wasmtime", "wgpu", "numpy", "soundfile", "soxr", "tokenizers", "starlette", "uvicorn")
-LIMITS = {  # what the kernels depend on
+LIMITS = {  # limits that the kernels depend on
     "max-buffer-size": "bytes",
     "max-storage-buffer-binding-size": "bytes",
     "max-compute-workgroup-storage-size": "bytes",
     "max-compute-invocations-per-workgroup": "",
 }
 
-N_INSTANCES = 100  # whose mean time is reported
+N_INSTANCES = 100  # to average their time over
 
 Write = Callable[[str], object]
 
 
 def examine(settings: Settings, write: Write) -> bool:
-    """Write the report a section at a time; True when a transcription works."""
+    """Write the report section by section; True if a transcription works."""
     write(f"wisp {_version('wisp')}, Python {platform.python_version()}, {platform.platform()}\n")
     write("libraries  " + ", ".join(f"{name} {_version(name)}" for name in LIBRARIES) + "\n")
     _adapters(write)
@@ -56,7 +56,7 @@ def _adapters(write: Write) -> None:
         from kernels.webgpu.device import WANTED_FEATURES, list_adapters
 
         adapters = list_adapters()
-    except Exception as error:  # wgpu without its library, a broken Vulkan loader: the report goes on
+    except Exception as error:  # wgpu without its library, or a broken Vulkan loader: continue the report
         write(f"adapters   none: {error}\n")
         return
     if not adapters:
@@ -72,7 +72,7 @@ def _adapters(write: Write) -> None:
 
 def _target(settings: Settings, write: Write) -> bool:
     asked = settings.target
-    with contextlib.suppress(WispError):  # the model's own line says what is wrong with it
+    with contextlib.suppress(WispError):  # the model's own line reports what is wrong with it
         asked = wanted_target(choose_model(settings), asked)
     try:
         target = choose_target(asked)
@@ -88,7 +88,7 @@ def _guest(write: Write) -> bool:
     try:
         with Guest(GUEST_WASM, cache_folder=user_cache_folder()) as guest:
             compiled = time.perf_counter()
-            guest.instantiate()  # the first prepares what all others share
+            guest.instantiate()  # the first one prepares what all others share
             prepared = time.perf_counter()
             for _ in range(N_INSTANCES):
                 guest.instantiate()
@@ -97,7 +97,7 @@ def _guest(write: Write) -> bool:
         write(f"guest      FAILED. {error}\n")
         return False
     write(
-        f"guest      {GUEST_WASM.stat().st_size} bytes, imports as they should be, ready in "
+        f"guest      {GUEST_WASM.stat().st_size} bytes, imports as expected, ready in "
         f"{(compiled - started) * 1e3:.0f} ms, an instance in {instance_s * 1e6:.0f} µs\n"
     )
     return True
@@ -105,7 +105,7 @@ def _guest(write: Write) -> bool:
 
 def _model(settings: Settings, write: Write) -> bool:
     try:
-        spec = Engine(settings).read().spec  # not the first choice where that is damaged
+        spec = Engine(settings).read().spec  # not the first choice if that is damaged
     except WispError as error:
         write(f"model      FAILED. {error}\n")
         return False
@@ -131,7 +131,7 @@ def _self_test(settings: Settings, write: Write) -> bool:
     except WispError as error:
         write(f"self-test  FAILED. {error}\n")
         return False
-    except Exception as error:  # whatever a driver or a library raises, finding it is what this command is for
+    except Exception as error:  # finding any error of a driver or library is this command's purpose
         write(f"self-test  FAILED. {type(error).__name__}: {error}\n")
         return False
     finally:
@@ -139,6 +139,6 @@ def _self_test(settings: Settings, write: Write) -> bool:
             engine.close()
     write(
         f"self-test  passed on the {target} target: loaded in {loaded - started:.2f} s, a second of sound transcribed "
-        f"in {first - loaded:.2f} s, once more in {second - first:.2f} s\n"
+        f"in {first - loaded:.2f} s, again in {second - first:.2f} s\n"
     )
     return True

@@ -1,4 +1,4 @@
-"""The wisp command: runs what the command line asks for. Data goes to stdout, everything else to stderr."""
+"""The wisp command: runs a command line. Data goes to stdout, everything else to stderr."""
 
 import argparse
 import errno
@@ -26,7 +26,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _configure_logging(settings: Settings, quiet: bool) -> None:
-    """Log lines to stderr; a command for scripts says only what went wrong, unless asked for more."""
+    """Log to stderr; commands for scripts log failures only, unless a level asks for more."""
     logging.basicConfig(
         stream=sys.stderr,
         level=max(settings.logging_level(), logging.WARNING) if quiet else settings.logging_level(),
@@ -35,8 +35,8 @@ def _configure_logging(settings: Settings, quiet: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 for a failure told on stderr, 2 for a usage error."""
-    # Wisp shares its work out itself: NumPy's OpenBLAS, not loaded yet, need start no threads, which spin at first.
+    """Run one command and return its exit code: 0, 1 for a failure reported on stderr, 2 for a usage error."""
+    # Wisp divides work among threads itself, so NumPy's OpenBLAS (not loaded yet) needs none: they spin at start.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = parse(argv)
     try:
@@ -55,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our stdout has left; closing it again at exit would complain.
+        # stdout's reader has left; closing it again at exit would fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _fail("There is no space left to write the output to.", FAILED)
+        return _fail("There is no space left to write the output.", FAILED)
 
 
 def _run(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -85,12 +85,12 @@ def _fail(sentence: str, code: int) -> int:
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows: what others wrote (a hub's card, a file's name) may hold sequences that drive it."""
+    """Text safe for a terminal: foreign text (a hub's card, a file name) may contain escape sequences."""
     return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def _failed(complaints: Iterable[str]) -> int:
-    """Tell each complaint as it comes; 0 if there were none."""
+    """Print each failure as it comes; 0 if there were none."""
     code = 0
     for complaint in complaints:
         code = _fail(complaint, FAILED)
@@ -122,7 +122,7 @@ def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
         return _fail(str(error), USAGE)
     try:
         return _failed(transcribe_files(settings, wanted))
-    except RequestError as error:  # before any file: the model does not speak the language
+    except RequestError as error:  # before any file: the model does not know the language
         return _fail(str(error), USAGE)
 
 

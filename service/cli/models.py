@@ -1,4 +1,4 @@
-"""wisp models: which models are installed, where they are from, and whether their files are what was fetched."""
+"""wisp models: lists, pulls, converts, verifies and removes models."""
 
 import json
 import os
@@ -29,12 +29,12 @@ class Row:
     bytes: int
     licence: str
     origin: str
-    folder: str  # or the one weights file
-    serves: bool  # what `wisp serve` would take with these settings
+    folder: str  # or the only weights file
+    serves: bool  # whether `wisp serve` would use it with these settings
 
 
 def rows(settings: Settings) -> tuple[list[Row], str]:
-    """Every model that is found here, and why none would serve, where that is so. Raises ModelError."""
+    """Every model found here, and the reason if none would serve. Raises ModelError."""
     trouble, serving = "", None
     try:
         serving = choose_model(settings)
@@ -44,7 +44,7 @@ def rows(settings: Settings) -> tuple[list[Row], str]:
         places = every_place(settings.models_path())
     except OSError as error:
         raise ModelError(f"Cannot look for models: {error.filename}: {error.strerror}.") from None
-    # A folder's weights file, where it is not Hugging Face's, serves for the folder.
+    # For formats other than Hugging Face's, a folder's weights file stands for the folder.
     serves = [place for place in places if serving and serving.weights in (place.path, *files_of(place.path))][:1]
     if serving and not serves:
         serves = [Place(serving.name, serving.weights, "path")]
@@ -53,7 +53,7 @@ def rows(settings: Settings) -> tuple[list[Row], str]:
 
 
 def list_models(settings: Settings, write: Write, style: str = "table") -> str:
-    """Write a table, `json`, or `names` alone; return why no model would serve, empty where one would."""
+    """Write a table, `json`, or `names` alone; return why no model would serve, or an empty string."""
     if style == "names":
         write("".join(f"{name}\n" for name in installed_models(settings.models_path())))
         return ""
@@ -76,7 +76,7 @@ def _row(place: Place, serves: bool) -> Row:
 
 
 def _short(path: str) -> str:
-    """A path with `~` for the user's home, as a shell takes it."""
+    """A path with `~` for the user's home, as shells accept it."""
     home = os.path.expanduser("~")  # noqa: PTH111 (Path's own raises for a user without a home)
     return f"~{path.removeprefix(home)}" if path.startswith(home + os.sep) and home != os.sep else path
 
@@ -84,7 +84,7 @@ def _short(path: str) -> str:
 def pull_model(
     settings: Settings, name: str, environment: Mapping[str, str], write: Write, *, revision: str = "main"
 ) -> None:
-    """Fetch a model into the models' folder, with a progress bar. Raises ModelError for what is no name, HubError."""
+    """Install a model into the models' folder, with a progress bar. Raises ModelError for a bad name, HubError."""
     from service.models.hub import Hub  # HTTPX takes a third of a second
     from service.models.pull import Pull
 
@@ -94,7 +94,7 @@ def pull_model(
         with progress_bar(pull.n_bytes, "B", pull.name) as bar:
             fetched = pull.fetch(bar.update)
     what = f"{pull.name} ({repo}@{pull.model.commit[:8]}, {megabytes(pull.n_bytes)}, {pull.model.licence or UNKNOWN})"
-    write(f"{what} is in {pull.folder}\n" if fetched else f"{what} was in {pull.folder} already, whole\n")
+    write(f"{what} is in {pull.folder}\n" if fetched else f"{what} was already complete in {pull.folder}\n")
 
 
 def convert_model(settings: Settings, name: str, folder: Path, dtype: str, write: Write) -> None:
@@ -103,7 +103,7 @@ def convert_model(settings: Settings, name: str, folder: Path, dtype: str, write
     from service.models.loaded import read_checkpoint, tokenizer_of
 
     checkpoint = read_checkpoint(find_model(name, settings.models_path()))
-    tokenizer_of(checkpoint)  # a broken one is told now, not by the server that is to load it
+    tokenizer_of(checkpoint)  # report a broken one now, not in the server that will load it
     try:
         save_checkpoint(checkpoint, folder, dtype)
     except (ValueError, OverflowError) as error:
@@ -115,30 +115,30 @@ def convert_model(settings: Settings, name: str, folder: Path, dtype: str, write
 
 
 def verify_models(settings: Settings, names: Sequence[str], write: Write) -> Iterator[str]:
-    """Hash the files of the models named, or of all, and compare them with what was fetched; yields complaints."""
+    """Hash the files of the given models, or of all, and compare them with their records; yields complaints."""
     found = _installed(settings, names)
     if not found:
         write(f"No model is installed in {settings.models_path()}.\n")
     for name, folder in found:
         record = Record.read(folder)
         if not folder.exists():
-            yield f"{name}: is not whole, its fetching broke off; wisp models pull goes on with it"
+            yield f"{name}: incomplete, its download was interrupted; resume it with wisp models pull"
         elif record is None:
-            sentence = f"{name}: not fetched by wisp models pull, so nothing says what its files should be"
+            sentence = f"{name}: not installed by wisp models pull, so there are no checksums to compare"
             if names:
                 yield sentence
             else:
                 write(sentence + "\n")
         elif phrases := damage(folder, record):
-            yield f"{name}: {', '.join(phrases)}; wisp models pull {record.repo} fetches it again"
+            yield f"{name}: {', '.join(phrases)}; fetch it again with wisp models pull {record.repo}"
         else:
-            write(f"{name}: {len(record.sums)} files are as they were fetched from {record.repo}\n")
+            write(f"{name}: {len(record.sums)} files match {record.repo}\n")
 
 
 def remove_models(
     settings: Settings, names: Sequence[str], write: Write, *, may: Callable[[str], bool]
 ) -> Iterator[str]:
-    """Remove the models named, each if `may(question)`; yields complaints."""
+    """Remove the named models, each if `may(question)`; yields complaints."""
     for name, folder in _installed(settings, names):
         if not may(f"Remove {folder}?"):
             yield f"{name}: not removed"
@@ -152,7 +152,7 @@ def remove_models(
 
 
 def _installed(settings: Settings, names: Sequence[str]) -> Collection[tuple[str, Path]]:
-    """Name and folder of the models named, or of all; also of one whose fetching broke off. Raises ModelError."""
+    """Name and folder of the given models, or of all; includes interrupted downloads. Raises ModelError."""
     models_dir = settings.models_path()
     found = installed_models(models_dir)
     chosen = {}
@@ -161,7 +161,7 @@ def _installed(settings: Settings, names: Sequence[str]) -> Collection[tuple[str
         folder = found.get(canonical, models_dir / canonical)
         if canonical not in found and not unfinished_folder(folder).is_dir():
             if canonical == EMBEDDED_NAME:
-                raise ModelError("The embedded model is a part of Wisp, and neither fetched nor removed.")
+                raise ModelError("The embedded model is part of Wisp: it is neither fetched nor removed.")
             have = ", ".join(sorted(found)) or "none"
             raise ModelError(f"No model '{name}' is installed in {models_dir}; there: {have}.")
         chosen[canonical] = folder
@@ -169,9 +169,9 @@ def _installed(settings: Settings, names: Sequence[str]) -> Collection[tuple[str
 
 
 def ask(question: str) -> bool:
-    """Whether the user at the terminal says yes. Raises ModelError where nobody can be asked."""
+    """Whether the user at the terminal agrees. Raises ModelError if there is no terminal."""
     if not sys.stdin.isatty():
-        raise ModelError("Nobody can be asked here: say --yes.")
+        raise ModelError("There is no terminal to confirm on: pass --yes.")
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,4 +1,4 @@
-"""The command line: every command, its flags and its help. Imports nothing heavy, as each --help goes through here."""
+"""The command line: commands, flags and help. Imports nothing heavy, so that --help is quick."""
 
 import argparse
 import sys
@@ -8,26 +8,26 @@ from typing import Any
 from service.models.names import KNOWN_NAMES
 from service.settings import TABLE, Setting
 
-USAGE = 2  # argparse's own number for a command that cannot be read
+USAGE = 2  # argparse's exit code for a bad command line
 TRANSCRIPT_FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 SAVED_DTYPES = ("int8", "int8-coarse", "f16", "f32")  # kernels.checkpoints.save's
 SHELLS = ("bash", "zsh", "fish")
-SHARED_FLAGS = ("model", "target", "models_dir", "vad", "log_level")  # of what transcribes; serve has the rest too
-MODELS_FLAGS = ("models_dir", "log_level")  # of what only looks after models
+SHARED_FLAGS = ("model", "target", "models_dir", "vad", "log_level")  # of commands that transcribe; serve has all
+MODELS_FLAGS = ("models_dir", "log_level")  # of wisp models
 
-# What a shell can complete an argument with, by its metavar: see completion.py.
+# Metavars that say how a shell completes an argument: see completion.py.
 FILE, FOLDER, INSTALLED = "FILE", "DIR", "INSTALLED"
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser, as its commands' are too, that knows flags by their whole names only: a new flag changes no old one."""
+    """A parser that rejects abbreviated flags, so that a new flag cannot change the meaning of an old command."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
 
 class _Version(argparse.Action):
-    """--version, which looks the number up only when asked."""
+    """--version, which looks the version up only when used."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
@@ -37,7 +37,7 @@ class _Version(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line. What it parses has the `parser` of its command, for errors."""
+    """Make the parser of the whole command line. Its result has the command's own parser as `parser`, for errors."""
     parser = _Parser(prog="wisp", description="Self-hosted speech to text with OpenAI's API.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.set_defaults(parser=parser)
@@ -48,29 +48,29 @@ def make_parser() -> argparse.ArgumentParser:
         "transcribe",
         help="transcribe files",
         description="Transcribe files to stdout, one after the other, or to a folder.",
-        epilog="Exit code 0 if all went well, 1 if any file failed (the others are transcribed), 2 for a command that "
-        "cannot be read, 130 after Ctrl-C. With several files on stdout, each line of text starts with its file's "
-        'name and a colon, and each JSON object is one line with the key "file"; srt, vtt and several formats need '
-        "--output-dir then.",
+        epilog="Exit codes: 0 success, 1 if a file failed (the others are still transcribed), 2 bad command line, "
+        "130 Ctrl-C. With several files on stdout, each line of text starts with its file's name and a colon, and "
+        'each JSON object is one line with the key "file". For several files, srt, vtt and multiple formats need '
+        "--output-dir.",
     )
     _add_transcribe(transcribe)
     models = commands.add_parser(
         "models",
         help="fetch, list, convert, verify and remove models",
-        description="Look after the models installed here.",
+        description="Manage installed models.",
     )
     _add_models(models)
     completion = commands.add_parser(
         "completion",
-        help="write a shell's completion script",
-        description="Write the script that completes wisp's commands, flags and models in a shell.",
+        help="print a shell's completion script",
+        description="Print a script that completes wisp's commands, flags and models in a shell.",
         epilog='For this session: eval "$(wisp completion bash)", or zsh; in fish: wisp completion fish | source.',
     )
     completion.add_argument("shell", choices=SHELLS, metavar="|".join(SHELLS), help="the shell")
     doctor = commands.add_parser(
         "doctor",
-        help="say what this machine offers and whether all works",
-        description="List the GPUs, say which target and model would serve and why, and transcribe a second of sound.",
+        help="show this machine's GPUs and check that transcription works",
+        description="List the GPUs, show the chosen target and model and why, and transcribe a second of sound.",
     )
     _add_flags(doctor, (setting for setting in TABLE if setting.name in SHARED_FLAGS))
     for command in (serve, transcribe, models, completion, doctor):
@@ -83,7 +83,7 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar=FILE,
-        help="audio file, a folder of them, or a pattern such as 'talks/**/*.mp3'; - reads stdin",
+        help="audio file, folder of audio files, or pattern such as 'talks/**/*.mp3'; - reads stdin",
     )
     parser.add_argument(
         "--format",
@@ -91,19 +91,19 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=TRANSCRIPT_FORMATS,
         metavar="|".join(TRANSCRIPT_FORMATS),
-        help="default: text; given several times, with --output-dir, a file of each",
+        help="default: text; with --output-dir, repeat it to write several formats",
     )
     parser.add_argument(
         "--output-dir",
         metavar=FOLDER,
-        help="write a file for each into this folder, named after it: talk.mp3 gives talk.txt, .json, .srt or .vtt",
+        help="write the transcripts into this folder: talk.mp3 gives talk.txt, .json, .srt or .vtt",
     )
-    parser.add_argument("--language", default="", help="what is spoken, such as en; default: the model decides")
-    parser.add_argument("--prompt", default="", help="words that came before, or how names are spelled")
+    parser.add_argument("--language", default="", help="spoken language, such as en; default: detect it")
+    parser.add_argument("--prompt", default="", help="text before the audio, or names to spell correctly")
     parser.add_argument(
         "--temperature",
         default="0",
-        help="from 0 to 1; default: 0, and higher ones where the words it gives do not look right",
+        help="0 to 1; default: 0, then higher ones if the text fails a check",
     )
     parser.add_argument("--word-timestamps", action="store_true", help="time each word; with verbose_json")
     _add_flags(parser, (setting for setting in TABLE if setting.name in SHARED_FLAGS))
@@ -113,20 +113,20 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     show = actions.add_parser(
         "list",
-        help="list what is installed",
-        description="List the models that are installed, and the embedded one. A * is before the one that would serve.",
+        help="list installed models",
+        description="List the installed models and the embedded one. A * marks the model that would serve.",
     )
     _add_flags(show, (setting for setting in TABLE if setting.name == "model"))
     how = show.add_mutually_exclusive_group()
     how.add_argument("--json", dest="style", action="store_const", const="json", help="as JSON")
-    how.add_argument("--names", dest="style", action="store_const", const="names", help="names of installed ones only")
+    how.add_argument("--names", dest="style", action="store_const", const="names", help="installed models' names only")
     pull = actions.add_parser(
         "pull",
         help="fetch a model from the hub",
-        description="Fetch a model from the Hugging Face hub, or mend or update one. Each file is compared with the "
-        "sum that the hub states; a download that broke off is gone on with.",
-        epilog="HF_ENDPOINT names another hub, HF_TOKEN is for models that are private or ask for terms to be "
-        "accepted, HTTPS_PROXY names a proxy.",
+        description="Fetch a model from the Hugging Face hub, or repair or update one. Each file is checked against "
+        "the hub's checksum. Rerun the command to resume an interrupted download.",
+        epilog="HF_ENDPOINT names another hub, HF_TOKEN is for models that are private or require accepting terms, "
+        "HTTPS_PROXY names a proxy.",
     )
     pull.add_argument("name", metavar="NAME", help=f"{', '.join(KNOWN_NAMES)}, or a Whisper's repository: OWNER/NAME")
     pull.add_argument("--revision", default="main", help="branch, tag or commit; default: main")
@@ -134,15 +134,15 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         "convert",
         help="write a model in another dtype",
         description="Read a model of any format and write it into a new folder, in Hugging Face's layout. int8 takes "
-        "half of f16's room on disk and in a download; the weights computed with are floats either way.",
+        "half the space of f16 on disk and in a download; the computation uses floats either way.",
     )
-    convert.add_argument("name", metavar=INSTALLED, help="a model that is installed, or its folder or file")
+    convert.add_argument("name", metavar=INSTALLED, help="an installed model, or a model's folder or file")
     convert.add_argument("folder", metavar=FOLDER, help="the new folder")
     convert.add_argument("--dtype", required=True, choices=SAVED_DTYPES, help="of the weights")
     verify = actions.add_parser(
         "verify",
-        help="compare files with what was fetched",
-        description="Hash the files of the models named, or of all, and compare them with what the hub stated.",
+        help="check installed models' files",
+        description="Hash the files of the given models, or of all, and compare them with the hub's checksums.",
     )
     verify.add_argument("names", nargs="*", metavar=INSTALLED, help="models; default: all")
     remove = actions.add_parser("remove", help="remove models", description="Remove models from the models' folder.")
@@ -154,7 +154,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """What was asked for. Exits with the usage of the command at fault, or with all the help where there is none."""
+    """Parse the command line. Exits with the command's usage for a bad one, or with the whole help for an empty one."""
     parser = make_parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:

@@ -1,4 +1,4 @@
-"""A progress bar on stderr, where that is a terminal."""
+"""A progress bar on stderr, if that is a terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ NUMBERS = {"B": "{n_fmt}/{total_fmt} {rate_fmt}", "s": "{elapsed}<{remaining}"}
 
 
 class Bar(Protocol):
-    """What is done of something, as tqdm counts it."""
+    """Progress of a task, as tqdm counts it."""
 
     n: float
 
@@ -20,7 +20,7 @@ class Bar(Protocol):
 
 
 class _Unwatched:
-    """A bar nobody sees, without the library, which takes 20 ms to load."""
+    """A bar that shows nothing, without tqdm, which takes 20 ms to load."""
 
     n = 0.0
 
@@ -33,7 +33,7 @@ class _Unwatched:
 
 @contextmanager
 def progress_bar(total: float, unit: str, what: str) -> Iterator[Bar]:
-    """A bar that its update() moves; `unit` is B for bytes, s for seconds of audio. Silent where nobody watches."""
+    """A bar advanced by its update(); `unit` is B for bytes, s for seconds of audio. Hidden without a terminal."""
     if not sys.stderr.isatty():
         yield _Unwatched()
         return

@@ -1,4 +1,4 @@
-"""wisp transcribe: files or stdin in, transcripts out, on stdout or in a folder."""
+"""wisp transcribe: files or stdin in; transcripts out, to stdout or a folder."""
 
 import glob
 import json
@@ -31,19 +31,19 @@ log = logging.getLogger("wisp")
 STDIN = "-"
 SUFFIXES = {"text": ".txt", "json": ".json", "verbose_json": ".json", "srt": ".srt", "vtt": ".vtt"}
 SUBTITLES = ("srt", "vtt")
-# What of a folder is taken. A file that is named is read whatever its name is.
+# Suffixes taken from a folder. A file that is named explicitly is read whatever its suffix.
 AUDIO_SUFFIXES = (
     *(".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov", ".mp3", ".mp4"),
     *(".mpeg", ".mpga", ".oga", ".ogg", ".opus", ".wav", ".webm", ".wma"),
 )
-SPOOL_BYTES = 1024 * 1024  # more of stdin than this goes to the disk
+SPOOL_BYTES = 1024 * 1024  # larger stdin goes to disk
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the command line asks for, found to make sense."""
+    """The command line's request, validated."""
 
-    files: tuple[str, ...]  # as they were named, and what folders and patterns hold; `-` is stdin
+    files: tuple[str, ...]  # the named files and the contents of folders and patterns; `-` is stdin
     formats: tuple[str, ...]
     options: Options
     output_dir: Path | None = None
@@ -60,7 +60,7 @@ class Wanted:
         temperature: str = "0",
         word_timestamps: bool = False,
     ) -> "Wanted":
-        """Read what the flags say. Raises ValueError with one sentence."""
+        """Read the flags. Raises ValueError with one sentence."""
         code = language_code(language) if language else None
         if language and code is None:
             raise ValueError(f"'{language}' is not a language.")
@@ -71,14 +71,14 @@ class Wanted:
         if not 0 <= degrees <= 1:
             raise ValueError(f"--temperature is '{temperature}'; it must be a number from 0 to 1.")
         if word_timestamps and "verbose_json" not in formats:
-            raise ValueError("--word-timestamps goes with --format verbose_json only.")
+            raise ValueError("--word-timestamps works with --format verbose_json only.")
         if "" in files:
-            raise ValueError("A file's name is empty.")
+            raise ValueError("A file name is empty.")
         if files.count(STDIN) > 1:
             raise ValueError("stdin (-) can be read once only.")
         files, formats = _found(files), tuple(dict.fromkeys(formats))
         if output_dir is None and len(formats) > 1:
-            raise ValueError("Several formats do not go to one stdout: give --output-dir, a folder to write to.")
+            raise ValueError("Several formats cannot share stdout: give --output-dir, a folder to write to.")
         if output_dir is None and formats[0] in SUBTITLES and len(files) > 1:
             raise ValueError(
                 f"Several files do not make one {formats[0]} file: give --output-dir, a folder to write to."
@@ -112,20 +112,20 @@ class Wanted:
                 written[path] = name
 
     def path_of(self, name: str, format: str) -> Path:
-        """Where this file's transcript goes, with --output-dir."""
+        """Path of this file's transcript in --output-dir."""
         assert self.output_dir is not None
         stem = "stdin" if name == STDIN else Path(name).stem
         return self.output_dir / (stem + SUFFIXES[format])
 
     def written(self, name: str, result: Transcription) -> None:
-        """Write a file of each format. Raises OSError."""
+        """Write a file for each format. Raises OSError."""
         for format in self.formats:
             path = self.path_of(name, format)
             path.write_text(self.rendered(name, result, format), "utf-8")
             log.info("wrote %s", path)
 
     def rendered(self, name: str, result: Transcription, format: str) -> str:
-        """A transcript as stdout or its file gets it; on stdout one of several tells its file's name."""
+        """A transcript for stdout or its file; on stdout, one of several includes its file's name."""
         granularities = ("segment", "word") if self.options.word_timestamps else ()
         body = render(result, format, granularities).rstrip("\n")
         if len(self.files) == 1 or self.output_dir is not None:
@@ -137,22 +137,22 @@ class Wanted:
 
 
 def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
-    """Transcribe one file after the other; yields a sentence for each that fails.
+    """Transcribe the files in order; yields a sentence for each that fails.
 
-    The model is made ready for the first that is audio. Raises StartError where none can be begun (no model, no such
+    The first file that is audio loads the model. Raises StartError if none can be transcribed (no model, no such
     folder), RequestError for a language that the model does not know.
     """
     if wanted.output_dir is not None:
         try:
             wanted.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StartError(f"The folder {wanted.output_dir} cannot be made: {error.strerror}.") from None
+            raise StartError(f"The folder {wanted.output_dir} cannot be created: {error.strerror}.") from None
     engine = Engine(settings, cache_folder=user_cache_folder())
     run, opened = Run(), ExitStack()
     transcriber: Transcriber | None = None
 
     def decoded(name: str) -> Audio:
-        opened.close()  # the file before
+        opened.close()  # the previous file
         run.begin(math.inf)
         return decode(_opened(name, opened), max_seconds=settings.max_audio_s, on_block=lambda _: run.check())
 
@@ -165,10 +165,10 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
         return transcriber.transcribe(audio, wanted.options, move, run)
 
     if not all(name.lower().endswith(".wav") for name in wanted.files):
-        from service.audio.decoder_client import warm_up  # here, as most WAV files do without
+        from service.audio.decoder_client import warm_up  # imported here because most WAV files don't need it
 
         warm_up()
-    # Not in the main thread: Ctrl-C is raised there, and a C library calling back into Python would swallow it.
+    # Not in the main thread: Ctrl-C is raised there, and a C library that calls back into Python would swallow it.
     aside = ThreadPoolExecutor(1)
     try:
         read = engine.read()
@@ -180,7 +180,7 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
                 with _noting(name, complaints):
                     audio = aside.submit(decoded, name).result()
                 if not complaints:
-                    transcriber = transcriber or engine.load()  # which takes a while: not for what is no audio
+                    transcriber = transcriber or engine.load()  # slow, so not for files that aren't audio
                     with _noting(name, complaints):
                         result = aside.submit(words_of, transcriber, audio, bar).result()
                         if wanted.output_dir is not None:
@@ -199,7 +199,7 @@ def transcribe_files(settings: Settings, wanted: Wanted) -> Iterator[str]:
 
 @contextmanager
 def _noting(name: str, complaints: list[str]) -> Iterator[None]:
-    """A block whose failure, which is the file's alone, becomes a complaint."""
+    """A block in which a failure of one file becomes a complaint."""
     try:
         yield
     except IsADirectoryError:
@@ -211,10 +211,10 @@ def _noting(name: str, complaints: list[str]) -> Iterator[None]:
 
 
 def _found(names: Sequence[str]) -> list[str]:
-    """Each name, or what it stands for: the audio files of a folder and those below it, the files that a pattern is of.
+    """Each name, or what it matches: the audio files in a folder and its subfolders, or the files of a pattern.
 
-    A pattern is for shells that hand it on, and for `**`. What stands for nothing stays as it is, and is complained of
-    in its turn.
+    Patterns are expanded for shells that don't, and for `**`. A name that matches nothing is kept, and fails later with
+    its own message.
     """
     found: list[str] = []
     for name in names:
@@ -229,10 +229,10 @@ def _found(names: Sequence[str]) -> list[str]:
 
 
 def _opened(name: str, stack: ExitStack) -> BinaryIO:
-    """The file, or all of stdin as one, as decoding goes back and forth."""
+    """The file, or all of stdin as a file, because decoding seeks."""
     if name != STDIN:
         return stack.enter_context(Path(name).open("rb"))
-    # SpooledTemporaryFile is a whole binary file since Python 3.11, but not in its stubs.
+    # SpooledTemporaryFile is a full binary file since Python 3.11, but not in its stubs.
     spooled = cast(BinaryIO, stack.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES)))  # noqa: SIM115
     shutil.copyfileobj(sys.stdin.buffer, spooled)
     spooled.seek(0)
@@ -240,5 +240,5 @@ def _opened(name: str, stack: ExitStack) -> BinaryIO:
 
 
 def _as_text(argument: str) -> str:
-    """An argument whose bytes are no UTF-8 (they come as surrogates) as text that can be written."""
+    """An argument as text that can be written; bytes that aren't UTF-8 arrive as surrogates."""
     return os.fsencode(argument).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The guest's machine code kept between starts, in a folder that no other user can write."""
+"""Keeps the guest's machine code between starts, in a folder that no other user can write."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def user_cache_folder() -> Path | None:
-    """Where this user's caches lie by the XDG rule; None for a user without a home."""
+    """This user's cache folder by the XDG rule; None for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not Path(base).is_absolute():
         try:
@@ -26,17 +26,17 @@ def user_cache_folder() -> Path | None:
 
 
 class CodeCache:
-    """Machine code by key. It is run as it is, so an entry counts only if this user alone could have written it.
+    """Machine code by key. It is executed unchecked, so an entry counts only if no other user could have written it.
 
-    An entry is the SHA-256 of the code, then the code: a damaged file is no entry. A folder that cannot be used costs a
-    log line and a compilation at every start, nothing else.
+    An entry is the SHA-256 of the code followed by the code; damaged files are ignored. An unusable folder costs a log
+    line and a compilation at every start, nothing else.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def find(self, key: str) -> bytes | None:
-        """The code kept under `key`, whole and trusted, or None."""
+        """The code stored under `key`, if it is whole and trusted, else None."""
         path = self._path(key)
         try:
             if not (_is_ours(self._folder) and _is_ours(path)):
@@ -48,7 +48,7 @@ class CodeCache:
         return code if hashlib.sha256(code).digest() == digest else None
 
     def keep(self, key: str, code: bytes) -> None:
-        """Keep `code` under `key`, in one step: another process sees all of it or nothing."""
+        """Store `code` under `key` atomically: another process sees all of it or nothing."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _is_ours(self._folder):
@@ -60,14 +60,14 @@ class CodeCache:
                 with contextlib.suppress(FileNotFoundError):
                     old.unlink()
         except OSError as error:
-            logger.info("the guest's machine code is not kept: %s", error)
+            logger.info("the guest's machine code is not cached: %s", error)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.cwasm"
 
 
 def _age(path: Path) -> float:
-    """Newest first, those already gone last."""
+    """Sorts newest first, files that are already gone last."""
     try:
         return -path.stat().st_mtime
     except OSError:
@@ -75,7 +75,7 @@ def _age(path: Path) -> float:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether `path` itself (no link) is this user's and no other's to write."""
+    """Whether `path` itself (not a link's target) belongs to this user and only this user can write it."""
     status = path.lstat()
     return (
         not stat.S_ISLNK(status.st_mode)

@@ -1,4 +1,4 @@
-"""A guest's memory as the host sees it: spans of bytes at pointers that are checked first."""
+"""A guest's memory from the host's side: byte ranges at pointers that are checked first."""
 
 import struct
 
@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 
 class OutOfBounds(Exception):
-    """A guest gave a pointer and length that reach past the end of its memory."""
+    """A guest's pointer and length reach past the end of its memory."""
 
 
 class GuestMemory:
-    """The bytes of a guest's memory, as they lie between two of its instructions.
+    """The bytes of a guest's memory between two of its instructions.
 
-    It is a window, not a copy, and good for one host call only: once the guest runs again its memory may have grown.
+    This is a view, not a copy, and valid for one host call only: once the guest runs again its memory may have grown.
     Pointers and lengths are the guest's u32s as non-negative Python ints, so their sums cannot wrap around.
     """
 
@@ -27,7 +27,7 @@ class GuestMemory:
         """The `length` bytes at `pointer`, writable, not copied. Raises OutOfBounds."""
         end = pointer + length
         if end > len(self._view):
-            raise OutOfBounds(f"{length} bytes at {pointer} do not lie in a memory of {len(self._view)} bytes")
+            raise OutOfBounds(f"{length} bytes at {pointer} are outside a memory of {len(self._view)} bytes")
         return self._view[pointer:end]
 
     def copy(self, pointer: int, length: int) -> NDArray[np.uint8]:
@@ -39,5 +39,5 @@ class GuestMemory:
         return struct.unpack(f"<{count}I", self.span(pointer, 4 * count))
 
     def write_u32(self, pointer: int, value: int) -> None:
-        """Put `value` at `pointer`, little endian. Raises OutOfBounds."""
+        """Write `value` at `pointer`, little endian. Raises OutOfBounds."""
         self.span(pointer, 4)[:] = struct.pack("<I", value)

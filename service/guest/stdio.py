@@ -1,4 +1,4 @@
-"""A guest's stdin, stdout and stderr: blocks in, JSON lines out, the tail of its diagnostics kept."""
+"""A guest's stdin, stdout and stderr: takes blocks in, gives JSON lines out, keeps the end of the diagnostics."""
 
 import json
 import struct
@@ -9,8 +9,8 @@ from typing import Any
 from service.guest.lifetime import GuestError
 from service.guest.memory import GuestMemory, OutOfBounds
 
-MAX_IOVECS = 1024  # a call: Linux's IOV_MAX
-MAX_WRITE_BYTES = 65_536  # taken from one fd_write; the guest writes the rest with its next
+MAX_IOVECS = 1024  # per call: Linux's IOV_MAX
+MAX_WRITE_BYTES = 65_536  # taken per fd_write; the guest writes the rest in its next call
 MAX_LINE_BYTES = 2 * 2**20  # one event, 2 MiB: the whole text of a day of speech
 STDERR_TAIL_BYTES = 4096
 
@@ -18,7 +18,7 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 class WasiErrno(IntEnum):
-    """wasi_snapshot_preview1's error numbers, those given here."""
+    """The error numbers of wasi_snapshot_preview1 used here."""
 
     SUCCESS = 0
     BADF = 8
@@ -29,13 +29,13 @@ class WasiErrno(IntEnum):
 
 
 class GuestStdio:
-    """The three streams of one run, as `fd_read` and `fd_write` see them.
+    """The three streams of one run, for `fd_read` and `fd_write`.
 
-    Exceptions of the stdin iterable and of `on_event` pass through, and GuestError is raised for a bad line.
+    Exceptions of the stdin iterable and of `on_event` pass through. Raises GuestError for a malformed line.
     """
 
     def __init__(self, stdin: Iterable[bytes], on_event: Callable[[dict[str, Any]], None]) -> None:
-        """`stdin`: asked for a block only when the guest has read the one before. `on_event`: called with each line."""
+        """`stdin`: gives the next block only after the guest has read the last. `on_event`: called with each line."""
         self._blocks: Iterator[bytes] = iter(stdin)
         self._block = memoryview(b"")
         self._on_event = on_event
@@ -44,11 +44,11 @@ class GuestStdio:
 
     @property
     def stderr_tail(self) -> str:
-        """The last of what the guest wrote to stderr, stripped."""
+        """The end of what the guest wrote to stderr, stripped."""
         return self._stderr.decode("utf-8", "replace").strip()
 
     def fd_read(self, memory: GuestMemory, fd: int, iovecs: int, n_iovecs: int, out: int) -> WasiErrno:
-        """Fill the buffers from the current block of stdin, and the next when that is used up; 0 bytes at its end."""
+        """Fill the buffers from the current block of stdin and, once it is used up, the next; 0 bytes at the end."""
         if fd != STDIN:
             return WasiErrno.BADF
         try:
@@ -68,7 +68,7 @@ class GuestStdio:
         return WasiErrno.SUCCESS
 
     def fd_write(self, memory: GuestMemory, fd: int, iovecs: int, n_iovecs: int, out: int) -> WasiErrno:
-        """Take the buffers' bytes, at most MAX_WRITE_BYTES of them: whole stdout lines become events at once."""
+        """Take up to MAX_WRITE_BYTES from the buffers; complete lines of stdout become events immediately."""
         if fd not in (STDOUT, STDERR):
             return WasiErrno.BADF
         try:
@@ -88,7 +88,7 @@ class GuestStdio:
         return WasiErrno.SUCCESS
 
     def finish(self) -> None:
-        """The guest has left with success: a last line without its newline is an event too."""
+        """The guest exited successfully: a last line without a newline is an event too."""
         self._emit(self._line)
 
     def _take_lines(self, written: bytearray) -> None:
@@ -107,9 +107,9 @@ class GuestStdio:
         try:
             event = json.loads(line, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise GuestError(f"the guest wrote a line to stdout that is not JSON: {error}") from None
+            raise GuestError(f"the guest wrote a line to stdout that isn't JSON: {error}") from None
         if not isinstance(event, dict):
-            raise GuestError("the guest wrote a line to stdout that is not a JSON object")
+            raise GuestError("the guest wrote a line to stdout that isn't a JSON object")
         self._on_event(event)
 
 
@@ -129,4 +129,4 @@ def _errno(error: Exception) -> WasiErrno:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} isn't a JSON number")

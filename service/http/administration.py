@@ -1,4 +1,4 @@
-"""The operator's routes: pull a model, unload or remove one, say which are loaded. Each needs the right to administer."""
+"""The operator's routes: pull, unload and remove models, list the loaded ones. Each needs the right to administer."""
 
 import asyncio
 import contextlib

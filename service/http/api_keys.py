@@ -1,6 +1,6 @@
-"""API keys: read once from a file and a variable, kept as SHA-256 digests, asked for on every route that is not public.
+"""API keys: read once from a file and a variable, kept as SHA-256 digests, required on every route that isn't public.
 
-Nothing here puts a key, or a part of one, into an error or a log line.
+No error or log line contains a key or a part of one.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from service.settings import Settings
 
 DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 MEANT_AS_DIGEST = re.compile(r"sha-?\d*:.*", re.ASCII | re.IGNORECASE)
-EMPTY = hashlib.sha256(b"").digest()  # of what `Bearer ` without a key carries
-KEY = re.compile(r"[!-+\--~]+", re.ASCII)  # what a header carries whole: no spaces, and no comma, which parts keys
+EMPTY = hashlib.sha256(b"").digest()  # of an empty key, as in `Bearer ` alone
+KEY = re.compile(r"[!-+\--~]+", re.ASCII)  # what a header can carry: no spaces, and no comma, which separates keys
 MAX_FILE_BYTES = 1024 * 1024
-KEY_HEADERS = (b"api-key", b"x-api-key")  # Azure's clients send the former, others the latter
+KEY_HEADERS = (b"api-key", b"x-api-key")  # Azure's clients send the first, others the second
 MAX_KEYS_SENT = 4
 RIGHTS_IN_SCOPE = "wisp.rights"
 
@@ -44,7 +44,7 @@ class Rights:
 
 
 class ApiKeys:
-    """The keys in force. Without any, every request is let in."""
+    """The accepted keys. Without any, every request is admitted."""
 
     def __init__(self, keys: Mapping[bytes, Rights]) -> None:
         """`keys`: the SHA-256 of each key, and what it may do."""
@@ -53,7 +53,7 @@ class ApiKeys:
 
     @property
     def are_required(self) -> bool:
-        """Whether a request has to carry one."""
+        """Whether a request needs a key."""
         return bool(self._digests)
 
     def rights(self, digest: bytes) -> Rights:
@@ -61,10 +61,10 @@ class ApiKeys:
         return self._rights[digest]
 
     def accepted(self, authorization: Sequence[str], others: Sequence[str] = ()) -> bytes | None:
-        """The digest of the known key in these Authorization headers, or in these headers that hold a key alone.
+        """The digest of the valid key in these Authorization headers, or in these headers that carry just a key.
 
-        One known key is enough: `Bearer KEY` or `KEY`, or one of the others. Of two Authorization headers neither
-        counts. A key is compared with all of them, each in constant time, so that the answer's time tells nothing.
+        One valid key is enough: `Bearer KEY`, `KEY`, or one of the others. Two Authorization headers count as none. A
+        key is compared with all keys, each in constant time, so that the response time reveals nothing.
         """
         keys = [*others]
         if len(authorization) == 1:
@@ -83,43 +83,43 @@ class ApiKeys:
 
 
 def digest_of(key: str) -> bytes:
-    """SHA-256 of a key as it was sent; header bytes come as Latin-1."""
+    """SHA-256 of a key as it was sent; header bytes arrive as Latin-1."""
     return hashlib.sha256(key.encode("latin-1", "replace")).digest()
 
 
 def read_api_keys(settings: Settings) -> ApiKeys:
-    """The keys of `api_keys_file`, a line each, and of `api_keys`, comma-separated.
+    """The keys of `api_keys_file`, one per line, and of `api_keys`, comma-separated.
 
-    A line may be `sha256:` and the key's digest in hex; empty lines and those that begin with # are passed over. Words
-    after the key say what it may do: `admin`, and `models=NAME,NAME` to limit it to these. A key without them may use
-    all models, and administer none. Raises StartError for a file that cannot be read, a word that isn't known, and
-    where keys are configured but there are none or one is not whole: to serve everybody then would be the opposite of
-    the configuration.
+    A line may be `sha256:` and the key's digest in hex; empty lines and lines starting with # are skipped. Words after
+    the key say what it may do: `admin`, and `models=NAME,NAME` for these models only. A key without words may use all
+    models and administer none. Raises StartError if the file cannot be read or has an unknown word, or if keys are
+    configured but none is there or one is malformed: the user asked for protection, so the server must not start
+    without it.
     """
-    entries: list[tuple[str, list[str]]] = []  # where a key stands, the key and the words after it
+    entries: list[tuple[str, list[str]]] = []  # the key's origin, the key and the words after it
     if settings.api_keys_file:
         lines = _read(Path(settings.api_keys_file)).splitlines()
         texts = [(f"line {number} of {settings.api_keys_file}", line.strip()) for number, line in enumerate(lines, 1)]
         found = [(place, text) for place, text in texts if text and not text.startswith("#")]
         if not found:
-            raise StartError(f"The file of API keys, {settings.api_keys_file}, has no key: write one a line.")
+            raise StartError(f"The API key file {settings.api_keys_file} has no key: write one per line.")
         entries += [(place, text.split()) for place, text in found]
     if settings.api_keys:
         listed = [text.strip() for text in settings.api_keys.split(",")]
         found = [(f"number {number} of WISP_API_KEYS", text) for number, text in enumerate(listed, 1) if text]
         if not found:
-            raise StartError("WISP_API_KEYS has no key: write keys separated by commas, or unset it.")
+            raise StartError("WISP_API_KEYS has no key: write comma-separated keys, or unset it.")
         entries += [(place, [text]) for place, text in found]
     keys: dict[bytes, Rights] = {}
     for place, (key, *words) in entries:
         digest, rights = _digest(place, key), _rights(place, words)
         if keys.setdefault(digest, rights) != rights:
-            raise StartError(f"The API key on {place} is there already, with other words after it.")
+            raise StartError(f"The API key on {place} is a repetition with other words after it.")
     return ApiKeys(keys)
 
 
 def _rights(place: str, words: Sequence[str]) -> Rights:
-    """What the words after a key allow. Raises StartError for any other word, so that a slip allows nothing."""
+    """What the words after a key allow. Raises StartError for any other word, so that a typo allows nothing."""
     models: tuple[str, ...] | None = None
     is_admin = False
     for word in words:
@@ -129,8 +129,8 @@ def _rights(place: str, words: Sequence[str]) -> Rights:
             models = tuple(word.removeprefix("models=").split(","))
         else:
             raise StartError(
-                f"A word after the API key on {place} isn't known: there may be admin and, once, models=NAME,NAME. A "
-                "key itself has no spaces."
+                f"The API key on {place} is followed by an unknown word: use admin, or models=NAME,NAME once. "
+                "A key has no spaces."
             )
     return Rights(models, is_admin)
 
@@ -140,49 +140,51 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise StartError(f"The file of API keys, {path}, is larger than {MAX_FILE_BYTES} bytes.")
+            raise StartError(f"The API key file {path} is larger than {MAX_FILE_BYTES} bytes.")
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise StartError(f"The file of API keys, {path}, cannot be read: {error.strerror}.") from None
+        raise StartError(f"The API key file {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise StartError(f"The file of API keys, {path}, is not text.") from None
+        raise StartError(f"The API key file {path} isn't text.") from None
 
 
 def _digest(place: str, text: str) -> bytes:
     if hashed := DIGEST.fullmatch(text):
         digest = bytes.fromhex(hashed[1])
         if digest == EMPTY:
-            raise StartError(f"The API key on {place} is the digest of nothing: it would let in whoever sends no key.")
+            raise StartError(
+                f"The API key on {place} is the digest of an empty key, which would admit requests without one."
+            )
         return digest
     if MEANT_AS_DIGEST.fullmatch(text) or not KEY.fullmatch(text):
         raise StartError(
-            f"The API key on {place} cannot be sent as one: a key has ASCII letters, digits and signs, no spaces or "
+            f"The API key on {place} is invalid: a key has ASCII letters, digits and signs, no spaces or "
             "commas; sha256:, in small letters, goes before 64 hexadecimal digits."
         )
     return digest_of(text)
 
 
 def is_local(settings: Settings) -> bool:
-    """Whether only this machine reaches the server.
+    """Whether only this machine can reach the server.
 
-    The address that counts is `published`, where a container's port is published, if it is set; else `host`.
+    Decided by `published`, a container's published address, if it is set; else by `host`.
     """
     return is_loopback(settings.published.rpartition(":")[0].strip("[]") if settings.published else settings.host)
 
 
 def refuse_to_expose(settings: Settings, keys: ApiKeys) -> None:
-    """Raise StartError for an address that others reach, without a key, unless a setting allows exactly that."""
+    """Raise StartError for an address that others can reach without a key, unless the setting for that allows it."""
     if keys.are_required or settings.allow_public_without_key == "yes" or is_local(settings):
         return
     raise StartError(
-        f"The address {settings.published or settings.host} lets other machines in, and there is no API key: set "
-        "WISP_API_KEYS_FILE or WISP_API_KEYS, or listen on 127.0.0.1, or, where whoever reaches it may use it, "
+        f"The address {settings.published or settings.host} admits other machines, and there is no API key: set "
+        "WISP_API_KEYS_FILE or WISP_API_KEYS, listen on 127.0.0.1, or, if everyone who reaches it may use it, "
         "set WISP_ALLOW_PUBLIC_WITHOUT_KEY=yes."
     )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address. A name other than localhost may mean anything."""
+    """Whether only this machine can reach the address. A name other than localhost may mean anything."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -196,13 +198,13 @@ def rights_of(scope: Scope, settings: Settings) -> Rights:
 
 
 class KeyGuard:
-    """ASGI middleware: 401 for what carries no key, before any of its body is read, on every route that is not public.
+    """ASGI middleware: 401 without a key, before the body is read, on every route that isn't public.
 
-    A path belongs to the first route of the table that it fits, as in routing; what fits none is guarded too.
+    A path belongs to the first route that matches it, as in routing; paths without a route are guarded too.
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, routes: Sequence[BaseRoute], public: Collection[str]) -> None:
-        """`public`: the names of the routes that need no key."""
+        """`public`: names of the routes that need no key."""
         self.app, self.keys, self.routes, self.public = app, keys, routes, frozenset(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

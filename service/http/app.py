@@ -1,4 +1,4 @@
-"""The wiring, and the only place of it: settings → engine → the ASGI application → a server."""
+"""All wiring: settings → engine → ASGI application → server."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from service.guest.code_cache import user_cache_folder
 from service.settings import Settings
 from service.transcription.engine import GUEST_WASM, Engine
 
-if TYPE_CHECKING:  # imported where it is used: `wisp transcribe` serves nothing
+if TYPE_CHECKING:  # imported where used: `wisp transcribe` serves nothing
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.routing import BaseRoute
@@ -28,19 +28,19 @@ __all__ = ["GUEST_WASM", "Engine", "create_app", "serve"]
 
 log = logging.getLogger("wisp")
 
-CLOSE_S = 4.0  # how long a server that has stopped waits for what computes: a guest ends between two computes
+CLOSE_S = 4.0  # how long a stopped server waits for computations: a guest ends between two computes
 LAST_PORT = 65_535
-INTERRUPTED = 130  # a shell's number for a command that Ctrl-C ended
+INTERRUPTED = 130  # a shell's exit code after Ctrl-C
 METRICS_ROUTE = "metrics"
 
 
 def create_app(
     engine: Engine, tracing: "Tracing | None" = None, keys: "ApiKeys | None" = None, *, check_host: bool = False
 ) -> "Starlette":
-    """The ASGI application around one engine, which it starts and closes with its lifespan, as it does `tracing`.
+    """The ASGI application around one engine; its lifespan starts and closes the engine and `tracing`.
 
-    `keys`: those in force, where the settings' have been read already. `check_host`: whether the server answers to its
-    own names only. Raises StartError.
+    `keys`: the accepted keys, if already read from the settings. `check_host`: whether to reject foreign Host headers.
+    Raises StartError.
     """
     import asyncio
 
@@ -59,7 +59,7 @@ def create_app(
         engine.start()
         yield
         app.state.health.stop()
-        # A daemon, so that a computation that takes long keeps neither this nor the process.
+        # A daemon, so that a long computation delays neither this nor the process's end.
         closing = threading.Thread(target=engine.close, name="wisp-close", daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, CLOSE_S)
@@ -115,7 +115,7 @@ def _middleware(
     tracing: "Tracing | None",
     check_host: bool,
 ) -> "list[Middleware]":
-    """What stands in front of every route, the outermost first."""
+    """The middleware before every route, outermost first."""
     from starlette.middleware import Middleware
     from starlette.middleware.cors import CORSMiddleware
 
@@ -154,7 +154,7 @@ def _middleware(
     stack = [Middleware(RequestLog, on_end=on_end, wrap=cors), Middleware(PlainPath)]
     if tracing is not None:
         stack.append(Middleware(tracing.middleware, routes=table))
-    stack.append(Middleware(cors))  # in front of the keys: a browser asks first, without one
+    stack.append(Middleware(cors))  # before the keys: a browser's preflight has none
     stack.append(
         Middleware(
             OriginGuard, origins=settings.cors_origin_pattern(), hosts=settings.host_list(), check_host=check_host
@@ -176,7 +176,7 @@ def _middleware(
 
 
 def serve(settings: Settings) -> None:
-    """Serve until told to stop. Raises StartError, before anything listens, for keys, address, model or port."""
+    """Serve until stopped. Raises StartError, before listening, for bad keys, address, model or port."""
     from service.http.api_keys import is_local, read_api_keys, refuse_to_expose
     from service.http.connections import connections_within, raise_file_limit
     from service.http.logs import dress
@@ -193,7 +193,7 @@ def serve(settings: Settings) -> None:
     tracing = open_tracing() if settings.tracing == "otlp" else None
     engine = Engine(settings, cache_folder=user_cache_folder())
     engine.read()
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # our lines say more
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # ours say more
     app = create_app(engine, tracing, keys, check_host=is_local(settings))
     server = Server(
         app,
@@ -209,9 +209,9 @@ def serve(settings: Settings) -> None:
             server.run(sockets=[listener])
         finally:
             if not engine.is_closed:
-                log.warning("ended while a computation still ran")
+                log.warning("stopped while a computation was still running")
                 logging.shutdown()
-                os._exit(INTERRUPTED)  # the interpreter's own end would wait for it
+                os._exit(INTERRUPTED)  # a normal exit would wait for it
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Who sends a request: its API key, or its address where there are no keys. Places are shared out by that."""
+"""Identifies the sender of a request, by API key or, without keys, by address. Each gets a share of the places."""
 
 import ipaddress
 
@@ -6,8 +6,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.transcription.admission import current_client
 
-KEY_IN_SCOPE = "wisp.key"  # set by what has accepted the request's key
-IPV6_PREFIX = 64  # what one customer has of IPv6: an address each would be no limit
+KEY_IN_SCOPE = "wisp.key"  # set when the request's key has been accepted
+IPV6_PREFIX = 64  # one customer's IPv6 network: counting single addresses would be no limit
 
 
 def client_of(scope: Scope) -> str:
@@ -25,7 +25,7 @@ def client_of(scope: Scope) -> str:
 
 
 class NamedClient:
-    """ASGI middleware: `current_client` is the sender of the request, for what handles it and for its job."""
+    """ASGI middleware: sets `current_client` to the request's sender, for its handlers and its job."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

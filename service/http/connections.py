@@ -1,4 +1,4 @@
-"""How many connections there may be: fewer than the process may have open files, and the most idle one gives way."""
+"""Limits open connections to what the process's open files allow; the most idle ones make room for new ones."""
 
 import errno
 import logging
@@ -10,27 +10,27 @@ from typing import Any, Protocol
 
 log = logging.getLogger("wisp")
 
-MOST_FILES = 65_536  # raised no further: some systems allow a billion, and some libraries loop over all
+MOST_FILES = 65_536  # no higher: some systems allow a billion, and some libraries loop over all
 OWN_FILES = 64  # the listener, the model, the log, libraries
-FILES_A_PLACE = 3  # an upload's spooled file, what decodes it, a guest's memory
-THINNED = 1 / 16  # of the connections go at once, so that a flood is not sorted for each
+FILES_A_PLACE = 3  # an upload's spooled file, its decoder, a guest's memory
+THINNED = 1 / 16  # share of the connections closed together, so that a flood isn't sorted for each one
 THINNED_WITHOUT_FILES = 1 / 2
 LOG_EVERY_S, MAKE_ROOM_EVERY_S = 60.0, 0.5
-OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # for which asyncio waits a second
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # errors after which asyncio waits a second
 
 
 class Connection(Protocol):
-    """What can be asked of a connection."""
+    """What this module needs to know of a connection."""
 
     def lateness(self, now: float) -> float:
-        """Seconds that the server has waited for the client, above what its bytes excuse; -inf if it does not wait."""
+        """Seconds the server has waited for the client, beyond what its bytes excuse; -inf if it isn't waiting."""
 
     def dismiss(self) -> None:
-        """End it at once."""
+        """Close it immediately."""
 
 
 def raise_file_limit() -> int:
-    """Raise this process's limit of open files as far as it may, and return it."""
+    """Raise this process's limit on open files as far as allowed, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -40,12 +40,12 @@ def raise_file_limit() -> int:
 
 
 def connections_within(n_files: int, n_places: int, most: int) -> int:
-    """How many of `most` connections fit into `n_files`, half of which at most are kept for all else."""
+    """How many of `most` connections fit into `n_files`; up to half of the files are reserved for everything else."""
     return max(1, min(most, n_files - min(n_files // 2, OWN_FILES + FILES_A_PLACE * n_places)))
 
 
 def thin(connections: Collection[Any], now: float, share: float = THINNED) -> None:
-    """Dismiss a share of all connections, those that the server has waited for longest, where it waits for any."""
+    """Close a share of all connections: of those that the server waits for, the longest idle."""
     late = [(connection.lateness(now), connection) for connection in connections]
     waiting = sorted((pair for pair in late if pair[0] > 0), key=lambda pair: pair[0], reverse=True)
     for _, connection in waiting[: max(1, int(len(connections) * share))]:
@@ -53,9 +53,10 @@ def thin(connections: Collection[Any], now: float, share: float = THINNED) -> No
 
 
 class AcceptErrors:
-    """The event loop's exception handler: asyncio reports each connection that it cannot accept for want of files.
+    """The event loop's exception handler for connections that asyncio cannot accept because files have run out.
 
-    It would fill the log, and tries again by itself a second later. Other reports go to asyncio's own handler.
+    asyncio reports each of them, which would fill the log, and retries a second later. Other reports go to its own
+    handler.
     """
 
     def __init__(self, make_room: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,7 +72,7 @@ class AcceptErrors:
         now = self._clock()
         if now >= self._next_line:
             self._next_line = now + LOG_EVERY_S
-            log.error("cannot accept connections: %s; closing idle ones, raise the limit of open files", error.strerror)
+            log.error("cannot accept connections: %s; closing idle ones, raise the limit on open files", error.strerror)
         if now >= self._next_room:
             self._next_room = now + MAKE_ROOM_EVERY_S
             self._make_room()

@@ -1,4 +1,4 @@
-"""A transcription as json, text, verbose_json, srt or vtt, as OpenAI's clients read them."""
+"""A transcription as json, text, verbose_json, srt or vtt, in the form that OpenAI's clients expect."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import Any
 from service.models.languages import language_name
 from service.transcription.types import Segment, Token, Transcription
 
-MEDIA_TYPES = {  # text/html is never among them: a transcript is someone else's words
+MEDIA_TYPES = {  # never text/html: a transcript is foreign text
     "json": "application/json",
     "verbose_json": "application/json",
     "text": "text/plain; charset=utf-8",
@@ -22,15 +22,15 @@ ARROW = re.compile("-{2,}>")
 STREAMED_FORMATS = ("json", "text", "verbose_json")  # subtitles are files
 GRANULARITIES = ("segment", "word")  # what verbose_json can time
 AUDIO_TOKENS_PER_S = 10
-INNER_PUNCTUATION = string.punctuation + "’"  # begins a word of openai/whisper's without a space before it
+INNER_PUNCTUATION = string.punctuation + "’"  # starts a word of openai/whisper without a space before it
 
 
 def render(
     result: Transcription, response_format: str, granularities: Collection[str] = (), *, logprobs: bool = False
 ) -> str:
-    """The response body in one of FORMATS; verbose_json times what `granularities` names, segments by default.
+    """The response body in one of FORMATS; verbose_json contains the `granularities`, by default segments.
 
-    `logprobs`: whether json and verbose_json are to have those of the tokens.
+    `logprobs`: whether json and verbose_json include those of the tokens.
     """
     match response_format:
         case "json":
@@ -44,7 +44,7 @@ def render(
             return srt(result)
         case "vtt":
             return vtt(result)
-    raise ValueError(f"no such format: {response_format}")
+    raise ValueError(f"unknown format: {response_format}")
 
 
 def _logprobs(result: Transcription, are_wanted: bool) -> dict[str, Any]:
@@ -52,12 +52,12 @@ def _logprobs(result: Transcription, are_wanted: bool) -> dict[str, Any]:
 
 
 def usage(result: Transcription) -> dict[str, Any]:
-    """What OpenAI bills by: whole seconds, begun ones counted."""
+    """OpenAI's unit of billing: seconds, rounded up."""
     return {"type": "duration", "seconds": math.ceil(result.duration)}
 
 
 def token_usage(result: Transcription) -> dict[str, Any]:
-    """The usage of a stream's last event, which OpenAI's clients have in tokens only: a begun 100 ms of audio each."""
+    """The usage in a stream's last event, which OpenAI's clients expect in tokens: one per started 100 ms of audio."""
     audio, text = math.ceil(result.duration * AUDIO_TOKENS_PER_S), sum(len(s.tokens) for s in result.segments)
     return {
         "type": "tokens",
@@ -69,7 +69,7 @@ def token_usage(result: Transcription) -> dict[str, Any]:
 
 
 def language_objects(result: Transcription) -> list[dict[str, str]]:
-    """The language spoken, as the newest answers list them."""
+    """The spoken language, as OpenAI's newest responses list it."""
     return [{"code": result.language}]
 
 
@@ -84,7 +84,7 @@ def verbose(result: Transcription, granularities: Collection[str] = ()) -> dict[
 
 
 def verbose_head(result: Transcription) -> dict[str, Any]:
-    """What verbose_json says of the whole. A translation is in English."""
+    """verbose_json's fields about the whole. A translation is in English."""
     return {
         "task": result.task,
         "language": language_name("en" if result.task == "translate" else result.language),
@@ -110,9 +110,9 @@ def segment_object(segment: Segment) -> dict[str, Any]:
 
 
 def word_objects(segments: Iterable[Segment]) -> list[dict[str, Any]]:
-    """The segments' words with OpenAI's keys, each as it stands in the text.
+    """The segments' words with OpenAI's keys, each as in the text.
 
-    openai/whisper's end before punctuation: "grown", "-up" and "10", ",000" are one word each here.
+    openai/whisper ends words before punctuation: "grown", "-up" and "10", ",000" are one word each here.
     """
     words: list[dict[str, Any]] = []
     for word in (word for segment in segments for word in segment.words if word.word.strip()):
@@ -125,7 +125,7 @@ def word_objects(segments: Iterable[Segment]) -> list[dict[str, Any]]:
 
 
 def logprob_objects(segments: Iterable[Segment]) -> list[dict[str, Any]]:
-    """The segments' tokens with OpenAI's keys. Their bytes joined are the text, with the space before it."""
+    """The segments' tokens with OpenAI's keys. Their bytes joined are the text, including the space before it."""
     return [logprob_object(token) for segment in segments for token in segment.logprobs]
 
 
@@ -135,7 +135,7 @@ def logprob_object(token: Token) -> dict[str, Any]:
 
 
 def timestamp(seconds: float, decimal_mark: str) -> str:
-    """3661.5 → `01:01:01,500`. The rounding to milliseconds carries into seconds, minutes and hours."""
+    """3661.5 → `01:01:01,500`. Rounding to milliseconds carries into seconds, minutes and hours."""
     milliseconds = max(0, math.floor(seconds * 1000 + 0.5))
     minutes, milliseconds = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)
@@ -148,18 +148,18 @@ def cue_text(text: str) -> str:
 
 
 def spoken(segments: Sequence[Segment]) -> list[Segment]:
-    """The segments with words. Whisper also makes some without, where it heard nothing."""
+    """The segments with words. Whisper also makes empty ones where it heard nothing."""
     return [segment for segment in segments if segment.text.strip()]
 
 
 def cue_end(segment: Segment, result: Transcription) -> float:
-    """Where a cue ends: not after the recording, as Whisper's own times may, unless it begins there. In seconds."""
+    """End of a cue in seconds: within the recording, unlike Whisper's own times, unless it starts after its end."""
     duration = round(result.duration, 3)
     return min(segment.end, duration) if segment.start < duration else segment.end
 
 
 def srt(result: Transcription) -> str:
-    """SubRip: numbered cues; empty when nothing was said."""
+    """SubRip: numbered cues; empty without speech."""
     cues = []
     for number, segment in enumerate(spoken(result.segments), start=1):
         start, end = timestamp(segment.start, ","), timestamp(cue_end(segment, result), ",")
@@ -168,7 +168,7 @@ def srt(result: Transcription) -> str:
 
 
 def vtt(result: Transcription) -> str:
-    """WebVTT, with the characters escaped that would open a tag or an entity."""
+    """WebVTT, with the characters escaped that would start a tag or an entity."""
     cues = ["WEBVTT\n"]
     for segment in spoken(result.segments):
         start, end = timestamp(segment.start, "."), timestamp(cue_end(segment, result), ".")

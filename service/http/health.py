@@ -1,6 +1,7 @@
-"""Whether the server is of use now, and whether it can ever be again.
+"""Health checks: can the server transcribe now, and can it ever again without a restart?
 
-Has a window of audio lately been transcribed, and if not, can one be? Separates failures that only a restart fixes.
+It can if a window of audio was transcribed recently, or if a probe succeeds. Separates failures that only a restart
+fixes.
 """
 
 import asyncio
@@ -16,32 +17,32 @@ from service.transcription.transcriber import Transcriber
 
 log = logging.getLogger("wisp")
 
-AFTER_FAILURE_S = 5.0  # how soon after a failed probe there may be another
-PROBE_SHARE = 1 / 20  # of the time is what probes may take, however slow the model is
-TICK_S = 0.02  # how late the end of a probe is seen
-GPU_FAILURES = 3  # in a row, after which a new process is wanted
-HANG_S = 600.0  # without one step of any computation, while a probe wants to compute
+AFTER_FAILURE_S = 5.0  # minimum time between a failed probe and the next
+PROBE_SHARE = 1 / 20  # maximum share of the time that probes take, however slow the model is
+TICK_S = 0.02  # how often a probe is checked
+GPU_FAILURES = 3  # in a row, after which a restart is needed
+HANG_S = 600.0  # without any step of a computation while a probe waits to compute
 
 
 class Health:
-    """What /readyz and /healthz ask. At most one probe runs, in a thread of its own, and only when /readyz is asked."""
+    """Answers /readyz and /healthz. At most one probe runs, in its own thread, and only when /readyz is asked."""
 
     def __init__(self, engine: Engine, *, fresh_s: float, limit_s: float, hang_s: float = HANG_S) -> None:
-        """A success is proof for `fresh_s` seconds. Then a probe may take `limit_s`, else the server is stuck.
+        """A success counts for `fresh_s` seconds. After that a probe may take `limit_s`, else the server is stuck.
 
-        After `hang_s` in which nothing moves it will stay so.
+        After `hang_s` without any progress it needs a restart.
         """
         self.engine, self.fresh_s, self.limit_s, self.hang_s = engine, fresh_s, limit_s, hang_s
         self.is_stopping = False
         self._lock = threading.Lock()
         self._probe: threading.Thread | None = None
-        self._failed_at = -math.inf  # the latest probe
+        self._failed_at = -math.inf  # the latest failed probe
         self._began_at = -math.inf
-        self._took_s = 0.0  # the latest probe that succeeded
+        self._took_s = 0.0  # the latest successful probe
         self._run = Run()  # the latest probe's
 
     def stop(self) -> None:
-        """From now on the server is not ready: it ends. Nothing probes any more."""
+        """Not ready from now on, because the server stops. No more probes."""
         self.is_stopping = True
         self._run.cancel()
 
@@ -56,7 +57,7 @@ class Health:
             raise NotReady("The model could not be loaded; the server's log says why.")
         asked_at = time.monotonic()
         oldest = asked_at - max(self.fresh_s, self._took_s / PROBE_SHARE)
-        # A model that has left memory for want of use comes back for a request; a probe is none.
+        # An unloaded idle model is reloaded for requests, not for probes.
         if transcriber.is_proven(oldest) or not (self.engine.is_loaded() or transcriber.model.device_failures):
             return
         probe = self._begin(transcriber)
@@ -68,24 +69,24 @@ class Health:
                 break
             await asyncio.sleep(TICK_S)
         if not transcriber.is_proven(oldest):
-            raise NotReady("No transcription has succeeded of late, nor does one now; the server's log says more.")
+            raise NotReady("No recent transcription has succeeded, and a probe fails too; the server's log says more.")
 
     def liveness(self) -> None:
-        """Return unless nothing but a new process can help. Raises NotReady: not loaded, the GPU lost, hanging."""
+        """Return unless only a restart helps. Raises NotReady: not loaded, the GPU lost, hanging."""
         engine, probe = self.engine, self._probe
         transcriber = engine.transcriber
         if transcriber is None:
             if engine.loaded.done():
-                raise NotReady("The model could not be loaded; the server has to be restarted.")
+                raise NotReady("The model could not be loaded; restart the server.")
             return
         if transcriber.model.device_failures >= GPU_FAILURES:
-            raise NotReady("The GPU has failed again and again; the server has to be restarted.")
+            raise NotReady("The GPU keeps failing; restart the server.")
         still_s = time.monotonic() - max(self._began_at, transcriber.moved_at)
         if probe is not None and probe.is_alive() and still_s > self.hang_s:
-            raise NotReady(f"Nothing has been computed for {still_s:.0f} s; the server has to be restarted.")
+            raise NotReady(f"Nothing has been computed for {still_s:.0f} s; restart the server.")
 
     def _begin(self, transcriber: Transcriber) -> threading.Thread | None:
-        """The probe that runs, or a new one; None so soon after one that has failed."""
+        """The running probe or a new one; None too soon after a failed one."""
         with self._lock:
             if self._probe is not None and self._probe.is_alive():
                 return self._probe

@@ -1,4 +1,4 @@
-"""The server's log on stderr: lines for people, or JSON objects for machines, each with its request's id."""
+"""The server's log on stderr: lines for people or JSON objects for machines, each with its request's ID."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ FORMATS = ("console", "json")
 
 
 def tag(record: logging.LogRecord) -> bool:
-    """A handler's filter: the record gets its request's id, in whatever thread it is written."""
+    """A handler's filter: adds the request's ID to the record, in any thread."""
     record.request_id = request_id.get()
     return True
 
@@ -35,6 +35,6 @@ class JsonFormatter(logging.Formatter):
 
 
 def dress(handler: logging.Handler, log_format: str) -> None:
-    """Have a handler write every record with its request's id, in one of FORMATS."""
+    """Make a handler write every record with its request's ID, in one of FORMATS."""
     handler.addFilter(tag)
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(CONSOLE))

@@ -1,6 +1,6 @@
-"""What Prometheus reads: requests, transcriptions by stage, the queue, the model. Knows no HTTP and no model.
+"""Metrics for Prometheus: requests, transcriptions by stage, the queue, the model. Knows no HTTP and no model.
 
-Labels have few values each, whatever clients send: routes are the table's, statuses are numbers we answer.
+Labels have few values whatever clients send: routes are the table's, statuses are the server's.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,15 +13,15 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from service.transcription.run import OUTCOMES, STAGES, Run
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-NO_ROUTE = "none"  # the route of a path that there is not
+NO_ROUTE = "none"  # label for paths without a route
 REJECTED = 429
 NANOSECONDS = 1e9
 STAGE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)  # seconds
-FACTOR_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # seconds of work for a second of audio
+FACTOR_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # seconds of work per second of audio
 
 
 class Levels(Protocol):
-    """What is asked for whenever Prometheus reads."""
+    """Values read whenever Prometheus asks."""
 
     def n_running(self) -> int: ...
 
@@ -45,7 +45,7 @@ class _ModelLevels:
         loaded = GaugeMetricFamily("wisp_model_loaded", "1 while the model is in memory", labels=["model"])
         taken = GaugeMetricFamily(
             "wisp_model_memory_bytes",
-            "What the model counts for in WISP_MODEL_MEMORY; 0 unless loaded",
+            "The model's part of WISP_MODEL_MEMORY; 0 unless loaded",
             labels=["model"],
         )
         for name, is_loaded, n_bytes in self._levels.models():
@@ -55,25 +55,25 @@ class _ModelLevels:
 
 
 class Metrics:
-    """All metrics of one server, in a registry of their own."""
+    """All metrics of one server, in their own registry."""
 
     def __init__(self, levels: Levels, n_uploads: Callable[[], int]) -> None:
-        """`n_uploads`: how many uploads hold places, whenever Prometheus reads."""
+        """`n_uploads`: returns the number of uploads that hold places."""
         self._collectors = CollectorRegistry()
         registry = self._collectors  # not the library's global one
         ProcessCollector(registry=registry)
         self._requests = Counter("wisp_requests", "Requests answered", ["route", "status"], registry=registry)
         self._request_s = Histogram(
             "wisp_request_seconds",
-            "From a request's headers to the end of its answer",
+            "From a request's headers to the end of its response",
             ["route"],
             buckets=STAGE_BUCKETS,
             registry=registry,
         )
-        self._rejected = Counter("wisp_rejected", "Requests answered 429, the queue being full", registry=registry)
+        self._rejected = Counter("wisp_rejected", "Requests answered 429 because the queue was full", registry=registry)
         self._stage_s = Histogram(
             "wisp_stage_seconds",
-            "A transcription's stages: work without waiting, wait all of the waiting",
+            "A transcription's stages: work without waiting; wait is all the waiting",
             ["stage"],
             buckets=STAGE_BUCKETS,
             registry=registry,
@@ -81,31 +81,31 @@ class Metrics:
         self._ended = Counter(
             "wisp_transcriptions", "Transcriptions that have ended", ["model", "outcome"], registry=registry
         )
-        self._audio_s = Counter("wisp_audio_seconds", "Audio transcribed to its end", ["model"], registry=registry)
+        self._audio_s = Counter("wisp_audio_seconds", "Audio transcribed completely", ["model"], registry=registry)
         self._tokens = Counter("wisp_tokens", "Tokens of the transcripts", ["model"], registry=registry)
         self._factor = Histogram(
             "wisp_real_time_factor",
-            "Seconds of work for a second of audio",
+            "Seconds of work per second of audio",
             ["model"],
             buckets=FACTOR_BUCKETS,
             registry=registry,
         )
         for name, help, level in (
-            ("wisp_jobs_running", "Transcriptions that compute now", levels.n_running),
-            ("wisp_jobs_waiting", "Transcriptions that wait for their turn or their place", levels.n_waiting),
-            ("wisp_uploads", "Uploads that hold the places of the transcriptions they become", n_uploads),
-            ("wisp_device_memory_bytes", "Memory held on the GPU; 0 on the CPU", levels.device_bytes),
-            ("wisp_device_failures", "How often in a row the GPU has failed; 0 once it works", levels.device_failures),
+            ("wisp_jobs_running", "Transcriptions that are computing", levels.n_running),
+            ("wisp_jobs_waiting", "Transcriptions waiting for a turn or a place", levels.n_waiting),
+            ("wisp_uploads", "Uploads that hold a place for their transcription", n_uploads),
+            ("wisp_device_memory_bytes", "GPU memory in use; 0 on the CPU", levels.device_bytes),
+            ("wisp_device_failures", "GPU failures in a row; 0 once it works", levels.device_failures),
         ):
             Gauge(name, help, registry=registry).set_function(level)
         self._load_s = Histogram(
             "wisp_model_load_seconds",
-            "From a model's files to its being ready to compute; its count is that of the loads",
+            "Time to load a model; its count is the number of loads",
             ["model"],
             buckets=STAGE_BUCKETS,
             registry=registry,
         )
-        self._unloads = Counter("wisp_model_unloads", "How often a model has left memory", ["model"], registry=registry)
+        self._unloads = Counter("wisp_model_unloads", "Times that a model was unloaded", ["model"], registry=registry)
         registry.register(_ModelLevels(levels))
         # A series that is not there until something happens cannot be told from one that is gone.
         for stage in ("upload", "wait", *STAGES):
@@ -135,7 +135,7 @@ class Metrics:
             self._rejected.inc()
 
     def upload_ended(self, seconds: float) -> None:
-        """A body has been read to its end."""
+        """A body has been read completely."""
         self._stage_s.labels("upload").observe(seconds)
 
     def run_ended(self, run: Run) -> None:
@@ -151,5 +151,5 @@ class Metrics:
             self._factor.labels(run.model).observe(run.worked_s / run.audio_s)
 
     def exposition(self) -> bytes:
-        """All of it, as CONTENT_TYPE says."""
+        """All metrics, as CONTENT_TYPE says."""
         return generate_latest(self._collectors)

@@ -1,7 +1,7 @@
-"""Which web pages may use the server, and by which names it may be called: what a browser does for any page.
+"""Decides which web pages may use the server, and which Host names it has: browsers send requests for any page.
 
-A page of any site can have a browser post a form to http://localhost:8080, and after DNS rebinding the browser takes
-the server for the page's own. The browser says whose page it is (Origin), and how the server was called (Host).
+A page of any site can make a browser post a form to http://localhost:8080, and after DNS rebinding the browser takes
+the server for the page's own. The browser sends the page's origin (Origin) and the name it used (Host).
 """
 
 import ipaddress
@@ -15,21 +15,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import ForeignOrigin, UnknownHost, WispError
 from service.http.request_log import error_response
 
-HEALTH_PATHS = frozenset({"/health", "/healthz", "/readyz"})  # which monitors ask by any name, and which tell little
-SINGLE_LABEL = re.compile(r"[a-z0-9_-]+", re.ASCII)  # as of a container: no public name, so no page's to rebind
+HEALTH_PATHS = frozenset({"/health", "/healthz", "/readyz"})  # asked by monitors under any name; they reveal little
+SINGLE_LABEL = re.compile(
+    r"[a-z0-9_-]+", re.ASCII
+)  # a container's, for example: no public name, so no page's to rebind
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 class OriginGuard:
-    """ASGI middleware: 403 for a page of another origin, 421 for a name that is not the server's.
+    """ASGI middleware: 403 for a page of another origin, 421 for a name that isn't the server's.
 
-    Requests of programs, which send no Origin, and of the server's own pages pass.
+    Admits programs' requests, which have no Origin, and those of the server's own pages.
     """
 
     def __init__(self, app: ASGIApp, *, origins: str, hosts: Sequence[str], check_host: bool) -> None:
-        """`origins`: a regular expression of those that may use the server. `hosts`: its names, `*` for any letters.
+        """`origins`: a regular expression of the allowed ones. `hosts`: the server's names, `*` matches any letters.
 
-        `check_host`: whether only those, localhost, addresses and names without a dot are its own.
+        `check_host`: whether to accept only those, localhost, addresses and names without a dot.
         """
         self.app, self.hosts, self.check_host = app, hosts, check_host
         self.origins = re.compile(origins)
@@ -59,7 +61,7 @@ class OriginGuard:
         return is_local or _is_address(name) or self._is_configured(name)
 
     def _is_own_page(self, origin: str, host: str, fetch_site: str) -> bool:
-        if fetch_site == "same-origin":  # no page can set it, and behind a proxy Host may be another
+        if fetch_site == "same-origin":  # no page can set it, and behind a proxy Host may differ
             return True
         try:
             parts = urlsplit(origin)
@@ -77,7 +79,7 @@ class OriginGuard:
 
 
 def _name(host: str) -> str:
-    """A Host header's name, without its port and brackets; what cannot be read is as it came."""
+    """A Host header's name without port and brackets; an unreadable one is returned unchanged."""
     try:
         return (urlsplit(f"//{host}").hostname or host).rstrip(".")
     except ValueError:

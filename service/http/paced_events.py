@@ -1,33 +1,33 @@
-"""h11's connection, a bounded number of events at a time: a body of one-byte chunks costs a parse for each byte.
+"""h11's connection with a limit on events per turn: a body in one-byte chunks costs a parse per byte.
 
-Also refuses what RFC 9112 (section 6.1) calls an attempt at smuggling: Content-Length with Transfer-Encoding.
+Also rejects Content-Length together with Transfer-Encoding, which RFC 9112 (section 6.1) calls request smuggling.
 """
 
 from typing import Any
 
 import h11
 
-EVENTS_A_TURN = 64  # 25 µs each: one connection keeps the event loop from the others for 2 ms
-EVENT_PACE = 5000  # extra events a second, of all connections together: an eighth of the event loop's time
+EVENTS_A_TURN = 64  # 25 µs each: one connection blocks the event loop for at most 2 ms
+EVENT_PACE = 5000  # extra events a second, over all connections: an eighth of the event loop's time
 MOST_EVENT_PAUSE_S = 60.0
-FREE_BYTES = 2048  # an event of this size costs no more than what is done with its bytes
-FREE_EVENTS = 2.0  # in a turn: a request and its end, or a piece of a body that came in small packets
+FREE_BYTES = 2048  # an event this large costs no more than processing its bytes
+FREE_EVENTS = 2.0  # per turn: a request and its end, or part of a body that arrived in small packets
 BOTH_LENGTHS = "A request has either Content-Length or Transfer-Encoding, not both."
 
 
 class PacedConnection(h11.Connection):
-    """Gives `allow()`ed events, then asks for more data although there may be some: `is_behind` says so."""
+    """Gives the events allowed by `allow()`, then asks for data; `is_behind` says whether it still has some."""
 
-    n_left, n_extra, is_behind = 0, 0.0, False  # n_extra: of those given, how many their bytes do not account for
+    n_left, n_extra, is_behind = 0, 0.0, False  # n_extra: events given beyond what their bytes account for
     method = b""  # of the latest request
-    refusal = ""  # why the connection cannot go on
+    refusal = ""  # why the connection cannot continue
 
     def allow(self, n_events: int) -> None:
-        """Let next_event() give this many more."""
+        """Let next_event() give `n_events` more."""
         self.n_left, self.n_extra, self.is_behind = n_events, -FREE_EVENTS, False
 
     def next_event(self) -> Any:
-        """h11's, within the allowance."""
+        """h11's next_event(), within the allowance."""
         if self.refusal:
             raise h11.RemoteProtocolError(self.refusal)
         if not self.n_left:

@@ -1,4 +1,4 @@
-"""The outermost of a request: its id in and out, a log line, safe headers, an envelope for what nothing caught."""
+"""Outermost middleware: request IDs, access log, security headers, last-resort errors."""
 
 import asyncio
 import contextvars
@@ -18,7 +18,7 @@ log = logging.getLogger("wisp")
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
 SAFE_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
-# A page may run what this server itself serves, play and draw what it has made, ask this server, and nothing else.
+# Pages may run this server's scripts, play and draw what they made, and ask this server; nothing else.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
     "font-src 'self'; connect-src 'self'; worker-src 'self' blob:; manifest-src 'self'; base-uri 'none'; "
@@ -33,12 +33,12 @@ PAGE_HEADERS = [
 
 
 def error_response(error: WispError) -> Response:
-    """OpenAI's envelope, whatever went wrong."""
+    """Any error in OpenAI's envelope."""
     return JSONResponse(error.envelope(), status_code=error.status, headers=dict(error.headers))
 
 
 def _safe(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """What every response says besides its own headers: browsers keep to the type, and pages to this server.
+    """Add the security headers: browsers must respect the type, and pages use only this server.
 
     A page may have a policy of its own.
     """
@@ -49,7 +49,7 @@ def _safe(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 
 
 class RequestLog:
-    """ASGI middleware: a request id in and out, a log line a request, and an envelope for what nothing else caught."""
+    """ASGI middleware: a request ID in and out, a log line per request, and an envelope for uncaught errors."""
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class RequestLog:
         on_end: Callable[[Scope, int, float], None] = lambda *_: None,
         wrap: Callable[[ASGIApp], ASGIApp] = lambda answer: answer,
     ) -> None:
-        """`on_end`: called with each request's scope, the status it was answered with and its seconds.
+        """`on_end`: called with each request's scope, status and seconds.
 
-        `wrap`: puts around an answer of its own what `app` has put around the others, the CORS headers.
+        `wrap`: adds to this middleware's own responses what `app` adds to the others, the CORS headers.
         """
         self.app, self.on_end, self.wrap = app, on_end, wrap
 
@@ -84,7 +84,7 @@ class RequestLog:
         try:
             await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:
-            # The server stops, and this request has no job yet that could be given up, or its client reads nothing.
+            # The server stops, and this request has no job yet that could be cancelled, or its client isn't reading.
             if not status:
                 await self.wrap(error_response(NotReady("The server is stopping.")))(scope, receive, send_with_id)
         except Exception as error:
@@ -93,13 +93,13 @@ class RequestLog:
                 log.error("request failed: %s", error)
             else:
                 log.exception("request failed")
-            if status:  # the response has begun and cannot be changed any more; the server closes the connection
+            if status:  # the response has started and cannot be changed; the server closes the connection
                 raise
             answer = error_response(Overloaded() if is_overload else InternalError())
             await self.wrap(answer)(scope, receive, send_with_id)
         finally:
             seconds = time.monotonic() - started
-            path = quote(scope["path"])  # a line break in it would begin a log line of the client's own
+            path = quote(scope["path"])  # a line break in it would start a forged log line
             fields = {"method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 6)}
             log.info("%s %s %d %.3f s", *fields.values(), extra={"fields": fields})
             self.on_end(scope, status, seconds)

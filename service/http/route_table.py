@@ -1,4 +1,4 @@
-"""Which route of the table a request is for, before it gets there: for its key, and for its label in metrics."""
+"""Finds a request's route before routing does: for the key check, and for metrics labels."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 def plain_path(path: str) -> str:
-    """`//v1/models/` → `/v1/models`: clients join a base address and a path with a slash too many, or end in one.
+    """`//v1/models/` → `/v1/models`: some clients join a base address and a path with double slashes, or end in one.
 
     A target in absolute form, as clients of proxies send it, loses its scheme and host (RFC 9112, 3.2.2).
     """
@@ -17,7 +17,7 @@ def plain_path(path: str) -> str:
 
 
 class PlainPath:
-    """ASGI middleware: what comes after it, the key guard and the routes alike, sees the plain path."""
+    """ASGI middleware: gives the plain path to everything behind it, the key guard and the routes alike."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -29,7 +29,7 @@ class PlainPath:
 
 
 def route_of(scope: Scope, routes: Sequence[BaseRoute]) -> BaseRoute | None:
-    """The first route that a request fits, else the first that its path alone fits, else none: as in routing."""
+    """The first route that matches a request, else the first that matches its path, else None: as in routing."""
     scope = {**scope, "path": plain_path(scope["path"])}
     matches = [(route.matches(scope)[0], route) for route in routes]
     for wanted in (Match.FULL, Match.PARTIAL):

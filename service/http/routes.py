@@ -1,4 +1,4 @@
-"""The HTTP routes: parse and refuse early, transcribe without blocking the event loop, answer in OpenAI's shapes."""
+"""The HTTP routes: validate early, transcribe without blocking the event loop, respond in OpenAI's formats."""
 
 import asyncio
 import logging
@@ -44,12 +44,12 @@ QUERY_OF_AZURE = ("api-version",)
 
 
 async def transcriptions(request: Request) -> Response:
-    """POST /v1/audio/transcriptions: one file in, its words out, as the form asks."""
+    """POST /v1/audio/transcriptions: transcribe one file as the form says."""
     return await _answer(request, "transcribe")
 
 
 async def translations(request: Request) -> Response:
-    """POST /v1/audio/translations: one file in, its words in English out. Multilingual models can."""
+    """POST /v1/audio/translations: translate one file into English text; multilingual models only."""
     return await _answer(request, "translate")
 
 
@@ -58,7 +58,7 @@ async def _answer(request: Request, task: str) -> Response:
     choice = Choice(service, rights_of(request.scope, service.settings))
     choice.check(Options(task=task))
     fields = _fields(request, service, task, choice)
-    # What its headers refuse takes no place, which may be another's upload's.
+    # A request rejected by its headers takes no place away from other uploads.
     reader = _body_reader(request, fields, service.settings.max_upload_bytes)
     with service.uploads.reserve(service.admission()) as place:
         file = await _read_form(request, reader, place)
@@ -87,9 +87,9 @@ async def _answer(request: Request, task: str) -> Response:
 
 
 def _fields(request: Request, service: Service, task: str, choice: Choice) -> Fields:
-    """The fields of a request, with those of its address as defaults: the query's, and Azure's deployment.
+    """A request's fields, with those of its URL as defaults: the query's, and Azure's deployment.
 
-    Raises MalformedForm for a query of more than MAX_PARTS fields, before it is parsed.
+    Raises MalformedForm for a query of more than MAX_PARTS fields, before parsing it.
     """
     refuses_unknown = service.settings.unknown_fields == "refuse"
     address = Fields(choice.take, task=task, check=choice.check, refuses_unknown=refuses_unknown)
@@ -101,7 +101,7 @@ def _fields(request: Request, service: Service, task: str, choice: Choice) -> Fi
             request.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARTS
         )
     except ValueError:
-        raise MalformedForm(f"The address has more than {MAX_PARTS} fields.") from None
+        raise MalformedForm(f"The query has more than {MAX_PARTS} fields.") from None
     for name, text in query:
         if name not in QUERY_OF_AZURE and not (name == "model" and deployment is not None):
             address(name, text)
@@ -125,7 +125,7 @@ async def _read_form(request: Request, reader: BodyReader, place: UploadPlace) -
     except ClientDisconnect:
         raise ClientGone from None
     except UploadTooSlow:
-        reader.close()  # it may be read to its end by then
+        reader.close()  # it may be fully read by then
         raise
     if file is None:
         raise MissingField("file")
@@ -133,13 +133,13 @@ async def _read_form(request: Request, reader: BodyReader, place: UploadPlace) -
 
 
 async def _client_leaves(request: Request) -> None:
-    """Ends when the client of a request that is read to its end closes its connection."""
+    """Ends when the client of a fully read request closes its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def models(request: Request) -> Response:
-    """GET /v1/models: the default by its name, then by each alias that is one name, then the others there are."""
+    """GET /v1/models: the default by its name, then by each alias without wildcards, then the other models."""
     service: Service = request.app.state.service
     rights = rights_of(request.scope, service.settings)
     return JSONResponse({"object": "list", "data": await asyncio.to_thread(service.listed, rights)})
@@ -157,21 +157,21 @@ async def model(request: Request) -> Response:
 
 
 async def healthz(request: Request) -> Response:
-    """GET /healthz: 200 unless nothing but a new process can help, then 503."""
+    """GET /healthz: 200, or 503 once only a restart helps."""
     service: Service = request.app.state.service
     service.liveness()
     return JSONResponse({"status": "ok"})
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz: 200 while the model does real inferences, else 503."""
+    """GET /readyz: 200 while the model can transcribe, else 503."""
     service: Service = request.app.state.service
     await service.readiness()
     return JSONResponse({"status": "ready", "model": service.catalogue.default.name})
 
 
 def _api(prefix: str) -> list[Route]:
-    """The API's routes under a prefix; described is the one of OpenAI itself."""
+    """The API's routes under a prefix; only OpenAI's own are in the schema."""
     is_described = prefix == "/v1"
     return [
         Route(f"{prefix}/audio/transcriptions", transcriptions, methods=["POST"], include_in_schema=is_described),
@@ -191,24 +191,24 @@ ROUTES = [
     *api_pages.ROUTES,
     *web_page.ROUTES,
 ]
-# By name: what needs no API key; every other route, and path, does.
+# Names of the routes that need no API key; all other routes and paths do.
 PUBLIC_ROUTES = frozenset({"healthz", "readyz"}) | api_pages.PUBLIC_ROUTES | web_page.PUBLIC_ROUTES
 
 
 async def on_wisp_error(request: Request, error: Exception) -> Response:
-    """A WispError that a route raised."""
+    """A WispError raised by a route."""
     assert isinstance(error, WispError)
     return error_response(error)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals, in the envelope: no such path, wrong method."""
+    """Starlette's own errors, in the envelope: unknown path, wrong method."""
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
-            response = error_response(RouteNotFound(f"There is nothing at {request.url.path}."))
+            response = error_response(RouteNotFound(f"{request.url.path} does not exist."))
         case 405:
-            response = error_response(MethodNotAllowed(f"{request.url.path} cannot be asked with {request.method}."))
+            response = error_response(MethodNotAllowed(f"{request.url.path} does not support {request.method}."))
         case _:
             refusal = RequestError(f"{error.detail}.")
             refusal.status = error.status_code

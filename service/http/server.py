@@ -1,4 +1,4 @@
-"""The HTTP server, and how it stops: requests under way get a while, are then told, and nothing outlives that."""
+"""The HTTP server and its shutdown: running requests get some time, then an error, and nothing outlives it."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,14 @@ from service.http.protocol import KEEP_ALIVE_S, MOST_CONNECTIONS, Config, Impati
 
 log = logging.getLogger("wisp")
 
-ANSWER_S = 1.0  # those given up have this long to answer that
+ANSWER_S = 1.0  # time for cancelled requests to send that error
 TICK_S = 0.05
-BACKLOG = 2048  # connections the kernel holds for us until they are accepted
-ACCEPTED_AT_ONCE = 32  # before any of them is looked at; asyncio takes the backlog's number
+BACKLOG = 2048  # connections the kernel holds until they are accepted
+ACCEPTED_AT_ONCE = 32  # per loop turn; asyncio's default is the backlog's size
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server around the application. A second SIGINT or SIGTERM ends the wait for requests under way."""
+    """uvicorn's server around the application. A second SIGINT or SIGTERM ends the wait for running requests."""
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class Server(uvicorn.Server):
         on_stop: Callable[[], None] = lambda: None,
         most_connections: int = MOST_CONNECTIONS,
     ) -> None:
-        """`app`: an ASGI application; `under_way`: the jobs there are, looked at when `grace_s` seconds are over.
+        """`app`: an ASGI application; `under_way`: the jobs still running when `grace_s` seconds are over.
 
-        `on_stop`: called as soon as the server is told to stop. `most_connections`: where one more comes, the longest
-        idle ones are closed.
+        `on_stop`: called as soon as the server starts to stop. `most_connections`: beyond it, the longest idle ones are
+        closed.
         """
         config = Config(
             app,
@@ -52,14 +52,14 @@ class Server(uvicorn.Server):
             backlog=ACCEPTED_AT_ONCE,
         )
         config.most_connections = most_connections
-        # The last resort, for a task that takes no cancellation; else all has ended before.
+        # The last resort, for a task that ignores cancellation; everything else has ended by then.
         config.timeout_graceful_shutdown = int(grace_s + 3 * ANSWER_S)
         super().__init__(config)
         self.under_way, self.grace_s, self.on_stop = under_way, grace_s, on_stop
         self.hurried = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal's handler. The later ones are not kept to be raised again: one is enough for the exit code."""
+        """A signal's handler. Later signals are not kept to be raised again: the exit code needs only one."""
         if self.should_exit:
             self.hurried = True
         else:
@@ -68,9 +68,9 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """uvicorn's SIGINT and SIGTERM, and SIGHUP: a terminal that closes stops the server as SIGTERM does.
+        """uvicorn's SIGINT and SIGTERM, and SIGHUP: a closed terminal stops the server like SIGTERM.
 
-        Where SIGHUP is ignored, as under nohup, it stays so.
+        If SIGHUP is ignored, as under nohup, it stays ignored.
         """
         with super().capture_signals():
             if threading.current_thread() is not threading.main_thread():
@@ -85,7 +85,7 @@ class Server(uvicorn.Server):
                 signal.signal(signal.SIGHUP, before)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's, with an accept loop that survives a lack of open files."""
+        """uvicorn's startup, with an accept loop that survives a lack of open files."""
         loop = asyncio.get_running_loop()
 
         def make_room() -> None:
@@ -97,9 +97,11 @@ class Server(uvicorn.Server):
             listener.listen(BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, let requests end or end them, close the application."""
+        """Accept no more connections, let requests finish or cancel them, close the application."""
         if self.server_state.tasks:
-            log.info("stopping: %s may take %g s more; a second Ctrl-C ends it now", self._counted(), self.grace_s)
+            log.info(
+                "stopping: %s may take %g s more; a second Ctrl-C stops immediately", self._counted(), self.grace_s
+            )
         ending = asyncio.create_task(self._end_requests())
         await super().shutdown(sockets)
         await ending
@@ -112,11 +114,11 @@ class Server(uvicorn.Server):
     async def _end_requests(self) -> None:
         if await self._all_answered(self.grace_s, may_hurry=True):
             return
-        log.warning("stopping: %s given up", self._counted())
+        log.warning("stopping: cancelled %s", self._counted())
         for job in list(self.under_way):
             job.give_up()
         if not await self._all_answered(ANSWER_S):
-            # Uploads under way, files being decoded, and answers that their clients do not read.
+            # Running uploads, files being decoded, and responses that their clients do not read.
             for task in list(self.server_state.tasks):
                 task.cancel()
             await self._all_answered(ANSWER_S)

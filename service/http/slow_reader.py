@@ -1,4 +1,4 @@
-"""A client that does not read its answer is given up: the answer, and what waits for it, would be held for good."""
+"""Aborts a response that its client does not read: it, and everything waiting for it, would be held forever."""
 
 import asyncio
 from typing import Any
@@ -7,15 +7,15 @@ READER_PATIENCE_S = 30.0
 
 
 class WatchedTransport:
-    """A connection's transport, aborted where nothing of what waits to be sent has gone for `patience_s` to twice that.
+    """A connection's transport; aborts if none of the waiting data has been sent for `patience_s` to twice that.
 
-    A client that reads slowly has all the time it takes. Everything else is the transport's own.
+    A slow reader may take as long as it needs. Everything else is delegated to the transport.
     """
 
     def __init__(self, transport: Any, *, patience_s: float = READER_PATIENCE_S) -> None:
         self._transport, self.patience_s = transport, patience_s
         self._n_written = 0  # bytes
-        self._n_sent = 0  # of them, when that was last looked at
+        self._n_sent = 0  # of these, at the last check
         self._looking: asyncio.TimerHandle | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -43,6 +43,6 @@ class WatchedTransport:
             self._watch()
 
     def lost(self) -> None:
-        """The connection is no more."""
+        """The connection has closed."""
         if self._looking is not None:
             self._looking.cancel()

@@ -1,4 +1,4 @@
-"""A transcription as server-sent events, as OpenAI's clients read them: deltas, then the whole text."""
+"""A transcription as server-sent events in OpenAI's form: deltas, then the whole text."""
 
 import json
 from collections.abc import Collection
@@ -17,20 +17,19 @@ from service.http.formats import (
 from service.transcription.types import Segment, Transcription
 
 MEDIA_TYPE = "text/event-stream"
-COMMENT = b":\n\n"  # clients ignore it, proxies see that the stream is alive
+COMMENT = b":\n\n"  # clients ignore it; it shows proxies that the stream is alive
 
 
 def frame(data: dict[str, Any]) -> bytes:
-    """A bare `data:` frame. In ASCII, as some clients end a line at U+2028 too."""
+    """A bare `data:` frame. In ASCII, because some clients end a line at U+2028 too."""
     return f"data: {json.dumps(data)}\n\n".encode()
 
 
 class EventStream:
     """The frames of one stream; call `segment` with each in order, then `done` or `error`.
 
-    As verbose_json each segment has an event of its own too, `transcript.text.segment`, and the end says what
-    verbose_json says of the whole. OpenAI has segment events for diarized_json only, and a segment's id is a string
-    there.
+    With verbose_json each segment also has a `transcript.text.segment` event, and the last event has verbose_json's
+    fields about the whole. OpenAI has segment events for diarized_json only, where a segment's id is a string.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class EventStream:
         self._is_first = True
 
     def segment(self, segment: Segment) -> bytes:
-        """The words of one more segment. All deltas joined are the whole text; nothing for a segment without words."""
+        """The next segment's text. The deltas joined are the whole text; no frame for a segment without words."""
         if not spoken([segment]):
             return b""
         text = segment.text.lstrip() if self._is_first else segment.text
@@ -58,7 +57,7 @@ class EventStream:
         return frames
 
     def done(self, result: Transcription) -> bytes:
-        """The end: the whole text once more."""
+        """The end: the whole text again."""
         head = verbose_head(result) if self._is_verbose else {"text": result.text}
         event = {
             "type": "transcript.text.done",
@@ -72,5 +71,5 @@ class EventStream:
 
     @staticmethod
     def error(error: WispError) -> bytes:
-        """The end, where something failed after the stream had begun."""
+        """The end, if something failed after the stream had started."""
         return frame(error.envelope())

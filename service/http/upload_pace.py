@@ -1,4 +1,4 @@
-"""A request's body has to come at a pace: a client that sends a byte now and then holds nothing for long."""
+"""Enforces a pace for request bodies, so that a client that sends a byte now and then holds nothing for long."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,10 +9,9 @@ from service.errors import UploadTooSlow
 
 
 class UploadPace:
-    """ASGI middleware: what reads the body gets UploadTooSlow once the body has taken longer than it is given.
+    """ASGI middleware: raises UploadTooSlow in the reader once the body exceeds its time limit.
 
-    That is `floor_s` seconds, and a second more for every `bytes_per_s` bytes that have come, but no more than `idle_s`
-    without a byte.
+    The limit is `floor_s` seconds plus one second per `bytes_per_s` bytes received, and `idle_s` for a pause.
     """
 
     def __init__(
@@ -24,7 +23,7 @@ class UploadPace:
         idle_s: float = 30.0,
         on_end: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """`on_end`: called with the seconds that a body took, once all of it is there."""
+        """`on_end`: called with a body's seconds once it is complete."""
         self.app, self.floor_s, self.bytes_per_s, self.idle_s, self.on_end = app, floor_s, bytes_per_s, idle_s, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,7 +33,7 @@ class UploadPace:
         loop = asyncio.get_running_loop()
         started: float | None = None
         n_bytes = 0
-        ended = False  # then receive() waits for the client to leave, which may take long
+        ended = False  # from then on receive() waits for the client to leave, which may take long
 
         async def receive_in_time() -> Message:
             nonlocal started, n_bytes, ended

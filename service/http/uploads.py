@@ -1,7 +1,7 @@
-"""Uploads on their way in: each holds the place of the job that it becomes, and room on the disk, until it is slow.
+"""Uploads in progress: each holds the place of its future job, and disk space.
 
-A place counts from an upload's first kilobytes on: a connection that sends a byte now and then holds none. Where all
-are taken, or the disk has no room, the slowest of the slow uploads gives way.
+An upload holds a place from its first kilobytes on, so a connection that sends a byte now and then holds none. When all
+places are taken, or the disk is full, the slowest of the slow uploads gives way.
 """
 
 import asyncio
@@ -19,33 +19,33 @@ from service.errors import NoSpace, QueueFull, UploadTooSlow
 from service.transcription.admission import Admission, current_client, has_room
 
 LOADING_RETRY_S = 5  # no job has a place before the model is loaded
-FIRST_BYTES = 4096  # of a body: from then on it holds a place
-SOUND_PACE = 64 * 1024  # bytes a second that an upload comes with, or it may lose its place to another
-SLOW_AFTER_S = 3.0  # over as many seconds as this, and up to twice as many
-SPOOL_SHARE = 3 / 4  # of what the folder has free at the start, all uploads together
-LARGEST_SHARE = 3  # an upload may grow to this many times what is left, so that small ones find room where large do not
+FIRST_BYTES = 4096  # of a body, after which it holds a place
+SOUND_PACE = 64 * 1024  # bytes a second; a slower upload may lose its place to another
+SLOW_AFTER_S = 3.0  # measured over this many seconds, up to twice as many
+SPOOL_SHARE = 3 / 4  # of the folder's free space at start, for all uploads
+LARGEST_SHARE = 3  # an upload may use this many times the free space, which leaves room for small ones
 
 
 class UploadPlace:
-    """The place of an upload that is under way: how much of it has come, and when. For the event loop's thread."""
+    """The place of an upload in progress: its bytes so far, and when they came. For the event loop's thread."""
 
     def __init__(self, uploads: "Uploads", admission: Admission | None) -> None:
         self.client, self.n_bytes, self.admission = current_client.get(), 0, admission
         self.is_counted = self.is_lost = self.is_kept = False
         self._uploads = uploads
-        self.came_at = time.monotonic()  # the latest bytes
-        self._since = self._mark = (self.came_at, 0)  # when there were how many: the pace is taken from the first
+        self.came_at = time.monotonic()  # time of the latest bytes
+        self._since = self._mark = (self.came_at, 0)  # (time, bytes): the pace is measured from the first
         self._reading: asyncio.Timeout | None = None
 
     def pace(self) -> float:
-        """Bytes a second of late, 0 where nothing has come for `slow_after_s`."""
+        """Recent bytes a second; 0 after `slow_after_s` without any."""
         now, (since, n_bytes) = time.monotonic(), self._since
         if now - self.came_at >= self._uploads.slow_after_s:
             return 0.0
         return (self.n_bytes - n_bytes) / max(now - since, 1e-9)
 
     def is_slow(self) -> bool:
-        """Whether it is still read, has been for `slow_after_s`, and comes with less than `SOUND_PACE`."""
+        """Whether it is still being read, has been for `slow_after_s`, and is slower than `SOUND_PACE`."""
         is_old = time.monotonic() - self._since[0] >= self._uploads.slow_after_s
         return self._reading is not None and not self.is_lost and is_old and self.pace() < SOUND_PACE
 
@@ -56,7 +56,7 @@ class UploadPlace:
             self._reading.reschedule(asyncio.get_running_loop().time())
 
     async def counted(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-        """The same chunks. Raises QueueFull where there is no place for them, and NoSpace."""
+        """Pass the chunks through. Raises QueueFull if there is no place for them, and NoSpace."""
         async for chunk in body:
             self.add(len(chunk))
             if self.n_bytes >= FIRST_BYTES:
@@ -65,14 +65,14 @@ class UploadPlace:
         self._uploads.count(self)
 
     def add(self, n_bytes: int) -> None:
-        """More of it has come. Raises NoSpace."""
+        """Count more bytes. Raises NoSpace."""
         self.came_at = time.monotonic()
         if self.came_at - self._mark[0] >= self._uploads.slow_after_s:
             self._since, self._mark = self._mark, (self.came_at, self.n_bytes)
         self._uploads.spool(self, n_bytes)
 
     def keep_until(self, job: "Future[Any]") -> None:
-        """Its bytes are on the disk until that job has ended."""
+        """Its bytes stay on disk until that job has ended."""
         self.is_kept = True
         job.add_done_callback(lambda _: self._uploads.forget(self))
 
@@ -92,12 +92,12 @@ class UploadPlace:
 
 
 class Uploads:
-    """Bodies on their way in, and their bytes. For one thread, the event loop's, but for forget()."""
+    """Uploads in progress and their bytes. For the event loop's thread only, except forget()."""
 
     def __init__(self, n_places: int, *, spool_bytes: int = 0, slow_after_s: float = SLOW_AFTER_S) -> None:
-        """`n_places`: how many there may be while the model loads, and no job has begun.
+        """`n_places`: their maximum while the model loads and no job has started.
 
-        `spool_bytes`: of all uploads together; 0 takes three quarters of what the folder for them has free now.
+        `spool_bytes`: for all uploads; 0 takes three quarters of the folder's free space now.
         """
         self.n_places, self.slow_after_s = n_places, slow_after_s
         self.spool_bytes = spool_bytes or int(shutil.disk_usage(tempfile.gettempdir()).free * SPOOL_SHARE)
@@ -111,7 +111,7 @@ class Uploads:
 
     @contextlib.contextmanager
     def reserve(self, admission: Admission | None) -> Iterator[UploadPlace]:
-        """An upload, to its end or until its job is submitted. Raises QueueFull where it would find no place.
+        """An upload, until its end or until its job is submitted. Raises QueueFull if it would find no place.
 
         `admission`: None while the model loads.
         """
@@ -127,7 +127,7 @@ class Uploads:
                 self.forget(place)
 
     def count(self, place: UploadPlace) -> None:
-        """From now on it holds a place: a free one, or where all are taken that of the slowest upload that is slow.
+        """Give it a place: a free one or, if all are taken, that of the slowest of the slow uploads.
 
         Raises QueueFull. Idempotent.
         """
@@ -143,9 +143,9 @@ class Uploads:
         place.is_counted = True
 
     def spool(self, place: UploadPlace, n_bytes: int) -> None:
-        """It grows by `n_bytes`. Where that is too much of what is left, slow uploads give way, no more than needed.
+        """Grow it by `n_bytes`. If that is too much of the free space, slow uploads give way, no more than needed.
 
-        Raises NoSpace where all of their bytes would not be enough; then none gives way.
+        Raises NoSpace if all of their bytes would not be enough; then none gives way.
         """
         with self._lock:
             self.n_spooled += n_bytes
@@ -172,7 +172,7 @@ class Uploads:
             place.n_bytes = 0
 
     def _slowest(self, is_one: Callable[[UploadPlace], bool]) -> list[UploadPlace]:
-        """The slow uploads of those that `is_one`, the slowest first."""
+        """The slow uploads that `is_one` selects, slowest first."""
         slow = [place for place in self._under_way if is_one(place) and place.is_slow()]
         return sorted(slow, key=lambda place: (place.pace(), place.came_at))
 

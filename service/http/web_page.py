@@ -1,4 +1,4 @@
-"""The web page at `/`: its files, read once, each with its type and ETag, and what the page may do. Knows no model."""
+"""The web page at `/`: its files, read once, with type and ETag, and its security policy. Knows no model."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from starlette.routing import Route
 
 FOLDER = Path(__file__).parents[1] / "web"
 INDEX = "index.html"
-# Not from the system's table of types, which may lack some: a browser runs no module of another type.
+# Not the system's table of types, which may be incomplete: browsers reject modules of another type.
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# Nothing but what this server serves runs or is drawn, and no text can become markup or a script.
+# Only this server's files run or are drawn, and no text can become markup or a script.
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -40,7 +40,7 @@ POLICY = "; ".join(
 
 @dataclass(frozen=True)
 class PageFile:
-    """A file's bytes, their media type, and an ETag of their content."""
+    """A file's bytes, media type, and ETag of the content."""
 
     body: bytes
     media_type: str
@@ -48,25 +48,25 @@ class PageFile:
 
     @property
     def headers(self) -> dict[str, str]:
-        """A browser asks each time whether its copy is still right, so that no page mixes two versions."""
+        """Browsers check each time whether their copy is current, so that no page mixes two versions."""
         policy = {"content-security-policy": POLICY} if self.media_type.startswith("text/html") else {}
         return {"etag": self.etag, "cache-control": "no-cache", **policy}
 
 
 @cache
 def page_files() -> Mapping[str, PageFile]:
-    """Every file of the page by its name. A path in a request is only looked up here, never opened."""
+    """All files of the page by name. A request's path is only looked up here, never opened."""
     files = {}
     for path in sorted(FOLDER.iterdir()):
         body = path.read_bytes()
-        # By content: files of a container image all have the same date.
+        # By content: files in a container image all have the same date.
         etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         files[path.name] = PageFile(body, MEDIA_TYPES[path.suffix], etag)
     return files
 
 
 def is_current(file: PageFile, request: Request) -> bool:
-    """Whether the request names the file's ETag, so that its sender has it already."""
+    """Whether the request has the file's current ETag, so that its sender has the file."""
     named = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     return file.etag in named or named == ["*"]
 
@@ -82,4 +82,4 @@ async def page(request: Request) -> Response:
 
 
 ROUTES = [Route("/", page, name="page"), Route("/web/{name}", page, name="web")]
-PUBLIC_ROUTES = frozenset({"page", "web"})  # by name: a page must be there before it can ask for an API key
+PUBLIC_ROUTES = frozenset({"page", "web"})  # by name: the page must load before it can ask for an API key

@@ -1,8 +1,7 @@
-"""The graphs that are no network of the model's: its tokenizer, voice-activity detection, and PCM → text in one step,
-as WasmEdge's guests want it.
+"""The model's graphs that aren't networks: tokenizer, voice-activity detection, and PCM → text for WasmEdge's guests.
 
-They answer the protocols of service/guest/wasi_nn.py without importing it: ValueError is a guest's mistake, anything
-else a fault.
+They follow the protocols of service/guest/wasi_nn.py without importing it: ValueError is a guest's mistake, anything
+else is a fault.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ Tensor = NDArray[Any]
 
 
 class FunctionContext:
-    """An execution context with one input and one output, the latter a function of the former."""
+    """An execution context with one input and one output that is a function of it."""
 
     def __init__(self, check: Callable[[Tensor], None], function: Callable[[Tensor], Tensor]) -> None:
         self._check, self._function = check, function
@@ -25,32 +24,32 @@ class FunctionContext:
         self._output: Tensor | None = None
 
     def set_input(self, index: int, tensor: Tensor) -> None:
-        """Keep input 0. Raises ValueError for another index, or a shape or dtype the graph does not take."""
+        """Keep input 0. Raises ValueError for another index, or for a shape or dtype that the graph rejects."""
         if index != 0:
-            raise ValueError(f"there is input 0 only, not {index}")
+            raise ValueError(f"only input 0 exists, not {index}")
         self._check(tensor)
         self._input = tensor
 
     def compute(self) -> None:
-        """Make the output of the latest input. Raises ValueError without one."""
+        """Compute the output of the latest input. Raises ValueError without one."""
         if self._input is None:
             raise ValueError("input 0 is not set")
         self._output = None
         self._output = self._function(self._input)
 
     def get_output(self, index: int) -> Tensor:
-        """Output 0 of the latest compute. Raises ValueError before it, or for another index."""
+        """Output 0 of the latest compute. Raises ValueError before the first, or for another index."""
         if index != 0 or self._output is None:
-            raise ValueError(f"output {index} is not there" if index else "nothing is computed yet")
+            raise ValueError(f"output {index} does not exist" if index else "nothing is computed yet")
         return self._output
 
     def close(self) -> None:
-        """Forget both; idempotent."""
+        """Forget input and output; idempotent."""
         self._input = self._output = None
 
 
 class TokenizerGraph:
-    """NAME/tokenizer: i32 [n] ids → u8 [m] UTF-8, or the other way round, without special tokens."""
+    """NAME/tokenizer: i32 [n] ids → u8 [m] UTF-8, or the reverse, without special tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -72,7 +71,7 @@ class TokenizerGraph:
 class SpeechGraph:
     """NAME: f32 [1, n_samples] of 16 kHz mono PCM → u8 [m], the transcript in UTF-8.
 
-    `transcribe` turns (n_samples,) into text; a ValueError of its own blames the guest's samples.
+    `transcribe` turns (n_samples,) into text; its ValueError means bad samples from the guest.
     """
 
     def __init__(self, transcribe: Callable[[NDArray[np.float32]], str]) -> None:
@@ -90,7 +89,7 @@ class SpeechGraph:
 
 
 class VoiceGraph:
-    """NAME/voice: i32 [2], the first frame of 10 ms and the one after the last → i32 [1], whether there is speech."""
+    """NAME/voice: i32 [2], the first frame of 10 ms and the one after the last → i32 [1], whether it has speech."""
 
     def __init__(self, has_speech: Callable[[int, int], bool]) -> None:
         self._has_speech = has_speech
@@ -103,7 +102,7 @@ class VoiceGraph:
         if tensor.shape != (2,) or tensor.dtype != np.int32:
             raise ValueError(f"expected i32 [2], got {tensor.dtype} {tensor.shape}")
         if not 0 <= tensor[0] <= tensor[1]:
-            raise ValueError(f"there are no frames {tensor[0]} to {tensor[1]}")
+            raise ValueError(f"frames {tensor[0]} to {tensor[1]} do not exist")
 
 
 def _utf8(text: str) -> Tensor:

@@ -1,6 +1,6 @@
-"""Whisper's languages: ISO 639 codes and their English names, and what clients write instead of them."""
+"""Whisper's languages: ISO 639 codes, English names, and other spellings that clients send."""
 
-# openai/whisper 20250625 names them so; a model's own <|code|> tokens say which of them it speaks.
+# The names are openai/whisper 20250625's; a model's own <|code|> tokens define which languages it knows.
 _TABLE = """
 af afrikaans, am amharic, ar arabic, as assamese, az azerbaijani, ba bashkir, be belarusian, bg bulgarian, bn
 bengali, bo tibetan, br breton, bs bosnian, ca catalan, cs czech, cy welsh, da danish, de german, el greek, en
@@ -33,7 +33,7 @@ _CODES = {name: code for code, name in LANGUAGES.items()} | {
 }
 # Codes that changed or have two forms.
 _CODES |= {"iw": "he", "in": "id", "ji": "yi", "jv": "jw", "nb": "no", "mo": "ro"}
-# ISO 639-2's (terminological and bibliographic) and 639-3's, that of the main variety of a macrolanguage among them.
+# ISO 639-2 codes (terminological and bibliographic) and 639-3 ones, including a macrolanguage's main variety.
 _THREE_LETTERS = """
 af afr, am amh, ar ara arb, as asm, az aze azj, ba bak, be bel, bg bul, bn ben, bo bod tib, br bre, bs bos, ca cat, cs
 ces cze, cy cym wel, da dan, de deu ger, el ell gre, en eng, es spa, et est ekk, eu eus baq, fa fas per pes, fi fin, fo
@@ -48,7 +48,7 @@ _CODES |= {three: code for code, *rest in (entry.split() for entry in _THREE_LET
 
 
 def language_code(text: str) -> str | None:
-    """Whisper's code for `en`, `en-US`, `EN_gb`, `eng` or `English`; None for what is no language of Whisper's."""
+    """Whisper's code for `en`, `en-US`, `EN_gb`, `eng` or `English`; None if it isn't a language of Whisper."""
     word = text.strip().lower()
     primary = word.replace("_", "-").partition("-")[0]
     for candidate in (word, primary):
@@ -60,5 +60,5 @@ def language_code(text: str) -> str | None:
 
 
 def language_name(code: str) -> str:
-    """`english` for `en`, as verbose_json says it; a code that is not in the table is its own name."""
+    """`english` for `en`, as in verbose_json; an unknown code is its own name."""
     return LANGUAGES.get(code, code)

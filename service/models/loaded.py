@@ -1,4 +1,4 @@
-"""The loaded model: its tokenizer, its WASI-NN graphs, what it holds on the device."""
+"""The loaded model: tokenizer, WASI-NN graphs, and device memory."""
 
 import logging
 import math
@@ -26,11 +26,11 @@ from service.settings import PRELOAD_VARIABLE
 
 log = logging.getLogger("wisp")
 
-REOPEN_S = 5.0  # how soon after a GPU could not be opened the next try may be
+REOPEN_S = 5.0  # minimum time between attempts to open a failing GPU
 
 
 class Kernels(Protocol):
-    """A checkpoint made ready to compute, by either target."""
+    """A checkpoint ready to compute on either target."""
 
     @property
     def encoder(self) -> Graph: ...
@@ -43,14 +43,14 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
-    """Kernels, and all the graphs that a guest may load by name while they are the model's."""
+    """Kernels, and the model's graphs that a guest may load by name."""
 
     kernels: Kernels
     graphs: Mapping[str, Graph]
 
 
 class Model:
-    """A model and the graphs a guest may load by name. close() is idempotent; no graph computes after it."""
+    """A model and the graphs that a guest may load by name. close() is idempotent; no graph computes after it."""
 
     def __init__(
         self,
@@ -66,20 +66,19 @@ class Model:
         room: Room | None = None,
         observe: Callable[[str, float | None], None] = lambda name, seconds: None,
     ) -> None:
-        """`load_kernels` makes them, whenever the model is used and not in memory; how to decode, as the checkpoint
-        asks for.
+        """`load_kernels` makes the kernels when the model is needed; the decoding options are the checkpoint's.
 
-        `n_bytes`: what it will take of `room`. `observe`: called with the name and the seconds that loading took, or
-        None when it has been unloaded.
+        `n_bytes`: the memory it takes in `room`. `observe`: called with the name and the seconds that loading took, or
+        with None after an unload.
         """
         self.name = spec.name
-        self.language = spec.language  # Whisper's code, where the preload string says one
+        self.language = spec.language  # Whisper's code, if the preload string has one
         self.dims = dims
         self.tokenizer = tokenizer
         self.target = target
         self.num_beams = num_beams
         self.condition_on_prev_tokens = condition_on_prev_tokens
-        self.device_failures = 0  # how often in a row the GPU was lost or could not be opened, no success in between
+        self.device_failures = 0  # GPU losses and failed openings in a row, without a success in between
         self._reopen_at = -math.inf  # by time.monotonic()
         self._graphs: dict[str, Graph] = {f"{self.name}/tokenizer": TokenizerGraph(tokenizer)}
         self._load_kernels, self._observe = load_kernels, observe
@@ -111,7 +110,7 @@ class Model:
         else:
             log.info("model %s on the %s target. %s", self.name, self.target.name, self.target.reason)
             if self.target.is_software:
-                log.warning("the GPU's driver is software, which the CPU target outruns: --target cpu is faster here")
+                log.warning("the GPU's driver is software and slower than the CPU target: use --target cpu here")
         self._has_loaded = True
         self._observe(self.name, seconds)
         return self._with_graphs(kernels)
@@ -127,10 +126,10 @@ class Model:
 
     @contextmanager
     def in_use(self, length: int = 0, check: Callable[[], None] = lambda: None) -> Iterator[Mapping[str, Graph]]:
-        """A block in which it is loaded, and its graphs. Waits for room in memory, see Room.using().
+        """A block in which the model is loaded, with its graphs. Waits for room in memory, see Room.using().
 
-        Raises ModelTooLarge, ModelError where it cannot be loaded, DeviceLost where there is no device for it, and in
-        place of what fails in the block because the device has gone. Then the next block has another device.
+        Raises ModelTooLarge, ModelError if it cannot be loaded, and DeviceLost if there is no device for it or the
+        device was lost during the block. The next block then gets another device.
         """
         with self.room.using(self.occupant, length, check), self.in_use_again() as graphs:
             yield graphs
@@ -146,9 +145,9 @@ class Model:
                     raise
                 if self._loaded.discard(loaded):
                     self.device_failures += 1
-                    log.error("the GPU is lost, and is opened anew for the next request")
+                    log.error("the GPU is lost; the next request opens it again")
                 raise DeviceLost from error
-            if self._loaded.thing is loaded:  # else what has ended well is no word on the device that comes next
+            if self._loaded.thing is loaded:  # else this success says nothing about the next device
                 self.device_failures = 0
                 if held_bytes := self.device_bytes():
                     self.room.measured(self.occupant, held_bytes)
@@ -159,7 +158,7 @@ class Model:
             pass
 
     def unload(self, idle_s: float = 0.0) -> bool:
-        """Free what it holds, on the device and off it, unless it was used in the last `idle_s` seconds."""
+        """Free its memory, on the device and off it, unless it was used in the last `idle_s` seconds."""
         is_unloaded = self._loaded.unload(idle_s)
         if is_unloaded:
             log.info("model %s unloaded", self.name)
@@ -172,27 +171,27 @@ class Model:
         return loaded.graphs if loaded is not None else self._graphs
 
     def device_bytes(self) -> int:
-        """Memory of the GPU that is held; 0 on the CPU."""
+        """GPU memory in use; 0 on the CPU."""
         loaded = self._loaded.thing
         return loaded.kernels.device_bytes() if loaded is not None and isinstance(loaded.kernels, _GpuKernels) else 0
 
     def close(self) -> None:
-        """Free what the model holds on the device."""
+        """Free the model's device memory."""
         self._loaded.close()
 
 
 @dataclass(frozen=True)
 class ReadModel:
-    """A model whose files have been read and found whole, and the target it will run on; nothing is computed yet."""
+    """A model whose files have been read and checked, and its target; nothing is computed yet."""
 
     spec: ModelSpec
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     target: Target
-    may_fall_back: bool  # to the CPU, because the GPU was Wisp's choice and nobody's wish
+    may_fall_back: bool  # to the CPU, because Wisp chose the GPU, not the user
 
     def make_ready(self) -> Model:
-        """The model with its kernels prepared: seconds on some devices. Raises DeviceUnavailable."""
+        """The model, loaded, which takes seconds on some devices. Raises DeviceUnavailable."""
         model = self.make_idle()
         model.load()
         return model
@@ -204,7 +203,7 @@ class ReadModel:
         room: Room | None = None,
         observe: Callable[[str, float | None], None] = lambda name, seconds: None,
     ) -> Model:
-        """The model, which its first user will load into `room`, with as many at once as `workers`."""
+        """The model, not loaded: its first user loads it into `room`, for up to `workers` at once."""
         checkpoint = self.checkpoint
         spec, first = self.spec, [checkpoint]  # the kernels keep what they need of the latter
         target, may_fall_back = self.target, self.may_fall_back
@@ -233,7 +232,7 @@ class ReadModel:
 def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
     """Read the checkpoint and choose the target as wanted_target() says.
 
-    Raises ModelError (files missing, broken, of another model, not of the preload string's language) or
+    Raises ModelError (files missing, broken, of another model, or without the preload string's language) or
     DeviceUnavailable, each with what to do.
     """
     asked = wanted_target(spec, target)
@@ -243,13 +242,13 @@ def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
     if spec.language is not None and not tokenizer.speaks(spec.language):
         raise ModelError(
             f"The model '{spec.name}' does not know {language_name(spec.language).capitalize()} ('{spec.language}'), "
-            f"which {PRELOAD_VARIABLE} says it is to transcribe: leave the language out there, or take another model."
+            f"the language in {PRELOAD_VARIABLE}: remove it there, or use another model."
         )
     return ReadModel(spec, checkpoint, tokenizer, chosen, may_fall_back=asked == "auto")
 
 
 def read_checkpoint(spec: ModelSpec) -> Checkpoint:
-    """The files that `spec` names, read and checked. Raises ModelError."""
+    """Read and check the files that `spec` names. Raises ModelError."""
     check_files(spec)
     trouble = f"The model '{spec.name}' cannot be loaded"
     try:
@@ -270,17 +269,17 @@ def read_checkpoint(spec: ModelSpec) -> Checkpoint:
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    """What its tokenizer.json says, read and checked. Raises ModelError."""
+    """Its tokenizer.json, read and checked. Raises ModelError."""
     return Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
 
 
 def load_model(spec: ModelSpec, target: str = "auto") -> Model:
-    """A model from its files to its graphs, in one call. Raises as its two steps do."""
+    """A model from its files to its graphs in one call. Raises what its two steps raise."""
     return read_model(spec, target).make_ready()
 
 
 def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> tuple[Kernels, Target]:
-    """The checkpoint ready to compute on `target`, or on the CPU where a GPU does not do and it may."""
+    """The checkpoint ready to compute on `target`, or on the CPU if the GPU fails and `may_fall_back`."""
     if target.name == "gpu":
         try:
             return _GpuKernels(checkpoint, target), target
@@ -294,10 +293,10 @@ def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> tup
 
 
 class _GpuKernels:
-    """A model on a device of its own, closed with it."""
+    """A model on its own device, closed with it."""
 
     def __init__(self, checkpoint: Checkpoint, target: Target) -> None:
-        """On an adapter of the sort that `target` was chosen for: a GPU that is lost is not replaced by its emulation.
+        """Use an adapter of the kind that `target` was chosen for: a software adapter never replaces a lost GPU.
 
         Raises DeviceUnavailable.
         """
@@ -313,14 +312,14 @@ class _GpuKernels:
                 raise
         except DeviceError as error:
             raise DeviceUnavailable(
-                f"The model cannot run on the GPU: {error}; --target cpu runs it on the CPU."
+                f"The model cannot run on the GPU: {error}; use --target cpu to run it on the CPU."
             ) from error
         checkpoint.release_pages()
         self.encoder: Graph = self._model.encoder
         self.decoder: Graph = self._model.decoder
 
     def is_lost(self) -> bool:
-        """Whether the device gives no memory any more, not even the least there is."""
+        """Whether the device no longer allocates even the smallest buffer."""
         from kernels.webgpu.device import DeviceError
 
         try:

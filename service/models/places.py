@@ -1,4 +1,4 @@
-"""Where a machine has Whisper models: the models folder, the package installed with Wisp, other programs' caches."""
+"""Finds Whisper models: in the models folder, in the package installed with Wisp, in other programs' caches."""
 
 import json
 import logging
@@ -14,11 +14,11 @@ from service.models.store import Record
 
 log = logging.getLogger("wisp")
 
-DEFAULT_NAME = "tiny_en"  # the canonical name of the model taken where none is named
+DEFAULT_NAME = "tiny_en"  # canonical name of the default model
 EMBEDDED_NAME = "embedded"
 EMBEDDED = Path(__file__).parents[2] / "assets" / EMBEDDED_NAME
 WEIGHTS_SUFFIXES = (".safetensors", ".mpk", ".mpk.gz", ".pt", ".bin")
-SYNONYMS = {"large": "large_v3", "turbo": "large_v3_turbo"}  # openai/whisper's own
+SYNONYMS = {"large": "large_v3", "turbo": "large_v3_turbo"}  # openai/whisper's
 CTRANSLATE2_WEIGHTS = "model.bin"
 HUGGINGFACE_WEIGHTS = (
     "model.safetensors",
@@ -26,40 +26,40 @@ HUGGINGFACE_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-FOLDER_WEIGHTS = (*HUGGINGFACE_WEIGHTS, CTRANSLATE2_WEIGHTS)  # of formats that are a folder
-HUB_OWNERS = ("openai/whisper-", "Systran/faster-whisper-")  # of the repositories that a bare name may mean, in order
+FOLDER_WEIGHTS = (*HUGGINGFACE_WEIGHTS, CTRANSLATE2_WEIGHTS)  # of formats stored as a folder
+HUB_OWNERS = ("openai/whisper-", "Systran/faster-whisper-")  # of repositories that a bare name may mean, in order
 MAX_CONFIG_BYTES = 1 << 20
 N_TIMESTAMPS = 1501  # 0.00 to 30.00 s in steps of 0.02: a vocabulary ends with them
 
 
 @dataclass(frozen=True)
 class Place:
-    """A model that was found: its canonical name, its folder or weights file, and who put it there."""
+    """A model that was found: its canonical name, its folder or weights file, and its origin."""
 
     name: str
     path: Path
     source: str  # "models folder", "package", "Hugging Face cache", "Whisper cache" or "Wisp"
-    repo: str = ""  # OWNER/NAME, of a hub's
+    repo: str = ""  # OWNER/NAME, if it is from a hub
 
 
 def canonical_name(name: str) -> str:
-    """One spelling for a model's: `openai/whisper-tiny.en`, `Systran/faster-whisper-tiny.en`, `tiny.en` → `tiny_en`."""
+    """One spelling per model: `openai/whisper-tiny.en`, `Systran/faster-whisper-tiny.en`, `tiny.en` → `tiny_en`."""
     prefixes = r"^(openai/|systran/)?(ggml-|(faster[-_])?whisper[-_])?"
     canonical = re.sub(r"[-.]", "_", re.sub(prefixes, "", name.strip().lower()))
     return SYNONYMS.get(canonical, canonical)
 
 
 def stem_of(path: Path) -> str:
-    """A weights file's name without its suffix; of the generic `model.safetensors` or `model.bin`, its folder's."""
+    """A weights file's name without suffix; for the generic `model.safetensors` or `model.bin`, its folder's name."""
     suffix = next((suffix for suffix in WEIGHTS_SUFFIXES if path.name.endswith(suffix)), path.suffix)
     stem = path.name.removesuffix(suffix)
     return path.resolve().parent.name if stem == "model" else stem
 
 
 def installed_models(models_dir: Path) -> dict[str, Path]:
-    """Canonical name → path of every model folder and weights file in `models_dir`; none where it does not exist.
+    """Canonical name → path of every model folder and weights file in `models_dir`; empty if it does not exist.
 
-    A name with a dot before it is not a model's: an unfinished download has one. Raises OSError.
+    Names that start with a dot are skipped: unfinished downloads have one. Raises OSError.
     """
     if not models_dir.is_dir():
         return {}
@@ -71,7 +71,7 @@ def installed_models(models_dir: Path) -> dict[str, Path]:
 
 
 def weights_in(folder: Path) -> Path:
-    """A folder's one weights file, where it is of a format that is a file; else the folder, for its reader to judge."""
+    """A folder's only weights file, if its format is a single file; else the folder, for its reader to check."""
     if any((folder / name).is_file() for name in FOLDER_WEIGHTS):
         return folder
     found = [path for path in sorted(folder.iterdir()) if path.name.endswith(WEIGHTS_SUFFIXES)]
@@ -85,12 +85,12 @@ def packaged() -> Place | None:
 
 
 def embedded() -> Place | None:
-    """The small model of this source tree."""
+    """This source tree's small model."""
     return Place(EMBEDDED_NAME, EMBEDDED, "Wisp") if EMBEDDED.is_dir() else None
 
 
 def cached_by_hub() -> Iterator[Place]:
-    """The Whisper models in Hugging Face's cache, whose place HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME may say."""
+    """The Whisper models in Hugging Face's cache; HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME may set its path."""
     for folder in _folders(_hub_cache(), "models--*--*"):
         _, owner, name = folder.name.split("--", 2)
         snapshot = _snapshot(folder)
@@ -99,13 +99,13 @@ def cached_by_hub() -> Iterator[Place]:
 
 
 def cached_by_whisper() -> Iterator[Place]:
-    """What openai/whisper has fetched: ~/.cache/whisper/NAME.pt."""
+    """Models that openai/whisper has downloaded: ~/.cache/whisper/NAME.pt."""
     for path in _folders(_cache_home() / "whisper", "*.pt"):
         yield Place(canonical_name(path.stem), path, "Whisper cache")
 
 
 def every_place(models_dir: Path) -> list[Place]:
-    """All models that can be found, in the order in which a name is looked up. Raises OSError for `models_dir`."""
+    """All models found, in the order in which names are looked up. Raises OSError for `models_dir`."""
     found = [Place(name, path, "models folder") for name, path in installed_models(models_dir).items()]
     found += [place for place in (packaged(),) if place is not None]
     found += [*cached_by_hub(), *cached_by_whisper()]
@@ -121,8 +121,8 @@ def watched(models_dir: Path) -> Iterator[Path]:
 
 
 def find_place(named: str, models_dir: Path) -> Place | None:
-    """The model called `named`, in any spelling. OWNER/NAME in full means that repository where the hub's cache has
-    it; a bare name may be any place's. Raises OSError for `models_dir`."""
+    """The model called `named`, in any spelling. A full OWNER/NAME means that repository if the hub's cache has it; a
+    bare name may be in any place. Raises OSError for `models_dir`."""
     canonical = canonical_name(named)
     installed = installed_models(models_dir)
     for name, path in installed.items() if "/" in named else ():
@@ -144,7 +144,7 @@ def find_place(named: str, models_dir: Path) -> Place | None:
 
 
 def is_whisper(folder: Path) -> bool:
-    """Whether a folder holds a Whisper model: Hugging Face's by its config.json, CTranslate2's by its weights."""
+    """Whether a folder contains a Whisper model: Hugging Face's by its config.json, CTranslate2's by its weights."""
     weights = folder / CTRANSLATE2_WEIGHTS
     try:
         if any((folder / name).is_file() for name in HUGGINGFACE_WEIGHTS):
@@ -156,7 +156,7 @@ def is_whisper(folder: Path) -> bool:
 
 
 def tokenizer_for(n_vocab: int, models_dir: Path | None) -> str | None:
-    """The tokenizer.json of any model found here whose vocabulary has `n_vocab` tokens, for weights without one."""
+    """The tokenizer.json of any model found here with `n_vocab` tokens, for weights without one."""
     for place in every_place(models_dir or Path(os.devnull)):
         path = (place.path if place.path.is_dir() else place.path.parent) / "tokenizer.json"
         try:
@@ -180,7 +180,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _snapshot(folder: Path) -> Path | None:
-    """The commit of a cached repository that `main` means, else the newest one."""
+    """The commit that a cached repository's `main` means, else the newest one."""
     try:
         commit = (folder / "refs" / "main").read_text("utf-8").strip()
     except (OSError, ValueError):
@@ -192,7 +192,7 @@ def _snapshot(folder: Path) -> Path | None:
 
 
 def _folders(parent: Path, pattern: str) -> list[Path]:
-    """What matches in a folder that may not exist or be readable: another program's, so it is only left out."""
+    """Matches in a folder that may not exist or be readable; an unreadable cache of another program is skipped."""
     try:
         return sorted(parent.glob(pattern))
     except OSError as error:

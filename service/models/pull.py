@@ -1,4 +1,4 @@
-"""One model from the hub into the models' folder: it is there whole, or not at all."""
+"""Installs a model from the hub into the models' folder: completely or not at all."""
 
 import fcntl
 import os
@@ -20,14 +20,14 @@ INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
-VOCABULARIES = ("vocabulary.json", "vocabulary.txt")  # of CTranslate2, where there is no tokenizer.json
+VOCABULARIES = ("vocabulary.json", "vocabulary.txt")  # of CTranslate2 models without tokenizer.json
 GENERATION = "generation_config.json"
 
 
 def wanted_files(model: HubModel) -> list[HubFile]:
-    """What Wisp needs of a repository in Hugging Face's layout or CTranslate2's, small files first.
+    """The files that Wisp needs from a repository in Hugging Face's or CTranslate2's layout, small files first.
 
-    Raises HubError if it is neither.
+    Raises HubError if it has neither layout.
     """
     there = model.files
     shards = filter(SHARD.fullmatch, sorted(there))
@@ -39,26 +39,26 @@ def wanted_files(model: HubModel) -> list[HubFile]:
     missing = [name for name in (CONFIG, words, weights[0]) if name not in there]
     if missing:
         raise HubError(
-            f"{model.repo} has no {missing[0]}: it isn't a Whisper in the layout of Hugging Face or CTranslate2."
+            f"{model.repo} has no {missing[0]}: it isn't a Whisper model in Hugging Face's or CTranslate2's layout."
         )
     names = (CONFIG, words, *(name for name in (GENERATION,) if name in there), *weights)
     return [there[name] for name in names]
 
 
 def _check_kind(repo: str, config: Mapping[str, Any], files: list[HubFile]) -> None:
-    """Raise HubError unless a config.json is a Whisper's."""
+    """Raise HubError unless a config.json is of a Whisper model."""
     if any(file.name == CTRANSLATE2_WEIGHTS for file in files):
         if "suppress_ids" not in config:
-            raise HubError(f"{repo} isn't a Whisper: its {CONFIG} has no suppress_ids, as CTranslate2 writes them.")
+            raise HubError(f"{repo} isn't a Whisper model: its {CONFIG} lacks suppress_ids, which CTranslate2 writes.")
     elif (kind := config.get("model_type")) != "whisper":
-        raise HubError(f"{repo} isn't a Whisper: its {CONFIG} says that it is '{kind}'.")
+        raise HubError(f"{repo} isn't a Whisper model: its {CONFIG} says that it is '{kind}'.")
 
 
 class Pull:
-    """One model on its way from the hub into `models_dir`. Nothing is written before fetch()."""
+    """Installs one model from the hub into `models_dir`. Writes nothing before fetch()."""
 
     def __init__(self, hub: Hub, models_dir: Path, repo: str, revision: str = "main") -> None:
-        """Ask the hub what there is to fetch. Raises HubError."""
+        """Ask the hub for the list of files. Raises HubError."""
         self._hub = hub
         self.model = hub.describe(repo, revision)
         self.files = wanted_files(self.model)
@@ -69,20 +69,20 @@ class Pull:
         _check_kind(repo, hub.read(self.model, CONFIG), self.files)
 
     def fetch(self, gained: Callable[[int], object]) -> bool:
-        """Fetch what is not there yet and put it in its place at once; False if it was all there. `gained` hears the
-        bytes of each block. Raises HubError; what has been fetched is kept then, and the next time goes on from it.
+        """Download what is missing, then move the model into place; False if it was complete. `gained` gets the size of
+        each block. Raises HubError, keeping the downloaded data for the next call to resume.
         """
         try:
             old = Record.read(self.folder)
             if os.path.lexists(self.folder) and old is None:
                 raise HubError(
-                    f"{self.folder} is there already and was not made by wisp models pull: "
-                    f"move it away, or take it away with wisp models remove {self.name}."
+                    f"{self.folder} exists and was not made by wisp models pull: "
+                    f"move it away, or remove it with wisp models remove {self.name}."
                 )
             if old is not None and old.repo != self.model.repo:
                 raise HubError(
-                    f"{self.folder} holds {old.repo}, another repository's form of {self.name}: "
-                    f"wisp models remove {self.name} makes room for this one."
+                    f"{self.folder} contains {old.repo}, another repository's form of {self.name}: "
+                    f"remove it first with wisp models remove {self.name}."
                 )
             if old is not None and old.commit == self.model.commit and not damage(self.folder, old):
                 gained(self.n_bytes)
@@ -96,13 +96,13 @@ class Pull:
         return True
 
     def _fill(self, old: Record | None, gained: Callable[[int], object]) -> None:
-        """Make the unfinished folder a whole one."""
+        """Complete the unfinished folder."""
         for name in old.sums if old is not None else ():
             if not (self._unfinished / name).exists() and (self.folder / name).is_file():
-                os.link(self.folder / name, self._unfinished / name)  # download() looks whether it is the right one
+                os.link(self.folder / name, self._unfinished / name)  # download() checks whether it is the right one
         self._check_space()
         sums = {file.name: self._hub.download(self.model, file, self._unfinished, gained) for file in self.files}
-        for other in self._unfinished.iterdir():  # of a commit that is no more
+        for other in self._unfinished.iterdir():  # of an older commit
             if other.name not in sums:
                 other.unlink()
         model = self.model
@@ -122,7 +122,7 @@ class Pull:
 
 
 def _put(unfinished: Path, folder: Path) -> None:
-    """Move the finished folder to its place, from which the one before it goes away."""
+    """Move the finished folder into place and remove the previous one."""
     old = removed_folder(folder)
     shutil.rmtree(old, ignore_errors=True)
     if os.path.lexists(folder):
@@ -133,13 +133,13 @@ def _put(unfinished: Path, folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, name: str) -> Iterator[None]:
-    """The folder for this process alone. Raises HubError if another has it."""
+    """Lock the folder for this process. Raises HubError if another has it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise HubError(f"Another command is fetching {name} at this moment.") from None
+            raise HubError(f"Another command is fetching {name} now.") from None
         yield
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""Something large that is in memory while it is used, and may leave it while it is not. Knows no model."""
+"""A large resource that is in memory while used, and may be unloaded while idle. Knows nothing of models."""
 
 import threading
 import time
@@ -10,32 +10,32 @@ T = TypeVar("T")
 
 
 class _Held(Generic[T]):
-    """One that is in memory, how many use it, and whether the last of them is to unload it."""
+    """A loaded resource, its number of users, and whether the last of them should unload it."""
 
     def __init__(self, thing: T) -> None:
         self.thing, self.n_users, self.is_discarded = thing, 0, False
 
 
 class Residence(Generic[T]):
-    """Loads one `T` for its first user, unloads it when told to and nobody uses it. Thread-safe."""
+    """Loads one `T` for its first user; unloads it on request when nobody uses it. Thread-safe."""
 
     def __init__(self, *, load: Callable[[], T], unload: Callable[[T], None]) -> None:
-        """`load` makes one; one thread at a time does, and those who want it meanwhile wait for that."""
+        """`load` makes one, in one thread at a time; other users wait for it."""
         self._held: _Held[T] | None = None
         self._load, self._unload = load, unload
         self._lock = threading.Lock()
-        self._left_at = time.monotonic()  # when the last user went
+        self._left_at = time.monotonic()  # when the last user left
         self._is_closed = False
 
     @property
     def thing(self) -> T | None:
-        """What is in memory for the next user; None while nothing is."""
+        """The resource that the next user would get; None while unloaded."""
         held = self._held
         return held.thing if held is not None else None
 
     @contextmanager
     def in_use(self) -> Iterator[T]:
-        """A block in which it stays. Raises what loading it raises, ValueError after close()."""
+        """A block in which it stays loaded. Raises what loading raises, and ValueError after close()."""
         with self._lock:
             if self._is_closed:
                 raise ValueError("this is closed")
@@ -54,7 +54,7 @@ class Residence(Generic[T]):
                 self._unload(held.thing)
 
     def unload(self, idle_s: float = 0.0) -> bool:
-        """Unload it if nobody has used it for so many seconds; True if that was done."""
+        """Unload it if nobody has used it for `idle_s` seconds; True if it was unloaded."""
         with self._lock:
             held = self._held
             if held is None or held.n_users or time.monotonic() - self._left_at < idle_s:
@@ -64,9 +64,9 @@ class Residence(Generic[T]):
             return True
 
     def discard(self, thing: T) -> bool:
-        """Let nobody else have `thing`: the next user gets another. It is unloaded when the last user of it has gone.
+        """Give `thing` to nobody else: the next user gets another, and the last user of `thing` unloads it.
 
-        For one of those users, within its block. True if that was done, False if another has done it.
+        Called by one of its users within its block. True if this call did it, False if another user already had.
         """
         with self._lock:
             held = self._held

@@ -1,4 +1,4 @@
-"""The models' folder: each model's record of where it is from and of its files' sums, and how one is taken away."""
+"""The models' folder: each model's record of its origin and its files' checksums; removing a model."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Record:
-    """What `wisp models pull` notes beside a model."""
+    """What `wisp models pull` records next to a model."""
 
     hub: str
     repo: str
@@ -26,7 +26,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> "Record | None":
-        """The record of a model's folder; None where there is none, or none that can be read."""
+        """The record in a model's folder; None if there is none or it cannot be read."""
         try:
             found = json.loads((folder / RECORD).read_text("utf-8"))
             return cls(**{**found, "sums": {str(name): str(digest) for name, digest in found["sums"].items()}})
@@ -34,17 +34,17 @@ class Record:
             return None
 
     def write(self, folder: Path) -> None:
-        """Note it in the model's folder."""
+        """Write it into the model's folder."""
         (folder / RECORD).write_text(json.dumps(vars(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def damage(folder: Path, record: Record) -> list[str]:
-    """What is wrong with a model's files, hashed anew: a phrase for each that is not what the record says."""
+    """Hash a model's files again: one phrase for each that differs from the record."""
     found = []
     for name, digest in record.sums.items():
         try:
             if hash_file(folder / name) != digest:
-                found.append(f"{name} is not what was fetched")
+                found.append(f"{name} has changed")
         except OSError as error:
             found.append(f"{name} cannot be read ({error.strerror})")
     return found
@@ -56,17 +56,17 @@ def megabytes(n_bytes: int) -> str:
 
 
 def unfinished_folder(folder: Path) -> Path:
-    """Where a model's files are gathered until it is whole. Its name keeps it from being taken for a model."""
+    """Where a model's files are collected until all are complete. Its name marks it as not a model."""
     return folder.with_name(f".{folder.name}.pull")
 
 
 def removed_folder(folder: Path) -> Path:
-    """Where a model's files go on their way out, so that an interruption leaves no half a model in its place."""
+    """Where a model's files are moved before removal, so that an interruption never leaves half a model."""
     return folder.with_name(f".{folder.name}.removed")
 
 
 def remove(folder: Path) -> None:
-    """Remove a model's folder and what there is of a broken download of it. Raises ModelError."""
+    """Remove a model's folder and any broken download of it. Raises ModelError."""
     try:
         if folder.is_symlink() or folder.is_file():
             folder.unlink()

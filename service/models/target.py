@@ -1,4 +1,4 @@
-"""Which target a model runs on, the GPU or the CPU, and why."""
+"""The target a model runs on, GPU or CPU, and the reason."""
 
 import sys
 from collections.abc import Sequence
@@ -12,45 +12,45 @@ from service.models.names import ModelSpec, TargetName
 if TYPE_CHECKING:  # it imports wgpu
     from kernels.webgpu.device import AdapterInfo
 
-GPU_NODES = ("dri/*", "nvidia*", "dxg", "kgsl*", "mali*")  # what Linux's Vulkan drivers for hardware open, below /dev
+GPU_NODES = ("dri/*", "nvidia*", "dxg", "kgsl*", "mali*")  # below /dev, opened by Linux's hardware Vulkan drivers
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where kernels run, and why there, in one sentence."""
+    """Where kernels run, and the reason in one sentence."""
 
     name: Literal["gpu", "cpu"]
     reason: str
-    is_software: bool = False  # a GPU's driver that computes on the CPU
+    is_software: bool = False  # a GPU driver that computes on the CPU
 
 
 def wanted_target(spec: ModelSpec, target: str) -> str:
-    """`target` where it says gpu or cpu, else what the model's preload string says, else auto."""
+    """`target` if it is gpu or cpu, else the target of the model's preload string, else auto."""
     return spec.target or target if target == "auto" else target
 
 
 def choose_target(asked: str) -> Target:
-    """auto → the GPU if an adapter is hardware, else the CPU; gpu and cpu → as asked. `cpu` never loads wgpu.
+    """auto → the GPU if an adapter is hardware, else the CPU; gpu and cpu → as requested. `cpu` never loads wgpu.
 
     Raises DeviceUnavailable for `gpu` without an adapter.
     """
     if asked not in get_args(TargetName):
         raise DeviceUnavailable(f"The target '{asked}' is not one of {', '.join(get_args(TargetName))}.")
     if asked == "cpu":
-        return Target("cpu", "The CPU was asked for.")
+        return Target("cpu", "The CPU was requested.")
     if asked == "auto" and not may_have_hardware():
-        return Target("cpu", "This machine has no graphics device (there is no node of one under /dev).")
+        return Target("cpu", "This machine has no graphics device (no device node under /dev).")
     try:
         from kernels.webgpu.device import list_adapters
 
         adapters = list_adapters()
-    except Exception as error:  # wgpu without its library, a Vulkan loader that fails: there is no adapter either way
+    except Exception as error:  # wgpu without its library, or a failing Vulkan loader: either way no adapter
         return _target_among(asked, (), f" ({error})")
     return _target_among(asked, adapters, "")
 
 
 def may_have_hardware() -> bool:
-    """False where no driver could find a GPU. To ask wgpu takes half a second, and 70 MB for the software adapter."""
+    """False if no driver could find a GPU. Asking wgpu takes half a second, and 70 MB for the software adapter."""
     return sys.platform != "linux" or any(True for pattern in GPU_NODES for _ in Path("/dev").glob(pattern))
 
 
@@ -60,13 +60,13 @@ def _target_among(asked: str, adapters: "Sequence[AdapterInfo]", trouble: str) -
         if asked == "auto":
             return Target("cpu", f"No WebGPU adapter was found{trouble}.")
         raise DeviceUnavailable(
-            f"The target gpu was asked for, but no WebGPU adapter was found{trouble}: install a Vulkan driver "
+            f"The target gpu was requested, but no WebGPU adapter was found{trouble}: install a Vulkan driver "
             "(a software one is in mesa-vulkan-drivers, with libvulkan1), or use --target cpu."
         )
     best = adapters[0]
     if asked == "gpu":
-        reason = f"The GPU was asked for; the best adapter is {best.name} ({best.kind})."
+        reason = f"The GPU was requested; the best adapter is {best.name} ({best.kind})."
         return Target("gpu", reason, best.is_software)
     if best.is_software:
-        return Target("cpu", f"The only WebGPU adapter is software ({best.name}), which the CPU target outruns.")
-    return Target("gpu", f"There is a hardware adapter: {best.name} ({best.kind}).")
+        return Target("cpu", f"The only WebGPU adapter is software ({best.name}), which is slower than the CPU target.")
+    return Target("gpu", f"The machine has a hardware adapter: {best.name} ({best.kind}).")

@@ -1,7 +1,7 @@
-"""Whisper's tokenizer: ids → text by the vocabulary, text → ids by the `tokenizers` library, what is never sampled.
+"""Whisper's tokenizer: ids → text by the vocabulary, text → ids by the `tokenizers` library; tokens never sampled.
 
-Text tokens lie below <|endoftext|>, special and timestamp tokens from there on, in every Whisper vocabulary. The
-library takes a sixth of a cold start, and only prompts need it: it is loaded for the first of them.
+In every Whisper vocabulary, text tokens are below <|endoftext|>, special and timestamp tokens above. The library takes
+a sixth of a cold start and only prompts need it, so the first prompt loads it.
 """
 
 import json
@@ -17,7 +17,7 @@ from service.models.languages import LANGUAGES
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
 
-NAMES = {  # the guest's names → the tokens', older vocabularies' second
+NAMES = {  # the guest's names → the tokens, in older vocabularies the second
     "sot": ("<|startoftranscript|>",),
     "eot": ("<|endoftext|>",),
     "transcribe": ("<|transcribe|>",),
@@ -29,7 +29,7 @@ NAMES = {  # the guest's names → the tokens', older vocabularies' second
 }
 FIRST_TIMESTAMP = "<|0.00|>"
 
-# What transcripts of speech contain, but nobody says: openai/whisper 20250625 `non_speech_tokens`.
+# Symbols that transcripts contain but nobody says: openai/whisper 20250625 `non_speech_tokens`.
 _LONGER = (
     "<<",
     ">>",
@@ -51,10 +51,10 @@ _LONGER = (
     "}}",
 )
 _SYMBOLS = (*'"#()*+/:;<=>@[\\]^_`{|}~「」『』', *_LONGER, "♪♪", "♪♪♪")
-_MUSIC = tuple("♩♪♫♬♭♮♯")  # several tokens each, of which the first is enough to tell
+_MUSIC = tuple("♩♪♫♬♭♮♯")  # several tokens each; suppressing the first is enough
 
 
-# What byte each character of a byte-level vocabulary stands for: itself where it can be seen, as in GPT-2.
+# The byte behind each character of a byte-level vocabulary: a visible character stands for itself, as in GPT-2.
 _SEEN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _UNSEEN = (byte for byte in range(0x100) if byte not in _SEEN)
 BYTE_OF = {chr(byte): byte for byte in _SEEN} | {chr(0x100 + index): byte for index, byte in enumerate(_UNSEEN)}
@@ -62,7 +62,7 @@ _CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
 
 class Tokenizer:
-    """A tokenizer.json read for one model. Thread-safe. Raises ModelError where it is no tokenizer of Whisper's."""
+    """A tokenizer.json read for one model. Thread-safe. Raises ModelError if it isn't a Whisper tokenizer."""
 
     def __init__(self, tokenizer_json: str, n_vocab: int, is_multilingual: bool) -> None:
         try:
@@ -88,10 +88,10 @@ class Tokenizer:
             )
         self._pieces = dict(zip(ids.values(), ids, strict=True))
         self.suppress = self._never_sampled(vocabulary)
-        self.blank = _merged(" ", vocabulary)  # of a lone space, which no transcript starts with
+        self.blank = _merged(" ", vocabulary)  # ids of a lone space, with which no transcript starts
 
     def speaks(self, language: str) -> bool:
-        """Whether the model has this language, in Whisper's code. Without a token for any it is an English one."""
+        """Whether the model knows this language, in Whisper's code. A model without language tokens is English-only."""
         return language in (self.languages or ("en",))
 
     def _find(self, ids: Mapping[str, int], *tokens: str) -> int:
@@ -103,10 +103,10 @@ class Tokenizer:
         )
 
     def _never_sampled(self, vocabulary: Mapping[str, int]) -> list[int]:
-        """Ids never to be sampled, sorted: symbols nobody says, and special tokens that only a prompt holds.
+        """Sorted ids that are never sampled: symbols that nobody says, and special tokens that only prompts contain.
 
-        The rule of openai/whisper's `non_speech_tokens` with `suppress_tokens="-1"`. Hyphen and apostrophe stay, but
-        may not start a word.
+        The rule of openai/whisper's `non_speech_tokens` with `suppress_tokens="-1"`. Hyphen and apostrophe are allowed,
+        but not at the start of a word.
         """
         ids = {*_merged(" -", vocabulary)[:1], *_merged(" '", vocabulary)[:1]}
         for symbol in (*_SYMBOLS, *_MUSIC):
@@ -125,9 +125,9 @@ class Tokenizer:
             raise ModelError(f"The model's tokenizer.json cannot be read: {error}.") from error
 
     def encode(self, text: str) -> list[int]:
-        """Text → ids. Text that looks like a special token is text: a prompt cannot smuggle one in.
+        """Text → ids. Text that looks like a special token stays text: a prompt cannot inject one.
 
-        Raises ModelError where the library finds a fault in the tokenizer.json: in what only it reads.
+        Raises ModelError for a fault in a part of tokenizer.json that only the library reads.
         """
         words = [text]
         if (splitter := self._library.pre_tokenizer) is not None:
@@ -136,26 +136,26 @@ class Tokenizer:
         return [token.id for word in words for token in model.tokenize(word)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids → text with its leading space, without special tokens and timestamps; bytes that are no UTF-8 as U+FFFD.
+        """Ids → text with its leading space, without special tokens and timestamps; invalid UTF-8 becomes U+FFFD.
 
         ValueError for an id outside the vocabulary.
         """
         data = bytearray()
         for token in ids:
             if not 0 <= token < self.n_vocab:
-                raise ValueError(f"token {token} is not one of {self.n_vocab}")
+                raise ValueError(f"token {token} is outside the vocabulary of {self.n_vocab}")
             if token < self.eot:
                 data += self.token_bytes(token)
         return data.decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one text token, which may be a part of a character. ValueError for no text token."""
+        """The bytes of one text token, possibly part of a character. ValueError for other tokens."""
         if not 0 <= token < self.eot:
-            raise ValueError(f"token {token} is no text")
+            raise ValueError(f"token {token} isn't text")
         piece = self._pieces.get(token, "")
         try:
             return bytes([BYTE_OF[character] for character in piece])
-        except KeyError:  # added by hand, and text as it is
+        except KeyError:  # an added token, stored as plain text
             return piece.encode("utf-8", "replace")
 
     def guest_tokens(self) -> dict[str, Any]:
@@ -170,9 +170,9 @@ class Tokenizer:
 
 
 def _read(tokenizer_json: str) -> tuple[dict[str, int], dict[str, int]]:
-    """The model's vocabulary and the tokens added to it, each piece → id.
+    """The model's vocabulary and its added tokens, each piece → id.
 
-    Raises ValueError for what is no tokenizer.json of a byte-level BPE.
+    Raises ValueError if it isn't the tokenizer.json of a byte-level BPE.
     """
     file = json.loads(tokenizer_json)
     match file:
@@ -183,7 +183,7 @@ def _read(tokenizer_json: str) -> tuple[dict[str, int], dict[str, int]]:
         }:
             pass
         case _:
-            raise ValueError("it is not of a byte-level BPE with a vocabulary")
+            raise ValueError("it isn't a byte-level BPE with a vocabulary")
     added = {}
     for token in listed:
         match token:
@@ -192,14 +192,14 @@ def _read(tokenizer_json: str) -> tuple[dict[str, int], dict[str, int]]:
             case _:
                 raise ValueError(f"an added token is {token!r:.80}")
     if not {type(id) for id in vocabulary.values()} <= {int}:
-        raise ValueError("an id in its vocabulary is no whole number")
+        raise ValueError("an id in its vocabulary isn't a whole number")
     return vocabulary, added
 
 
 def _merged(text: str, vocabulary: Mapping[str, int]) -> list[int]:
-    """One word → ids: of its bytes, again and again, those two neighbours become one whose token has the lowest id.
+    """One word → ids: start with its bytes and keep merging the two neighbours whose merged token has the lowest id.
 
-    Ids are in the order in which a vocabulary's merges were found. Source: `tiktoken`, which openai/whisper uses.
+    Ids are in the order in which the vocabulary's merges were found. Source: `tiktoken`, which openai/whisper uses.
     """
     pieces = [_CHARACTER_OF[byte] for byte in text.encode()]
     while True:

@@ -1,22 +1,22 @@
-"""Where to cut audio: stretches of speech, as voice-activity detection hears them, joined over short silences."""
+"""Cuts audio into stretches of speech, found by voice-activity detection and joined across short silences."""
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-MIN_SPEECH_S = 0.1  # shorter is a click
-HYSTERESIS = 0.15  # speech that has begun goes on down to this much under the threshold, as in Silero's own tools
-MIN_GAP_S = 2.0  # silence that cuts; over a shorter one, stretches share a chunk
-DECIMALS = 6  # of seconds: what is less is error of the arithmetic
-FRAMES_PER_SECOND = 100  # of features: what a chunk's times are rounded to, outwards
+MIN_SPEECH_S = 0.1  # anything shorter is a click
+HYSTERESIS = 0.15  # speech continues down to this much below the threshold, as in Silero's own tools
+MIN_GAP_S = 2.0  # silence that separates chunks; across a shorter one, stretches share a chunk
+DECIMALS = 6  # of seconds; anything smaller is rounding error
+FRAMES_PER_SECOND = 100  # of features; a chunk's times are rounded outwards to them
 
 
 @dataclass(frozen=True)
 class Chunking:
-    """OpenAI's `server_vad` with its defaults, which are those of `auto` too.
+    """OpenAI's `server_vad` with its defaults, which `auto` uses too.
 
-    `threshold`: how likely speech must be, 0 to 1. `prefix_padding_ms` of audio are kept before it. It ends with
-    `silence_duration_ms` of silence, which are kept as well.
+    `threshold`: minimum probability of speech, 0 to 1. Keeps `prefix_padding_ms` of audio before speech. Speech ends
+    after `silence_duration_ms` of silence, which is kept as well.
     """
 
     threshold: float = 0.5
@@ -25,13 +25,13 @@ class Chunking:
 
 
 def stretches(probabilities: Iterable[float], step_s: float, chunking: Chunking) -> Iterator[tuple[float, float]]:
-    """(start, end) in seconds of each stretch of speech with its padding; a probability is of `step_s` of audio.
+    """(start, end) in seconds of each stretch of speech with its padding; each probability covers `step_s` of audio.
 
-    They are in order, and none reaches into the next. The last may end after the audio.
+    In order, without overlaps. The last one may end after the audio.
     """
     silence_s = chunking.silence_duration_ms / 1000
-    before = 0.0  # where the last stretch ended, with its padding
-    start = end = -1.0  # of the stretch under way, without padding
+    before = 0.0  # end of the last stretch, with its padding
+    start = end = -1.0  # of the current stretch, without padding
 
     def padded() -> Iterator[tuple[float, float]]:
         nonlocal before
@@ -55,10 +55,10 @@ def stretches(probabilities: Iterable[float], step_s: float, chunking: Chunking)
 
 
 def chunks(speech: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """Stretches → chunks to transcribe: those with less than `MIN_GAP_S` between them, together.
+    """Stretches → chunks to transcribe: joins those with less than `MIN_GAP_S` between them.
 
-    The model's windows follow each other in a chunk. Cut to single windows, most chunks would need a second: the model
-    leaves what it has not finished at the end of a window to the next.
+    The model's windows follow each other within a chunk. If chunks were single windows, most would need a second one:
+    the model leaves what is unfinished at the end of a window to the next.
     """
     start = end = -1.0
     for first, last in speech:
@@ -75,7 +75,7 @@ def chunks(speech: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float
 def clip_timestamps(
     probabilities: Iterable[float], step_s: float, chunking: Chunking, *, duration_s: float
 ) -> list[float]:
-    """The guest's `clip_timestamps`: start, end, start, end, … in seconds, within the audio; 0, 0 for no speech."""
+    """The guest's `clip_timestamps`: start, end, start, end, … in seconds, within the audio; 0, 0 without speech."""
     clips: list[float] = []
     for start, end in chunks(stretches(probabilities, step_s, chunking)):
         first = math.floor(round(start * FRAMES_PER_SECOND, DECIMALS)) / FRAMES_PER_SECOND

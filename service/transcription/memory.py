@@ -1,10 +1,10 @@
-"""Memory that jobs have freed goes back to the system, or a burst of odd files would be held for as long as the server.
+"""Returns freed memory to the system: otherwise a burst of unusual files would stay resident until the server ends.
 
-glibc keeps what is freed for the next allocation, in an arena for each thread. Buffers of many sizes leave gaps there
-that are seldom filled again.
+glibc keeps freed memory for the next allocation, in one arena per thread, where buffers of many sizes leave gaps that
+are seldom filled.
 
-malloc_trim gives back the gaps, but of a thread's arena not the end. free() does that, from a size on that glibc
-raises to 64 MiB once something large has been freed: each thread then keeps as much (mallopt(3), M_MMAP_THRESHOLD).
+malloc_trim returns the gaps, but not the end of a thread's arena. free() returns that, above a threshold that glibc
+raises to 64 MiB once something large has been freed; each thread then keeps that much (mallopt(3), M_MMAP_THRESHOLD).
 """
 
 import ctypes
@@ -15,20 +15,20 @@ import time
 from collections.abc import Callable
 
 PARAMETERS = {"TRIM_THRESHOLD": -1, "MMAP_THRESHOLD": -3}  # malloc.h's M_…
-KEPT_BYTES = 4 * 2**20  # at the end of an arena; what is larger is no arena's, and goes back at once
-EVERY_S = 5.0  # giving back takes a millisecond or so, and the next job takes its pages again
+KEPT_BYTES = 4 * 2**20  # at the end of an arena; larger blocks belong to no arena and are returned immediately
+EVERY_S = 5.0  # trimming takes about a millisecond, and the next job takes its pages again
 
 
 def _trim() -> None:
-    """glibc's malloc_trim over all arenas; nothing where there is another allocator."""
+    """glibc's malloc_trim over all arenas; does nothing with another allocator."""
     if _MALLOC_TRIM is not None:
         _MALLOC_TRIM(0)
 
 
 def keep_little() -> None:
-    """Have glibc's free() keep `KEPT_BYTES` at most at the end of an arena, whatever it has freed before.
+    """Make glibc's free() keep at most `KEPT_BYTES` at the end of an arena, whatever was freed before.
 
-    For the whole process, so at the start of one that lasts. What the user has said to glibc by variables stays.
+    This affects the whole process, so call it when a long-lived one starts. Values that the user set by variables stay.
     """
     if _MALLOC_TRIM is None:
         return
@@ -58,7 +58,7 @@ def _later(seconds: float, call: Callable[[], None]) -> None:
 
 
 class Trimmer:
-    """Call it when a job has ended: it gives memory back, at once or `EVERY_S` after the last time. Thread-safe."""
+    """Call it when a job has ended: it trims immediately, or `EVERY_S` after the last time. Thread-safe."""
 
     def __init__(
         self,
@@ -67,14 +67,14 @@ class Trimmer:
         clock: Callable[[], float] = time.monotonic,
         later: Callable[[float, Callable[[], None]], None] = _later,
     ) -> None:
-        """`trim` does it; `clock`: seconds from some point on; `later` makes a call after so many."""
+        """`trim` does the work; `clock` gives seconds; `later` calls a function after some seconds."""
         self._trim, self._clock, self._later = trim, clock, later
         self._lock = threading.Lock()
         self._next = clock()
-        self._is_due = False  # a call is to come
+        self._is_due = False  # a call is scheduled
 
     def __call__(self) -> None:
-        """Give back what is free, now or when it is time."""
+        """Trim now, or schedule it."""
         with self._lock:
             wait_s = self._next - self._clock()
             if wait_s > 0:

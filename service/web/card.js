@@ -1,4 +1,4 @@
-/** One recording on the page: its player, its transcript as it comes, and what can be done with it. */
+/** One recording on the page: its player, its transcript as it arrives, and its buttons. */
 
 import { clock, render } from "./formats.js";
 import { copyText, saveFile } from "./take.js";
@@ -91,7 +91,7 @@ export class Card {
     this.player.show(this.recording.heard, this.transcript.mark(this.player.time));
   }
 
-  /** The page as the recording is now. */
+  /** Update the page to the recording's state. */
   show() {
     const { recording } = this;
     const { state } = recording;
@@ -174,7 +174,7 @@ export class Card {
     saveFile(render({ language, languages, duration, text, segments }, format), `${stem}.${format}`);
   }
 
-  /** Let go of everything. */
+  /** Release everything. */
   close() {
     clearInterval(this.#tick);
     this.player.close();
@@ -186,7 +186,7 @@ function seconds(elapsed) {
   return elapsed < 60 ? `${elapsed.toFixed(1)} s` : clock(elapsed);
 }
 
-/** How much faster than the sound itself. */
+/** Speed relative to the sound itself. */
 function speed(heard, elapsed) {
   if (!heard || !elapsed || !Number.isFinite(heard)) return "";
   const factor = heard / elapsed;

@@ -3,7 +3,7 @@
 export class EventReader {
   #rest = "";
 
-  /** The next piece of the body → the data of the events that are whole now, as parsed JSON. */
+  /** The next piece of the body → the data of the events completed by it, as parsed JSON. */
   read(piece) {
     const frames = (this.#rest + piece).split(/\r?\n\r?\n/);
     this.#rest = frames.pop();

@@ -1,6 +1,6 @@
 /** A transcript as txt, srt, vtt and json: the same text as the server's own formats (service/http/formats.py). */
 
-const WHITE = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/g; // what Python splits at
+const WHITE = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/g; // Python's whitespace
 const MEDIA_TYPES = {
   txt: "text/plain;charset=utf-8",
   srt: "application/x-subrip;charset=utf-8",
@@ -8,7 +8,7 @@ const MEDIA_TYPES = {
   json: "application/json",
 };
 
-/** 3661.5 → `01:01:01,500`. The rounding to milliseconds carries into seconds, minutes and hours. */
+/** 3661.5 → `01:01:01,500`. Rounding to milliseconds carries into seconds, minutes and hours. */
 export function timestamp(seconds, decimalMark) {
   const milliseconds = Math.max(0, Math.floor(seconds * 1000 + 0.5));
   const two = (number) => String(number).padStart(2, "0");
@@ -27,7 +27,7 @@ export function clock(seconds) {
   return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
 }
 
-/** The segments with words. Whisper also makes some without, where it heard nothing. */
+/** The segments with words. Whisper also makes empty ones where it heard nothing. */
 export function spoken(segments) {
   return segments.filter((segment) => segment.text.trim());
 }
@@ -37,26 +37,26 @@ function cueText(text) {
   return text.replace(WHITE, " ").trim().replace(/-{2,}>/g, "->");
 }
 
-/** A cue's first and last moment: not after the recording, where Whisper's own times may lie, unless it begins there. */
+/** A cue's start and end: within the recording, unlike Whisper's own times, unless it starts after its end. */
 function timing({ start, end }, duration, decimalMark) {
   const last = start < duration ? Math.min(end, duration) : end;
   return `${timestamp(start, decimalMark)} --> ${timestamp(last, decimalMark)}`;
 }
 
-/** SubRip: numbered cues; empty when nothing was said. */
+/** SubRip: numbered cues; empty without speech. */
 export function srt({ segments, duration }) {
   const cue = (segment, index) => `${index + 1}\n${timing(segment, duration, ",")}\n${cueText(segment.text)}\n`;
   return spoken(segments).map(cue).join("\n");
 }
 
-/** WebVTT, with the characters escaped that would open a tag or an entity. */
+/** WebVTT, with the characters escaped that would start a tag or an entity. */
 export function vtt({ segments, duration }) {
   const escaped = (text) => cueText(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
   const cue = (segment) => `${timing(segment, duration, ".")}\n${escaped(segment.text)}\n`;
   return ["WEBVTT\n", ...spoken(segments).map(cue)].join("\n");
 }
 
-/** OpenAI's verbose_json: numbers where a stream's events have ids, and seconds where it counts tokens. */
+/** OpenAI's verbose_json: numeric IDs where a stream's events have strings, and seconds instead of tokens. */
 export function verbose({ language, languages, duration, text, segments }) {
   const words = segments.flatMap((segment) => segment.words ?? []);
   const bare = segments.map(({ words: _, id, ...segment }) => ({ id: Number(id.replace("seg_", "")), ...segment }));

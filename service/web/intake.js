@@ -1,4 +1,4 @@
-/** How audio comes in: chosen, dropped, pasted, or spoken into the microphone. */
+/** Gets audio: chosen, dropped, pasted, or recorded from the microphone. */
 
 import { clock } from "./formats.js";
 import { Recorder, whyNot } from "./recorder.js";
@@ -25,7 +25,7 @@ export function listen({ onFile, onError, announce }) {
 
 function listenForDrops(take) {
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
-  let inside = 0; // dragenter and dragleave come for every element on the way
+  let inside = 0; // dragenter and dragleave fire for every element on the way
   const show = (count) => {
     inside = count;
     document.body.classList.toggle("dragging", inside > 0);
@@ -62,12 +62,12 @@ function listenForRecording({ onFile, onError, announce }) {
     recorder = null;
     levels = [];
     show(false);
-    element("recorder-time").textContent = clock(0); // for the next one, whose first frame is still to come
+    element("recorder-time").textContent = clock(0); // for the next recording, before its first frame
     element("record").focus();
   };
   const stop = async (ending) => {
     const file = await ending.stop();
-    if (recorder !== ending) return; // it has been discarded meanwhile, or ended by another click
+    if (recorder !== ending) return; // it has been discarded, or stopped by another click
     end();
     onFile(file, { fromMicrophone: true });
   };

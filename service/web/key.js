@@ -6,7 +6,7 @@ const input = document.getElementById("key");
 const error = document.getElementById("key-error");
 let asking = null;
 
-/** The key there is, or an empty string. */
+/** The stored key, or an empty string. */
 export function storedKey() {
   return sessionStorage.getItem(NAME) ?? "";
 }
@@ -16,10 +16,10 @@ export function forgetKey() {
   sessionStorage.removeItem(NAME);
 }
 
-/** Ask for a key. Resolves with true once there is a new one, with false when there is none to be had. */
+/** Ask for a key. Resolves with true once there is a new one, with false if the user gives none. */
 export function askForKey() {
   asking ??= new Promise((resolve) => {
-    error.textContent = storedKey() ? "The server does not accept the key it was given." : "";
+    error.textContent = storedKey() ? "The server does not accept this key." : "";
     input.value = "";
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "use"), { once: true });
     dialog.returnValue = "";

@@ -1,4 +1,4 @@
-/** Which model serves, and whether it is ready: asked until it is. */
+/** Shows the served model and whether it is ready, polling until it is. */
 
 import { offerLanguages } from "./options.js";
 import { readiness, servedModel } from "./server.js";
@@ -17,7 +17,7 @@ function show(state, sentence) {
 }
 
 /**
- * Show the model and its state, until it is ready or there is no key to ask with; nothing where that goes on already.
+ * Show the model and its state until it is ready or there is no key to ask with. Does nothing if already running.
  * `askForKey()` resolves with true once there is an API key to try.
  */
 export async function watchModel(askForKey) {
@@ -27,7 +27,7 @@ export async function watchModel(askForKey) {
   isWatched = false;
 }
 
-/** One look at the server; true when there is nothing more to wait for. */
+/** Ask the server once; true if there is nothing more to wait for. */
 async function ask(askForKey) {
   let name = null;
   try {

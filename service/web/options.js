@@ -1,4 +1,4 @@
-/** What the user asks for besides the words: language, prompt, temperature, word times. */
+/** The user's options: language, prompt, temperature, word times. */
 
 const form = document.getElementById("options-form");
 const languageField = document.getElementById("language-field");
@@ -9,7 +9,7 @@ const temperatureValue = document.getElementById("temperature-value");
 const words = document.getElementById("words");
 const summary = document.getElementById("options-summary");
 
-/** The options as they are now. */
+/** The current options. */
 export function currentOptions() {
   return {
     language: languageField.hidden ? "" : language.value,
@@ -19,7 +19,7 @@ export function currentOptions() {
   };
 }
 
-/** Offer these languages, Whisper's codes; none to choose among where there is but one. */
+/** Offer these languages, as Whisper's codes; hide the choice if there is only one. */
 export function offerLanguages(codes) {
   languageField.hidden = codes.length < 2;
   const names = new Intl.DisplayNames(["en"], { type: "language" });

@@ -1,4 +1,4 @@
-/** Hearing a recording: its sound, its waveform, the place where it plays. One recording plays at a time. */
+/** Plays a recording: its sound, its waveform, its position. One recording plays at a time. */
 
 import { clock } from "./formats.js";
 import { NoWaveform, draw, measure, oncePerFrame } from "./waveform.js";
@@ -12,7 +12,7 @@ export class Player extends EventTarget {
   #region = null;
   #frame = 0;
 
-  /** `root`: the element with the class player; `note`: where it says what it cannot do. Tells of "time" and "known". */
+  /** `root`: the element with the class player; `note`: for messages. Dispatches "time" and "known". */
   constructor(root, note, file) {
     super();
     const find = (selector) => root.querySelector(selector);
@@ -114,7 +114,7 @@ export class Player extends EventTarget {
     return !this.#audio.paused && !this.#audio.ended;
   }
 
-  /** What of it is transcribed, in seconds, and the current segment or null: shown on the waveform. */
+  /** Show on the waveform how much is transcribed, in seconds, and the current segment or null. */
   show(heard, segment) {
     const share = (seconds) => (this.duration ? Math.min(1, seconds / this.duration) : 0);
     this.#heard = heard === Infinity ? 1 : share(heard);
@@ -142,14 +142,14 @@ export class Player extends EventTarget {
   #play() {
     if (playing && playing !== this) playing.pause();
     playing = this;
-    this.#audio.play().catch(() => this.#switched()); // the browser would rather not, or it was paused at once
+    this.#audio.play().catch(() => this.#switched()); // the browser refused, or playback was paused immediately
   }
 
   pause() {
     this.#audio.pause();
   }
 
-  /** Let go of the file. */
+  /** Release the file. */
   close() {
     this.pause();
     this.resized.disconnect();

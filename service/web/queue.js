@@ -1,33 +1,33 @@
-/** Which recording is transcribed when: one after the other, in order, each until it is done, fails or is cancelled. */
+/** Transcribes recordings one after the other, in order, each until it is done, fails or is cancelled. */
 
 import { ServerError, transcribe } from "./server.js";
 
-const MAX_BUSY_TRIES = 20; // how often a server that is busy is waited for
+const MAX_BUSY_TRIES = 20; // attempts with a busy server
 
 export class Queue {
   #waiting = [];
   #running = null;
   #abort = new Map();
 
-  /** `options()`: what the user wants now; `askForKey()`: true once there is a key to try. */
+  /** `options()`: the user's current options; `askForKey()`: true once there is a key to try. */
   constructor({ options, askForKey }) {
     this.options = options;
     this.askForKey = askForKey;
   }
 
-  /** Transcribe it once all before it are through. */
+  /** Transcribe it after all earlier ones. */
   add(recording) {
     this.#waiting.push(recording);
     this.#next();
   }
 
-  /** Once more from the start, with the options as they are now. */
+  /** Start it again from the beginning, with the current options. */
   again(recording) {
     recording.reset();
     this.add(recording);
   }
 
-  /** Stop it, whether it waits or runs. The server stops at the next token. */
+  /** Stop it, waiting or running. The server stops at the next token. */
   cancel(recording) {
     this.#waiting = this.#waiting.filter((other) => other !== recording);
     const abort = this.#abort.get(recording);
@@ -61,7 +61,7 @@ export class Queue {
         if (!(error instanceof ServerError)) throw error;
         if (error.needsKey && (await this.askForKey())) recording.reset();
         else if (error.isBusy && tries < MAX_BUSY_TRIES) {
-          recording.reset(); // it may have begun
+          recording.reset(); // it may have started
           await this.#untilFree(recording, error, signal);
         } else throw error;
       }

@@ -2,10 +2,10 @@
 
 import { wavOf } from "./wav.js";
 
-const RATE = 16_000; // Hz, what Whisper hears; a browser that cannot resample records at its own rate
-const LAST_BLOCK_MS = 1000; // how long the audio thread, which may stand still, is waited for
+const RATE = 16_000; // Hz, Whisper's rate; a browser that cannot resample records at its own rate
+const LAST_BLOCK_MS = 1000; // how long to wait for the audio thread, which may have stopped
 
-/** Why this browser cannot record here, in a sentence, or null. */
+/** The reason why this browser cannot record here, as a sentence, or null. */
 export function whyNot() {
   if (!isSecureContext) return "Browsers give the microphone to pages over HTTPS or on localhost only.";
   if (!navigator.mediaDevices?.getUserMedia || !window.AudioWorkletNode) return "This browser cannot record sound.";
@@ -21,19 +21,19 @@ const REFUSALS = {
 
 export class Recorder {
   #blocks = [];
-  #n = 0; // samples in them
+  #n = 0; // samples in all of them
   #stream = null;
   #context = null;
   #node = null;
   #ended = null;
   #stopped = null;
 
-  /** `onLevel(peak)`: 0 to 1, for each block; `onLost()`: the microphone went away after the recording had begun. */
+  /** `onLevel(peak)`: 0 to 1, per block; `onLost()`: the microphone was lost during the recording. */
   constructor({ onLevel, onLost }) {
     Object.assign(this, { onLevel, onLost });
   }
 
-  /** Begin. Throws an Error with a sentence for the user. */
+  /** Start. Throws an Error with a sentence for the user. */
   async start() {
     try {
       const audio = { channelCount: 1, echoCancellation: false, autoGainControl: true };
@@ -58,7 +58,7 @@ export class Recorder {
       return await this.#source({ sampleRate: RATE });
     } catch {
       await this.#context?.close();
-      return this.#source({}); // Firefox takes a microphone at its own rate only
+      return this.#source({}); // Firefox opens a microphone at its own rate only
     }
   }
 
@@ -80,7 +80,7 @@ export class Recorder {
     return this.#context ? this.#n / this.#context.sampleRate : 0;
   }
 
-  /** End, and resolve with the WAV file: with the same one however often it is asked for. */
+  /** Stop, and resolve with the WAV file; further calls give the same file. */
   stop() {
     this.#stopped ??= this.#finish();
     return this.#stopped;
@@ -98,7 +98,7 @@ export class Recorder {
     return new File([wavOf(this.#blocks, rate)], name, { type: "audio/wav" });
   }
 
-  /** Give the microphone back. */
+  /** Release the microphone. */
   discard() {
     this.#stream?.getTracks().forEach((track) => track.stop());
     if (this.#context?.state !== "closed") this.#context?.close();

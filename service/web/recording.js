@@ -1,11 +1,11 @@
-/** One piece of audio on its way to being text: its file, how far it is, its segments. Tells of each change. */
+/** One recording being transcribed: its file, progress and segments. Dispatches an event on each change. */
 
 import { spoken } from "./formats.js";
 
 export const UNDER_WAY = new Set(["waiting", "uploading", "transcribing", "busy"]);
 
 export class Recording extends EventTarget {
-  /** `file`: what is sent; `fromMicrophone`: it exists nowhere else yet. */
+  /** `file`: the audio to send; `fromMicrophone`: whether it exists nowhere else yet. */
   constructor(file, { fromMicrophone = false } = {}) {
     super();
     this.file = file;
@@ -15,11 +15,11 @@ export class Recording extends EventTarget {
     this.reset();
   }
 
-  /** Back to the start, for the first time or once more. Nothing heard so far is kept. */
+  /** Reset, for the first run or another one. Drops all segments. */
   reset() {
     this.state = "waiting"; // uploading, busy, transcribing, done, failed, cancelled
     this.uploaded = 0; // 0 to 1
-    this.sentAt = null; // performance.now() when the last byte had gone
+    this.sentAt = null; // performance.now() when the last byte was sent
     this.endedAt = null;
     this.segments = [];
     this.text = "";
@@ -30,13 +30,13 @@ export class Recording extends EventTarget {
     this.tell("reset");
   }
 
-  /** Take over changes and tell of them. */
+  /** Apply changes and dispatch an event. */
   update(changes) {
     Object.assign(this, changes);
     this.tell("change");
   }
 
-  /** One more segment from the server. */
+  /** Add a segment from the server. */
   add({ type: _, ...segment }) {
     this.segments.push(segment);
     this.dispatchEvent(new CustomEvent("segment", { detail: segment }));
@@ -51,7 +51,7 @@ export class Recording extends EventTarget {
     return UNDER_WAY.has(this.state);
   }
 
-  /** Seconds of the audio that are transcribed. */
+  /** Seconds of the audio transcribed so far. */
   get heard() {
     if (this.state === "done") return this.duration ?? Infinity;
     return this.segments.at(-1)?.end ?? 0;
@@ -62,7 +62,7 @@ export class Recording extends EventTarget {
     return this.sentAt === null ? 0 : ((this.endedAt ?? performance.now()) - this.sentAt) / 1000;
   }
 
-  /** What has been heard so far, also where the end is missing. */
+  /** The text so far, even if the end is missing. */
   get words() {
     return this.text || spoken(this.segments).map((segment) => segment.text).join("").trim();
   }

@@ -3,7 +3,7 @@
 import { EventReader } from "./events.js";
 import { storedKey } from "./key.js";
 
-/** What went wrong, in a sentence of the server's or of ours. `status` is 0 where there was no answer. */
+/** A failure, in one sentence from the server or from here. `status` is 0 without a response. */
 export class ServerError extends Error {
   constructor(message, { status = 0, code = null, requestId = null, retryAfter = 0 } = {}) {
     super(message);
@@ -14,15 +14,15 @@ export class ServerError extends Error {
     return this.status === 401;
   }
 
-  /** Whether the same again will be taken in a moment: the queue is full, or the GPU is being started anew. */
+  /** Whether a retry will soon succeed: the queue is full, or the GPU is being restarted. */
   get isBusy() {
     return this.status === 429 || this.code === "device_lost";
   }
 }
 
-const UNREACHABLE = "The server could not be reached. Is it running, and is the network up?";
-const BROKEN_OFF = "The connection broke off. The file may be larger than the server takes, or the network failed.";
-const CUT = "The connection ended before the transcript was whole.";
+const UNREACHABLE = "The server cannot be reached. Is it running, and is the network up?";
+const BROKEN_OFF = "The connection was lost. The file may be larger than the server accepts, or the network failed.";
+const CUT = "The connection ended before the transcript was complete.";
 
 function errorOf(envelope, status, header) {
   const error = envelope?.error ?? {};
@@ -61,7 +61,7 @@ export async function servedModel() {
   return list.data[0];
 }
 
-/** Resolves once the model can transcribe. Throws ServerError with the reason why not yet. */
+/** Resolves once the model can transcribe. Throws ServerError with the reason if it can't yet. */
 export async function readiness() {
   return get("readyz");
 }
@@ -78,14 +78,14 @@ function formOf(file, options) {
   for (const [name, value] of Object.entries(fields)) if (value) form.append(name, value);
   form.append("timestamp_granularities[]", "segment");
   if (options.words) form.append("timestamp_granularities[]", "word");
-  form.append("file", file, file.name); // last, so that what cannot be honoured is refused before the upload
+  form.append("file", file, file.name); // last, so that unsupported values are rejected before the upload
   return form;
 }
 
 /**
- * Transcribe one file. `onUpload(fraction)`, `onUploaded()` and `onSegment(segment)` are called as it goes.
- * Resolves with the last event; rejects with ServerError, or with the signal's reason when it aborts.
- * XMLHttpRequest, because fetch does not tell how far an upload is.
+ * Transcribe one file. Calls `onUpload(fraction)`, `onUploaded()` and `onSegment(segment)` on the way.
+ * Resolves with the last event; rejects with ServerError, or with the signal's reason if aborted.
+ * Uses XMLHttpRequest, because fetch does not report upload progress.
  */
 export function transcribe(file, options, { onUpload, onUploaded, onSegment }, signal) {
   return new Promise((resolve, reject) => {

@@ -1,12 +1,12 @@
-/** Text and files out of the page: the clipboard, the download folder. */
+/** Copies and saves text and files: to the clipboard, to the download folder. */
 
-/** Resolves with whether `text` is in the clipboard now. */
+/** Resolves with whether `text` is now in the clipboard. */
 export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    return copyBySelection(text); // over plain http the clipboard is not there
+    return copyBySelection(text); // plain HTTP has no clipboard API
   }
 }
 
@@ -23,11 +23,11 @@ function copyBySelection(text) {
   return copied;
 }
 
-/** Offer a blob as a file of that name. */
+/** Offer a blob as a file with that name. */
 export function saveFile(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // once the browser has surely read it
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // surely after the browser has read it
 }

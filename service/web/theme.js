@@ -1,7 +1,7 @@
-// The theme chosen last time, before anything is drawn. Not a module, because those run late.
+// Applies the last chosen theme before anything is drawn. Not a module, because modules run late.
 try {
   const theme = localStorage.getItem("wisp-theme");
   if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
 } catch {
-  // Storage may be forbidden: the system's theme it is.
+  // Storage may be forbidden: use the system's theme.
 }

@@ -1,4 +1,4 @@
-/** The segments on the page: they arrive one by one, are played when chosen, and the one that is heard is marked. */
+/** The segments on the page: appended as they arrive, played when chosen, marked while heard. */
 
 import { clock } from "./formats.js";
 
@@ -27,7 +27,7 @@ export class Transcript {
     for (const { button } of this.#rows) button.disabled = !seekable;
   }
 
-  /** One more segment at the end. Those without words are not shown. */
+  /** Append a segment. Those without words are not shown. */
   append(segment) {
     if (!segment.text.trim()) return;
     const item = document.createElement("li");
@@ -37,14 +37,14 @@ export class Transcript {
     button.textContent = clock(segment.start);
     button.setAttribute("aria-label", `Play from ${clock(segment.start)}`);
     button.disabled = !this.#seekable;
-    button.tabIndex = this.#rows.length ? -1 : 0; // one stop for Tab; the arrow keys go on from there
+    button.tabIndex = this.#rows.length ? -1 : 0; // one Tab stop; the arrow keys move on from there
     const words = pieces(segment, text);
     item.append(button, text);
     this.list.append(item);
     this.#rows.push({ segment, item, button, words });
   }
 
-  /** Mark what is heard at `time`, in seconds; returns that segment or null. */
+  /** Mark the segment heard at `time`, in seconds; returns it or null. */
   mark(time) {
     const row = this.#rows.findLast(({ segment }) => segment.start <= time + 0.01) ?? null;
     const heard = row && time < row.segment.end ? row : null;
@@ -97,7 +97,7 @@ export class Transcript {
   }
 }
 
-/** The segment's text into `paragraph`, each timed word in an element of its own; returns those. */
+/** Write the segment's text into `paragraph`, each timed word in its own element; returns those. */
 function pieces(segment, paragraph) {
   const text = segment.text.trim();
   const words = [];

@@ -1,12 +1,12 @@
-/** A recording's loudness over time: measured where the browser can decode the file, drawn on a canvas. */
+/** A recording's loudness over time: measured if the browser can decode the file, drawn on a canvas. */
 
-const LARGEST_BYTES = 96 * 1024 * 1024; // decoding holds the whole of it in memory, several times over
+const LARGEST_BYTES = 96 * 1024 * 1024; // decoding holds all of it in memory, several times over
 const RATE = 8000; // Hz: enough for a picture, and little memory for an hour
 const N_PEAKS = 1200;
 const BAR = 2; // CSS pixels
 const GAP = 1.5;
 
-/** Why there is no picture, in a sentence. */
+/** The reason why there is no waveform, in a sentence. */
 export class NoWaveform extends Error {}
 
 /** File → { peaks: Float32Array (N_PEAKS,) of 0 to 1, duration: seconds }. Throws NoWaveform. */
@@ -36,7 +36,7 @@ export function peaksOf(samples) {
   return loudest ? peaks.map((peak) => peak / loudest) : peaks;
 }
 
-/** A canvas' drawing context in CSS pixels, cleared and as large as it is shown. */
+/** A canvas' drawing context in CSS pixels, cleared and in its displayed size. */
 function fitted(canvas) {
   const { clientWidth: width, clientHeight: height } = canvas;
   const scale = devicePixelRatio || 1;
@@ -47,7 +47,7 @@ function fitted(canvas) {
   return { context, width, height };
 }
 
-/** The style sheet's colours as they are now: looked up once a drawing, not once a bar. */
+/** The style sheet's current colours: looked up once per drawing, not per bar. */
 function colours(canvas) {
   const style = getComputedStyle(canvas);
   const [accent, wave, heardWave, regionGround] = ["--accent", "--wave", "--wave-heard", "--region"].map((name) =>
@@ -56,7 +56,7 @@ function colours(canvas) {
   return { accent, wave, heardWave, regionGround };
 }
 
-/** `paint`, at most once a frame, however often it is asked for: a slow machine then draws less and stays awake. */
+/** `paint`, at most once per frame, however often it is called: a slow machine then draws less and stays responsive. */
 export function oncePerFrame(paint) {
   let frame = 0;
   return () => {
@@ -75,8 +75,8 @@ function bar(context, x, height, size) {
 }
 
 /**
- * Draw the waveform. `played` and `heard`: how much of it, 0 to 1; `region`: the current segment, [start, end] of 0 to
- * 1, or null. Without peaks a flat line is drawn. Colours are the style sheet's.
+ * Draw the waveform. `played` and `heard`: share of it, 0 to 1; `region`: the current segment, [start, end] from 0 to
+ * 1, or null. Without peaks it draws a flat line. Colours come from the style sheet.
  */
 export function draw(canvas, peaks, { played, heard, region }) {
   const { context, width, height } = fitted(canvas);
@@ -108,7 +108,7 @@ export function draw(canvas, peaks, { played, heard, region }) {
   }
 }
 
-/** Draw the latest loudness of a recording under way, the newest at the right. `levels`: 0 to 1, oldest first. */
+/** Draw the latest levels of a running recording, the newest at the right. `levels`: 0 to 1, oldest first. */
 export function drawLevels(canvas, levels) {
   const { context, width, height } = fitted(canvas);
   const step = BAR + GAP;
@@ -118,6 +118,6 @@ export function drawLevels(canvas, levels) {
   for (let at = 0; at < n; at += 1) {
     const level = shown[at - (n - shown.length)];
     context.fillStyle = level === undefined ? wave : accent;
-    bar(context, at * step, height, Math.sqrt(level ?? 0)); // speech is quiet: the root shows it
+    bar(context, at * step, height, Math.sqrt(level ?? 0)); // speech is quiet; the root makes it visible
   }
 }

@@ -46,7 +46,7 @@ def test_an_upload_over_the_cap_is_told_so(open_page: OpenPage, folder: Path) ->
     with engine_for(settings_for(folder, max_upload_bytes=100_000)) as engine, site_for(engine) as small:
         page = open_page(small, may_fail=True)
         choose(page, ("large.wav", wav(30.0)))
-        expect(card(page, "large.wav").get_by_role("alert")).to_contain_text("over the cap of 100000 bytes")
+        expect(card(page, "large.wav").get_by_role("alert")).to_contain_text("over the limit of 100000 bytes")
 
 
 def test_a_full_queue_is_waited_for(open_page: OpenPage, hostile_site: Site) -> None:

@@ -2,7 +2,7 @@
 #pragma once
 #include "product.h"
 
-#define QUERY_ROWS 48  // rows a piece of work; their scores over 1500 keys (0.3 MB) stay in a core's second-level cache
+#define QUERY_ROWS 48  // rows per piece of work; their scores over 1500 keys (0.3 MB) fit into a core's second-level cache
 
 INLINE int64_t padded(int64_t n_keys) { return n_panels(n_keys) * TILE_COLUMNS; }
 

@@ -1,12 +1,12 @@
-// The next token of a sequence, of logits that are screened: computed of the token table in bytes, which are half of what f16
-// reads. They tell which tokens are near the best; the logits of these are computed again, of the table itself, so that the
-// likeliest text and the likeliest timestamp are exact (of several sequences at once, as exact as f32 sums in another order). Whether the timestamps together outweigh the text, and the
-// probability, are off by the rounding of what stays screened, a thousandth of the best and less.
+// Chooses a sequence's next token from screened logits. They are computed from an int8 copy of the token table, which reads half the
+// bytes of f16, and show which tokens are near the best. The logits of those are computed again from the table itself, so the likeliest
+// text token and the likeliest timestamp are exact (for several sequences together, up to the order of f32 sums). The probability, and
+// whether the timestamps together outweigh the text, are off by the rounding of the other logits: a thousandth of the best at most.
 #pragma once
 #include "model.h"
 
-#define NEAR 8.0f                 // natural logarithm of how much likelier the best is than what stays screened
-#define LOWEST -__builtin_inff()  // the logit of what may not come
+#define NEAR 8.0f  // natural logarithm: tokens this much less likely than the best stay screened
+#define LOWEST -__builtin_inff()  // the logit of a token that may not come next
 
 struct screening {
   const struct matrix *from;  // f16 or f32
@@ -14,7 +14,7 @@ struct screening {
   float *scales;              // [n_out]
 };
 
-// Of a matrix that is not in bytes.
+// For a matrix in f16 or f32.
 INLINE vec weights_at(const struct matrix *m, int64_t at) {
   return m->is_half ? load_half((const half *)m->values + at) : load((const float *)m->values + at);
 }
@@ -49,7 +49,7 @@ static void screen(struct team *team, const struct screening *s) {
   run(team, screen_piece, s, (s->from->n_out + FEW_COLUMNS - 1) / FEW_COLUMNS);
 }
 
-// The likeliest token of a range, the first of several; -1 where none may come.
+// The likeliest token of a range, the first of equal ones; -1 if none is allowed.
 struct likeliest {
   int32_t token;
   float logit, sum;  // of exp(logit − the best) over the range
@@ -58,15 +58,15 @@ struct likeliest {
 struct choice {
   const struct model *model;
   const float *hidden;   // [n_state]
-  float *logits;         // [n_vocab], screened; becomes exact where that matters
-  const int32_t *never;  // tokens that may not come
+  float *logits;  // [n_vocab], screened; made exact where that matters
+  const int32_t *never;  // tokens that are never allowed
   int32_t *near;         // scratch: n_vocab values
   int32_t n_never, text_from, text_below, time_from, time_below;
-  float widest;  // the largest of the screen's scales; 0 for logits that are exact already
+  float widest;  // the largest of the screen's scales; 0 if the logits are exact
   struct likeliest text, time;
 };
 
-// As few_rows() computes it of one row.
+// The same sum as few_rows() for one row.
 INLINE float exact_logit(const struct matrix *m, const float *x, int64_t token) {
   vec dot;
   float rest;
@@ -110,14 +110,14 @@ static struct likeliest likeliest_in(const float *logits, int64_t from, int64_t 
   for (found.sum = sum_of(sum); k < below; k++) found.sum += exp_of(all(logits[k]) - best)[0];
   for (int64_t token = from; token < below && found.token < 0; token++)
     if (logits[token] == found.logit) found.token = token;
-  return found;  // with no token where the best is NaN
+  return found;  // without a token if the best is NaN
 }
 
 static void choose(struct choice *c) {
   const int64_t n_in = c->model->n_state;
   for (int i = 0; i < c->n_never; i++) c->logits[c->never[i]] = LOWEST;
   if (c->widest > 0) {
-    float sum = 0;  // each weight is off by half a scale at most
+    float sum = 0;  // each weight is off by at most half a scale
     for (int64_t k = 0; k < n_in; k++) sum += __builtin_fabsf(c->hidden[k]);
     const float apart = sum * c->widest, margin = apart > NEAR ? apart : NEAR;
     sharpen(c, c->text_from, c->text_below, margin);

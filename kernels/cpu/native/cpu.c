@@ -1,4 +1,4 @@
-// What kernels/cpu/native_kernels.py calls: Whisper's encoder and decoder on the CPU, once for each instruction set (build.sh).
+// The functions that kernels/cpu/native_kernels.py calls: Whisper's encoder and decoder, compiled per instruction set (build.sh).
 #include "choice.h"
 #include "decoder.h"
 #include "encoder.h"
@@ -12,7 +12,7 @@ int64_t EXPORT(decoder_floats)(const struct model *m, int64_t rows, int64_t n_th
 int64_t EXPORT(cross_floats)(const struct model *m) { return cross_floats(m); }
 int64_t EXPORT(packed_floats)(int64_t n_out, int64_t n_in) { return packed_floats(n_out, n_in); }
 
-// Sizes of what kernels/cpu/native_library.py lays out in memory, in the order of its STRUCTURES.
+// Sizes of the structures that kernels/cpu/native_library.py lays out, in the order of its STRUCTURES.
 int64_t EXPORT(size_of)(int64_t index) {
   const int64_t sizes[] = {sizeof(struct team),   sizeof(struct matrix), sizeof(struct norm),
                            sizeof(struct product), sizeof(struct window_attention), sizeof(struct block),

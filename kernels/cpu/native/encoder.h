@@ -4,9 +4,9 @@
 
 struct encoding {
   const struct model *model;
-  const float *mel;  // [1 + 2 · n_audio_ctx + 1, n_mels]: frame after frame, a frame of zeros before and after
+  const float *mel;  // [1 + 2 · n_audio_ctx + 1, n_mels]: the frames, with a frame of zeros before and after
   float *states;     // [n_audio_ctx, n_state]
-  float *cross;      // [n_text_layer] of cross_floats(): what the decoder attends
+  float *cross;  // [n_text_layer] of cross_floats(): what the decoder attends to
   float *scratch;    // encoder_floats() values
 };
 
@@ -15,7 +15,7 @@ INLINE int64_t encoder_thread_floats(const struct model *m) {
   return (scores > normal ? scores : normal) + 64;
 }
 
-// Of the largest matrix: the MLP's, or the first convolution's where there are more mel bands than a Whisper has.
+// For the largest matrix: the MLP's, or the first convolution's if there are more mel bands than in any Whisper.
 INLINE int64_t encoder_packed_floats(const struct model *m) {
   const int64_t mlp = packed_floats(m->n_state, 4 * m->n_state) + packed_floats(4 * m->n_state, m->n_state);
   const int64_t conv1 = packed_floats(m->n_state, 3 * m->n_mels);
@@ -41,7 +41,7 @@ static void norm_piece(const void *arguments, int64_t piece, int thread) {
   layer_norm(e->norm, x, e->n_state, least(ROWS, e->rows - piece * ROWS), e->n_state, x);
 }
 
-// The first frame that all later ones equal, as the silence does that fills a window after a recording's end.
+// The first frame that equals all later ones: the silence that fills a window after the recording's end.
 static int64_t first_alike(const float *frames, int64_t n_frames, int64_t width) {
   int64_t first = n_frames - 1;
   const float *last = frames + first * width;
@@ -51,8 +51,8 @@ static int64_t first_alike(const float *frames, int64_t n_frames, int64_t width)
   return first;
 }
 
-// A convolution of width 3 is a linear map of three frames, which lie after each other. Rows from `alike` on are all the same, but
-// for the last, which reaches beyond the window: one of them is computed.
+// A convolution of width 3 is a linear map of three adjacent frames. Rows from `alike` on are equal, except for the last one, which
+// reaches beyond the window, so only one of them is computed.
 static void convolve(struct team *team, const struct workspace *w, const struct matrix *m, struct linear l, int64_t alike) {
   const int64_t rows = l.rows, n_out = m->n_out;
   if (alike + 2 < rows) l.rows = alike + 1;
@@ -69,7 +69,7 @@ static void encode(struct team *team, const struct encoding *e) {
   const int64_t n_ctx = m->n_audio_ctx, n_state = m->n_state, n_head = m->n_audio_head, d = n_state / n_head;
   const int64_t state = n_ctx * n_state;
   float *scratch = e->scratch, *x = e->states;
-  // Attention's arrays and the MLP's are never needed at once.
+  // Attention's arrays and the MLP's are never in use together.
   float *hidden = take(&scratch, 4 * state), *q = hidden, *k = q + state, *v = k + state, *attended = v + state;
   float *features = take(&scratch, 2 * state + 2 * n_state);
   float *keys = take(&scratch, padded(n_ctx) * n_state);

@@ -1,5 +1,5 @@
-// Threads that share out one call's work. The caller leads; helpers join when they get a core and are never waited for
-// unless they hold a piece. Pieces are claimed one by one, so a slow or late thread takes fewer.
+// Threads that share one call's work. The caller leads; helpers join when they get a core, and the caller waits for one only while
+// it holds a piece. Pieces are claimed one by one, so a slow or late thread takes fewer.
 #pragma once
 #include <sched.h>
 
@@ -7,7 +7,7 @@
 
 typedef void (*work_fn)(const void *arguments, int64_t piece, int thread);
 
-// What a ticket holds: which round of work, how many pieces it has, the next one nobody has claimed.
+// A ticket's bits: the round of work, its number of pieces, the next unclaimed one.
 #define PIECES_SHIFT 20
 #define ROUND_SHIFT 40
 #define FIELD ((1u << 20) - 1)
@@ -29,7 +29,7 @@ INLINE void wait_a_little(int *spins) {
     sched_yield();
 }
 
-// Claims and does one piece; 0 when there is none.
+// Claims and does one piece; 0 if there is none.
 INLINE int do_one(struct team *team, int thread) {
   uint64_t seen = __atomic_load_n(&team->ticket, __ATOMIC_ACQUIRE);
   if ((seen & FIELD) >= ((seen >> PIECES_SHIFT) & FIELD)) return 0;
@@ -59,7 +59,7 @@ static void run(struct team *team, work_fn work, const void *arguments, int64_t 
   for (int spins = 0; __atomic_load_n(&team->done, __ATOMIC_ACQUIRE) < n;) wait_a_little(&spins);
 }
 
-// A helper's whole life: takes pieces until the leader is through.
+// A helper's whole life: takes pieces until the leader has finished.
 static void help(struct team *team) {
   int thread = __atomic_fetch_add(&team->joined, 1, __ATOMIC_RELAXED) + 1;
   if (thread >= team->n_threads) return;

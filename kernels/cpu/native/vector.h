@@ -1,4 +1,4 @@
-// The vectors everything here is made of: LANES f32 values, loads from f16 and f32, exp and GELU to f32 rounding.
+// The vectors that all kernels use: LANES f32 values, loads from f16 and f32, exp and GELU to f32 rounding.
 // One source, compiled for AVX-512 and for AVX2 with FMA and F16C (build.sh).
 #pragma once
 #include <immintrin.h>
@@ -7,7 +7,7 @@
 
 #ifdef __AVX512F__
 #define LANES 16
-#define TILE_ROWS 12  // rows × columns of a product that stay in registers: 12 × 32 takes 24 of 32
+#define TILE_ROWS 12  // rows × columns of a product kept in registers: 12 × 32 takes 24 of 32
 #else
 #define LANES 8
 #define TILE_ROWS 6  // 6 × 16 takes 12 of 16
@@ -35,7 +35,7 @@ INLINE vec load_half(const half *p) {
 #endif
 }
 
-// LANES bytes as numbers.
+// LANES bytes as f32.
 INLINE vec load_byte(const int8_t *p) {
 #ifdef __AVX512F__
   return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
@@ -58,7 +58,7 @@ INLINE vec max_of(vec a, vec b) {
 #endif
 }
 
-// Whether one of v is `low` or more.
+// Whether any element of v is at least `low`.
 INLINE int any_reaches(vec v, float low) {
 #ifdef __AVX512F__
   return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(low), _CMP_GE_OQ) != 0;
@@ -67,7 +67,7 @@ INLINE int any_reaches(vec v, float low) {
 #endif
 }
 
-// Neighbours added: a0 + a1, a2 + a3, …, then b's.
+// Sums of neighbours: a0 + a1, a2 + a3, …, then b's.
 INLINE vec add_pairs(vec a, vec b) {
 #if LANES == 16
   const ivec even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
@@ -91,7 +91,7 @@ INLINE float sum_of(vec v) {
   return v[0];
 }
 
-// LANES vectors as the rows of a square become its columns: each step exchanges elements n apart between vectors n apart.
+// Transposes LANES vectors as a square matrix: each step exchanges elements n apart between vectors n apart.
 INLINE void transpose(vec *v) {
 #if LANES == 16
   const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -100,7 +100,7 @@ INLINE void transpose(vec *v) {
 #endif
 #pragma GCC unroll 4
   for (int n = LANES / 2; n > 0; n /= 2) {
-    // Where of the pair's elements, numbered through, each of the lower vector's comes from, and each of the upper one's.
+        // For each element of the lower and of the upper vector: its index among the pair's elements.
     const ivec has = (lane & n) != 0, low = (lane & ~n) + (has & LANES), high = (lane | n) + (has & LANES);
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++)
@@ -137,7 +137,7 @@ INLINE vec exp_of(vec x) {
   return bits(scaled & ~(x < -87.0f));
 }
 
-// x·Φ(x) as kernels/cpu/numpy_ops.py has it: max(x, 0) − |x|·Φ(−|x|), Φ(−a) = exp(−a²/2)·(c₁t + … + c₆t⁶), t = 1/(1 + 0.28a).
+// x·Φ(x) as in kernels/cpu/numpy_ops.py: max(x, 0) − |x|·Φ(−|x|), Φ(−a) = exp(−a²/2)·(c₁t + … + c₆t⁶), t = 1/(1 + 0.28a).
 INLINE vec gelu_of(vec x) {
   vec magnitude = bits((ivec)x & 0x7fffffff);
   vec t = 1.0f / (magnitude * 0.28f + 1.0f);

@@ -1,8 +1,8 @@
-"""Greedy steps of several contexts as one: the weights are read once for all of them.
+"""Runs greedy steps of several contexts as one batch: the weights are read once for all.
 
-The contexts that wait at the same moment share rounds of a few steps; between rounds some join and some leave, so none
-waits for another's end, and one by itself waits for nothing. Each keeps its own cache, position, rules and encoder
-result, and chooses what it would alone. Only those whose rules suppress the same tokens share a round.
+Contexts that wait at the same time share rounds of a few steps, and join and leave between rounds, so none waits for
+another's end, and a single one waits for nothing. Each keeps its own cache, position, rules and encoder result, and
+chooses the same tokens as alone. Only contexts whose rules suppress the same tokens share a round.
 """
 
 import threading
@@ -20,26 +20,26 @@ from kernels.webgpu.decoder.program import DecoderProgram, woven
 from kernels.webgpu.decoder.state import MAX_ROWS, STATE, Row, mask_words, state_words
 from kernels.webgpu.recording import Dispatch, Recording
 
-SHARED_STEPS = 4  # of a round at most while others are there, so that who comes back after a chunk joins them soon
+SHARED_STEPS = 4  # maximum steps per round with others, so that a context that returns after a chunk can join soon
 Chosen = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
 class Member(Protocol):
-    """A context as the batch needs it."""
+    """A context, as the batch needs it."""
 
     @property
     def histories(self) -> list[list[int]]:
         """Each sequence's tokens. All but the last are in the cache."""
 
     def own_launches(self, b: Activations, first_row: int) -> list[list[Dispatch]]:
-        """Of each layer, those bound to this context, for its rows from first_row on."""
+        """Of each layer, the launches bound to this context, for its rows from first_row on."""
 
 
 class Greedy:
     """One context's run of up to `rules.n_steps` steps.
 
     `begin` is called once, on the device's thread, and brings all but the last position into the cache. `result` is
-    (chosen, log-probabilities), each (n_sequences, n_chosen), or what failed; the histories then hold all but the last.
+    (chosen, log-probabilities), each (n_sequences, n_chosen), or the failure; the histories then hold all but the last.
     """
 
     def __init__(self, member: Member, n_sequences: int, rules: Rules, begin: Callable[[], object]) -> None:
@@ -49,7 +49,7 @@ class Greedy:
         self._rounds: list[NDArray[np.uint32]] = []
 
     def take(self, chosen: NDArray[np.uint32]) -> None:
-        """(n_steps, n_sequences, 2) tokens and log-probabilities' bits of a round. Settles the result at the end."""
+        """Add a round's (n_steps, n_sequences, 2) tokens and log-probability bits. Sets the result at the end."""
         all_ended = (chosen[:, :, 0] == self.rules.eot).all(1)
         if all_ended.any():
             chosen = chosen[: int(all_ended.argmax()) + 1]  # the steps after it were for others
@@ -73,24 +73,24 @@ class Greedy:
 
 
 class Batch:
-    """A model's contexts that are choosing tokens. Thread-safe; rounds are jobs on the device's thread."""
+    """The contexts of a model that are choosing tokens. Thread-safe; rounds are jobs on the device's thread."""
 
     def __init__(self, program: DecoderProgram) -> None:
         self._program, self._device = program, program.device
         self._lock = threading.Lock()
         self._waiting: deque[Greedy] = deque()
         self._goes_on = False
-        # What follows belongs to the device's thread.
+        # The fields below belong to the device's thread.
         self._active: list[Greedy] = []
         self._buffers: Activations | None = None
         self._mask: NDArray[np.uint32] | None = None  # the one on the device
         self._opening: list[Dispatch] = []  # before the first step
         self._step: list[Dispatch] = []  # of all active ones
-        self._has_left = False  # some of those that _step is for
+        self._has_left = False  # a context in _step has left
         self._n_chosen = 0  # steps since _step was recorded
 
     def run(self, greedy: Greedy) -> Chosen:
-        """Its result, once it is there; not from the device's thread. Raises what failed."""
+        """The result of `greedy`, once computed; not on the device's thread. Raises what failed."""
         with self._lock:
             self._waiting.append(greedy)
             begins, self._goes_on = not self._goes_on, True
@@ -99,12 +99,12 @@ class Batch:
         return greedy.result.result()
 
     def close(self) -> None:
-        """Free the memory. Contexts are closed before. Idempotent."""
+        """Free the memory, after all contexts are closed. Idempotent."""
         if self._buffers is not None:
             self._buffers.close()
 
     def _enqueue(self) -> None:
-        """The next round, after what already waits for the device."""
+        """Queue the next round behind the device's waiting jobs."""
         try:
             self._device.enqueue(self._round)
         except RuntimeError as error:
@@ -115,7 +115,7 @@ class Batch:
             self._admit()
             if self._active:
                 self._advance()
-        except Exception as error:  # whatever it is, those who wait must be told
+        except Exception as error:  # any error must reach the waiting contexts
             self._fail(error)
         with self._lock:
             self._goes_on = bool(self._active or self._waiting)
@@ -132,12 +132,12 @@ class Batch:
             greedy.result.set_exception(error)
 
     def _admit(self) -> None:
-        """Let in who waits and fits, in order, and lay out the rows anew if that or a leaving asks for it."""
+        """Admit waiting contexts that fit, in order; lay out the rows again if contexts joined or left."""
         joined = False
         while (greedy := self._next()) is not None:
             try:
                 greedy.begin()
-            except Exception as error:  # whatever it is, the one it belongs to must be told
+            except Exception as error:  # any error must reach its context
                 greedy.result.set_exception(error)
                 continue
             # The last token chosen needs no place in the cache.
@@ -149,7 +149,7 @@ class Batch:
             self._arrange()
 
     def _next(self) -> Greedy | None:
-        """The first that waits, if there is room for it and its rules go with those of the active ones."""
+        """The first waiting context, if there is room and its rules match those of the active ones."""
         with self._lock:
             if not self._waiting:
                 return None
@@ -165,7 +165,7 @@ class Batch:
         return np.array_equal(mask_words(greedy.rules, n_vocab), mask_words(theirs, n_vocab))
 
     def _arrange(self) -> None:
-        """Give each active one its rows, tell the device of them, and record a step of all."""
+        """Give each active context its rows, write them to the device, and record a step of all."""
         program, n_vocab = self._program, self._program.dims.n_vocab
         b = self._buffers = self._buffers or program.activations()
         rows: list[Row] = []
@@ -186,7 +186,7 @@ class Batch:
         self._has_left, self._n_chosen = False, 0
 
     def _advance(self) -> None:
-        """A few steps of all active ones; who is done leaves."""
+        """Run a few steps of all active contexts; finished ones leave."""
         assert self._buffers is not None
         b, n_rows = self._buffers, sum(greedy.n_sequences for greedy in self._active)
         n_steps = min(self._program.tiling.steps_per_submit, *(greedy.n_left for greedy in self._active))
@@ -210,4 +210,4 @@ class Batch:
         self._has_left = len(staying) < len(self._active)
         self._active = staying
         if not staying:
-            self._step = []  # lets go of the contexts' buffers
+            self._step = []  # releases the contexts' buffers

@@ -1,12 +1,12 @@
 """Whisper's decoder as WGSL dispatches: token ids in, chosen tokens, log-probabilities or logits out.
 
-A model makes it with `DecoderGraph(device, checkpoint, cross_of)`: `cross_of(context)` returns the `CrossMemory` (its
-layout is in webgpu/cross_memory.py) of one of this model's encoder contexts that has computed, and raises ValueError
-for any other context. The decoder holds it for as long as it attends to it.
+A model makes it with `DecoderGraph(device, checkpoint, cross_of)`. For an encoder context of this model that has
+computed, `cross_of(context)` returns its `CrossMemory` (layout in webgpu/cross_memory.py); for any other it raises
+ValueError. The decoder holds it for as long as it attends to it.
 
-A token takes 8 launches a layer, one for the logits and one that chooses: 34 for Whisper tiny. Rows, positions and the
-rules' state live in a device buffer (state.py), so every step is the same recording; several go in one submit.
-Contexts that choose tokens at the same time do so together (batch.py).
+A token takes 8 launches per layer, one for the logits and one to choose: 34 for Whisper tiny. Rows, positions and the
+rules' state are in a device buffer (state.py), so every step is the same recording, and one submit contains several.
+Contexts that choose tokens at the same time run as a batch (batch.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -37,11 +37,11 @@ class DecoderGraph:
         self._pool, self._batch = DecoderPool(self.program), Batch(self.program)
 
     def init_execution_context(self, peers: Mapping[int, Any]) -> DecoderContext:
-        """A decoder with an empty cache. `peers`: the contexts its `audio` input may name."""
+        """A decoder with an empty cache. `peers`: the contexts that its `audio` input may name."""
         return DecoderContext(self._pool, self._batch, self._cross_of, self._alignment_heads, peers)
 
     def close(self) -> None:
-        """Free the weights and idle buffers. Contexts are closed before. Idempotent."""
+        """Free the weights and idle buffers, after all contexts are closed. Idempotent."""
         self._pool.close()
         self._batch.close()
         self.program.close()

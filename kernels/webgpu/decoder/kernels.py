@@ -1,7 +1,7 @@
-"""The decoder's compiled kernels: which a model of these dims launches, with what constants, all made at load.
+"""The decoder's compiled kernels and their constants for a model's dims, all made when the model loads.
 
-Every kernel that multiplies comes for one row of activations and for four: a token of one sequence takes the first, a
-prompt and several sequences the second. Both are compiled before the first request, on several threads.
+Every multiplying kernel has a variant for one row of activations and one for four: a token of one sequence uses the
+first, a prompt or several sequences the second. Both are compiled before the first request, on several threads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,25 +16,25 @@ from kernels.webgpu.wgsl import SUBGROUP, WORKGROUP, Parameters, Reduction
 
 VEC4_BYTES = 16
 ROWS = (1, 4)  # rows of activations that a workgroup multiplies by the weights it loads
-OUTPUTS = 4  # neighbouring ones that an invocation sums at a time
+OUTPUTS = 4  # neighbouring outputs that an invocation sums together
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the work is cut, for a sort of adapter. See shaders/shared.wgsl for the two reductions."""
+    """How the work is divided, for a kind of adapter. The two reductions are in shaders/shared.wgsl."""
 
     reduction: Reduction
-    lanes: int  # invocations that share a row of weights, their sums meeting in workgroup memory; 1 if SUBGROUP
+    lanes: int  # invocations that share a row of weights and add their sums in workgroup memory; 1 if SUBGROUP
     workgroup: int  # invocations of a matrix-vector workgroup: the subgroup size if SUBGROUP
-    workgroups: int  # of a matrix-vector launch, about: the layer norm is repeated in each
-    logits_tiles: int  # tiles of the token table a workgroup takes
+    workgroups: int  # per matrix-vector launch, about: each one repeats the layer norm
+    logits_tiles: int  # tiles of the token table per workgroup
     attention_workgroup: int
     splits: int  # of the audio in cross-attention
     steps_per_submit: int
 
     @classmethod
     def of(cls, device: Device) -> "Tiling":
-        """What suits the adapter: measured for lavapipe, from published kernels for hardware."""
+        """The tiling for the adapter: measured for lavapipe, from published kernels for hardware."""
         if device.info.is_software and device.has_subgroups:
             return cls.of_subgroup(device.subgroup_size)
         return HARDWARE
@@ -46,11 +46,11 @@ class Tiling:
 
     @property
     def per_tile(self) -> int:
-        """Outputs a workgroup computes at a time."""
+        """Outputs that a workgroup computes together."""
         return OUTPUTS * self.workgroup // self.lanes
 
     def tiles(self, n_out: int) -> int:
-        """Tiles a workgroup takes of n_out outputs, for about `workgroups` of them."""
+        """Tiles of n_out outputs per workgroup, for about `workgroups` of them."""
         return max(1, n_out // (self.per_tile * self.workgroups))
 
     def constants(self) -> dict[str, float]:
@@ -70,7 +70,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A kernel, its parameters and constants; a launch is of `across` by ceil(rows / tile_rows) by `splits`."""
+    """A kernel with its parameters and constants, launched `across` by ceil(rows / tile_rows) by `splits`."""
 
     name: str
     parameters: Parameters
@@ -81,12 +81,12 @@ class _Kernel:
 
 
 class DecoderKernels:
-    """Every pipeline of a model's decoder, by what it is for. Raises DeviceError where one does not compile."""
+    """Every pipeline of a model's decoder, by use. Raises DeviceError if one does not compile."""
 
     def __init__(self, device: Compiler, dims: Dimensions, tiling: Tiling) -> None:
         self._device, self._dims, self._tiling = device, dims, tiling
         self.parts: list[Part] = []
-        self.n_groups = 0  # entries in `partials`, a workgroup of the logits each
+        self.n_groups = 0  # entries in `partials`, one per workgroup of the logits
         for start, stop in device.row_ranges(dims.n_vocab, 2 * dims.n_text_state):
             self.parts.append(Part(start, stop, self.n_groups))
             self.n_groups += -(-(stop - start) // (tiling.per_tile * tiling.logits_tiles))
@@ -168,5 +168,5 @@ class DecoderKernels:
             self._kernels[f"{use}_attention", rows] = kernel
 
     def _tile_rows(self, rows: int, memory: int) -> int:
-        """Rows a workgroup takes at once: one where the adapter's workgroup memory has no room for what all need."""
+        """Rows per workgroup: one if the adapter's workgroup memory is too small for more."""
         return rows if memory <= self._device.workgroup_memory else 1

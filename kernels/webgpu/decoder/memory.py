@@ -1,4 +1,4 @@
-"""The decoder's memory on the device: a model's weights, what a pass works in, the cache of one context."""
+"""The decoder's memory on the device: a model's weights, a pass's working buffers, the cache of one context."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,7 +61,7 @@ def _array(arrays: Mapping[str, NDArray[Any]], name: str, dims: Dimensions) -> N
 
 
 class Activations:
-    """What a pass works in on the device: up to MAX_ROWS rows, of up to `capacity` sequences. close() is idempotent."""
+    """A pass's working buffers: up to MAX_ROWS rows, of up to `capacity` sequences. close() is idempotent."""
 
     def __init__(self, device: Device, dims: Dimensions, splits: int, partial_bytes: int, capacity: int) -> None:
         n, f32 = dims.n_text_state, 4
@@ -71,7 +71,7 @@ class Activations:
         self.mask = device.buffer(2 * -(-dims.n_vocab // 32) * 4)
         self.x = device.buffer(self.row_bytes)
         self.query = device.buffer(self.row_bytes)
-        self.cross_query = device.buffer(dims.n_text_layer * self.row_bytes)  # a layer's queries stay for output 3
+        self.cross_query = device.buffer(dims.n_text_layer * self.row_bytes)  # a layer's queries are kept for output 3
         self.attended = device.buffer(self.row_bytes)
         self.parts = device.buffer(splits * self.row_bytes)
         self.stats = device.buffer(MAX_ROWS * dims.n_text_head * splits * 8)
@@ -90,11 +90,11 @@ class Activations:
 
 
 class DecoderBuffers(Activations):
-    """What one context needs on the device for up to `capacity` sequences: their cache, and a pass's activations."""
+    """One context's buffers on the device for up to `capacity` sequences: their cache and a pass's activations."""
 
     def __init__(self, device: Device, dims: Dimensions, splits: int, partial_bytes: int, capacity: int) -> None:
         super().__init__(device, dims, splits, partial_bytes, capacity)
         cache = capacity * dims.n_text_ctx * dims.n_text_state * 4
         self.keys = [device.buffer(cache) for _ in range(dims.n_text_layer)]
         self.values = [device.buffer(cache) for _ in range(dims.n_text_layer)]
-        self.slots = device.buffer(capacity * dims.n_text_ctx * 4)  # (capacity, n_text_ctx) u32: who wrote a position
+        self.slots = device.buffer(capacity * dims.n_text_ctx * 4)  # (capacity, n_text_ctx) u32: the slot of a position

@@ -1,11 +1,11 @@
-"""The buffer sets that decoder contexts take and give back, so that the next request allocates nothing."""
+"""Buffer sets that decoder contexts take and return, so that the next request allocates nothing."""
 
 import threading
 
 from kernels.webgpu.decoder.memory import DecoderBuffers
 from kernels.webgpu.decoder.program import DecoderProgram
 
-IDLE_SEQUENCES = 16  # that the idle sets have room for, together: as many as the largest set
+IDLE_SEQUENCES = 16  # total capacity of the idle sets: as many as the largest set
 
 
 class DecoderPool:
@@ -13,7 +13,7 @@ class DecoderPool:
 
     def __init__(self, program: DecoderProgram) -> None:
         self.program = program
-        self._idle: list[DecoderBuffers] = []  # the one given back last is last
+        self._idle: list[DecoderBuffers] = []  # the one returned last is last
         self._closed = False
         self._lock = threading.Lock()
 
@@ -27,7 +27,7 @@ class DecoderPool:
         return self.program.buffers(capacity)
 
     def give(self, buffers: DecoderBuffers) -> None:
-        """Keep them for the next context, and free the sets longest idle where that makes too many."""
+        """Keep them for the next context; free the longest idle sets if that makes too many."""
         with self._lock:
             self._idle.append(buffers)
             too_many, most = [], 0 if self._closed else IDLE_SEQUENCES

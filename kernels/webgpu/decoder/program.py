@@ -1,4 +1,4 @@
-"""The decoder's launches: which kernel runs over what buffers, in what order."""
+"""The decoder's launches: which kernel runs over which buffers, in what order."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ class _Groups:
 
 class DecoderProgram:
     """The launches of the decoder's passes, for a model's weights in one tiling. A layer takes 8 for one context, and 3
-    more for each further one in the same pass, as woven() orders them."""
+    more for each further one in the same pass, in the order of woven()."""
 
     def __init__(self, device: Device, checkpoint: Checkpoint, tiling: Tiling | None = None) -> None:
         self.device, self.dims = device, checkpoint.dims
@@ -45,7 +45,7 @@ class DecoderProgram:
 
     @property
     def partial_bytes(self) -> int:
-        """Of what a row's logits leave for the choice."""
+        """Bytes that a row's logits leave for the choice."""
         return self.kernels.n_groups * 2 * 16
 
     def buffers(self, capacity: int) -> DecoderBuffers:
@@ -63,7 +63,7 @@ class DecoderProgram:
     def own_launches(
         self, b: Activations, cache: DecoderBuffers, cross: CrossMemory, first_row: int, n_rows: int
     ) -> list[list[Dispatch]]:
-        """Of each layer, the 3 launches bound to one context: n_rows rows' Q, K and V, self- and cross-attention."""
+        """Of each layer, the 3 launches bound to one context: Q, K and V of n_rows rows, self- and cross-attention."""
         r = Recording(_Groups(self.device, cache.groups))
         # The cross-attention's bind groups belong to one encoder result and must not outlive it in the buffers' own.
         passing = Recording(self.device)
@@ -102,7 +102,7 @@ class DecoderProgram:
     def logits(
         self, b: Activations, n_rows: int, logits: Binding | None = None, partials: Binding | None = None
     ) -> list[Dispatch]:
-        """The logits of x's first n_rows rows, and what choosing needs of them. One launch a part of the table."""
+        """The logits of x's first n_rows rows, and the choice's inputs. One launch per part of the table."""
         r = Recording(_Groups(self.device, b.groups) if logits is None else self.device)
         outputs = [logits or b.logits, partials or b.partials]
         for part in self.kernels.parts:
@@ -111,7 +111,7 @@ class DecoderProgram:
         return r.dispatches
 
     def choose(self, b: Activations, n_rows: int) -> list[Dispatch]:
-        """The next token of each sequence, and x for it. One launch, and one more a further part of the table."""
+        """The next token of each sequence, and x for it. One launch, plus one per further part of the table."""
         r = Recording(_Groups(self.device, b.groups))
         first, *others = self.kernels.parts
         bindings: list[Binding] = [b.partials, self._table(first), self.weights.positions, b.state, b.x, b.chosen]
@@ -119,7 +119,7 @@ class DecoderProgram:
         return [*r.dispatches, *self.embed(b, n_rows, others)]
 
     def embed(self, b: Activations, n_rows: int, parts: Sequence[Part] | None = None) -> list[Dispatch]:
-        """x of the rows in state. One launch a part of the table."""
+        """x of the rows in the state. One launch per part of the table."""
         r = Recording(_Groups(self.device, b.groups))
         for part in self.kernels.parts if parts is None else parts:
             bindings: list[Binding] = [self._table(part), self.weights.positions, b.state, b.x]

@@ -1,4 +1,4 @@
-"""The encoder's memory on a device: what a window's result lies in, and what windows pass through on the way there."""
+"""The encoder's memory on a device: a window's result, and the working memory that windows pass through."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ F32_BYTES = 4
 
 
 def floats_a_window(dims: Dimensions, *, is_normed_apart: bool) -> dict[str, int]:
-    """What a window takes of each working buffer. `is_normed_apart`: what a layer norm gives has one too."""
+    """Floats per window in each working buffer. `is_normed_apart`: whether a layer norm's output has its own buffer."""
     n_ctx, state, wide = dims.n_audio_ctx, padded(dims.n_audio_state), dims.n_audio_head * HEAD_COLUMNS
-    n_frames = 2 * n_ctx + 2  # a zero frame on either side of the window is the convolutions' padding
+    n_frames = 2 * n_ctx + 2  # a zero frame on either side of the window pads the convolutions
     normed = {"normed": n_ctx * state} if is_normed_apart else {}
     return {
         **normed,
@@ -30,7 +30,7 @@ def floats_a_window(dims: Dimensions, *, is_normed_apart: bool) -> dict[str, int
 
 
 def windows_that_fit(floats: Mapping[str, int], max_binding: int, nbytes: int) -> int:
-    """How many go through `nbytes` of working memory together, each buffer one binding; at least one."""
+    """How many windows fit into `nbytes` of working memory together, each buffer in one binding; at least one."""
     largest, all_of_one = max(floats.values()) * F32_BYTES, sum(floats.values()) * F32_BYTES
     return max(1, min(max_binding // largest, nbytes // all_of_one))
 
@@ -64,18 +64,18 @@ class Result:
 
 
 class WorkingMemory:
-    """What up to `capacity` windows go through together: buffers by name, in each of them window after window, and the
-    launches recorded over them: `bodies` by the number of windows, `tails` by the result written and its window."""
+    """Buffers by name that up to `capacity` windows go through together, window after window in each, and the launches
+    recorded over them: `bodies` by the number of windows, `tails` by the result written and its window."""
 
     def __init__(self, device: Device, floats: Mapping[str, int], capacity: int) -> None:
-        """`floats`: of each buffer, what a window takes. Raises DeviceError where the device has no room for all."""
+        """`floats`: per window in each buffer. Raises DeviceError if the device has too little memory."""
         self.capacity = capacity
         self.buffers = {name: device.buffer(capacity * n * F32_BYTES) for name, n in floats.items()}
         self.bodies: dict[int, list[Dispatch]] = {}
         self.tails: WeakKeyDictionary[Result, dict[int, list[Dispatch]]] = WeakKeyDictionary()
 
     def close(self) -> None:
-        """Free it: room for no window is left. Idempotent."""
+        """Free it; its capacity is then 0. Idempotent."""
         self.capacity = 0
         self.bodies.clear()
         self.tails.clear()

@@ -3,8 +3,8 @@
     mel → conv1+GELU → conv2+GELU+positions → each layer: LN+QKV → attention → out+residual → LN+fc1+GELU → fc2+residual
         → final LN → every decoder layer's cross-attention keys and values
 
-Windows of several requests go through all but the last line in the same launches, the rows of one after those of the
-other: a window alone does not fill a large GPU. Weights are f16, activations and sums f32.
+Windows of several requests go through all but the last line in the same launches, one's rows after another's, because
+a single window does not fill a large GPU. Weights are f16, activations and sums f32.
 """
 
 import math
@@ -22,20 +22,20 @@ from kernels.webgpu.encoder.weights import HEAD_COLUMNS, EncoderWeights, Layer, 
 from kernels.webgpu.recording import Binding, Buffer, Compiler, Dispatch, Pipeline, Recording
 from kernels.webgpu.wgsl import SUBGROUP, WORKGROUP, Parameters, Reduction
 
-SUBGROUP_SIZES = (4, 8, 16)  # that the subgroup kernels are written for
+SUBGROUP_SIZES = (4, 8, 16)  # sizes that the subgroup kernels are written for
 SUBGROUP_ROWS, NORM_ROWS, TILE_ROWS, TILE_COLUMNS = 16, 64, 64, 8  # of a product's workgroup; columns in groups of 8
 MOST_WINDOWS = {"discrete": 16, "integrated": 4, "other": 4, "software": 1}  # computed together, by kind of adapter
-TOGETHER_BYTES = 512 << 20  # of working memory for several windows, at most
+TOGETHER_BYTES = 512 << 20  # maximum working memory for several windows
 Array = NDArray[Any]
 
 
 def choose_reduction(device: Device) -> Reduction:
-    """Software adapters get kernels that share loads over a subgroup, hardware those that stage in workgroup memory."""
+    """Software adapters get kernels that share loads over a subgroup, hardware those that use workgroup memory."""
     return SUBGROUP if device.info.is_software and device.subgroup_size in SUBGROUP_SIZES else WORKGROUP
 
 
 def compiled(device: Compiler, lanes: int | None) -> dict[str, Pipeline]:
-    """Every pipeline by its use, made on several threads: compiling is most of a first start.
+    """Every pipeline by its use, compiled on several threads: compiling is most of a first start.
 
     `lanes`: of the subgroup; None for the kernels that need no subgroups.
     """
@@ -54,7 +54,7 @@ def compiled(device: Compiler, lanes: int | None) -> dict[str, Pipeline]:
 
 
 def choose_windows(device: Device, floats: Mapping[str, int]) -> int:
-    """How many windows, of so many values in each buffer, to compute together: what keeps the adapter busy, no more."""
+    """How many windows, with so many floats in each buffer, to compute together: enough to keep the adapter busy."""
     return min(MOST_WINDOWS[device.info.kind], windows_that_fit(floats, device.max_binding, TOGETHER_BYTES))
 
 
@@ -64,7 +64,7 @@ class EncoderProgram:
     def __init__(
         self, device: Device, checkpoint: Checkpoint, reduction: Reduction | None = None, windows: int | None = None
     ) -> None:
-        """`windows`: how many at most are computed together, chosen by the adapter if None."""
+        """`windows`: maximum computed together; None chooses by the adapter."""
         dims = checkpoint.dims
         if dims.n_audio_state // dims.n_audio_head > HEAD_COLUMNS:
             wide = dims.n_audio_state // dims.n_audio_head
@@ -98,7 +98,7 @@ class EncoderProgram:
 
     @property
     def n_dispatches(self) -> int:
-        """Launches that a window by itself takes."""
+        """Launches for a single window."""
         return len(self._body(1)) + 1 + 2 * len(self._weights.cross)
 
     def frames(self, mel: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -108,7 +108,7 @@ class EncoderProgram:
         return frames
 
     def compute(self, windows: Sequence[tuple[NDArray[np.float32], Result]]) -> None:
-        """Each window's frames → its result, done when this returns; at most `most_windows`. On the device's thread."""
+        """Each window's frames → its result, done on return; at most `most_windows`. On the device's thread."""
         self._make_room(len(windows))
         for start in range(0, len(windows), self._memory.capacity):
             self._compute(windows[start : start + self._memory.capacity])

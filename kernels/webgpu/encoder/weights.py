@@ -1,4 +1,4 @@
-"""The encoder's weights on the device: matrices in f16, as Whisper's checkpoints are, the rest in f32; sizes padded.
+"""The encoder's weights on the device: matrices in f16, as in Whisper's checkpoints, the rest in f32; sizes padded.
 
 A convolution is a product whose rows of input overlap: with time-major input [t][channel], row t of the unfolded one is
 3 · channels values from frame t - 1 on.
@@ -15,7 +15,7 @@ from kernels.webgpu.device import Device
 from kernels.webgpu.recording import Buffer
 
 HEAD_COLUMNS = 64  # of a head in the attention kernels; narrower heads are padded with zeros
-CROSS_BYTES = 64 << 20  # of cross-attention keys and values in f32 at a time, before they are packed
+CROSS_BYTES = 64 << 20  # f32 cross-attention keys and values computed together, before packing
 Array = NDArray[Any]
 
 
@@ -78,7 +78,7 @@ class Layer:
 class EncoderWeights:
     """An encoder's tensors, and the maps to every decoder layer's cross-attention. close() is idempotent.
 
-    `cross`: decoder layers [start, stop), and the map to their keys and values in turn, for what is computed at once.
+    `cross`: decoder layers [start, stop) that are computed together, and the map to their keys and values in turn.
     """
 
     def __init__(self, device: Device, checkpoint: Checkpoint) -> None:

@@ -5,8 +5,8 @@
 // parts[row, split, head] = exp(query · keys - max) @ values over a split of the audio; stats = (max, sum of exp).
 {% endif %}
 //
-// A workgroup takes one head of ROWS rows. First an invocation scores KEYS_EACH neighbouring keys at a time; then the scores become
-// weights; then each mixes 8 columns of KEYS_EACH values at a time, and the mixes of those that had the same columns are added up.
+// A workgroup computes one head of ROWS rows. First each invocation scores KEYS_EACH neighbouring keys at a time; then the scores
+// become weights; then each invocation sums 8 columns of KEYS_EACH values at a time, and sums of the same columns are added.
 //   query   (rows, N_HEAD, 8 HEAD8) f32, scaled
 {% if over == "self" %}
 //   keys    (slots, n / 8, N_CTX, 8) f32, n = 8 HEAD8 N_HEAD
@@ -19,11 +19,11 @@
 {% else %}
 //   keys    (n / 8, N_CTX, 8) i16, n = 8 HEAD8 N_HEAD
 //   values  (N_CTX, n) i16
-//   scales  (2, N_HEAD, N_CTX) f32: what a head's key, and its value, at a position is multiplied by
+//   scales  (2, N_HEAD, N_CTX) f32: the factors of a head's key and of its value at a position
 //   state   State
 //   parts   (rows, SPLITS, n) f32  out
 //   stats   (rows, N_HEAD, SPLITS) × (max, sum) f32  out
-//   params  the rows of the one context that attends this audio
+//   params  the rows of the context that attends to this audio
 // dispatch (N_HEAD, ceil((end_row - first_row) / ROWS), SPLITS)
 {% endif %}
 {% from "shared.wgsl" import broadcast, columns, columns_of, extensions, state, sum_all with context %}
@@ -59,7 +59,7 @@ override N_HEAD = 6u;
 override N_CTX = {{ 448 if over == "self" else 1500 }}u;
 override SPLITS = 1u;
 const ROWS = {{ rows }}u;
-const KEYS_EACH = {{ each }}u;  // neighbouring keys that an invocation takes at a time
+const KEYS_EACH = {{ each }}u;  // neighbouring keys per step of an invocation
 const LOWEST = -3.0e38;
 // (ROWS, groups of KEYS_EACH keys), then their weights
 var<workgroup> scores: array<{{ "vec4f" if each == 4 else "f32" }}, ROWS * (((N_CTX + SPLITS - 1u) / SPLITS + KEYS_EACH - 1u) / KEYS_EACH)>;
@@ -154,7 +154,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   var most{{ r }} = LOWEST;
 {% endfor %}
 {% if reduction == "subgroup" %}
-  // Every lane goes round equally often, so that the query's broadcasts find all of them.
+  // Every lane runs the loop equally often, so that all of them take part in the query's broadcasts.
   for (var from_group = 0u; from_group < groups; from_group += WORKGROUP) {
     let group = from_group + invocation;
     let t = first + min(4u * group + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(count - 1u));  // past the last key, the last again

@@ -1,6 +1,6 @@
-// y[row] += x @ weight.T + bias, where x joins the SPLITS parts of the row's cross-attention.
+// y[row] += x @ weight.T + bias, where x combines the SPLITS parts of the row's cross-attention.
 //
-// A workgroup joins ROWS rows, then computes 4 · WORKGROUP / LANES · TILES neighbouring outputs of each, an invocation 4 at a time.
+// A workgroup combines ROWS rows, then computes 4 · WORKGROUP / LANES · TILES neighbouring outputs of each, an invocation 4 at a time.
 //   parts   (rows, SPLITS, N_IN) f32, see decoder_attention.wgsl
 //   stats   (rows, heads, SPLITS) × (max, sum) f32
 //   weight  (N_OUT, N_IN) f16
@@ -31,7 +31,7 @@ var<workgroup> inputs: array<vec4f, ROWS * (N_IN / 4u)>;
 
 {{ columns() }}
 {{ sum_all() }}
-// inputs[r] = the parts of row first_row + r, each of which is relative to its own maximum, as one.
+// inputs[r] = the parts of row first_row + r, each relative to its own maximum, combined.
 fn join_inputs(first_row: u32, invocation: u32) {
   let eighths = N_IN / 8u;
   for (var item = invocation; item < ROWS * eighths; item += WORKGROUP) {

@@ -1,4 +1,4 @@
-// x[row] = table[token] + positions[position], for the rows whose token is one of the table's: N_RANGE tokens from FIRST on.
+// x[row] = table[token] + positions[position], for the rows whose token is in the table: N_RANGE tokens from FIRST on.
 //
 // A workgroup takes one row, invocation i every WORKGROUP-th 8 columns.
 //   table      (N_RANGE, N_IN) f16

@@ -37,7 +37,7 @@ var<workgroup> inputs: array<vec4f, ROWS * (N_IN / 4u)>;
 {{ sum_all() }}
 {{ norm_inputs() }}
 {{ join() }}
-// `best` = (max, its lowest token, sum of exp(logit - max)) with one more logit, of a higher token.
+// Adds one logit, of a higher token, to `best` = (max, its lowest token, sum of exp(logit - max)).
 fn with_logit(best: vec3f, logit: f32, token: f32) -> vec3f {
   let share = exp(-abs(logit - best.x));
   if (logit > best.x) {
@@ -46,7 +46,7 @@ fn with_logit(best: vec3f, logit: f32, token: f32) -> vec3f {
   return vec3f(best.x, best.y, best.z + share);
 }
 
-// `best` of all invocations as one, in the first.
+// Combines all invocations' `best` in the first.
 fn join_all(best: vec3f, invocation: u32) -> vec4f {
 {% if reduction == "subgroup" %}
   let most = subgroupMax(best.x);
@@ -67,7 +67,7 @@ fn join_all(best: vec3f, invocation: u32) -> vec4f {
 {% endif %}
 }
 
-// Whether the rules let the sequence choose the token next.
+// Whether the rules allow this token next.
 fn is_allowed(sequence: u32, token: u32, is_time: bool) -> bool {
   let low = select(state.sequences[sequence].text_from, state.sequences[sequence].time_from, is_time);
   let high = select(N_VOCAB, state.sequences[sequence].time_below, is_time);

@@ -42,7 +42,7 @@ var<workgroup> inputs: array<vec4f, ROWS * (N_IN / 4u)>;
 {{ columns() }}
 {{ sum_all() }}
 {{ norm_inputs() }}
-// 4 neighbouring outputs of a row to where they belong. A row past the end fills up the workgroup's ROWS.
+// Stores 4 neighbouring outputs of a row. A row past the end only fills the workgroup's ROWS.
 fn store(row: u32, out: u32, y: vec4f) {
   if (row >= params.end_row) {
     return;

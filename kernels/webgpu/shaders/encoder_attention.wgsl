@@ -1,11 +1,10 @@
 // out = softmax(q · kᵀ · scale) · v for each head of 64 columns, bidirectional: the encoder's attention.
 //
 {% if reduction == "subgroup" %}
-// A workgroup is one subgroup, for {{ 4 * lanes }} queries of one head; a lane owns 4 queries. Key after key: the lanes together
-// load the key's and the value's 64 columns, 8 columns a load, and subgroupBroadcast hands each to all. Scores are taken relative to the
-// largest seen before this block of keys; the sums are rescaled between blocks only, since that costs as much as a key. A block ends
-// after 64 keys, or before a key one of whose scores leaps so far above the reference that its weight might overflow (the first key's
-// always does).
+// A workgroup is one subgroup, for {{ 4 * lanes }} queries of one head; a lane owns 4 queries. For each key, the lanes together load the 64
+// columns of the key and of the value, 8 columns a load, and subgroupBroadcast gives each load to all. Scores are relative to the largest
+// one before this block of keys; sums are rescaled between blocks only, because that costs as much as a key. A block ends after 64 keys, or
+// before a key with a score so far above the reference that its weight might overflow (always true of the first key).
 {% else %}
 // A workgroup serves 32 queries of one head; 8 invocations share a query, each taking every 8th group of 4 keys, with its own running
 // maximum and sums. Keys and values go through workgroup memory, 32 at a time. At the end the 8 partial softmaxes are merged.
@@ -17,7 +16,7 @@
 {% from "shared.wgsl" import broadcast, columns, columns_of, extensions with context %}
 {{ extensions() }}
 {% if enable_subgroups and reduction == "subgroup" %}
-// A workgroup is one subgroup, so all its invocations leave a loop together where subgroupAny says so.
+// A workgroup is one subgroup, so all its invocations leave a loop together when subgroupAny says so.
 diagnostic(off, subgroup_uniformity);
 {% endif %}
 struct Params {
@@ -30,7 +29,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(2) var<uniform> params: Params;
 
-var<private> window: u32;  // that this workgroup computes for
+var<private> window: u32;  // computed by this workgroup
 
 {% if reduction == "subgroup" %}
 const BLOCK = 64u;  // keys between rescalings

@@ -20,7 +20,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> scales: array<f32>;
 @group(0) @binding(3) var<uniform> params: Params;
 
-// Two integers a word, the lower index in the low half.
+// Two integers per word, the lower index in the low half.
 fn integers(columns: vec4f, scale: f32) -> vec2<u32> {
   let rounded = bitcast<vec4<u32>>(vec4<i32>(round(columns / scale)));
   return (rounded.xz & vec2<u32>(0xffffu)) | (rounded.yw << vec2<u32>(16u));

@@ -21,7 +21,7 @@ struct Params {
 
 var<workgroup> sums: array<f32, 64>;
 
-// The total over the workgroup of what each invocation has.
+// The sum over the workgroup of each invocation's value.
 fn row_total(invocation: u32, value: f32) -> f32 {
   sums[invocation] = value;
   workgroupBarrier();
@@ -51,7 +51,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let centred = x[start + k] - mean;
     squares += dot(centred, centred);
   }
-  // The padding's zeros added mean² each.
+  // Each zero of the padding added mean².
   let padding = (f32(4u * params.inner) - width) * mean * mean;
   let scale = inverseSqrt(max(0.0, row_total(invocation, squares) - padding) / width + 1e-5);
   for (var k = invocation; k < params.inner; k += 64u) {

@@ -3,7 +3,7 @@
 //
 {% if reduction == "subgroup" %}
 // A workgroup is one subgroup of {{ lanes }} lanes and owns 64 rows: it first writes them normalised to `normed`, a lane a row at a time.
-// Then it goes over all columns, {{ 8 * lanes }} at a time and 16 rows after 16, so that these columns of `weight` come from the
+// Then it goes over all columns, {{ 8 * lanes }} at a time and 16 rows at a time, so that these columns of `weight` come from the
 // core's cache.
 {% else %}
 // A workgroup finds mean and variance of its 64 rows, 4 invocations a row, then computes 64 rows by 64 columns, normalising each piece of
@@ -64,7 +64,7 @@ fn store(row: u32, quad: u32, sum: vec4f) {
   out[2u * row * params.columns + quad] = value;
 }
 
-// 1 / sqrt(variance + 1e-5), from the sum of (x - mean)² over a row with its padding, whose zeros added mean² each.
+// 1 / sqrt(variance + 1e-5), from the sum of (x - mean)² over a row including its padding, whose zeros each added mean².
 fn scale_of(squares: f32, mean: f32) -> f32 {
   let width = f32(params.width);
   let padding = (f32(4u * params.inner) - width) * mean * mean;
@@ -115,7 +115,7 @@ fn load_a(row: u32, quad: u32) -> vec4f {
   return (x[place] - means[row % 64u]) * scales[row % 64u] * gain[quad] + shift[quad];
 }
 
-// The total over a row's 4 invocations of what each has.
+// The sum over a row's 4 invocations.
 fn row_total(invocation: u32, value: f32) -> f32 {
   sums[invocation] = value;
   workgroupBarrier();

@@ -5,8 +5,8 @@
 {% else %}
 // A workgroup computes 64 rows by 64 columns, an invocation 4 rows by 4 columns.
 {% endif %}
-// Convolutions too: `row_step` lets rows of `a` overlap.
-// Of several windows each has its own `a`, a_step · 4 elements after the last one's, and its own `out`, out_step · 8 after it.
+// Also computes convolutions: `row_step` lets rows of `a` overlap.
+// Each of several windows has its own `a`, a_step · 4 elements after the last one's, and its own `out`, out_step · 8 after it.
 //   a       (rows, 4 · inner) f32, row_step · 4 from row to row
 //   weight  (4 · inner, 8 · columns) f16
 //   bias    (8 · columns,) f32
@@ -41,7 +41,7 @@ struct Params {
 @group(0) @binding({{ 3 + residual }}) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding({{ 4 + residual }}) var<uniform> params: Params;
 
-var<private> window: u32;  // that this workgroup computes for
+var<private> window: u32;  // computed by this workgroup
 {{ tiles() }}
 {{ columns() }}
 {{ gelu() }}

@@ -1,6 +1,6 @@
-// size[0] = how many invocations of a workgroup run in step on this device.
+// size[0] = how many invocations of a workgroup run in lockstep on this device.
 //
-// Invocation 0 of the one workgroup writes it.
+// Invocation 0 of the single workgroup writes it.
 //   size  (1,) u32  out
 // dispatch (1, 1, 1)
 {{ "enable subgroups;" if enable_subgroups }}

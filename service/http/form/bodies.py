@@ -1,4 +1,4 @@
-"""Which reader a request's body gets: a form, JSON, or the sound itself, by its media type."""
+"""Chooses the reader of a request's body by its media type: a form, JSON, or the file itself."""
 
 from collections.abc import Callable
 from urllib.parse import parse_qsl
@@ -22,11 +22,11 @@ class SoundReader(BodyReader):
         self._add_to_file(piece)
 
     def _finish(self) -> None:
-        """Nothing is left."""
+        """Nothing to do at the end."""
 
 
 class UrlencodedReader(SoundReader):
-    """application/x-www-form-urlencoded: a small form, its file in base64; or sound, which curl calls so by default."""
+    """application/x-www-form-urlencoded: a small form, its file in base64; or sound, which curl labels so."""
 
     _form: bytearray | None = None
 
@@ -48,7 +48,7 @@ class UrlencodedReader(SoundReader):
         for name, text in fields:
             if name == "file":
                 self._open_file()
-                text = text.replace(" ", "+")  # what an unescaped + is read as
+                text = text.replace(" ", "+")  # an unescaped + is parsed as a space
                 self._add_to_file(Base64Decoder().feed(text.encode(), is_last=True))
             else:
                 self.on_field(name, text)
@@ -57,7 +57,7 @@ class UrlencodedReader(SoundReader):
 def reader_for(
     content_type: str, *, max_file_bytes: int, on_field: FieldListener, is_text: Callable[[str], bool]
 ) -> BodyReader:
-    """The reader of a body of this type. Raises MalformedForm for a type that has none."""
+    """The reader for a body of this type. Raises MalformedForm for an unsupported type."""
     media_type = parse_options_header(content_type)[0].decode("latin-1").lower()
     if media_type == "application/json":
         return JsonReader(max_file_bytes=max_file_bytes, on_field=on_field)

@@ -1,4 +1,4 @@
-"""One request's form fields as they arrive: each honoured, refused by name as early as can be, or ignored with a word.
+"""One request's form fields as they arrive: used, rejected as early as possible, or ignored with a warning.
 
 Knows no HTTP.
 """
@@ -44,22 +44,22 @@ from service.http.form.table import (
 from service.transcription.chunking import Chunking
 from service.transcription.types import TEMPERATURES, Options
 
-DETECTED = "auto"  # how whisper.cpp's clients ask for the language that is heard
+DETECTED = "auto"  # whisper.cpp's clients request language detection with this
 NAME = re.compile(r"([^\[]*)(?:\[(.*)\])?", re.DOTALL)  # name, name[], name[0], name[part]
 UNSAFE = re.compile(r"[^\w.\[\]-]", re.ASCII)  # in a header or a log line
 MAX_WARNED = 8  # names of ignored fields that a warning lists
 MAX_NAME = 40  # characters of each
-MIN_STEP = 0.05  # of temperature: 21 tries of a window at most
+MIN_STEP = 0.05  # of temperature: at most 21 tries of a window
 
 _EXTRAS = {field.name: field for field in EXTRAS}
 
 
 def accept(options: Options) -> None:
-    """The check of a model that is not known yet: whatever it is asked for, it may be able to."""
+    """The check for a model that isn't known yet: accept everything."""
 
 
 class Fields:
-    """Call it with each field as it arrives, then `finish()`. Empty values count as unset: some clients send those.
+    """Call it with each field as it arrives, then `finish()`. Empty values count as unset: some clients send them.
 
     So does a language of `auto`.
     """
@@ -73,26 +73,26 @@ class Fields:
         refuses_unknown: bool = False,
         defaults: "Fields | None" = None,
     ) -> None:
-        """`take_model` is given the name of the model asked for, and raises a RequestError where there is none.
+        """`take_model` gets the requested model's name and raises a RequestError if there is no such model.
 
-        `check` raises a RequestError for options that the model does not know; it is asked after every field, so that
-        nothing more of a request is read that comes to nothing. `refuses_unknown`: whether a field that OpenAI's API
-        doesn't have is an error. `defaults`: fields whose values hold where this has none.
+        `check` raises a RequestError for options that the model does not support. It is called after every field, so
+        that a doomed request is read no further. `refuses_unknown`: whether fields that OpenAI's API doesn't have are
+        errors. `defaults`: fields whose values apply where this has none.
         """
         self.take_model, self.task, self.check = take_model, task, check
         self.refuses_unknown = refuses_unknown
         self.table = {field.name: field for field in FIELDS}
         self.own: dict[str, Any] = {}  # a field's name → its value, or the list of them
         self.values: ChainMap[str, Any] = ChainMap(self.own, *(defaults.values.maps if defaults else ()))
-        # A field's name → the name it was last sent by.
+        # A field's name → the name it was last sent under.
         self.sent_as: ChainMap[str, str] = ChainMap({}, *(defaults.sent_as.maps if defaults else ()))
         self.ignored: dict[str, None] = {}  # names, in order
         self.ignored_defaults = list(defaults.ignored) if defaults else []
-        self._parts: dict[str, str] = {}  # of an object that is sent in parts: name → text
+        self._parts: dict[str, str] = {}  # of an object sent in parts: name → text
         self._seen: Counter[str] = Counter()
 
     def __call__(self, name: str, text: str) -> None:
-        """Take one field. Raises a RequestError whose param is the field's name as it was sent."""
+        """Take one field. Raises a RequestError whose param is the field's name as sent."""
         found = self._find(name)
         if found is not None:
             self._take(*found, name, text)
@@ -106,11 +106,11 @@ class Fields:
         self.check(self.options())
 
     def knows(self, name: str) -> bool:
-        """Whether a field of this name is text that means something here."""
+        """Whether a text field of this name has a meaning here."""
         return self._find(name) is not None or (name in _EXTRAS and not self.refuses_unknown)
 
     def finish(self) -> Options:
-        """What remains to be said once all fields are known. Raises a RequestError for fields that contradict."""
+        """Check that the fields agree, once all are known. Raises a RequestError."""
         for rule in RULES:
             self._hold(rule)
         self.fold()
@@ -119,12 +119,12 @@ class Fields:
         return options
 
     def fold(self) -> None:
-        """Make one value of an object that came in parts. Raises a RequestError."""
+        """Combine an object that came in parts into one value. Raises a RequestError."""
         if self._parts:
             self.own[CHUNKING.name] = self._chunking_of(self._parts, f"{CHUNKING.name}[%s]")
 
     def options(self) -> Options:
-        """What the fields so far ask of a model."""
+        """The options that the fields so far request."""
         value = self.values.get
         keywords = [*value(KEYWORDS.name, ()), value(HOTWORDS.name, "")]
         is_translation = self.task == "translate" or value(TASK.name) == "translate" or value(TRANSLATE.name)
@@ -151,7 +151,7 @@ class Fields:
 
     @property
     def granularities(self) -> Sequence[str]:
-        """What verbose_json is to time; nothing said is segments."""
+        """What verbose_json times; segments by default."""
         timed = tuple(self.values.get(TIMED.name, ()))
         if not timed and self.values.get(WORDS.name) and self.response_format == "verbose_json":
             return ("segment", "word")
@@ -159,22 +159,22 @@ class Fields:
 
     @property
     def stream(self) -> bool:
-        """Whether the answer is to be a stream."""
+        """Whether the response is a stream."""
         return bool(self.values.get(STREAM.name))
 
     @property
     def warning(self) -> str:
-        """Which fields were ignored, for a header; empty where none was."""
+        """The ignored fields, for a header; empty if there are none."""
         return _warning([*self.ignored_defaults, *self.ignored])
 
     @property
     def log_line(self) -> str:
-        """The same for the log, without the names of an address: a secret may stand there as one."""
+        """The ignored fields for the log, without names from the query: they might be secrets."""
         named = _warning([*self.ignored])
-        return (named or "ignored fields:") + (" (and in the address)" if self.ignored_defaults else "")
+        return (named or "ignored fields:") + (" (and in the query)" if self.ignored_defaults else "")
 
     def _find(self, name: str) -> tuple[Field, str, bool] | None:
-        """The field of this name on the wire, which part of it, and whether it has brackets; None for no field."""
+        """The field with this name as sent, its part, and whether the name has brackets; None if there is none."""
         match = NAME.fullmatch(name)
         field = self.table.get(match[1]) if match else None
         if match is None or field is None or field.kind == "binary":
@@ -187,7 +187,7 @@ class Fields:
     def _take(self, field: Field, part: str, is_bracketed: bool, name: str, text: str) -> None:
         self._seen[name] += 1
         if not field.is_list and self._seen[name] > 1:
-            raise InvalidValue(f"The form field '{shown(name)}' is there twice.", param=name)
+            raise InvalidValue(f"The form field '{shown(name)}' is given twice.", param=name)
         if not text.strip() or (field is LANGUAGE and text.strip().lower() == DETECTED):
             return
         if field.refusal:
@@ -201,7 +201,7 @@ class Fields:
                 if item.strip():
                     values.append(field.read(item.strip() if field.choices else item, name))
             if field.most and len(values) > field.most:
-                raise InvalidValue(f"There are more than {field.most} values of {field.name}.", param=name)
+                raise InvalidValue(f"{field.name} has more than {field.most} values.", param=name)
         else:
             value = field.read(text, name)
             if field is MODEL:
@@ -209,7 +209,7 @@ class Fields:
             self.own[field.name] = value
 
     def _take_extra(self, name: str, text: str) -> bool:
-        """Take a field of another server's API, the last of a name; False for what is none or cannot be used."""
+        """Take a field of another server's API; the last one counts. False if unknown or its value is unusable."""
         field = _EXTRAS.get(name)
         if field is None:
             return False
@@ -233,7 +233,7 @@ class Fields:
             raise UnsupportedValue(rule.sentence, param=rule.blames or self.sent_as[rule.field.name])
 
     def _chunking(self, part: str, name: str, text: str) -> None:
-        """One part of the object; or all of it, in JSON; or `auto`."""
+        """One part of the object, the whole object in JSON, or `auto`."""
         if part:
             (row,) = (row for row in CHUNKING.parts if row.name == part)
             row.read(text, name)
@@ -244,13 +244,13 @@ class Fields:
             CHUNKING.read(text.strip(), name)
             self.own[CHUNKING.name] = Chunking()
         if self._parts and CHUNKING.name in self.own:
-            raise InvalidValue(f"{CHUNKING.name} is there as a whole and in parts; send one of the two.", param=name)
+            raise InvalidValue(f"{CHUNKING.name} is given both as a whole and in parts; send one of them.", param=name)
 
     def _parsed(self, text: str, name: str) -> dict[str, str]:
         try:
             parsed = json.loads(text)
         except (ValueError, RecursionError):
-            raise InvalidValue(f"{CHUNKING.name} is not JSON: '{shown(text)}'.", param=name) from None
+            raise InvalidValue(f"{CHUNKING.name} isn't JSON: '{shown(text)}'.", param=name) from None
         rows = {row.name: row for row in CHUNKING.parts}
         for key, value in parsed.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -261,7 +261,7 @@ class Fields:
         return {key: value if isinstance(value, str) else repr(value) for key, value in parsed.items()}
 
     def _chunking_of(self, parts: dict[str, str], blame: str) -> Chunking:
-        """`blame`: the field's name, with `%s` for the part's where it came in parts."""
+        """`blame`: the field's name, with `%s` for the part's name if it came in parts."""
         values = {}
         for row in CHUNKING.parts:
             param = blame.replace("%s", row.name)
@@ -280,7 +280,7 @@ def _warning(ignored: Sequence[str]) -> str:
 
 
 def temperatures(first: float, step: float | None) -> tuple[float, ...]:
-    """What a window is tried at: without a step OpenAI's way, Whisper's ladder from 0, or one temperature alone."""
+    """The temperatures to try: OpenAI's way without a step, Whisper's ladder from 0, or one temperature alone."""
     if step is None:
         return (first,) if first else TEMPERATURES
     n_steps = math.floor((1.0 - first) / step + 1e-6) if step else 0

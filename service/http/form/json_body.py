@@ -1,6 +1,6 @@
-"""A JSON body whose audio is base64: decoded to the spool as it arrives, so that it takes no more memory than a form.
+"""A JSON body with audio in base64, decoded to the spool as it arrives: it needs no more memory than a form.
 
-Only strings too long for a field are treated so. The rest of the body, small, is parsed at the end.
+Only strings too long for a field are spooled. The rest of the body is small and parsed at the end.
 """
 
 import binascii
@@ -13,21 +13,21 @@ from typing import Any
 from service.errors import InvalidValue, MalformedForm
 from service.http.form.multipart import MAX_FIELD_BYTES, MAX_PARTS, BodyReader, FieldListener
 
-IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # up to the quote, or to a backslash that ends the piece
+IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # up to the quote, or to a backslash at the piece's end
 ALPHABET = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 BLANK = b" \t\r\n"
-SPOOLED = "\0spooled\0"  # stands for the long string; one that a client sends has no audio of its own
-MAX_SKELETON_BYTES = 1024 * 1024  # all of the body but the audio
-MAX_STRINGS = 16 * MAX_PARTS  # names and values, those inside of ignored fields too
+SPOOLED = "\0spooled\0"  # stands for the long string; the same text from a client has no audio
+MAX_SKELETON_BYTES = 1024 * 1024  # the whole body except the audio
+MAX_STRINGS = 16 * MAX_PARTS  # names and values, including those inside ignored fields
 FILE_KEYS = ("file", "input_audio", "audio")
 
 
 class Base64Decoder:
-    """Base64, standard or URL-safe, or a data URL, piece by piece. Raises InvalidValue."""
+    """Decodes base64 (standard, URL-safe or a data URL) piece by piece. Raises InvalidValue."""
 
     def __init__(self) -> None:
-        self._head: bytes | None = b""  # until it is known whether it is a data URL
+        self._head: bytes | None = b""  # until it is known whether this is a data URL
         self._rest = b""
         self._has_ended = False
 
@@ -38,47 +38,47 @@ class Base64Decoder:
             if text[:5].lower() == b"data:":
                 head, comma, text = text.partition(b",")
                 if not comma or not head.lower().endswith(b";base64"):
-                    raise InvalidValue("The audio's data URL is not base64.", param="file")
+                    raise InvalidValue("The audio's data URL isn't base64.", param="file")
         text = self._rest + text.translate(URL_SAFE, BLANK)
         if not ALPHABET.fullmatch(text) or (self._has_ended and text):
-            raise InvalidValue("The audio is not base64.", param="file")
+            raise InvalidValue("The audio isn't base64.", param="file")
         self._has_ended = text.endswith(b"=")
         whole = len(text) if is_last else len(text) // 4 * 4
         text, self._rest = text[:whole], text[whole:]
         try:
             return binascii.a2b_base64(text + b"=" * (-len(text) % 4))
         except binascii.Error:
-            raise InvalidValue("The audio is not base64.", param="file") from None
+            raise InvalidValue("The audio isn't base64.", param="file") from None
 
 
 def unescaped(text: bytes) -> bytes:
-    """A JSON string's inside without its escapes."""
+    """The content of a JSON string, unescaped."""
     if b"\\" not in text:
         return text
     try:
         return str(json.loads(b'"' + text + b'"')).encode("utf-8", "replace")
     except ValueError:
-        raise MalformedForm("The body is not JSON.") from None
+        raise MalformedForm("The body isn't JSON.") from None
 
 
 def without_lone_surrogates(value: Any) -> Any:
-    """The same JSON value with U+FFFD for halves of characters, which JavaScript leaves where it cuts a text."""
+    """The same JSON value with U+FFFD for lone surrogates, which JavaScript leaves where it cuts a text."""
     text = json.dumps(value, ensure_ascii=False)
     return json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
 
 
 class JsonReader(BodyReader):
-    """application/json: an object of fields. The file is `file` or `audio`, or `input_audio` with `data` in it."""
+    """application/json: an object of fields. The file is in `file`, in `audio`, or in `data` of `input_audio`."""
 
     def __init__(self, *, max_file_bytes: int, on_field: FieldListener) -> None:
         super().__init__(max_file_bytes=max_file_bytes, on_field=on_field)
         self.max_body_bytes = 2 * max_file_bytes + MAX_SKELETON_BYTES  # base64 and its escapes
         self._skeleton = bytearray()
         self._n_strings = 0
-        self._text = bytearray()  # of the string under way; once it is spooled, what is not decoded yet
-        self._in_string = self._is_escaping = False  # the latter: a backslash ended the last piece
+        self._text = bytearray()  # of the current string; once it is spooled, the part not decoded yet
+        self._in_string = self._is_escaping = False  # the latter: the last piece ended with a backslash
         self._decoder: Base64Decoder | None = None
-        self._long: Base64Decoder | None = None  # the decoder of the string under way
+        self._long: Base64Decoder | None = None  # the current string's decoder
 
     def _feed(self, piece: bytes) -> None:
         start = 0
@@ -104,13 +104,13 @@ class JsonReader(BodyReader):
     def _add_to_skeleton(self, data: bytes) -> None:
         self._skeleton += data
         if len(self._skeleton) > MAX_SKELETON_BYTES:
-            raise MalformedForm(f"The JSON body has more than {MAX_SKELETON_BYTES} bytes besides its audio.")
+            raise MalformedForm(f"The JSON body has more than {MAX_SKELETON_BYTES} bytes apart from its audio.")
 
     def _spool(self, *, is_last: bool = False) -> None:
-        """Decode what there is of a long string, but for an escape that may not be whole."""
+        """Decode a long string as far as possible, except an escape that may be incomplete."""
         if self._long is None:
             if self._decoder is not None:
-                raise MalformedForm("The JSON body has two strings too long for a field; one, the audio, may be.")
+                raise MalformedForm("The JSON body has two strings too long for a field; only the audio may be.")
             self._decoder = self._long = Base64Decoder()
             self._open_file()
         escape = -1 if is_last else self._text.rfind(b"\\", max(0, len(self._text) - 6))
@@ -140,7 +140,7 @@ class JsonReader(BodyReader):
             raise MalformedForm("The body must be a JSON object of fields.")
         audio = [audio_of(body.pop(key)) for key in FILE_KEYS if key in body]
         if self._decoder is not None and SPOOLED not in audio:
-            raise MalformedForm(f"A string of the JSON body that is not the audio is over {MAX_FIELD_BYTES} bytes.")
+            raise MalformedForm(f"A string of the JSON body other than the audio is over {MAX_FIELD_BYTES} bytes.")
         for text in audio:
             if text is not None and text != SPOOLED:
                 self._open_file()
@@ -154,7 +154,7 @@ class JsonReader(BodyReader):
 
 
 def audio_of(value: Any) -> str | None:
-    """The base64 of an audio field: a string, or an object that has it as `data`; None for null."""
+    """The base64 of an audio field: a string, or an object with `data`; None for null."""
     if isinstance(value, dict):
         value = value.get("data")
     if value is not None and not isinstance(value, str):

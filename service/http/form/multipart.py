@@ -1,4 +1,4 @@
-"""A request's body as it arrives: fields given out in order, the file spooled to disk under a cap. Knows no HTTP."""
+"""Reads a request's body as it arrives: passes on fields in order, spools the file to disk up to a limit. No HTTP."""
 
 import asyncio
 import contextlib
@@ -14,22 +14,20 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from service.errors import InvalidValue, MalformedForm, NoSpace, StartError, UploadTooLarge
 from service.http.form.multipart_lines import LineEnds
 
-PIECE_BYTES = 64 * 1024  # what is parsed, counted and written at once
-SPOOL_BYTES = 1024 * 1024  # larger files go to the disk
+PIECE_BYTES = 64 * 1024  # parsed, counted and written per step
+SPOOL_BYTES = 1024 * 1024  # larger files go to disk
 MAX_PARTS = 64
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 MAX_FIELD_BYTES = 64 * 1024
-OVERHEAD_BYTES = MAX_PARTS * (
-    MAX_FIELD_BYTES + 16 * 1024
-)  # all the fields and headers a body may have besides its file
+OVERHEAD_BYTES = MAX_PARTS * (MAX_FIELD_BYTES + 16 * 1024)  # for all fields and headers of a body, without its file
 
 FieldListener = Callable[[str, str], None]
 
 
 def find_spool_folder() -> None:
-    """Choose the folder for large uploads, once, as Python chooses: TMPDIR, /tmp and the like. Raises StartError.
+    """Choose the folder for large uploads once, as Python does: TMPDIR, /tmp and so on. Raises StartError.
 
-    It is found by writing to it, so that on a full disk there is none: a request is not the time to ask.
+    Python finds it by writing to it, which fails on a full disk, so it must not happen during a request.
     """
     try:
         tempfile.gettempdir()
@@ -38,9 +36,9 @@ def find_spool_folder() -> None:
 
 
 class BodyReader(ABC):
-    """Reads one body. `on_field(name, text)` hears each text field once it is whole, and may refuse it by raising.
+    """Reads one body. `on_field(name, text)` gets each complete text field and may reject it by raising.
 
-    A kind of body is a subclass: `_feed` takes the next piece, `_finish` the end.
+    Each kind of body is a subclass: `_feed` takes the next piece, `_finish` the end.
     """
 
     def __init__(self, *, max_file_bytes: int, on_field: FieldListener) -> None:
@@ -59,10 +57,10 @@ class BodyReader(ABC):
         """Take the end."""
 
     async def read(self, body: AsyncIterable[bytes]) -> BinaryIO | None:
-        """Read the body to its end and return the field `file`, at its start, or None when there was none.
+        """Read the whole body and return the field `file`, rewound, or None if there is none.
 
-        The caller closes it. Raises MalformedForm, UploadTooLarge, NoSpace and what `on_field` raises; then nothing is
-        left open.
+        The caller closes it. Raises MalformedForm, UploadTooLarge, NoSpace and what `on_field` raises; then nothing
+        stays open.
         """
         read_bytes = 0
         try:
@@ -90,13 +88,13 @@ class BodyReader(ABC):
     def close(self) -> None:
         """Drop the spooled file. Idempotent."""
         if self.file is not None:
-            with contextlib.suppress(OSError):  # a full disk refuses what was still to be written
+            with contextlib.suppress(OSError):  # a full disk fails the remaining writes
                 self.file.close()
 
     def _open_file(self) -> None:
         if self.file is not None:
-            raise InvalidValue("The form field 'file' is there twice; send one file a request.", param="file")
-        # SpooledTemporaryFile is a whole binary file since Python 3.11, but not in its stubs.
+            raise InvalidValue("The form field 'file' is given twice; send one file per request.", param="file")
+        # SpooledTemporaryFile is a full binary file since Python 3.11, but not in its stubs.
         self.file = cast(BinaryIO, tempfile.SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115
 
     def _add_to_file(self, data: bytes) -> None:
@@ -110,14 +108,14 @@ class BodyReader(ABC):
             return
         data = b"".join(self._to_write)
         self._to_write.clear()
-        if self.file_bytes > SPOOL_BYTES:  # on the disk, or about to go there
+        if self.file_bytes > SPOOL_BYTES:  # on disk, or about to go there
             await asyncio.to_thread(self.file.write, data)
         else:
             self.file.write(data)
 
 
 class FormReader(BodyReader):
-    """multipart/form-data. A part is the file by its name, `file`; any other is text, with a filename too."""
+    """multipart/form-data. The part named `file` is the file; any other part is text, even with a filename."""
 
     def __init__(
         self,
@@ -127,7 +125,7 @@ class FormReader(BodyReader):
         on_field: FieldListener,
         is_text: Callable[[str], bool] = lambda name: True,
     ) -> None:
-        """`is_text`: whether a part of this name that comes as a file is read; else `on_field` hears its name alone."""
+        """`is_text`: whether to read a part of this name that comes as a file; else `on_field` gets only its name."""
         media_type, parameters = parse_options_header(content_type)
         if media_type != b"multipart/form-data" or not parameters.get(b"boundary"):
             raise MalformedForm("The body must be multipart/form-data with a boundary.")
@@ -164,7 +162,7 @@ class FormReader(BodyReader):
 
     def _finish(self) -> None:
         if not self._ended:
-            raise MalformedForm("The multipart/form-data body breaks off before its last boundary.")
+            raise MalformedForm("The multipart/form-data body ends before its last boundary.")
 
     def _on_part_begin(self) -> None:
         self._n_parts += 1
@@ -190,7 +188,7 @@ class FormReader(BodyReader):
         if name is None:
             raise MalformedForm("A part of the form has no name in its Content-Disposition.")
         self._name = name.decode("utf-8", "replace")
-        # By its name: some clients leave out the filename.
+        # By its name, because some clients send no filename.
         self._in_file = self._name == "file"
         self._in_ignored = not self._in_file and b"filename" in options and not self.is_text(self._name)
         if self._in_file:

@@ -1,4 +1,4 @@
-"""A multipart body as its parser wants it: no preamble, and CRLF where a client ends its lines with a bare LF."""
+"""Adapts a multipart body to its parser: no preamble, and CRLF where a client ends lines with a bare LF."""
 
 import re
 
@@ -8,21 +8,21 @@ MAX_PREAMBLE_BYTES = 64 * 1024
 
 
 class LineEnds:
-    """Rewrites a body piece by piece. Data of parts passes unchanged; delimiters and header lines get their CRLF.
+    """Rewrites a body piece by piece: delimiters and header lines get CRLF, the data of parts is unchanged.
 
-    The first delimiter's line end says how all of the body's lines end.
+    The line end of the first delimiter decides for the whole body.
     """
 
     def __init__(self, boundary: bytes) -> None:
         self._first = re.compile(rb"(?:^|\n)(--" + re.escape(boundary) + rb")(\r\n|\n|--)")
         self._delimiter = b"\n--" + boundary
         self._preamble = bytearray()
-        self._held = b""  # what may be the beginning of a delimiter or of a line end
+        self._held = b""  # possibly the start of a delimiter or a line end
         self._has_begun = self._is_bare = self._in_data = False
         self._line_is_empty = True
 
     def feed(self, piece: bytes) -> bytes:
-        """The next piece → as much of the rewritten body as is certain. Raises MalformedForm."""
+        """The next piece → the rewritten body as far as it is certain. Raises MalformedForm."""
         if not self._has_begun:
             searched = max(0, len(self._preamble) - len(self._delimiter) - 2)
             self._preamble += piece

@@ -1,4 +1,4 @@
-"""The form fields of the audio routes, a table each: what reads them, refuses them and describes them in /openapi.json.
+"""The audio routes' form fields, as tables that parse them, reject them and describe them in /openapi.json.
 
 Names, defaults and bounds are those of OpenAI's API description 2.3.0.
 """
@@ -15,13 +15,13 @@ from service.models.languages import LANGUAGES, language_code
 from service.transcription.chunking import Chunking
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-SHOWN_CHARACTERS = 60  # of a value that an error repeats
+SHOWN_CHARACTERS = 60  # of a value quoted in an error
 MAX_KEYWORDS = 32
 MAX_BEAMS = 16
 
 
 def shown(text: str) -> str:
-    """A client's own words as an error repeats them: not by the kilobyte. UTF-8 cannot say all that JSON's \\u can."""
+    """A client's text shortened for an error. JSON's \\u escapes can hold text that UTF-8 cannot; it is replaced."""
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
@@ -37,21 +37,21 @@ class Field:
     default: Any = None
     minimum: float = -math.inf
     maximum: float = math.inf
-    is_list: bool = False  # name[]=value, as often as wanted; name[0], the bare name and a JSON array too
+    is_list: bool = False  # repeated name[]=value; name[0], the bare name and a JSON array too
     most: int = 0  # of a list
     required: bool = False
     parts: tuple["Field", ...] = ()  # name[part]=value, or one JSON object
-    refusal: str = ""  # a field of the API that nothing here can honour: why
+    refusal: str = ""  # a field of OpenAI's API that Wisp does not support: why
 
     @property
     def wire_name(self) -> str:
-        """As OpenAI's clients send it."""
+        """The name that OpenAI's clients send."""
         return f"{self.name}[]" if self.is_list else self.name
 
     def items(self, text: str, *, is_bracketed: bool) -> list[str]:
-        """The texts of one field of a list: one value, a JSON array, or several with commas between them.
+        """The texts of one field of a list: one value, a JSON array, or several values separated by commas.
 
-        Of free text a comma parts only what came under the bare name: a name or a term may hold one.
+        In free text, a comma separates values under the bare name only: a name or term may contain one.
         """
         if text.lstrip().startswith("["):
             try:
@@ -65,7 +65,7 @@ class Field:
         return [text]
 
     def read(self, text: str, param: str) -> Any:
-        """The value of one text. Raises InvalidValue or UnsupportedValue, which blame `param`."""
+        """Parse one text. Raises InvalidValue or UnsupportedValue with this `param`."""
         word = text.strip()
         match self.kind:
             case "boolean":
@@ -79,13 +79,13 @@ class Field:
                 code = language_code(word)
                 if code is None:
                     raise InvalidValue(
-                        f"'{shown(text)}' is not a language; send its ISO-639-1 code, such as en.", param=param
+                        f"'{shown(text)}' isn't a language; send its ISO-639-1 code, such as en.", param=param
                     )
                 return code
         if self.choices and text not in self.choices:
             parts = (f"{self.name}[{part.name}]={'|'.join(part.choices)}" for part in self.parts if part.required)
             raise UnsupportedValue(
-                f"{self.name} '{shown(text)}' is not offered here; choose one of {', '.join((*self.choices, *parts))}.",
+                f"{self.name} '{shown(text)}' is not supported; choose one of {', '.join((*self.choices, *parts))}.",
                 param=param,
             )
         return text
@@ -104,7 +104,7 @@ class Field:
         return int(value) if self.kind == "integer" else value
 
     def schema(self) -> dict[str, Any]:
-        """JSON Schema of the field: of the whole list where it is one."""
+        """The field as JSON Schema: a list's field as the whole list."""
         value: dict[str, Any]
         if self.parts:
             value = {"type": "object", **object_schema(self.parts)}
@@ -127,13 +127,13 @@ class Field:
 
 @dataclass(frozen=True)
 class Rule:
-    """Where `field` has (or, a list, holds) `value`, `response_format` must be one of `formats`."""
+    """If `field` is (or, as a list, contains) `value`, `response_format` must be one of `formats`."""
 
     field: Field
     value: Any
     formats: tuple[str, ...]
     sentence: str
-    blames: str = ""  # the field that an error names, when it is not `field`
+    blames: str = ""  # the field that an error names, if it isn't `field`
 
     def schema(self) -> dict[str, Any]:
         """The rule as JSON Schema."""
@@ -148,7 +148,7 @@ class Rule:
 def object_schema(
     table: tuple[Field, ...], rules: tuple[Rule, ...] = (), *, allows_others: bool = False
 ) -> dict[str, Any]:
-    """JSON Schema of an object with these fields; those that are always refused are left out."""
+    """JSON Schema of an object with these fields; always rejected ones are left out."""
     schema: dict[str, Any] = {
         "properties": {field.wire_name: field.schema() for field in table if not field.refusal},
         "additionalProperties": allows_others,
@@ -161,22 +161,22 @@ def object_schema(
 
 
 def narrowed(table: tuple[Field, ...], choices: Mapping[str, tuple[str, ...]]) -> tuple[Field, ...]:
-    """The table with the values that the served model knows: field name → those."""
+    """The table with the served model's values: field name → those."""
     return tuple(replace(field, choices=choices.get(field.name, field.choices)) for field in table)
 
 
 FILE = Field(
     "file",
-    "The recording. Its content tells its format, never its name or its type.",
+    "The recording. Its format is detected from the content, not from the name or type.",
     kind="binary",
     required=True,
 )
-MODEL = Field("model", "The served model's name or one of its aliases; may be left out.")
-PROMPT = Field("prompt", "Text that leads up to the audio, in its language; Whisper keeps the last 223 tokens.")
-RESPONSE_FORMAT = Field("response_format", "What the answer is.", choices=FORMATS, default="json")
+MODEL = Field("model", "The served model's name or one of its aliases; optional.")
+PROMPT = Field("prompt", "Text that precedes the audio, in its language; Whisper keeps the last 223 tokens.")
+RESPONSE_FORMAT = Field("response_format", "Format of the response.", choices=FORMATS, default="json")
 TEMPERATURE = Field(
     "temperature",
-    "At 0 a window that decodes badly is tried again at 0.2, 0.4, …, 1; any other value is the only one.",
+    "With 0, a window that decodes badly is retried at 0.2, 0.4, …, 1; any other value is used alone.",
     kind="number",
     default=0,
     minimum=0,
@@ -184,35 +184,35 @@ TEMPERATURE = Field(
 )
 LANGUAGE = Field(
     "language",
-    "The language spoken: its ISO-639-1 code; en-US, eng and English are read as en. Unset or auto: detected.",
+    "The spoken language as its ISO-639-1 code; en-US, eng and English mean en. Unset or auto: detected.",
     kind="language",
 )
 LANGUAGES_HEARD = Field(
     "languages",
-    "Languages that may be spoken: detection chooses among them.",
+    "Candidates for language detection.",
     kind="language",
     is_list=True,
     most=len(LANGUAGES),
 )
-STREAM = Field("stream", "Server-sent events, one for each segment as it is ready.", kind="boolean", default=False)
+STREAM = Field("stream", "Server-sent events, one per segment as soon as it is ready.", kind="boolean", default=False)
 INCLUDE = Field("include", "logprobs: the log-probability of each token.", choices=("logprobs",), is_list=True)
 TIMED = Field(
     "timestamp_granularities",
-    "What verbose_json times: segments (which it does when nothing is said), words, or both.",
+    "What verbose_json times: segments (the default), words, or both.",
     choices=GRANULARITIES,
     is_list=True,
 )
 KEYWORDS = Field("keywords", "Names and terms to expect.", is_list=True, most=MAX_KEYWORDS)
 CHUNKING = Field(
     "chunking_strategy",
-    "Cut the audio where voice-activity detection hears silence and transcribe speech only. auto, or an object whose "
-    "type is server_vad; name[part] fields or one JSON object. Unset: Whisper's own windows.",
+    "Cut the audio at silence, found by voice-activity detection, and transcribe speech only. auto, or an object of "
+    "type server_vad, as name[part] fields or one JSON object. Unset: Whisper's own windows.",
     choices=("auto",),
     parts=(
-        Field("type", "The only kind there is.", choices=("server_vad",), required=True),
+        Field("type", "The only type.", choices=("server_vad",), required=True),
         Field(
             "threshold",
-            "How likely speech must be.",
+            "Minimum probability of speech.",
             kind="number",
             default=Chunking.threshold,
             minimum=0,
@@ -228,7 +228,7 @@ CHUNKING = Field(
         ),
         Field(
             "silence_duration_ms",
-            "Silence that ends a stretch of speech, in milliseconds.",
+            "Length of silence that ends a stretch of speech, in milliseconds.",
             kind="integer",
             default=Chunking.silence_duration_ms,
             minimum=0,
@@ -236,9 +236,9 @@ CHUNKING = Field(
         ),
     ),
 )
-NO_SPEAKERS = "Telling speakers apart is not supported by Whisper models."
-SPEAKER_NAMES = Field("known_speaker_names", "Always refused.", is_list=True, refusal=NO_SPEAKERS)
-SPEAKER_REFERENCES = Field("known_speaker_references", "Always refused.", is_list=True, refusal=NO_SPEAKERS)
+NO_SPEAKERS = "Whisper models cannot tell speakers apart."
+SPEAKER_NAMES = Field("known_speaker_names", "Always rejected.", is_list=True, refusal=NO_SPEAKERS)
+SPEAKER_REFERENCES = Field("known_speaker_references", "Always rejected.", is_list=True, refusal=NO_SPEAKERS)
 
 FIELDS = (
     FILE,
@@ -257,18 +257,18 @@ FIELDS = (
     SPEAKER_REFERENCES,
 )
 
-# Fields of other servers' APIs that clients send here too. A value that cannot be used is ignored with a warning.
-HOTWORDS = Field("hotwords", "faster-whisper's: as keywords.")
-VAD_FILTER = Field("vad_filter", "faster-whisper's: as chunking_strategy auto; false: no cutting.", kind="boolean")
-BEAM_SIZE = Field("beam_size", "openai/whisper's: beams to search with.", kind="integer", minimum=1, maximum=MAX_BEAMS)
+# Fields of other servers' APIs that clients also send here. Unusable values are ignored with a warning.
+HOTWORDS = Field("hotwords", "faster-whisper's name for keywords.")
+VAD_FILTER = Field("vad_filter", "faster-whisper's: true is chunking_strategy auto, false no cutting.", kind="boolean")
+BEAM_SIZE = Field("beam_size", "openai/whisper's: number of beams.", kind="integer", minimum=1, maximum=MAX_BEAMS)
 UNTIMED = Field("without_timestamps", "openai/whisper's: decode without timestamp tokens.", kind="boolean")
-UNTIMED_CPP = replace(UNTIMED, name="no_timestamps", help="whisper.cpp's: as without_timestamps.")
-SEED = Field("seed", "vLLM's: of the random numbers at temperatures above 0.", kind="integer", minimum=0, maximum=2**53)
+UNTIMED_CPP = replace(UNTIMED, name="no_timestamps", help="whisper.cpp's name for without_timestamps.")
+SEED = Field("seed", "vLLM's: seed for sampling above temperature 0.", kind="integer", minimum=0, maximum=2**53)
 TASK = Field("task", "openai/whisper's: transcribe or translate.", choices=("transcribe", "translate"))
-TRANSLATE = Field("translate", "whisper.cpp's: true is the task translate.", kind="boolean")
-STEP = Field("temperature_inc", "whisper.cpp's: step of the fallback; 0 for none.", kind="number", minimum=0, maximum=1)
-INITIAL_PROMPT = Field("initial_prompt", "openai/whisper's: as prompt.")
-WORDS = Field("word_timestamps", "openai/whisper's: as timestamp_granularities, segment and word.", kind="boolean")
+TRANSLATE = Field("translate", "whisper.cpp's: true means the task translate.", kind="boolean")
+STEP = Field("temperature_inc", "whisper.cpp's: step of the fallback; 0: none.", kind="number", minimum=0, maximum=1)
+INITIAL_PROMPT = Field("initial_prompt", "openai/whisper's name for prompt.")
+WORDS = Field("word_timestamps", "openai/whisper's: timestamp_granularities segment and word.", kind="boolean")
 EXTRAS = (
     HOTWORDS,
     VAD_FILTER,
@@ -287,19 +287,19 @@ RULES = (
         STREAM,
         True,
         STREAMED_FORMATS,
-        f"A stream is of text; with stream=true response_format must be one of {', '.join(STREAMED_FORMATS)}.",
+        f"With stream=true, response_format must be one of {', '.join(STREAMED_FORMATS)}.",
         blames="response_format",
     ),
     Rule(
         TIMED,
         "word",
         ("verbose_json",),
-        "Word timestamps are given in verbose_json only; send that as response_format.",
+        "Word timestamps need response_format verbose_json.",
     ),
     Rule(
         INCLUDE,
         "logprobs",
         ("json", "verbose_json"),
-        "Log-probabilities are given in json and verbose_json only; send one of them as response_format.",
+        "Log-probabilities need response_format json or verbose_json.",
     ),
 )

@@ -1,4 +1,4 @@
-"""/openapi.json, made of the tables that the API itself is made of: the form's fields, the bodies of schemas.py."""
+"""/openapi.json, made from the API's own tables: the form fields and the bodies in schemas.py."""
 
 from collections.abc import Collection, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -16,16 +16,16 @@ ABOUT = (
 WILDCARDS = set("*?[")  # in an alias: other names are served too
 
 Operation = dict[str, Any]
-REFUSALS = {  # statuses that a request for words may be answered with, besides 200
-    "400": "A field that cannot be honoured, or a file that cannot be read; param names it.",
-    "404": "Another model was asked for.",
-    "408": "The upload came too slowly.",
-    "413": "The upload or the audio is over the cap.",
-    "429": "The queue is full; Retry-After says when to come back.",
-    "500": "The server failed; its log says why.",
+REFUSALS = {  # statuses of a transcription request other than 200
+    "400": "A field is not supported, or the file cannot be decoded; param names the field.",
+    "404": "The request names another model.",
+    "408": "The upload was too slow.",
+    "413": "The upload or the audio is over the limit.",
+    "429": "The queue is full; Retry-After says when to retry.",
+    "500": "A fault of the server; its log has the cause.",
     "503": "The model is not ready, the GPU failed, the transcription took too long, or the disk for uploads is full.",
 }
-UNAUTHORIZED = "No API key, or a wrong one, where the server has keys."
+UNAUTHORIZED = "No API key, or a wrong one."
 
 
 def _error(description: str) -> Operation:
@@ -49,7 +49,7 @@ def _words(summary: str, table: tuple[Field, ...], *, allows_others: bool) -> Op
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {
             "200": {
-                "description": "The words, as response_format asks.",
+                "description": "The transcript, in the requested response_format.",
                 "headers": {
                     "Wisp-Warning": {"description": "Fields that were ignored.", "schema": schemas.STRING},
                 },
@@ -63,7 +63,7 @@ def _words(summary: str, table: tuple[Field, ...], *, allows_others: bool) -> Op
 def operations(
     names: Sequence[str], languages: Sequence[str], *, allows_others: bool
 ) -> dict[str, dict[str, Operation]]:
-    """Path → method → operation. `names`: what the served model is called; `languages`: those it knows, if known."""
+    """Path → method → operation. `names`: the served model's names; `languages`: those it knows, if known."""
     choices: dict[str, tuple[str, ...]] = {}
     if not any(WILDCARDS & set(name) for name in names):
         choices["model"] = tuple(names)
@@ -72,13 +72,13 @@ def operations(
     table = narrowed(FIELDS, choices)
     path_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     return {
-        "/v1/audio/transcriptions": {"post": _words("Audio in, its words out.", table, allows_others=allows_others)},
+        "/v1/audio/transcriptions": {"post": _words("Transcribe audio.", table, allows_others=allows_others)},
         "/v1/audio/translations": {
-            "post": _words("Audio in any language in, English words out.", table, allows_others=allows_others)
+            "post": _words("Translate audio in any language into English text.", table, allows_others=allows_others)
         },
         "/v1/models": {
             "get": {
-                "summary": "The served model, by its name and its aliases.",
+                "summary": "The served model, under its name and aliases.",
                 "responses": {"200": _answer("The name, then the aliases.", "ModelList")},
             }
         },
@@ -91,21 +91,21 @@ def operations(
         },
         "/healthz": {
             "get": {
-                "summary": "Whether the process is of use, or could be.",
+                "summary": "Liveness: whether the process works.",
                 "security": [],
-                "responses": {"200": _answer("It is.", "Health"), "503": _error("Nothing but a restart helps.")},
+                "responses": {"200": _answer("It does.", "Health"), "503": _error("Only a restart helps.")},
             }
         },
         "/readyz": {
             "get": {
-                "summary": "Whether the model has done a real inference.",
+                "summary": "Readiness: whether the model can transcribe.",
                 "security": [],
-                "responses": {"200": _answer("It has.", "Health"), "503": _error("Not yet, or not any more.")},
+                "responses": {"200": _answer("It can.", "Health"), "503": _error("Not yet, or no longer.")},
             }
         },
         "/metrics": {
             "get": {
-                "summary": "What has been done and how fast, for Prometheus.",
+                "summary": "Metrics for Prometheus.",
                 "responses": {
                     "200": {"description": "Metrics.", "content": {"text/plain": {"schema": schemas.STRING}}}
                 },
@@ -122,9 +122,9 @@ def document(
     has_keys: bool = False,
     allows_others: bool = False,
 ) -> dict[str, Any]:
-    """The OpenAPI 3.1 description of a server: of its model's names and languages, and whether it asks for API keys.
+    """A server's OpenAPI 3.1 description: its model's names and languages, and whether it needs API keys.
 
-    `paths`: those that it serves; of others nothing is said. `allows_others`: whether it takes unknown form fields.
+    `paths`: the served ones; others are left out. `allows_others`: whether it accepts unknown form fields.
     """
     described_paths = operations(names, languages, allows_others=allows_others)
     served = {path: methods for path, methods in described_paths.items() if path in paths}

@@ -1,4 +1,4 @@
-"""The page at /docs: an OpenAPI document as HTML, without a script and without anything from elsewhere."""
+"""The page at /docs: an OpenAPI document as HTML, without scripts or external resources."""
 
 import json
 from html import escape
@@ -34,7 +34,7 @@ Json = dict[str, Any]
 
 
 def page(document: Json) -> str:
-    """The whole page, of a document that service.http.openapi.document has made."""
+    """The whole page, from a document made by service.http.openapi.document."""
     title, version = escape(document["info"]["title"]), escape(document["info"]["version"])
     operations = [
         _operation(path, method, operation)
@@ -56,7 +56,7 @@ def page(document: Json) -> str:
 </head>
 <body>
 <h1>{title} <span class="dim">{version}</span></h1>
-<p>{escape(document["info"]["description"])} The same as JSON: <a href="openapi.json">openapi.json</a>.</p>
+<p>{escape(document["info"]["description"])} As JSON: <a href="openapi.json">openapi.json</a>.</p>
 {key}
 {"".join(operations)}
 <h2>Bodies</h2>
@@ -73,7 +73,7 @@ def _operation(path: str, method: str, operation: Json) -> str:
     return (
         f'<section><h2><span class="method">{escape(method)}</span><code>{escape(path)}</code></h2>'
         f"<p>{escape(operation['summary'])}</p>{fields}"
-        f'<div class="scroll"><table><tr><th>Status</th><th>Answer</th><th>Body</th></tr>{answers}</table></div>'
+        f'<div class="scroll"><table><tr><th>Status</th><th>Response</th><th>Body</th></tr>{answers}</table></div>'
         "</section>"
     )
 
@@ -122,7 +122,7 @@ def _response(status: str, response: Json) -> str:
 
 
 def _names(schema: Json) -> list[str]:
-    """The components that a schema refers to itself."""
+    """The components that a schema refers to directly."""
     choices = schema.get("oneOf", [schema])
     return [choice["$ref"].rpartition("/")[2] for choice in choices if "$ref" in choice]
 

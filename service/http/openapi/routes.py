@@ -1,4 +1,4 @@
-"""GET /openapi.json and GET /docs: what the API is, for programs and for people."""
+"""GET /openapi.json and GET /docs: the API's description for programs and for people."""
 
 from typing import Any
 

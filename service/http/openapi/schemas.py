@@ -1,4 +1,4 @@
-"""JSON Schema of every body that the API answers with: what /openapi.json describes and the tests hold bodies to."""
+"""JSON Schema of every response body: used by /openapi.json, and by the tests to check responses."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def record(properties: Schema, *, optional: tuple[str, ...] = (), description: s
 
 
 def reference(name: str) -> Schema:
-    """One of COMPONENTS."""
+    """A reference to one of COMPONENTS."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -82,24 +82,24 @@ COMPONENTS: Schema = {
     ),
     "Segment": record(_SEGMENT),
     "Word": record({"word": STRING, "start": SECONDS, "end": SECONDS}),
-    "Usage": record({"type": _constant("duration"), "seconds": COUNT}, description="Begun seconds of audio."),
+    "Usage": record({"type": _constant("duration"), "seconds": COUNT}, description="Seconds of audio, rounded up."),
     "TokenUsage": record(
         {
             "type": _constant("tokens"),
-            "input_tokens": COUNT | {"description": "One for each begun 100 ms of audio."},
+            "input_tokens": COUNT | {"description": "One per started 100 ms of audio."},
             "input_token_details": record({"audio_tokens": COUNT, "text_tokens": COUNT}),
-            "output_tokens": COUNT | {"description": "Of Whisper, its timestamps among them."},
+            "output_tokens": COUNT | {"description": "Whisper's tokens, including timestamps."},
             "total_tokens": COUNT,
         }
     ),
-    "Language": record({"code": {"type": "string", "enum": list(LANGUAGES)}}, description="A language spoken."),
+    "Language": record({"code": {"type": "string", "enum": list(LANGUAGES)}}, description="A spoken language."),
     "Logprob": record(
         {
             "token": STRING,
             "logprob": {"type": "number", "maximum": 0},
             "bytes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}},
         },
-        description="A token of the text: U+FFFD stands for a part of a character, bytes are what it is.",
+        description="A token of the text. U+FFFD stands for part of a character; bytes are exact.",
     ),
     "Event": {
         "description": "The data of one server-sent event.",
@@ -128,7 +128,7 @@ COMPONENTS: Schema = {
             "logprobs": array("Logprob"),
         },
         optional=("task", "language", "duration", "logprobs"),
-        description="The last event, but for an error.",
+        description="The last event, unless there is an error.",
     ),
     "Error": record(
         {
@@ -149,7 +149,7 @@ COMPONENTS: Schema = {
             "object": _constant("model"),
             "created": COUNT | {"description": "Unix time."},
             "owned_by": STRING,
-            "description": {"type": "string", "description": "What to know of it, where there is something."},
+            "description": {"type": "string", "description": "A notice about the model, if there is one."},
             "languages": {"type": "array", "items": {"type": "string", "enum": list(LANGUAGES)}},
         },
         "required": ["id", "object", "created", "owned_by"],
@@ -162,7 +162,7 @@ JSON_BODIES = {"json": "Transcription", "verbose_json": "VerboseTranscription"}
 
 
 def transcript_content() -> Schema:
-    """Media type → schema of every answer that a transcription or translation may be."""
+    """Media type → schema of every response to a transcription or translation."""
     content: Schema = {
         "application/json": {"schema": {"oneOf": [reference(name) for name in JSON_BODIES.values()]}},
     }

@@ -116,7 +116,7 @@ def test_forged_rates_and_channels_are_refused(rate: int, channels: int) -> None
 def test_more_seconds_than_allowed_are_refused_before_they_are_kept() -> None:
     hour = encoded(np.zeros((8000 * 3600, 1), np.int16), 8000, "FLAC", "PCM_16")
     assert len(hour) < 200_000  # a small file: the limit is on what it decodes to
-    with pytest.raises(AudioTooLong, match="longer than the 60 s accepted") as caught:
+    with pytest.raises(AudioTooLong, match="limit of 60 s") as caught:
         decode(io.BytesIO(hour), max_seconds=60)
     assert (caught.value.status, caught.value.param, caught.value.code) == (413, "file", "audio_too_long")
     assert decode(io.BytesIO(hour), max_seconds=3600).duration == 3600
@@ -133,7 +133,7 @@ def test_many_channels_at_a_high_rate_shorten_what_is_allowed() -> None:
 def test_a_tenth_of_a_second_is_enough() -> None:
     assert decode(io.BytesIO(encoded(speechlike(16_000, 1, 0.1), 16_000, "WAV"))).duration == pytest.approx(0.1)
     for seconds in (0.099, 0.09996):
-        with pytest.raises(AudioTooShort, match=r"0\.099 s long; at least 0\.1 s"):
+        with pytest.raises(AudioTooShort, match=r"0\.099 s long; it must be at least 0\.1 s"):
             decode(io.BytesIO(encoded(speechlike(44_100, 1, seconds), 44_100, "WAV")))
 
 

@@ -101,7 +101,7 @@ def test_a_full_disk_is_one_sentence(arguments: tuple[str, ...], models: Path, t
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), "WISP_MODELS_DIR": str(models), "WISP_TARGET": "cpu"},
         )
-    assert (done.returncode, one_sentence(done.stderr)) == (1, "wisp: There is no space left to write the output to.\n")
+    assert (done.returncode, one_sentence(done.stderr)) == (1, "wisp: There is no space left to write the output.\n")
 
 
 def test_every_setting_with_a_flag_is_a_flag_of_serve(wisp: Run) -> None:
@@ -261,7 +261,7 @@ def test_serve_says_where_it_listens_and_what_serves_and_drains_on_sigterm(model
             assert line, log
             log += line
         found = re.search(r"listening on (http://127\.0\.0\.1:\d+) \(loading the model\)\n", log)
-        assert found and "model tiny_en on the cpu target. The CPU was asked for." in log
+        assert found and "model tiny_en on the cpu target. The CPU was requested." in log
         with urllib.request.urlopen(f"{found[1]}/readyz") as response:
             assert response.status == 200
         process.send_signal(signal.SIGTERM)

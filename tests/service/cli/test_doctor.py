@@ -26,9 +26,9 @@ def test_a_healthy_machine_passes_and_says_why_its_target_was_chosen(folder: Pat
     passed, text = report(settings_for(folder))
     assert passed
     assert "wisp 0." in text and "wasmtime" in text
-    assert "target     cpu means cpu. The CPU was asked for." in text
+    assert "target     cpu means cpu. The CPU was requested." in text
     assert "\nprocessor  the CPU target computes with " in text
-    assert "imports as they should be" in text
+    assert "imports as expected" in text
     assert f"model      synthetic, from {folder}" in text
     assert text.splitlines()[-1].startswith("self-test  passed on the cpu target: ")
 

@@ -67,7 +67,7 @@ def test_a_model_is_pulled_listed_verified_and_removed(wisp: Run, hub: FakeHub, 
     code, out, err = wisp("models", "pull", "tiny.en")
     assert (code, err) == (0, "")
     assert out == f"tiny_en ({REPO}@5a5a5a5a, 1.3 MB, apache-2.0) is in {folder}\n"
-    assert wisp("models", "pull", "tiny.en")[1].endswith(f"was in {folder} already, whole\n")
+    assert wisp("models", "pull", "tiny.en")[1].endswith(f"was already complete in {folder}\n")
 
     code, out, err = wisp("models", "list")
     assert (code, err) == (0, "")
@@ -76,14 +76,12 @@ def test_a_model_is_pulled_listed_verified_and_removed(wisp: Run, hub: FakeHub, 
     assert ours.split() == ["*", "tiny_en", "1.3", "MB", "apache-2.0", f"{REPO}@5a5a5a5a", str(folder)]
     assert embedded.split()[0] == "embedded" and "comes with Wisp" in embedded
 
-    assert wisp("models", "verify") == (0, f"tiny_en: 4 files are as they were fetched from {REPO}\n", "")
+    assert wisp("models", "verify") == (0, f"tiny_en: 4 files match {REPO}\n", "")
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"!")
     code, out, err = wisp("models", "verify", "tiny.en")
     assert (code, out) == (1, "")
-    assert (
-        err == f"wisp: tiny_en: model.safetensors is not what was fetched; wisp models pull {REPO} fetches it again\n"
-    )
+    assert err == f"wisp: tiny_en: model.safetensors has changed; fetch it again with wisp models pull {REPO}\n"
     assert "is in" in wisp("models", "pull", REPO)[1]
     assert wisp("models", "verify")[0] == 0
 
@@ -118,7 +116,7 @@ def test_the_list_is_also_for_programs(wisp: Run, tmp_path: Path, source: Path) 
 def test_the_list_says_why_nothing_would_serve(wisp: Run) -> None:
     code, out, err = wisp("models", "list", "--model", "base")
     assert code == 1 and "embedded" in out and "*" not in out
-    assert err.startswith("wisp: There is no model 'base'") and "wisp models pull" in err
+    assert err.startswith("wisp: Model 'base' not found") and "wisp models pull" in err
 
 
 def test_nothing_to_verify_is_said(wisp: Run, tmp_path: Path) -> None:
@@ -129,7 +127,7 @@ def test_a_model_put_there_by_hand_has_no_sums(wisp: Run, tmp_path: Path) -> Non
     save_synthetic(tmp_path / "models" / "own")
     assert "unknown" in wisp("models", "list")[1]
     code, out, err = wisp("models", "verify")
-    assert (code, err) == (0, "") and out.startswith("own: not fetched by wisp models pull")
+    assert (code, err) == (0, "") and out.startswith("own: not installed by wisp models pull")
     assert wisp("models", "verify", "own")[0] == 1
 
 
@@ -137,10 +135,10 @@ def test_a_model_put_there_by_hand_has_no_sums(wisp: Run, tmp_path: Path) -> Non
     ("arguments", "words"),
     [
         (("pull", "tiny.de"), "OWNER/NAME, or one of tiny.en, tiny, "),
-        (("pull", "someone/none"), "There is no someone/none at "),
+        (("pull", "someone/none"), "has no someone/none"),
         (("pull", "tiny.en", "--revision", "v9"), "has no such revision"),
         (("verify", "base"), "No model 'base' is installed in "),
-        (("remove", "embedded", "--yes"), "a part of Wisp"),
+        (("remove", "embedded", "--yes"), "part of Wisp"),
         (("remove", "base", "--yes"), "No model 'base' is installed in "),
     ],
 )
@@ -167,9 +165,9 @@ def test_a_token_is_taken_from_the_environment(wisp: Run, hub: FakeHub, monkeypa
 def test_what_broke_off_can_be_gone_on_with_or_removed(wisp: Run, hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts = [40_000, *[0] * 4]
     code, _, err = wisp("models", "pull", "tiny.en")
-    assert code == 1 and "the same command goes on from it" in err
+    assert code == 1 and "rerun the command to resume" in err
     assert wisp("models", "list", "--names")[1] == ""
-    assert "goes on with it" in wisp("models", "verify", "tiny.en")[2]
+    assert "resume it with wisp models pull" in wisp("models", "verify", "tiny.en")[2]
     assert wisp("models", "remove", "tiny.en", "--yes")[0] == 0
     assert list((tmp_path / "models").iterdir()) == []
 

@@ -74,7 +74,7 @@ def test_several_formats_are_a_file_each(model: Path, talks: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"formats": ["text", "srt"]}, "Several formats do not go to one stdout"),
+        ({"formats": ["text", "srt"]}, "Several formats cannot share stdout"),
         (
             {"formats": ["json", "verbose_json"], "output_dir": "out"},
             "talks/a.wav would twice be written to out/a.json",

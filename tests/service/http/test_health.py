@@ -58,7 +58,7 @@ def test_a_server_whose_workers_are_stuck_is_not_ready_until_they_are_not(engine
     stuck = transcriber.submit(tone_audio(1.0), Options(prompt=LOOP))
     until(lambda: transcriber.computing.n_held, "the job computes")
     transcriber.proven_at = NEVER
-    assert "succeeded of late" in assert_error(client.get("/readyz"), 503, "not_ready")
+    assert "No recent transcription" in assert_error(client.get("/readyz"), 503, "not_ready")
     assert_error(client.get("/readyz"), 503, "not_ready")
     assert [thread.name for thread in threading.enumerate()].count("wisp-probe") == 1
     assert client.get("/healthz").status_code == 200

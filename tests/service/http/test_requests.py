@@ -84,7 +84,7 @@ def test_fields_may_be_in_the_address_and_those_of_the_form_win(client: TestClie
 def test_an_address_has_a_bounded_number_of_fields(client: TestClient) -> None:
     query = "&".join(["a"] * MAX_PARTS)
     assert client.post(f"{PATH}?{query}", files=UPLOAD).status_code == 200
-    assert "address" in assert_error(client.post(f"{PATH}?{query}&a", files=UPLOAD), 400, "malformed_form")
+    assert "query" in assert_error(client.post(f"{PATH}?{query}&a", files=UPLOAD), 400, "malformed_form")
 
 
 def test_a_body_may_be_json_or_the_sound(client: TestClient) -> None:
@@ -174,7 +174,7 @@ def test_a_name_cannot_add_a_header_or_a_log_line(client: TestClient, caplog: py
     assert warning.startswith("ignored fields: c??X??y, a?0d?0aSet-Cookie??x, na?ve?, bbb") and len(warning) < 200
     assert warning.isprintable()
     (line,) = (message for message in caplog.messages if message.startswith("ignored fields"))
-    assert line == warning.replace("c??X??y, ", "") + " (and in the address)", "a name there may be a secret"
+    assert line == warning.replace("c??X??y, ", "") + " (and in the query)", "a name there may be a secret"
 
 
 # Pages of other origins

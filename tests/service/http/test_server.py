@@ -109,7 +109,7 @@ def test_a_second_ctrl_c_ends_the_process_without_a_traceback(folder: Path, tmp_
         stopped.set()
         assert json.loads(body.result(60).split("data: ")[-1])["error"]["message"] == STOPPING
         assert server.end() == 130
-    assert "stopping: 1 request given up" in server.log
+    assert "stopping: cancelled 1 request" in server.log
     assert "Traceback" not in server.log and "ERROR" not in server.log, server.log
 
 

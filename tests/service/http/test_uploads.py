@@ -159,7 +159,7 @@ def test_the_slowest_gives_way_and_none_that_comes_fast_or_has_come(monkeypatch:
                 assert [place for place in places if place.is_lost] == sorted(lost, key=places.index)
             for reading, place in zip(readings, (fast, slow, slower), strict=True):
                 if place.is_lost:
-                    with pytest.raises(UploadTooSlow, match="full: it is given 5 s and one more for every 65536"):
+                    with pytest.raises(UploadTooSlow, match="its time limit is 5 s plus one second per 65536"):
                         await reading
                 else:
                     reading.cancel()

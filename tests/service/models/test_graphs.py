@@ -80,7 +80,7 @@ def describe(samples: NDArray[np.float32]) -> str:
 def test_speech_to_text_in_one_step() -> None:
     graph: Graph = SpeechGraph(describe)
     context: ExecutionContext = graph.init_execution_context(NO_PEERS)
-    for n in (5, 7):  # a context used again answers anew
+    for n in (5, 7):  # a context used again answers again
         context.set_input(0, np.full((1, n), 0.5, np.float32))
         context.compute()
         assert context.get_output(0).tobytes().decode() == f"{n} samples, the loudest 0.5 – naïve"
@@ -124,13 +124,13 @@ def test_misuse_is_refused(tokenizer: Tokenizer) -> None:
     context = TokenizerGraph(tokenizer).init_execution_context(NO_PEERS)
     with pytest.raises(ValueError, match="input 0 is not set"):
         context.compute()
-    with pytest.raises(ValueError, match="input 0 only, not 1"):
+    with pytest.raises(ValueError, match="only input 0 exists, not 1"):
         context.set_input(1, utf8("a"))
     context.set_input(0, utf8("a"))
     with pytest.raises(ValueError, match="nothing is computed"):
         context.get_output(0)
     context.compute()
-    with pytest.raises(ValueError, match="output 1 is not there"):
+    with pytest.raises(ValueError, match="output 1 does not exist"):
         context.get_output(1)
     context.close()
     context.close()

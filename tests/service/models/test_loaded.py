@@ -82,7 +82,7 @@ def test_several_models_are_preloaded_and_parts_may_be_left_out() -> None:
         (":burn:cpu:w", "is not of the form"),
         ("a:burn:cpu:w:c:t:en:more", "is not of the form"),
         ("a:onnx:cpu:w", "encoding 'onnx' of 'a' is not one of burn, whisper"),
-        ("a:burn:cpu:w:c:t:klingon", "'klingon' of 'a' is no language"),
+        ("a:burn:cpu:w:c:t:klingon", "'klingon' of 'a' isn't a language"),
         ("a:burn:cpu:w a:burn:cpu:v", "name 'a' is given twice"),
     ],
 )
@@ -242,7 +242,7 @@ def test_models_are_found_in_hugging_faces_cache(tmp_path: Path, synthetic: Path
     ):
         assert find_model(named, models) == ModelSpec(name, path)
     assert find_place("bert/bert", models) is None and not is_whisper(other)
-    with pytest.raises(ModelError, match=r"There is no model 'bert/bert'.*found here: base, distil"):
+    with pytest.raises(ModelError, match=r"Model 'bert/bert' not found.*found here: base, distil"):
         find_model("bert/bert", models)
 
 
@@ -292,7 +292,7 @@ def test_a_model_that_is_not_there_is_told_what_is(
     install: Callable[[str], Path], tmp_path: Path, bare: pytest.MonkeyPatch
 ) -> None:
     bare.setattr(model_places, "EMBEDDED", tmp_path / "absent")
-    with pytest.raises(ModelError, match=r"There is no model 'small\.en'.*no model was found here.*small_en"):
+    with pytest.raises(ModelError, match=r"Model 'small\.en' not found.*no model was found here.*small_en"):
         find_model("small.en", tmp_path)
     install("tiny.en")
     with pytest.raises(ModelError, match="found here: tiny_en"):
@@ -301,7 +301,7 @@ def test_a_model_that_is_not_there_is_told_what_is(
 
 @pytest.mark.parametrize("named", ["/nope", "./nope", "some/deep/folder", "nope.mpk", "~/nope-at-all"])
 def test_a_path_where_nothing_is_says_nothing_of_installing(named: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="There is nothing at ") as caught:
+    with pytest.raises(ModelError, match=" does not exist: name an existing") as caught:
         find_model(named, tmp_path)
     assert named in str(caught.value) and "install" not in str(caught.value)
 
@@ -350,7 +350,7 @@ def test_a_folder_of_models_that_cannot_be_looked_into_is_told(tmp_path: Path) -
 
 def test_an_installation_without_any_model_says_so(tmp_path: Path, bare: pytest.MonkeyPatch) -> None:
     bare.setattr(model_places, "EMBEDDED", tmp_path / "absent")
-    with pytest.raises(ModelError, match="There is no model: name one"):
+    with pytest.raises(ModelError, match="No model found: name one"):
         model_candidates(Settings(models_dir=str(tmp_path)))
     with pytest.raises(ModelError, match="no embedded model"):
         find_model("embedded", tmp_path)

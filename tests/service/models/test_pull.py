@@ -122,7 +122,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub: FakeHub, tmp_p
 
 def test_a_later_command_goes_on_from_what_an_earlier_one_left(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts = [40_000, *[0] * 4]
-    assert "the same command goes on" in refused(hub, tmp_path / "models")
+    assert "rerun the command to resume" in refused(hub, tmp_path / "models")
     hub.asked.clear()
     pull(hub, tmp_path / "models")
     ranges = [wanted for path, wanted, _ in hub.asked if path.endswith(WEIGHTS) and path.startswith("/cdn/")]
@@ -153,7 +153,7 @@ def test_a_file_with_another_sum_is_not_installed(hub: FakeHub, tmp_path: Path) 
 
 def test_more_than_was_announced_is_not_read(hub: FakeHub, tmp_path: Path) -> None:
     hub.wrong = {WEIGHTS: hub.repos[REPO][WEIGHTS] * 2}
-    assert "more than" in refused(hub, tmp_path / "models")
+    assert "longer than" in refused(hub, tmp_path / "models")
 
 
 def test_a_disk_without_room_is_told_before_anything_is_fetched(hub: FakeHub, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_hub_in_trouble_is_asked_again(hub: FakeHub, tmp_path: Path) -> None:
     hub.statuses = [503, 429, 500]
     assert pull(hub, tmp_path / "models")[0]
     hub.statuses = [503] * 5
-    with pytest.raises(HubError, match="answers 503"):
+    with pytest.raises(HubError, match="answered 503"):
         pull(hub, tmp_path / "models")
 
 
@@ -180,12 +180,12 @@ def test_no_network_is_one_sentence(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_what_is_not_there_or_not_given_is_told_with_what_to_do(hub: FakeHub, tmp_path: Path) -> None:
     models = tmp_path / "models"
-    assert "There is no openai/whisper-none" in refused(hub, models, "openai/whisper-none")
+    assert "has no openai/whisper-none" in refused(hub, models, "openai/whisper-none")
     hub.token = "hf_right"
     assert "HF_TOKEN" in refused(hub, models)
     assert "for the token in HF_TOKEN" in refused(hub, models, token="hf_wrong")
     hub.gated = True
-    assert "accept its terms" in refused(hub, models)
+    assert "accepting its terms" in refused(hub, models)
     assert pull(hub, models, token="hf_right")[0]
 
 
@@ -219,7 +219,7 @@ def test_what_is_no_hub_or_no_whisper_is_told(hub: FakeHub, tmp_path: Path) -> N
 
 def test_files_without_sums_are_not_taken(hub: FakeHub, tmp_path: Path) -> None:
     hub.states_sums = False
-    assert "states no sum of config.json" in refused(hub, tmp_path / "models")
+    assert "states no checksum of config.json" in refused(hub, tmp_path / "models")
 
 
 def test_a_description_without_end_or_floor_is_one_sentence(
@@ -229,9 +229,9 @@ def test_a_description_without_end_or_floor_is_one_sentence(
     hub.description = b"[" * 150_000
     assert "is not the JSON object" in refused(hub, tmp_path / "models")
     hub.description = b'{"sha": "\\u001b]0;owned\\u0007", "siblings": []}'
-    assert "does not answer as a Hugging Face hub" in refused(hub, tmp_path / "models")
+    assert "does not answer like a Hugging Face hub" in refused(hub, tmp_path / "models")
     hub.endless = True
-    assert "more than the 200000 bytes" in refused(hub, tmp_path / "models")
+    assert "more than the limit of 200000 bytes" in refused(hub, tmp_path / "models")
 
 
 def test_shards_are_fetched_with_their_index(hub: FakeHub, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_one_command_at_a_time_fetches_a_model(hub: FakeHub, tmp_path: Path) -> 
 
     with Hub(hub.url) as client:
         assert Pull(client, models, REPO).fetch(gained)
-    assert told == ["Another command is fetching tiny_en at this moment."]
+    assert told == ["Another command is fetching tiny_en now."]
 
 
 def test_removing_takes_the_model_and_what_is_unfinished(hub: FakeHub, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_ctranslate2_repository_is_fetched(hub: FakeHub, tmp_path: Path) -> No
     assert {path.name for path in (models / "small").iterdir()} == {*files, "wisp.json"}
     hub.repos[repo]["config.json"] = b"{}"
     hub.commit = "6b" * 20
-    with pytest.raises(HubError, match=r"isn't a Whisper: its config\.json has no suppress_ids"):
+    with pytest.raises(HubError, match=r"isn't a Whisper model: its config\.json lacks suppress_ids"):
         pull(hub, models, repo)
 
 
@@ -305,7 +305,7 @@ def test_another_repositorys_form_of_a_model_is_not_written_over(hub: FakeHub, t
     models, other = tmp_path / "models", "Systran/faster-whisper-tiny.en"
     pull(hub, models)
     hub.repos[other] = hub.repos[REPO]
-    with pytest.raises(HubError, match=f"holds {REPO}, another repository's form of tiny_en"):
+    with pytest.raises(HubError, match=f"contains {REPO}, another repository's form of tiny_en"):
         pull(hub, models, other)
     record = Record.read(models / "tiny_en")
     assert record is not None and record.repo == REPO

@@ -167,7 +167,7 @@ def test_a_field_given_twice_is_refused() -> None:
 @pytest.mark.parametrize("whole_first", [True, False])
 def test_a_chunking_strategy_is_a_whole_or_parts(whole_first: bool) -> None:
     fields = [("chunking_strategy", "auto"), ("chunking_strategy[type]", "server_vad")]
-    with pytest.raises(InvalidValue, match="one of the two"):
+    with pytest.raises(InvalidValue, match="both as a whole and in parts"):
         parse(*(fields if whole_first else fields[::-1]))
 
 

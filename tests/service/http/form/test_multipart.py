@@ -85,7 +85,7 @@ def test_a_form_without_a_file_gives_none() -> None:
 
 def test_a_file_at_the_cap_is_taken_and_one_byte_more_is_not() -> None:
     assert read(form(part("file", b"x" * 1000, "a")))[0] == b"x" * 1000
-    with pytest.raises(UploadTooLarge, match="cap of 1000 bytes; 1001 bytes were read"):
+    with pytest.raises(UploadTooLarge, match="limit of 1000 bytes; 1001 bytes were read"):
         read(form(part("file", b"x" * 1001, "a")), step=1)
 
 
