@@ -168,9 +168,14 @@ class Service:
         return described
 
     def languages(self, entry: Entry) -> list[str]:
-        """Whisper's codes of the languages that a model knows; none where its files cannot be read."""
+        """Whisper's codes of the languages that a model knows; none where its files cannot be read.
+
+        None while the default is still loading either: reading other files would slow that down.
+        """
         if (transcriber := self.engine.served.transcriber(entry)) is not None:
             return list(transcriber.model.tokenizer.languages) or ["en"]
+        if not self.engine.loaded.done():
+            return []
         try:
             return list(entry.languages())
         except ModelError as error:

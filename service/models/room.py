@@ -1,8 +1,9 @@
 """Room for models in memory: each is loaded within a budget, and the least recently used idle one leaves first.
 
-Requests come in the order in which they asked. One whose model is loaded already goes on at once, unless another waits
-for room: then it waits behind that one, so that no stream of requests for a loaded model keeps others out for ever. It
-need not wait beside a longer transcription that uses its model already, as that keeps the model in memory anyway.
+Transcriptions go in the order in which they came. One whose model is loaded goes on at once, unless another waits for
+room: then it waits behind that one, so that no stream of requests for a loaded model keeps others out for ever. Those
+that waited when their model was loaded all go on with it, so that models are not swapped for each of them. And nobody
+waits beside a longer transcription that uses the same model, as that keeps the model in memory anyway.
 """
 
 import threading
@@ -29,6 +30,7 @@ class Occupant:
     left_at: float = -1.0  # when the last of them went, by time.monotonic()
     is_in: bool = False  # its bytes are taken
     is_moving: bool = False  # it is being unloaded, or room is being made for it
+    admitted: int = 0  # the last ticket that waited when it was loaded
 
     @property
     def n_users(self) -> int:
@@ -40,6 +42,7 @@ class Occupant:
 class _Ticket:
     occupant: Occupant
     length: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Room:
         self._changed = threading.Condition()
         self._occupants: list[Occupant] = []
         self._queue: list[_Ticket] = []  # the first has waited longest
+        self._n_tickets = 0
 
     @property
     def limits(self) -> Limits:
@@ -82,7 +86,7 @@ class Room:
         `check` is called now and then while it waits; what it raises ends the wait. Raises ModelTooLarge where there
         never will be room.
         """
-        self._enter(_Ticket(occupant, length), check)
+        self._enter(occupant, length, check)
         try:
             yield
         finally:
@@ -93,14 +97,15 @@ class Room:
                     occupant.is_in = occupant.is_loaded()
                 self._changed.notify_all()
 
-    def _enter(self, ticket: _Ticket, check: Callable[[], None]) -> None:
-        occupant = ticket.occupant
+    def _enter(self, occupant: Occupant, length: int, check: Callable[[], None]) -> None:
         with self._changed:
             is_first = callable(self._limits) and self._occupants in ([], [occupant])
             if not is_first and occupant.n_bytes > self.limits.alone:
                 raise ModelTooLarge(occupant.name, occupant.n_bytes, self.limits.alone)
             if occupant not in self._occupants:
                 self._occupants.append(occupant)
+            self._n_tickets += 1
+            ticket = _Ticket(occupant, length, self._n_tickets)
             self._queue.append(ticket)
             try:
                 while not self._has_entered(ticket):
@@ -120,7 +125,8 @@ class Room:
         if not occupant.is_in:
             if not is_first or not self._make_room(occupant):
                 return False
-        elif not is_first and not any(n and length > ticket.length for length, n in occupant.users.items()):
+            occupant.admitted = self._n_tickets
+        elif not (is_first or ticket.number <= occupant.admitted or _outlasts(occupant, ticket.length)):
             return False
         occupant.users[ticket.length] += 1
         return True
@@ -193,3 +199,8 @@ class Room:
         with self._changed:
             if occupant in self._occupants:
                 self._occupants.remove(occupant)
+
+
+def _outlasts(occupant: Occupant, length: int) -> bool:
+    """Whether a longer transcription uses it."""
+    return any(n and longer > length for longer, n in occupant.users.items())
