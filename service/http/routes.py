@@ -149,11 +149,12 @@ async def model(request: Request) -> Response:
     """GET /v1/models/{id}, by a model's name or an alias."""
     service: Service = request.app.state.service
     name = request.path_params["id"]
-    entry, _ = service.find(name)
+    entry, by_own_name = service.find(name)
     rights = rights_of(request.scope, service.settings)
     if not rights.may_use(entry.name):
         raise ModelNotAllowed(entry.name, rights.models or ())
-    return JSONResponse(await asyncio.to_thread(service.model_object, entry, name))
+    described = await asyncio.to_thread(service.model_object, entry, name)
+    return JSONResponse(described if by_own_name else described | {"alias_of": entry.name})
 
 
 async def healthz(request: Request) -> Response:
