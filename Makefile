@@ -149,7 +149,7 @@ requirements:
 $(VENV)-clients/.done: $(wildcard tests/clients/requirements*.txt)
 	$(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/python -m pip install -q --disable-pip-version-check -r tests/clients/requirements.txt
-	@if command -v python3.12 >/dev/null; then python3.12 -m venv $(VENV)-wyoming && $(VENV)-wyoming/bin/python -m pip \
+	@if python3.12 --version >/dev/null 2>&1; then python3.12 -m venv $(VENV)-wyoming && $(VENV)-wyoming/bin/python -m pip \
 		install -q --disable-pip-version-check -r tests/clients/requirements-wyoming.txt; \
 		else echo "wyoming-openai is left out: it needs python3.12"; fi
 	@touch $@

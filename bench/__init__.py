@@ -1,1 +1,1 @@
-"""The benchmark: every engine in a process of its own, interleaved rounds, medians and ratios from one run."""
+"""The benchmark: each engine in its own process, interleaved rounds, medians and ratios from one run."""

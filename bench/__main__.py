@@ -1,4 +1,4 @@
-"""`make bench`: one command, one machine, one run. Rounds are interleaved: noise hits every engine alike."""
+"""`make bench`: one command, one machine, one run. Rounds are interleaved, so noise hits all engines alike."""
 
 import argparse
 import json
@@ -23,14 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 MAIN_CLIP = "11 s"
 LONG_CLIP = "5 min"
 TOGETHER = (1, 4, 16)
-SLOW_CLIPS = ("2 s", MAIN_CLIP)  # all that a slow engine is asked for
+SLOW_CLIPS = ("2 s", MAIN_CLIP)  # the only clips for a slow engine
 N_INSTANCES = 20_000
 
-Seconds = dict[str, dict[str, list[float]]]  # operation → engine → seconds a round
+Seconds = dict[str, dict[str, list[float]]]  # operation → engine → seconds per round
 
 
 class Worker:
-    """A worker process that holds one engine."""
+    """A worker process with one engine."""
 
     def __init__(self, python: Path, name: str, files: Files, clip: Path) -> None:
         self.name, self.entry = name, ENGINES[name]
@@ -52,7 +52,7 @@ class Worker:
         return dict(json.loads(line)) if line else {}
 
     def ask(self, operation: str, **values: object) -> dict[str, Any]:
-        """{"seconds": …} and perhaps "text", or {"unsupported": why}."""
+        """{"seconds": …} and, for some, "text"; or {"unsupported": reason}."""
         assert self.process.stdin
         self.process.stdin.write(json.dumps({"operation": operation, **values}) + "\n")
         self.process.stdin.flush()
@@ -74,7 +74,7 @@ def worker_command(python: Path, name: str, files: Files, clip: Path) -> list[st
 def measure_rounds(
     workers: Sequence[Worker], clips: dict[str, Path], rounds: int, rest_s: float
 ) -> tuple[Seconds, dict[str, Any]]:
-    """Seconds, and {clip: {engine: text}}; one unmeasured round first. The long clip is measured a third as often."""
+    """Seconds, and {clip: {engine: text}}, after one unmeasured round. The long clip runs in a third of the rounds."""
     seconds: Seconds = {name: {} for name in ("encode", "token", *clips)}
     texts: dict[str, Any] = {name: {} for name in clips}
     for lap in range(rounds + 1):
@@ -97,13 +97,13 @@ def measure_rounds(
 
 
 def _turned(workers: Sequence[Worker], lap: int) -> Iterable[Worker]:
-    """In another order each round, so that nobody always runs after the same neighbour."""
+    """Changes the order each round, so that no engine always runs after the same neighbour."""
     start = lap % len(workers)
     return (*workers[start:], *workers[:start])
 
 
 def measure_together(workers: Sequence[Worker], clip: Path, rounds: int, rest_s: float) -> Seconds:
-    """Seconds for n transcriptions at once, of the engines that can."""
+    """Seconds for n concurrent transcriptions, for engines that support them."""
     seconds: Seconds = {f"{n} at once": {} for n in TOGETHER}
     for n in TOGETHER:
         for _ in range(rounds):
@@ -118,7 +118,7 @@ def measure_together(workers: Sequence[Worker], clip: Path, rounds: int, rest_s:
 
 
 def measure_instances(count: int = N_INSTANCES) -> dict[str, float]:
-    """Fresh instances of the prepared guest, one after the other on one core for as long as `count` take."""
+    """Fresh instances of the prepared guest, one after the other on one core, `count` of them."""
     from service.guest.runner import Guest
 
     cores = os.sched_getaffinity(0)
@@ -134,7 +134,7 @@ def measure_instances(count: int = N_INSTANCES) -> dict[str, float]:
 
 
 def _kernels(workers: Sequence[Worker], files: Files, clip: Path) -> dict[str, Any]:
-    """Times on the device, where WebGPU is among the engines."""
+    """Times on the device, if WebGPU is among the engines."""
     if not any(worker.name == OURS_ON_GPU for worker in workers):
         return {}
     from bench.device_time import measure_kernels

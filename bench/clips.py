@@ -11,7 +11,7 @@ JOINED = {"30 s": 30, "5 min": 300}  # seconds
 
 
 def build_clips(speech: Path, folder: Path) -> dict[str, Path]:
-    """{name: 16 kHz mono 16-bit WAV}, made where they are not there yet; those whose source is missing are left out."""
+    """{name: 16 kHz mono 16-bit WAV}; makes missing ones; skips those whose source is missing."""
     import soundfile
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def build_clips(speech: Path, folder: Path) -> dict[str, Path]:
         clips["11 s"] = _write(folder / "11s.wav", samples)
     utterances = sorted((speech / "librispeech").glob("*.flac"))
     if utterances:
-        # Over and over until there is enough: five minutes are about forty utterances.
+        # Repeated until long enough: five minutes are about forty utterances.
         joined = np.concatenate([soundfile.read(path, dtype="int16")[0] for path in utterances])
         for name, seconds in JOINED.items():
             samples = np.resize(joined, seconds * SAMPLE_RATE)

@@ -1,7 +1,7 @@
-"""Cold starts: from the start of a process to its first transcript, and the most memory it ever held.
+"""Cold starts: from the start of a process to its first transcript, and its peak memory.
 
-Every engine transcribes the same clip in a fresh process of bench.worker. Bytecode is kept from the round before, as
-an installation has it: without that Wisp alone, which runs from its sources here, would be compiled each time.
+Every engine transcribes the same clip in a fresh process of bench.worker. Bytecode is kept between rounds, as in an
+installation; otherwise only Wisp, which runs from its sources here, would be compiled each time.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ BOUNDARY = "wisp-benchmark"
 
 
 class Start(NamedTuple):
-    """How a process is started."""
+    """How to start a process."""
 
     command: Sequence[str]
     environment: Mapping[str, str]
@@ -70,7 +70,7 @@ def _start(start: Start) -> tuple[float, float]:
 
 
 def measure_server(model: Path, clip: Path, rounds: int) -> dict[str, float]:
-    """`wisp serve` on the CPU target from its start to its first answer over HTTP, and its largest resident set."""
+    """`wisp serve` on the CPU target from its start to its first response over HTTP, and its peak resident set."""
     seconds, peaks = [], []
     for lap in range(rounds + 1):
         taken, peak = _serve(model, clip)
@@ -103,7 +103,7 @@ def _serve(model: Path, clip: Path) -> tuple[float, float]:
 
 
 def _post(address: str, clip: Path) -> None:
-    """One transcription; a server that still loads makes the request wait."""
+    """One transcription; the request waits while the server loads."""
     body = (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="clip.wav"\r\n\r\n'.encode()
         + clip.read_bytes()

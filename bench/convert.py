@@ -1,4 +1,4 @@
-"""One Hugging Face Whisper → what the peers read: run by the benchmark in their virtual environment.
+"""Converts a Hugging Face Whisper for the other engines; the benchmark runs it in their virtual environment.
 
 usage: python -m bench.convert MODEL OUTPUT
 """
@@ -46,7 +46,7 @@ def openai_name(name: str) -> str:
 
 
 def write_huggingface(model: Path, folder: Path) -> None:
-    """The folder with what transformers wants beside the weights."""
+    """The folder with the files that transformers needs next to the weights."""
     folder.mkdir(parents=True)
     for path in model.iterdir():
         if path.suffix in (".json", ".safetensors"):
@@ -73,7 +73,7 @@ def _ctranslate2(huggingface: Path, folder: Path) -> None:
 
 
 def gpt2_bytes() -> dict[str, int]:
-    """The characters that stand for bytes in GPT-2's vocabulary."""
+    """The characters that represent bytes in GPT-2's vocabulary."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -85,12 +85,12 @@ def _blocks(array: Any) -> Any:
 
 
 def _steps(blocks: Any, scales: Any) -> Any:
-    """Each value in steps of its block's scale, rounded; a scale of 0 has none."""
+    """Each value in steps of its block's scale, rounded; 0 for a scale of 0."""
     return np.rint(blocks / np.where(scales == 0, 1, scales))
 
 
 def quantise_q8_0(array: Any) -> bytes:
-    """ggml's q8_0: for a block an f16 scale and 32 signed bytes."""
+    """ggml's q8_0: per block, an f16 scale and 32 signed bytes."""
     blocks = _blocks(array)
     scales = np.abs(blocks).max(axis=1, keepdims=True) / 127
     return np.concatenate(
@@ -99,7 +99,7 @@ def quantise_q8_0(array: Any) -> bytes:
 
 
 def quantise_q5_1(array: Any) -> bytes:
-    """ggml's q5_1: for a block an f16 scale and minimum, the fifth bits of 32 values, then their low halves."""
+    """ggml's q5_1: per block, an f16 scale and minimum, the fifth bits of 32 values, then their low halves."""
     blocks = _blocks(array)
     least = blocks.min(axis=1, keepdims=True)
     scales = (blocks.max(axis=1, keepdims=True) - least) / 31
@@ -110,14 +110,14 @@ def quantise_q5_1(array: Any) -> bytes:
     return np.concatenate([*heads, high, low], axis=1).tobytes()
 
 
-# Name → the header's ftype, with the version of quantised formats that whisper.cpp wants; a tensor's type; the writer.
+# Name → the header's ftype, including whisper.cpp's version of quantised formats; a tensor's type; the writer.
 QUANTISED = {"q8_0": (2007, 8, quantise_q8_0), "q5_1": (2009, 7, quantise_q5_1)}
 
 
 def write_ggml(model: Path, file: BinaryIO, quantised: str = "") -> None:
-    """f16 weights with f32 biases, norms and positions, as whisper.cpp's convert-h5-to-ggml.py lays them out.
+    """f16 weights with f32 biases, norms and positions, in the layout of whisper.cpp's convert-h5-to-ggml.py.
 
-    `quantised`: what the matrices are stored as instead, as whisper.cpp's quantize does it.
+    `quantised`: the type of the matrices instead, as whisper.cpp's quantize writes it.
     """
     ftype, matrix_type, quantise = QUANTISED.get(quantised, (1, 1, None))
     from safetensors.numpy import load_file
@@ -157,7 +157,7 @@ def _ggml(quantised: str) -> Callable[[Path, Path], None]:
 
 
 def main() -> None:
-    """Make what is not there yet; a format whose library is missing is left out."""
+    """Make what is missing; skip a format whose library isn't installed."""
     model, output = Path(sys.argv[1]), Path(sys.argv[2])
     if not (output / "huggingface").exists():
         write_huggingface(model, output / "huggingface")

@@ -1,9 +1,9 @@
-"""What each kernel of a window and of a token takes on the device, by its own clock, and how near that is to its limit.
+"""Measures each kernel of a window and of a token by the device's clock, and how close it is to the device's limit.
 
-The device is asked for a timestamp before and after every launch, one compute pass each: a launch costs a little more
-so, but its own time is the device's. A kernel's limit is its arithmetic at the peak of multiply-adds that two plain
-kernels here measure, or its bytes at the peak of their reading, whichever takes longer. Bytes are what is bound to a
-launch, so an upper bound of what it must move: a launch that reads a part of what it is bound to can seem to pass it.
+A timestamp is taken before and after every launch, each in its own compute pass. This makes a launch slightly more
+expensive, but its own time is measured on the device. A kernel's limit is its arithmetic at the device's peak of
+multiply-adds, or its bytes at the peak of reading, whichever takes longer; two plain kernels here measure both peaks.
+The bytes are those of all bound buffers, an upper bound: a launch that reads only a part can seem to exceed the limit.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from kernels.checkpoints.load import Dimensions
 from kernels.webgpu.device import Device
 from kernels.webgpu.recording import Binding, Copy, Dispatch, Recording, as_view
 
-TOKENS = 8  # that a token's figures are the mean of
+TOKENS = 8  # averaged for a token's figures
 PEAK_INVOCATIONS, PEAK_STEPS = 1 << 16, 256
 PEAK_BYTES = 1 << 26
 MULTIPLY_ADDS = """
@@ -48,7 +48,7 @@ class KernelTime:
     nbytes: float = 0.0
 
     def as_row(self, flops: float, peak: dict[str, float]) -> dict[str, float]:
-        """For the report: launches, µs, MB, GFLOP and the part of the device's limit that it reaches."""
+        """For the report: launches, µs, MB, GFLOP and the share of the device's limit."""
         limit = max(flops / peak["flops"], self.nbytes / peak["bytes"])
         return {
             "launches": self.launches,
@@ -60,7 +60,7 @@ class KernelTime:
 
 
 class TimedSubmits:
-    """Stands in for a device's `submit`: the same work, each launch in a pass of its own between two timestamps."""
+    """Replaces a device's `submit`: the same work, each launch in its own pass between two timestamps."""
 
     def __init__(self, device: Device) -> None:
         self.device, self.submit = device, device.submit
@@ -149,9 +149,9 @@ def _peaks(device: Device) -> dict[str, float]:
 
 
 def _flops(dims: Dimensions) -> dict[str, float]:
-    """Multiplications and additions of a window, by the beginning of the kernel's name; a token's are in its bytes."""
+    """Multiplications and additions of a window, by the kernel name's prefix; a token is limited by its bytes."""
     n_ctx, n_state = dims.n_audio_ctx, dims.n_audio_state
-    square = 2.0 * n_ctx * n_state * n_state  # of a linear map of the window that keeps its width
+    square = 2.0 * n_ctx * n_state * n_state  # of a square linear map over the window
     return {
         "encoder_product_residual": (dims.n_audio_layer * 5 + 3)
         * square,  # out, the MLP's second map, the second convolution

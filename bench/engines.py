@@ -1,4 +1,4 @@
-"""The engines under test by name, and what each can be asked. What an engine imports lies in its own module."""
+"""The engines under test by name, and their operations. Each engine's imports are in its own module."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-STEPS = 64  # greedy tokens that one decode measurement takes
+STEPS = 64  # greedy tokens per decode measurement
 SAMPLE_RATE = 16_000
-THREADS = len(os.sched_getaffinity(0))  # of every engine
+THREADS = len(os.sched_getaffinity(0))  # for every engine
 
 FloatArray = NDArray[np.float32]
 
 
 class Unsupported(Exception):
-    """What an engine cannot be asked through its Python interface; the message says why."""
+    """An operation that an engine's Python interface does not offer; the message says why."""
 
 
 @dataclass(frozen=True)
 class Files:
     """One set of weights in every engine's format; see convert.py."""
 
-    model: Path  # the Hugging Face folder as it came
-    converted: Path  # what convert.py made of it: huggingface/, ctranslate2/, ggml-model.bin and quantised ones
+    model: Path  # the original Hugging Face folder
+    converted: Path  # the output of convert.py: huggingface/, ctranslate2/, ggml-model.bin and quantised ones
 
     def need(self, name: str) -> Path:
-        """The converted form of that name. Raises ImportError where it could not be made: the engine is left out."""
+        """The converted form of that name. Raises ImportError if it could not be made, which skips the engine."""
         path = self.converted / name
         if not path.exists():
             raise ImportError(f"the weights could not be converted to {name}")
@@ -40,28 +40,28 @@ class Files:
 
 
 class Engine(Protocol):
-    """What the driver times. All times are seconds of wall clock; every decoding is greedy, without fallback.
+    """An engine's timed operations. All times are seconds of wall clock; decoding is greedy, without fallback.
 
-    One that `is_slow` is given only the short clips and no load.
+    One that `is_slow` gets only the short clips and no load.
     """
 
     is_slow: bool
 
     def encode(self) -> float:
-        """One window of log-mel → audio states (and whatever the decoder needs of them)."""
+        """One window of log-mel → audio states (and the decoder's inputs made from them)."""
 
     def token(self) -> float:
-        """One greedy token, as the mean of STEPS in a row after a start-of-transcript."""
+        """One greedy token: the mean of STEPS in a row after a start-of-transcript."""
 
     def transcribe(self, clip: Path) -> str:
-        """The clip to its text, with timestamps."""
+        """The clip's text, with timestamps."""
 
     def together(self, clip: Path, n: int) -> float:
         """Seconds for n concurrent transcriptions of the clip to finish."""
 
 
 def read_clip(path: Path) -> FloatArray:
-    """(n_samples,) f32 mono of a 16 kHz WAV file, with nothing but the standard library, so that every venv can."""
+    """(n_samples,) f32 mono of a 16 kHz WAV file, with the standard library only, so that it works in every venv."""
     import wave
 
     with wave.open(str(path)) as file:
@@ -78,29 +78,29 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def in_threads(call: Callable[[], object], n: int) -> float:
-    """Seconds for n calls in as many threads at once."""
+    """Seconds for n concurrent calls in n threads."""
     with ThreadPoolExecutor(n) as threads:
         return timed(lambda: [future.result() for future in [threads.submit(call) for _ in range(n)]])
 
 
 @dataclass(frozen=True)
 class Entry:
-    """How to make an engine, and in what environment."""
+    """How to make an engine, and in which environment."""
 
-    module: str  # that has the class
+    module: str  # of the class
     name: str
     options: dict[str, str]
     is_peer: bool  # runs in the peers' virtual environment
-    is_gpu: bool = False  # so that Wisp on WebGPU is what it is compared with
-    variables: Mapping[str, str | None] = field(default_factory=dict)  # of its environment; None: it must not see that
+    is_gpu: bool = False  # compared with Wisp on WebGPU
+    variables: Mapping[str, str | None] = field(default_factory=dict)  # environment variables; None unsets one
 
     def environment(self) -> dict[str, str]:
-        """Of its process."""
+        """The process's environment."""
         merged = {**os.environ, **self.variables}
         return {name: value for name, value in merged.items() if value is not None}
 
     def make(self, files: Files, clip: Path) -> Engine:
-        """The engine, loaded. Raises ImportError where what it needs is not installed."""
+        """The loaded engine. Raises ImportError if something it needs isn't installed."""
         from importlib import import_module
 
         engine: Engine = getattr(import_module(self.module), self.name)(files, clip, **self.options)

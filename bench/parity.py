@@ -1,10 +1,10 @@
-"""`make parity`: every call of openai/whisper recorded in `../shared/expected` on one target, each difference listed.
+"""`make parity`: replays every call of openai/whisper recorded in `../shared/expected` and lists each difference.
 
-A case is a clip and a way to transcribe it. The CPU target computes in f32 and must give everything, with its
-probabilities; WebGPU, which rounds the cross-attention's keys and values to 16 bits, the tokens, texts and times of
-98 % of the cases, and where tokens part they must be nearly tied. How nearly is a gap: how far apart, in
-log-probability, the target itself holds the two tokens where the sequences part; or two beams that have ended, each the
-mean of its tokens, as beams are ranked.
+A case is a clip and a way to transcribe it. The CPU target computes in f32 and must match everything, including
+probabilities. WebGPU rounds the cross-attention's keys and values to 16 bits and must match the tokens, texts and times
+of 98 % of the cases; where tokens differ, they must be nearly tied. The gap measures that: the difference in
+log-probability, on the target itself, between the two tokens at which the sequences diverge, or between two finished
+beams, each by the mean of its tokens, as beams are ranked.
 """
 
 import argparse
@@ -31,8 +31,8 @@ NEAR_TIE = 0.02  # log-probability
 
 @dataclass(frozen=True)
 class Difference:
-    """A case that is not the reference's, and where its tokens part: `ours` instead of `theirs` after `position` tokens
-    of the window at `seek` frames. Position −1 and a gap of NaN: the tokens are the same."""
+    """A case that differs from the reference, and where: `ours` instead of `theirs` after `position` tokens of the
+    window at `seek` frames. Position −1 and a gap of NaN mean that the tokens are the same."""
 
     case: Case
     what: str
@@ -40,11 +40,11 @@ class Difference:
     position: int = -1
     ours: int = -1
     theirs: int = -1
-    gap: float = math.nan  # log-probability, see the module's head
+    gap: float = math.nan  # in log-probability, see the module's docstring
 
     @property
     def is_near_tie(self) -> bool:
-        """Whether rounding alone can have done it."""
+        """Whether rounding alone can explain it."""
         return abs(self.gap) < NEAR_TIE
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Difference:
 
 
 def compare(whisper: Whisper, case: Case, shared: Path, *, numbers: bool) -> Difference | None:
-    """None where the answer is the reference's."""
+    """None if the result is the reference's."""
     samples = case.samples(shared)
     said = whisper.answer(case, samples)
     found = differences(case, said, numbers=numbers)
@@ -61,7 +61,7 @@ def compare(whisper: Whisper, case: Case, shared: Path, *, numbers: bool) -> Dif
 
 
 def _parting(whisper: Whisper, case: Case, samples: Samples, said: dict[str, Any], what: str) -> Difference:
-    """The first token that is another one."""
+    """The first token that differs."""
     eot = whisper.tokens["eot"]
     for window in said["windows"] if case.is_greedy else []:
         seek = window["seek"]
@@ -87,7 +87,7 @@ def _tokens_at(case: Case, seek: int) -> list[int]:
 
 
 def _mel_at(whisper: Whisper, samples: Samples, seek: int) -> Mel:
-    """The window at `seek` as the guest makes it: what is missing of it is 0."""
+    """The window at `seek` as the guest makes it, padded with zeros."""
     frames = np.concatenate(list(log_mel_frames(lambda: [samples], whisper.model.dims.n_mels)))
     window = frames[seek : seek + 2 * whisper.model.dims.n_audio_ctx]
     missing = 2 * whisper.model.dims.n_audio_ctx - len(window)
@@ -95,7 +95,7 @@ def _mel_at(whisper: Whisper, samples: Samples, seek: int) -> Mel:
 
 
 def _prompt(whisper: Whisper, case: Case, seek: int) -> list[int]:
-    """What precedes the first sampled token of the window at `seek`, where all before it was the reference's."""
+    """The tokens before the first sampled one of the window at `seek`, given that everything before matched."""
     tokens, tokenizer = whisper.tokens, whisper.model.tokenizer
     previous: list[int] = []
     if "initial_prompt" in case.options:
@@ -134,7 +134,7 @@ def _gap(whisper: Whisper, mel: Mel, given: list[int], ours: int, theirs: int) -
 
 
 def run(whisper: Whisper, wanted: Iterator[Case], shared: Path, *, exact: bool) -> bool:
-    """Compare all, write what is found to stdout, and say whether the target keeps what is asked of it."""
+    """Compare all cases, report on stdout, and return whether the target passes."""
     n_cases: Counter[str] = Counter()
     parted: list[Difference] = []
     for case in wanted:

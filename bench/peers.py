@@ -1,7 +1,7 @@
-"""The engines that Wisp is compared with, each through its own Python interface, on the same weights and threads.
+"""The engines that Wisp is compared with, each through its own Python interface, with the same weights and threads.
 
-They run in a virtual environment of their own. All decode greedily at temperature 0, with timestamps, without any check
-that would decode a window again.
+They run in their own virtual environment. All decode greedily at temperature 0 with timestamps, without the checks that
+would decode a window again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.engines import STEPS, THREADS, Files, Unsupported, in_threads, read_clip, timed
 
-N_SAMPLES = 480_000  # a window
+N_SAMPLES = 480_000  # of a window
 
 
 def _need_cuda(n_devices: int) -> None:
@@ -24,7 +24,7 @@ def _need_cuda(n_devices: int) -> None:
 
 
 def _finish(torch: Any, device: str) -> None:
-    """Wait for what the GPU was given: torch returns before that is done."""
+    """Wait for the GPU: torch returns before its work is done."""
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -159,7 +159,7 @@ class FasterWhisper:
 
 
 class FasterWhisperBatched(FasterWhisper):
-    """faster-whisper's batched pipeline: a long file's windows, cut at silence, go through the model together."""
+    """faster-whisper's batched pipeline: the model takes a long file's windows, cut at silence, as a batch."""
 
     def encode(self) -> float:
         raise Unsupported("the model is that of faster-whisper")
@@ -182,7 +182,7 @@ class FasterWhisperBatched(FasterWhisper):
 
 
 class WhisperCpp:
-    """whisper.cpp, weights in f16 or quantised, through pywhispercpp; on a GPU where it was built for one."""
+    """whisper.cpp, weights in f16 or quantised, through pywhispercpp; on a GPU if built for one."""
 
     is_slow = False
 
@@ -208,7 +208,7 @@ class WhisperCpp:
         return timed(lambda: cpp.whisper_encode(self.model._ctx, 0, THREADS))
 
     def token(self) -> float:
-        """The decoder and its logits alone: the choice is not offered apart."""
+        """The decoder and its logits only: the interface does not offer the choice separately."""
         import _pywhispercpp as cpp
 
         context = self.model._ctx

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def write_plot(results: dict[str, Any], path: Path) -> bool:
-    """Draw it; False where matplotlib is not installed."""
+    """Draw it; False if matplotlib isn't installed."""
     try:
         import matplotlib
     except ImportError:

@@ -1,4 +1,4 @@
-"""What openai/whisper says of some recordings, one JSON object a call: how tests/speech/base.jsonl was made.
+"""Records openai/whisper's results for some recordings, one JSON object per call. Made tests/speech/base.jsonl.
 
 usage, in the virtual environment of `make bench-peers`: python -m bench.record MODEL OUTPUT FILE…
 
@@ -18,7 +18,7 @@ CALLS: tuple[dict[str, Any], ...] = ({"language": None}, {}, {"task": "translate
 
 
 def record(model: Path, output: Path, files: list[Path]) -> None:
-    """Write the answers to every call on every file."""
+    """Write the results of every call on every file."""
     import soundfile
 
     whisper = OpenAIWhisper(Files(model, model), files[0])

@@ -1,4 +1,4 @@
-"""Every call of openai/whisper recorded in `../shared/expected`, the same call of ours, and what is not the same."""
+"""Replays the calls of openai/whisper recorded in `../shared/expected`, and compares the results."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ Mel = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Case:
-    """One recorded call: a file of `../shared/expected` without its suffix, the clip's name, options, the answer."""
+    """One recorded call: a file of `../shared/expected` without its suffix, the clip's name, options, the result."""
 
     kind: str
     name: str
@@ -40,12 +40,12 @@ class Case:
 
     @property
     def is_decode(self) -> bool:
-        """Whether `whisper.decode` was called, which takes one window; else `model.transcribe`."""
+        """Whether the call was `whisper.decode`, for one window, rather than `model.transcribe`."""
         return self.kind in DECODE_OPTIONS
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the answer came from temperature 0 throughout: above it the random numbers are not the same."""
+        """Whether only temperature 0 was used: above it the random numbers differ."""
         return not any(segment["temperature"] for segment in self.answer.get("segments", ()))
 
     def samples(self, shared: Path) -> Samples:
@@ -70,7 +70,7 @@ class Case:
 
 
 def cases(shared: Path, kinds: tuple[str, ...] = KINDS) -> Iterator[Case]:
-    """The recorded calls of these kinds, in the files' order. Raises OSError where a file is missing."""
+    """The recorded calls of these kinds, in file order. Raises OSError if a file is missing."""
     for kind in kinds:
         for number, line in enumerate((shared / "expected" / f"{kind}.jsonl").read_text().splitlines()):
             answer = json.loads(line)
@@ -82,18 +82,18 @@ def cases(shared: Path, kinds: tuple[str, ...] = KINDS) -> Iterator[Case]:
 
 
 class FirstWindow(Exception):
-    """Enough has been heard."""
+    """Stops the guest after its first window."""
 
 
 class Whisper:
-    """A model with the guest around it, called as openai/whisper is."""
+    """A model with the guest around it, called like openai/whisper."""
 
     def __init__(self, guest: Guest, model: Model) -> None:
         self.guest, self.model = guest, model
         self.tokens: dict[str, Any] = model.tokenizer.guest_tokens()
 
     def answer(self, case: Case, samples: Samples) -> dict[str, Any]:
-        """The guest's answer to the same call: `window`s, and of a transcription its `text` and `segments`."""
+        """The guest's result for the same call: `window`s and, for a transcription, its `text` and `segments`."""
         if case.is_decode:
             window = self.decode(samples, **case.options)
             return {"windows": [window], "window": window}
@@ -149,9 +149,9 @@ class Whisper:
 
 
 def differences(case: Case, said: dict[str, Any], *, numbers: bool = True) -> list[str]:
-    """What of an answer is not as the reference's: tokens, text, times, words and, with `numbers`, probabilities.
+    """Differences from the reference: tokens, text, times, words and, with `numbers`, probabilities.
 
-    A ladder that the reference left above temperature 0 must be left there, and no more.
+    If the reference went above temperature 0, only that is compared.
     """
     answer = case.answer
     if case.is_decode:

@@ -1,4 +1,4 @@
-"""Results of one benchmark run → tables on stdout, JSON beside the page, and the page's measured part."""
+"""Reports one benchmark run: tables on stdout, JSON next to the page, and the page's measured part."""
 
 import json
 import statistics
@@ -19,7 +19,7 @@ def median_ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def compared(engine: str) -> str:
-    """Which of ours an engine is compared with: what runs on a GPU with Wisp there, all else with Wisp on the CPU."""
+    """Which Wisp an engine is compared with: on the GPU for GPU engines, else on the CPU."""
     is_gpu = engine in ENGINES and ENGINES[engine].is_gpu and engine != OURS_ON_GPU
     return OURS_ON_GPU if is_gpu else OURS
 
@@ -30,7 +30,7 @@ def _rows(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 def _times(seconds: Mapping[str, Mapping[str, list[float]]], operations: Iterable[str], digits: int) -> list[str]:
-    """A row an engine, a column an operation: milliseconds (median) and ours divided by it."""
+    """A row per engine, a column per operation: median milliseconds, and Wisp's time divided by it."""
     operations = [name for name in operations if seconds.get(name)]
     engines = dict.fromkeys(engine for name in operations for engine in seconds[name])
 
@@ -114,7 +114,7 @@ def _kernels(kernels: Mapping[str, Any]) -> list[str]:
 
 
 def write_report(results: dict[str, Any], page: Path) -> None:
-    """Print the tables; put them into the page between its markers and all figures into `<page>.json`."""
+    """Print the tables; write them between the page's markers, and all figures into `<page>.json`."""
     text = table(results)
     sys.stdout.write(text)
     page.with_suffix(".json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""How much of a transcription is the guest's own: decoding policy, sandbox and calls, everything but the graphs."""
+"""Measures the guest's own share of a transcription: decoding policy, sandbox and calls, without the graphs."""
 
 import statistics
 import time
@@ -60,7 +60,7 @@ class TimedGraph:
 
 
 def measure_guest_share(files: Files, clip: Path, rounds: int) -> float:
-    """The guest's part of a greedy transcription on the CPU target, features left out: the median of `rounds`."""
+    """The guest's share of a greedy transcription on the CPU target, without features: the median of `rounds`."""
     wisp = Wisp(files, clip, "cpu")
     loaded, samples = wisp.transcriber.model, read_clip(clip)
     argument = wisp.transcriber.argument(GREEDY)

@@ -1,7 +1,7 @@
 """`make bench-together`: requests that encode or decode at the same time on WebGPU, against the same ones in turn.
 
-Each has its own encoder result and asks for chunks of run-ahead steps, as the guest does. A ratio above 1 is how much
-more work the device does when they come together; what they give must be the same.
+Each has its own encoder result and runs chunks of run-ahead steps, as the guest does. A ratio above 1 is the gain in
+throughput from running together; the results must be the same.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from kernels.webgpu.model import GpuModel
 from service.models.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-CHUNK = 8  # steps of a compute: the guest's run-ahead
+CHUNK = 8  # steps per compute: the guest's run-ahead
 
 
 class Bench:
-    """A model on the device, with n_audio windows of noise: what is heard does not matter to how long it takes."""
+    """A model on the device, with n_audio windows of noise: the content does not affect the time."""
 
     def __init__(self, model: Path, n_tokens: int, n_audio: int, windows: int | None = None) -> None:
         checkpoint = load_checkpoint(model)
@@ -40,7 +40,7 @@ class Bench:
             encoder.compute()
         tokenizer = Tokenizer(checkpoint.tokenizer_json, dims.n_vocab, checkpoint.is_multilingual)
         tokens = tokenizer.guest_tokens()
-        suppress = [*tokens["suppress"], tokens["eot"]]  # nothing ends early
+        suppress = [*tokens["suppress"], tokens["eot"]]  # no sequence ends early
         rules = [CHUNK, 1, tokens["eot"], tokens["timestamp_begin"], tokens["no_timestamps"], 50, len(suppress), 0]
         self.rules = np.array([*rules, *suppress], np.int32)
         self.start: list[int] = [tokens["sot"]]
@@ -50,7 +50,7 @@ class Bench:
         self.encoders[number].compute()
 
     def states(self, n_requests: int) -> list[bytes]:
-        """What is computed of so many windows."""
+        """The results of `n_requests` windows."""
         return [self.encoders[number].get_output(0).tobytes() for number in range(n_requests)]
 
     def decode(self, number: int) -> list[int]:
@@ -69,7 +69,7 @@ class Bench:
         return chosen
 
     def ratio(self, work: Callable[[int], object], n_requests: int) -> float:
-        """Seconds in turn over seconds together. Raises RuntimeError where they do not give the same."""
+        """Seconds in turn over seconds together. Raises RuntimeError if the results differ."""
         begin = time.perf_counter()
         in_turn = [work(number) for number in range(n_requests)]
         seconds, states = time.perf_counter() - begin, self.states(n_requests)

@@ -19,9 +19,9 @@ GREEDY = Options(temperature=(0.0,))
 
 
 class Wisp:
-    """Wisp on one target; `kernels` "numpy" leaves the C kernels out. `vad`: WISP_VAD, where it is not the default.
+    """Wisp on one target; `kernels` "numpy" replaces the C kernels. `vad`: WISP_VAD, if not the default.
 
-    With another `vad` only transcriptions differ, and only they are measured.
+    With another `vad` only transcriptions differ, so only they are measured.
     """
 
     def __init__(self, files: Files, clip: Path, target: str, kernels: str = "", vad: str = "") -> None:
@@ -42,10 +42,10 @@ class Wisp:
         self.rules = np.array(rules, np.int32)
         self.start = np.array([[tokens["sot"]]], np.int32)
 
-    # Made when they are asked for, as by every other engine: a cold start holds nothing but the transcription.
+    # Made on first use, as in every other engine: a cold start includes only the transcription.
     @cached_property
     def mel(self) -> NDArray[np.float32]:
-        """[1, n_mels, 2 · n_audio_ctx]: the clip, and silence up to a whole window."""
+        """[1, n_mels, 2 · n_audio_ctx]: the clip, padded with silence to a whole window."""
         dims = self.transcriber.model.dims
         samples = read_clip(self.clip)
         window = np.zeros(dims.n_audio_ctx * 2 * HOP_LENGTH, np.float32)

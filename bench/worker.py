@@ -1,4 +1,4 @@
-"""One engine in a process of its own: a JSON request a line on stdin, a JSON answer a line on stdout."""
+"""Runs one engine in its own process: one JSON request per line on stdin, one JSON response per line on stdout."""
 
 import json
 import os
@@ -11,13 +11,14 @@ from bench.engines import ENGINES, Files, Unsupported
 
 
 def main() -> None:
-    """argv: engine, model folder, converted weights, clip, and perhaps "once".
+    """argv: engine, model folder, converted weights, clip, and optionally "once".
 
-    Answers {"ready": …, "is_slow": …}, then each request: {"operation": "encode" or "token"}, or "transcribe" with a
-    "clip", or "together" with a "clip" and "n". With "once" it transcribes the clip, says so and ends: a cold start.
+    Writes {"ready": …, "is_slow": …}, then answers each request: {"operation": "encode" or "token"}, or "transcribe"
+    with a "clip", or "together" with a "clip" and "n". With "once" it transcribes the clip, writes one line and exits:
+    a cold start.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # an engine's own prints go to stderr, so that stdout holds answers alone
+    os.dup2(2, 1)  # an engine's own prints go to stderr, so that stdout has only responses
 
     def answer(**values: object) -> None:
         answers.write(json.dumps(values) + "\n")

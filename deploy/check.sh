@@ -1,7 +1,7 @@
 #!/bin/sh
-# Compares the compose files with the Compose schema, and the Kubernetes manifests with Kubernetes' own.
-# Each overlay is checked as kustomize renders it, alone and with every component; without kubectl, the base alone.
-# Compose itself reads its files too, where it is there (it takes no engine); COMPOSE names another than Docker's.
+# Validates the compose files against the Compose schema, and the Kubernetes manifests against Kubernetes' own.
+# Each overlay is checked as rendered by kustomize, alone and with every component; without kubectl, only the base.
+# If Docker Compose is installed, it parses its files too (this needs no engine); COMPOSE names another program.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -25,7 +25,7 @@ if command -v kubectl >/dev/null; then
         kubectl kustomize "deploy/kubernetes/$overlay" >"$work/$overlay.yaml"
         "$work/venv/bin/kubernetes-validate" --strict "$work/$overlay.yaml"
     done
-    # kustomize reads nothing outside the folder it is given, so the overlay with every component stands beside them.
+    # kustomize reads nothing outside its folder, so the overlay with every component is placed next to them.
     cp -r deploy/kubernetes "$work/kubernetes"
     printf 'components:\n  - ../api-keys\n  - ../autoscale-by-queue\n' >>"$work/kubernetes/cpu/kustomization.yaml"
     kubectl kustomize "$work/kubernetes/cpu" >"$work/components.yaml"

@@ -35,11 +35,11 @@ if [ -n "$missing" ]; then
     exit 1
 fi
 
-# Debian's compiler and crates alone: no rustup, no configuration or flags of the user's, no network.
+# Only Debian's compiler and crates: no rustup, no user configuration or flags, no network.
 run_cargo() { # run_cargo COMMAND [ARGUMENT…]
     command=$1
     shift
-    # Debian's crates are one version each: a lock left by another toolchain could only name others.
+    # Debian has one version of each crate: a lock from another toolchain could only name others.
     rm -f "$guest/Cargo.lock"
     (cd "$guest" && env -i PATH=/usr/bin:/bin HOME="$target" CARGO_HOME="$target/cargo" CARGO_TARGET_DIR="$target" \
         RUSTC=/usr/bin/rustc RUSTFLAGS="--remap-path-prefix=$guest=guest" /usr/bin/cargo "$command" --offline --quiet \
@@ -48,7 +48,7 @@ run_cargo() { # run_cargo COMMAND [ARGUMENT…]
 
 build() {
     run_cargo build --release --target wasm32-wasi
-    # The standard library brings debug sections; names stay, for traps.
+    # The standard library adds debug sections; names are kept for traps.
     /usr/bin/python3 "$guest/strip_debug.py" "$target/wasm32-wasi/release/guest.wasm" "$target/guest.wasm"
 }
 

@@ -1,4 +1,7 @@
-"""Which token may come next: openai/whisper's logit filters and its greedy choice, on whole arrays of logits."""
+"""Which token may come next: openai/whisper's logit filters and its greedy choice.
+
+The same rules stand in guest/src/rules.rs, in decoder_choose.wgsl and in choice.h; tests/rules.json tests all of them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +14,18 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int32]
 
 N_FIXED = 8  # numbers before the two lists
+
+
+class NextTokens(NamedTuple):
+    """What may come next in a sequence, the suppressed tokens aside."""
+
+    text_from: int  # text tokens below are not allowed
+    time_from: int  # timestamps are allowed from here …
+    time_below: int  # … to here, this one not
+    is_first: bool
+    last_was_time: bool
+    last_time: int  # the last timestamp sampled; 0 for none
+    has_ended: bool
 
 
 @dataclass(frozen=True)
@@ -60,38 +75,40 @@ class Rules:
             lists.append(np.array([self.no_timestamps], np.int32))
         return np.concatenate(lists)
 
-    def filter(self, logits: Float, sampled: list[list[int]]) -> None:
-        """Sets to -inf, in place, what each of (n_sequences, n_vocab) may not choose after its `sampled` tokens.
+    def next_tokens(self, history: Sequence[int], n_vocab: int) -> NextTokens:
+        """For a sequence whose tokens so far, prompt included, are `history`.
 
-        Source: openai/whisper `decoding.py`, SuppressBlank, SuppressTokens, ApplyTimestampRules, in that order.
+        Source: openai/whisper `decoding.py`, ApplyTimestampRules.
         """
-        logits[:, self.never(is_first=not sampled[0])] = -np.inf
-        if self.timestamp_begin >= 0:
-            for row, tokens in zip(logits, sampled, strict=True):
-                self._filter_timestamps(row, tokens)
-
-    def _filter_timestamps(self, logits: Float, sampled: list[int]) -> None:
-        """ApplyTimestampRules for one sequence: (n_vocab,) logits, changed in place."""
-        begin = self.timestamp_begin
-        last_was_timestamp = len(sampled) >= 1 and sampled[-1] >= begin
-        penultimate_was_timestamp = len(sampled) < 2 or sampled[-2] >= begin
-        if last_was_timestamp:
-            if penultimate_was_timestamp:  # a pair is complete: text has to follow
-                logits[begin:] = -np.inf
-            else:  # a segment just ended: the next one has to start, or the text to end
-                logits[: self.eot] = -np.inf
-        last_timestamp = next((token for token in reversed(sampled) if token >= begin), None)
-        if last_timestamp is not None:
-            # Time does not run back, and a segment may not be empty, which could loop for ever.
-            may_repeat = last_was_timestamp and not penultimate_was_timestamp
-            logits[begin : last_timestamp + (not may_repeat)] = -np.inf
-        if not sampled:
-            logits[:begin] = -np.inf
+        sampled = history[self.sample_begin :]
+        is_first, has_ended, begin = not sampled, bool(history) and history[-1] == self.eot, self.timestamp_begin
+        if begin < 0:
+            return NextTokens(0, n_vocab, n_vocab, is_first, False, 0, has_ended)
+        last_was = not is_first and sampled[-1] >= begin
+        penultimate_was = len(sampled) < 2 or sampled[-2] >= begin
+        last = next((token for token in reversed(sampled) if token >= begin), 0)
+        is_open = last_was and not penultimate_was  # a segment ended: the next one has to start, or the text to end
+        text_from = self.eot if is_open else 0
+        # Time does not run back, and a segment may not be empty, which could loop for ever.
+        time_from = last + (not is_open) if last else begin
+        time_below = begin if last_was and penultimate_was else n_vocab  # a pair is complete: text has to follow
+        if is_first:
+            text_from = begin
             if self.max_initial_timestamp_index >= 0:
-                logits[begin + self.max_initial_timestamp_index + 1 :] = -np.inf
-        # When the timestamps together are likelier than any one text token, a timestamp it is.
-        if log_sum_exp(logits[begin:]) > logits[:begin].max():
-            logits[:begin] = -np.inf
+                time_below = min(n_vocab, begin + self.max_initial_timestamp_index + 1)
+        return NextTokens(text_from, time_from, time_below, is_first, last_was, last, has_ended)
+
+    def _filter(self, logits: Float, allowed: NextTokens) -> None:
+        """Sets to -inf, in place, the (n_vocab,) logits of what may not come next."""
+        logits[self.never(allowed.is_first)] = -np.inf
+        begin = self.timestamp_begin
+        if begin >= 0:
+            logits[: allowed.text_from] = -np.inf
+            logits[begin : allowed.time_from] = -np.inf
+            logits[allowed.time_below :] = -np.inf
+            # When the timestamps together are likelier than any one text token, a timestamp it is.
+            if log_sum_exp(logits[begin:]) > logits[:begin].max():
+                logits[:begin] = -np.inf
 
     def choose(self, logits: Float, tokens: list[list[int]]) -> tuple[list[int], list[float]]:
         """The likeliest allowed token of each sequence, and its log-probability.
@@ -100,14 +117,15 @@ class Rules:
         that ended goes on ending, with log-probability 0. Raises ValueError when the rules leave nothing to choose.
         Source: `decoding.py`, GreedyDecoder.
         """
-        self.filter(logits, [sequence[self.sample_begin :] for sequence in tokens])
         chosen: list[int] = []
         log_probabilities: list[float] = []
         for row, sequence in zip(logits, tokens, strict=True):
-            if sequence[-1] == self.eot:
+            allowed = self.next_tokens(sequence, len(row))
+            if allowed.has_ended:
                 chosen.append(self.eot)
                 log_probabilities.append(0.0)
                 continue
+            self._filter(row, allowed)
             best = int(row.argmax())
             if row[best] == -np.inf:
                 raise ValueError("the rules leave no token to choose")
@@ -123,36 +141,3 @@ def log_sum_exp(x: Float) -> float:
         return -np.inf
     shifted = x - highest
     return float(np.log(np.add.reduce(np.exp(shifted, out=shifted))) + highest)
-
-
-class NextTokens(NamedTuple):
-    """What the timestamp rules allow a sequence's next token to be; the suppressed tokens are a mask besides."""
-
-    text_from: int  # text tokens below are not allowed
-    time_from: int  # timestamps are allowed from here …
-    time_below: int  # … to here, this one not
-    is_first: bool
-    last_was_time: bool
-    last_time: int  # the last timestamp sampled; 0 for none
-    has_ended: bool
-    has_sampled: bool
-
-
-def next_tokens(rules: Rules, history: Sequence[int], n_vocab: int) -> NextTokens:
-    """For a sequence whose tokens so far, prompt included, are `history`."""
-    sampled = history[rules.sample_begin :]
-    is_first, has_ended, begin = not sampled, bool(history) and history[-1] == rules.eot, rules.timestamp_begin
-    if begin < 0:
-        return NextTokens(0, n_vocab, n_vocab, is_first, False, 0, has_ended, not is_first)
-    last_was = not is_first and sampled[-1] >= begin
-    penultimate_was = len(sampled) < 2 or sampled[-2] >= begin
-    last = next((token for token in reversed(sampled) if token >= begin), 0)
-    is_open = last_was and not penultimate_was  # a timestamp that still needs its pair
-    text_low = rules.eot if is_open else 0
-    time_low = last + (not is_open) if last else begin
-    time_high = begin if last_was and penultimate_was else n_vocab
-    if is_first:
-        text_low = begin
-        if rules.max_initial_timestamp_index >= 0:
-            time_high = min(n_vocab, begin + rules.max_initial_timestamp_index + 1)
-    return NextTokens(text_low, time_low, time_high, is_first, last_was, last, has_ended, not is_first)

@@ -25,6 +25,7 @@ ARROWS = {
     "service.http": {
         "service.errors",
         "service.settings",
+        "service.audio",  # a form gives raw sound the header that its name tells
         "service.guest",
         "service.models",
         "service.transcription",
@@ -41,8 +42,9 @@ ARROWS = {
     },
     "kernels.rules": set(),
     "kernels.checkpoints": set(),
-    "kernels.webgpu": {"kernels.rules", "kernels.checkpoints"},
-    "kernels.cpu": {"kernels.rules", "kernels.checkpoints"},
+    "kernels.inputs": {"kernels.rules", "kernels.checkpoints"},
+    "kernels.webgpu": {"kernels.inputs", "kernels.rules", "kernels.checkpoints"},
+    "kernels.cpu": {"kernels.inputs", "kernels.rules", "kernels.checkpoints"},
 }
 ONLY_IMPORTER = {  # library → the package, or the module, that alone may import it
     "av": "service.audio",
@@ -97,6 +99,12 @@ def test_every_module_is_in_a_package_with_arrows() -> None:
         for path in modules(package):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             assert module == f"{package}.__init__" or any(is_in(module, known) for known in ARROWS), module
+
+
+def test_no_test_imports_another() -> None:
+    for path in modules("tests"):
+        tests = {module for module in imports(path) if is_in(module, "tests") and ".test_" in module}
+        assert not tests, f"{path.relative_to(ROOT)} imports {tests}: what they share belongs in tests/support"
 
 
 def test_there_is_no_circle() -> None:

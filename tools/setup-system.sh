@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install the system packages Wisp can use and this machine lacks: the venv module, the Vulkan loader, Mesa's Vulkan drivers.
-# Only the first is needed to start; without a Vulkan driver Wisp serves on the CPU target. Prints nothing when all is there.
+# Installs system packages that Wisp can use and this machine lacks: the venv module, the Vulkan loader, Mesa's Vulkan drivers.
+# Only the first is required; without a Vulkan driver Wisp serves on the CPU target. Prints nothing if all are installed.
 set -euo pipefail
 python=${1:-python3}
 
@@ -13,7 +13,7 @@ missing=()
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=("$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')")
 if [ "$(uname)" = Linux ]; then # elsewhere the system brings its own graphics interface
     ldconfig=$(command -v ldconfig || echo /sbin/ldconfig)
-    # Not grep -q: it leaves at the first match, and ldconfig's broken pipe would count as a library not found.
+    # Not grep -q: it exits at the first match, and ldconfig's broken pipe would count as a missing library.
     "$ldconfig" -p 2>/dev/null | grep 'libvulkan\.so\.1' >/dev/null || missing+=(libvulkan1)
     compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null || compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null || missing+=(mesa-vulkan-drivers)
 fi

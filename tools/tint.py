@@ -1,4 +1,4 @@
-"""Tint, the WGSL compiler of Chrome and Edge: compiles kernels in a headless Chromium, on its software adapter."""
+"""Tint, Chrome's and Edge's WGSL compiler: compiles kernels in a headless Chromium on its software adapter."""
 
 import shutil
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from kernels.webgpu.variants import Variant
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
-# A device asked for without limits has WebGPU's defaults, whatever its adapter could do.
+# A device requested without limits has WebGPU's defaults, whatever its adapter supports.
 COMPILE = """
 async (kernels) => {
   const adapter = await navigator.gpu?.requestAdapter();
@@ -48,7 +48,7 @@ class NoTint(Exception):
 
 @dataclass(frozen=True)
 class Verdict:
-    """`problems`: one line each. `left`: what the adapter cannot compile for want of subgroups."""
+    """`problems`: one line each. `left`: kernels skipped because the adapter has no subgroups."""
 
     problems: list[str]
     left: list[str]
@@ -56,7 +56,7 @@ class Verdict:
 
 
 def compile_all(kernels: list[Variant]) -> Verdict:
-    """Each kernel as a module and, with its constants, as a pipeline. Raises NoTint."""
+    """Compile each kernel as a module and, with its constants, as a pipeline. Raises NoTint."""
     if CHROMIUM is None:
         raise NoTint("Chromium is not installed (Debian's package: chromium)")
     texts = [
@@ -67,7 +67,7 @@ def compile_all(kernels: list[Variant]) -> Verdict:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
             page = browser.new_page()
-            # WebGPU is for secure pages only. No request leaves the machine: this answers it.
+            # WebGPU needs a secure page. No request leaves the machine: this answers it.
             page.route("**/*", lambda route: route.fulfill(body="", content_type="text/html"))
             page.goto("https://localhost/")
             found = page.evaluate(COMPILE, texts)

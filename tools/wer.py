@@ -1,7 +1,7 @@
-"""Word error rate of the product: any model on any manifest, after openai/whisper's English text normalisation.
+"""Word error rate of the product, for any model and manifest, after openai/whisper's English text normalisation.
 
-A manifest is `manifest.jsonl` with `{"audio", "text"}` lines (and "voice", by which they are grouped), LibriSpeech's
-`transcripts.tsv` (id, tab, words), or LibriVox's `transcription` (words, then the id in brackets), its audio beside it.
+A manifest is `manifest.jsonl` with `{"audio", "text"}` lines (and "voice" to group by), LibriSpeech's `transcripts.tsv`
+(id, tab, words), or LibriVox's `transcription` (words, then the id in brackets), with its audio next to it.
 """
 
 import argparse
@@ -31,11 +31,11 @@ class Clip:
 
     audio: Path
     said: str
-    group: str = ALL  # the voice, where it is known
+    group: str = ALL  # the voice, if known
 
 
 def read_manifest(path: Path) -> list[Clip]:
-    """A manifest's clips. Raises ValueError with the line that cannot be read or has no sound."""
+    """A manifest's clips. Raises ValueError with a line that cannot be read or has no sound."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if path.suffix == ".jsonl":
         rows = [json.loads(line) for line in lines]
@@ -44,7 +44,7 @@ def read_manifest(path: Path) -> list[Clip]:
     for line in lines:
         bracketed = re.fullmatch(r"(?:<s>)?\s*(.*?)\s*(?:</s>)?\s*\((\S+)\)", line)
         name, _, words = (bracketed[2], "", bracketed[1]) if bracketed else line.partition("\t")
-        stems = (name, name.rsplit("-", 1)[-1])  # LibriVox's files are called by their id's last part
+        stems = (name, name.rsplit("-", 1)[-1])  # LibriVox's files are named by the last part of their id
         files = [path.parent / f"{stem}{suffix}" for stem in stems for suffix in (".flac", ".wav")]
         audio = next((file for file in files if file.exists()), None)
         if audio is None or not words:
@@ -55,7 +55,7 @@ def read_manifest(path: Path) -> list[Clip]:
 
 @dataclass(frozen=True)
 class Score:
-    """How often a text differs from what was said, over some clips."""
+    """The word error rate over some clips."""
 
     clips: int
     wer: float  # 0 to 1 and above
@@ -65,7 +65,7 @@ class Score:
 
 
 def score(said: Sequence[str], heard: Sequence[str]) -> Score:
-    """Word errors of normalised texts; a clip whose words normalise to nothing is left out."""
+    """Word errors of normalised texts; skips a clip whose text normalises to nothing."""
     normalise = EnglishTextNormalizer()
     pairs = [(normalise(reference), normalise(text)) for reference, text in zip(said, heard, strict=True)]
     pairs = [pair for pair in pairs if pair[0]]
@@ -74,7 +74,7 @@ def score(said: Sequence[str], heard: Sequence[str]) -> Score:
 
 
 def transcribe(clips: Iterable[Clip], flags: Mapping[str, str], options: Options) -> list[str]:
-    """What the product hears in each clip. `flags` are settings, as `wisp serve` takes them. Raises WispError."""
+    """The product's transcript of each clip. `flags` are settings, as for `wisp serve`. Raises WispError."""
     engine = Engine(read_settings({}, flags), cache_folder=user_cache_folder())
     try:
         transcriber = engine.load()
@@ -88,7 +88,7 @@ def transcribe(clips: Iterable[Clip], flags: Mapping[str, str], options: Options
 
 
 def main() -> None:
-    """`python -m tools.wer --model FOLDER --manifest FILE`: one JSON object a group, the last one of all clips."""
+    """`python -m tools.wer --model FOLDER --manifest FILE`: one JSON object per group, the last one for all clips."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="", help="as wisp serve takes it; default: what it chooses")
     parser.add_argument("--manifest", type=Path, required=True)

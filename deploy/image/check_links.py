@@ -1,4 +1,4 @@
-"""Says which shared libraries the root file system it runs in lacks; exit code 1 if there is one."""
+"""Lists shared libraries missing from the root file system it runs in; exit code 1 if there are any."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def main() -> int:
     for path in sorted(Path("/usr").rglob("*.so*")):
         if path.is_file() and not path.is_symlink() and path.read_bytes()[:4] == b"\x7fELF":
             for name in missing(loader, path):
-                sys.stderr.write(f"{path} needs {name}, which is not here\n")
+                sys.stderr.write(f"{path} needs {name}, which is missing\n")
                 broken = 1
     return broken
 

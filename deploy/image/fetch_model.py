@@ -1,4 +1,4 @@
-"""Fetches a model's files and checks each one's SHA-256: how an image comes by a model that is not the embedded one.
+"""Downloads a model's files and checks each one's SHA-256, for images with a model other than the default ones.
 
 usage: fetch_model.py URL FOLDER NAME:SHA256,…    each file is fetched from URL/NAME; spaces separate them too
 """
@@ -12,7 +12,7 @@ BLOCK_BYTES = 1 << 20
 
 
 def fetch(url: str, digest: str, target: Path) -> None:
-    """Download one file. Raises ValueError, and leaves none, if it is not the one that `digest` is of."""
+    """Download one file. Raises ValueError, and keeps no file, if its SHA-256 isn't `digest`."""
     found = hashlib.sha256()
     with urllib.request.urlopen(url) as response, target.open("wb") as file:
         while block := response.read(BLOCK_BYTES):

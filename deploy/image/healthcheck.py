@@ -5,11 +5,11 @@ import http.client
 import os
 import sys
 
-TIMEOUT_S = 12  # more than WISP_PROBE_LIMIT_S: an idle server transcribes before it answers
+TIMEOUT_S = 12  # more than WISP_PROBE_LIMIT_S: an idle server transcribes before it responds
 
 
 def status(port: int) -> int:
-    """The HTTP status of GET /readyz; 0 if nobody answers."""
+    """The HTTP status of GET /readyz; 0 without a response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/readyz")

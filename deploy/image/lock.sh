@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes requirements.lock: the newest versions that pyproject.toml allows of its dependencies, without extras, each with
-# the hashes of its files.
+# Writes requirements.lock: the newest versions of the dependencies that pyproject.toml allows, without extras, with the
+# hashes of their files.
 set -eu
 
 cd "$(dirname "$0")/../.."

@@ -1,9 +1,9 @@
-"""Compiles the guest when the image is built, into the cache where the server looks for it: ready a second sooner.
+"""Compiles the guest when the image is built, into the server's cache, which makes the server ready a second sooner.
 
-usage: precompile.py FOLDER    the cache folder of the user that will serve
+usage: precompile.py FOLDER    the cache folder of the server's user
 
-The code is for any processor of the architecture, so that one image starts as fast on every machine. A server with
-other settings, or another wasmtime, sees that the code does not fit, and compiles.
+The code runs on any processor of the architecture, so one image starts equally fast on every machine. A server with
+other settings or another wasmtime notices that the code does not fit, and compiles.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from service.http.app import GUEST_WASM
 
 
 def precompile(wasm: bytes, folder: Path) -> None:
-    """Keep the machine code of `wasm` in `folder`, made with the settings of service.guest.runner's engine."""
+    """Store the machine code of `wasm` in `folder`, compiled with the settings of service.guest.runner's engine."""
     config = engine_config()
-    config.target = f"{platform.machine()}-unknown-linux-gnu"  # without it, for this very processor
+    config.target = f"{platform.machine()}-unknown-linux-gnu"  # the default is this very processor
     CodeCache(folder).keep(hashlib.sha256(wasm).hexdigest(), bytes(Module(Engine(config), wasm).serialize()))
 
 

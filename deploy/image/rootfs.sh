@@ -1,7 +1,7 @@
 #!/bin/sh
-# Unpacks Debian packages, and none that they ask for besides, into the root file system of an image:
-# no shell, no package manager, no documentation but the licences. No maintainer script runs.
-#   rootfs.sh ROOT LIST    LIST: a file with a package's name a line; # begins a comment
+# Unpacks Debian packages, without their dependencies, into an image's root file system: no shell, no package manager, no
+# documentation except licences. No maintainer script runs.
+#   rootfs.sh ROOT LIST    LIST: a file with one package name per line; # starts a comment
 set -eu
 
 root=$1

@@ -1,6 +1,6 @@
-"""Writes a root file system's bill of materials, in CycloneDX's JSON.
+"""Writes a root file system's bill of materials as CycloneDX JSON.
 
-In it are its Debian and Python packages, the shared libraries that came in wheels, the guest and the models' weights.
+It lists Debian and Python packages, shared libraries inside wheels, the guest and the models' weights.
 
 usage: sbom.py VERSION ROOT… > sbom.cdx.json    the roots are the layers of one image
 """
@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 FFMPEG = ("libavcodec", "libavdevice", "libavfilter", "libavformat", "libavutil", "libswresample", "libswscale")
 LICENCES = {
-    **dict.fromkeys(FFMPEG, "LGPL-3.0-or-later"),  # as PyAV's wheel builds it: what avcodec_license() says
+    **dict.fromkeys(FFMPEG, "LGPL-3.0-or-later"),  # as built in PyAV's wheel: the output of avcodec_license()
     "libmp3lame": "LGPL-2.0-or-later",
     "libopencore-amrnb": "Apache-2.0",
     "libopencore-amrwb": "Apache-2.0",
@@ -26,7 +26,7 @@ LICENCES = {
     "libsndfile_x86_64": "LGPL-2.1-or-later",
     "libsndfile_arm64": "LGPL-2.1-or-later",
 }
-HOLLOW = "hollow.txt"  # beside a wheel's shared libraries: the files that slim.py made hollow, a line each
+HOLLOW = "hollow.txt"  # next to a wheel's shared libraries: the files that slim.py replaced, one per line
 PACKAGES = "usr/local/lib/python3.11/dist-packages"
 
 
@@ -47,9 +47,9 @@ def python_components(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def bundled_components(root: Path) -> Iterator[dict[str, Any]]:
-    """A component with its SHA-256 for each shared library, other than Python's modules, that a wheel brought along.
+    """A component with SHA-256 for each shared library inside a wheel, other than Python modules.
 
-    auditwheel puts the beginning of their SHA-256 into the files' names.
+    auditwheel puts the start of their SHA-256 into the file names.
     """
     for path in (root / PACKAGES).rglob("*.so*"):
         if path.is_symlink() or re.search(r"\.(cpython-|abi3)", path.name):
@@ -70,7 +70,7 @@ def bundled_components(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def file_components(root: Path) -> Iterator[dict[str, Any]]:
-    """A component with its SHA-256 for the guest, and for each model's weights."""
+    """A component with SHA-256 for the guest and for each model's weights."""
     for pattern in (f"{PACKAGES}/assets/guest.wasm", f"{PACKAGES}/assets/*/*.safetensors", "models/*/*.safetensors"):
         for path in root.glob(pattern):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -80,7 +80,7 @@ def file_components(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def sbom(version: str, roots: list[Path]) -> dict[str, Any]:
-    """The document. No date and no random number is in it: one image has one bill."""
+    """The document. It has no date and no random number, so one image always has the same bill."""
     components = [
         component
         for root in roots

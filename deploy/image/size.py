@@ -25,7 +25,7 @@ def layers(image: str) -> list[tuple[int, str]]:
 
 
 def report(rows: list[tuple[int, str]]) -> str:
-    """A line for each layer, then the sum."""
+    """A line per layer, then the total."""
     lines = [f"{size / 1e6:8.2f} MB  {made_by}" for size, made_by in rows]
     return "\n".join([*lines, f"{sum(size for size, _ in rows) / 1e6:8.2f} MB  in all, compressed"]) + "\n"
 

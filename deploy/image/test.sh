@@ -1,10 +1,10 @@
 #!/bin/sh
 # Builds an image without a Docker engine, runs it locked down, posts speech to it, and reports its size by layer.
 #   test.sh [cpu|gpu]     as root, on Debian 12 with buildah and mmdebstrap
-# The gpu image is made to use Vulkan, which Mesa has in software where there is no GPU. In the environment:
-#   BASE              the image to start from; made here if it is not in buildah's storage
-#   BUILD_ARGUMENTS   more flags for the build
-#   LIMIT_MB          fail if the image is larger, compressed (cpu: 90)
+# The gpu image must use Vulkan; without a GPU it uses Mesa's software driver. Environment:
+#   BASE              base image; made here if it isn't in buildah's storage
+#   BUILD_ARGUMENTS   additional flags for the build
+#   LIMIT_MB          fail if the compressed image is larger (cpu: 90)
 set -eu
 
 target=${1:-cpu}
@@ -19,7 +19,7 @@ done
 [ -z "${missing-}" ] || { echo "image-test: please install$missing" >&2; exit 1; }
 
 buildah inspect --type image "$base" >/dev/null 2>&1 || "$here/base.sh" "$base"
-# --timestamp and the dates in the Dockerfile are the same: two builds of the same sources give the same layers.
+# --timestamp and the dates in the Dockerfile are equal: two builds of the same sources give the same layers.
 # shellcheck disable=SC2086  # several flags
 buildah build --quiet --layers --format docker --timestamp 1767225600 --build-arg BASE="$base" --target "$target" \
     --tag "$image" ${BUILD_ARGUMENTS-} "$here/../.."

@@ -1,10 +1,10 @@
-"""Runs an image as a strict host would, and posts the sample to it: non-root, read-only, no network but loopback.
+"""Runs an image as a strict host would and posts the sample to it: non-root, read-only, only loopback as network.
 
-usage, in namespaces of its own, as test.sh makes them: try_image.py ROOT CONFIG.json SAMPLE.wav POINT [NAME=VALUE…]
+usage, inside the namespaces that test.sh makes: try_image.py ROOT CONFIG.json SAMPLE.wav POINT [NAME=VALUE…]
 
-ROOT is the image's root file system, CONFIG.json what `buildah inspect` says of it, POINT an empty folder to mount it
-at; NAME=VALUE goes into the environment. Run as root, which it takes to mount and to give itself up. Namespaces, a bind
-mount, chroot and no_new_privs: no engine takes part.
+ROOT is the image's root file system, CONFIG.json the output of `buildah inspect`, POINT an empty folder to mount it at;
+NAME=VALUE is added to the environment. Run as root, to mount and to drop root. It uses namespaces, a bind mount, chroot
+and no_new_privs, without a container engine.
 """
 
 import ctypes
@@ -26,21 +26,21 @@ from typing import Any
 SIOCSIFFLAGS, IFF_UP, PR_SET_NO_NEW_PRIVS = 0x8914, 1, 38
 READY_WITHIN_S = 60
 DEVICES = ("null", "zero", "random", "urandom")
-KEY = "wisp-image-test"  # the image listens on every address, and asks for an API key there
+KEY = "wisp-image-test"  # the image listens on every address, so it needs an API key
 SAID = "Hello, this recording was made by a computer, and every word of it was written down by another one."
 MOST = 0.9  # of its words
-# assets/sample.wav in AAC, by PyAV: the image cannot make one, as its FFmpeg has no filters.
+# assets/sample.wav as AAC, made with PyAV: the image cannot encode, as its FFmpeg has no filters.
 M4A = Path(__file__).with_name("speech.m4a")
 
 
 def bring_loopback_up() -> None:
-    """A new network namespace has loopback, switched off."""
+    """Switch loopback on: it is off in a new network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
 
 
 def mount_read_only(root: Path, target: Path) -> None:
-    """`root` at `target`, not writable, with the folders that every engine adds: /proc, /dev, an empty /tmp."""
+    """Mount `root` at `target` read-only, with the folders that every engine adds: /proc, /dev, an empty /tmp."""
 
     def mount(*arguments: str) -> None:
         subprocess.run(["mount", *arguments], check=True)
@@ -73,16 +73,16 @@ class Container:
         )
 
     def serve(self, **variables: str) -> subprocess.Popen[bytes]:
-        """Run what the image runs, with more in its environment."""
+        """Run the image's command with additional environment variables."""
         self._environment |= variables
         return self.start([*self._config["Entrypoint"], *self._config["Cmd"]])
 
     def healthy(self) -> bool:
-        """What the image's health check says."""
+        """The result of the image's health check."""
         return self.start(self._config["Healthcheck"]["Test"][1:]).wait() == 0
 
     def python(self, program: str) -> str:
-        """What a program prints that the image's own Python runs."""
+        """The output of a program run by the image's own Python."""
         process = self.start(["/usr/bin/python3.11", "-c", program], stdout=subprocess.PIPE)
         return process.communicate()[0].decode().strip()
 
@@ -91,12 +91,12 @@ class Container:
         os.chdir("/")
         os.setgroups([])
         os.setgid(self._gid)
-        os.setuid(self._uid)  # which leaves no capability behind
+        os.setuid(self._uid)  # drops all capabilities
         ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def request(method: str, path: str, body: bytes = b"", kind: str = "") -> tuple[int, bytes]:
-    """Status and body of one request to the server; status 0 while nobody listens."""
+    """Status and body of one request to the server; status 0 without a listener."""
     connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=120)
     try:
         headers = {"Authorization": f"Bearer {KEY}"} | ({"Content-Type": kind} if kind else {})
@@ -110,7 +110,7 @@ def request(method: str, path: str, body: bytes = b"", kind: str = "") -> tuple[
 
 
 def seconds_until_ready(server: subprocess.Popen[bytes]) -> float:
-    """How long /readyz takes to say 200. Raises TimeoutError, or RuntimeError if the server ends."""
+    """Seconds until /readyz is 200. Raises TimeoutError, or RuntimeError if the server ends."""
     started = time.monotonic()
     while request("GET", "/readyz")[0] != 200:
         if server.poll() is not None:
@@ -122,7 +122,7 @@ def seconds_until_ready(server: subprocess.Popen[bytes]) -> float:
 
 
 def transcribe(speech: bytes, **fields: str) -> str:
-    """The text that a transcription request is answered with. Raises AssertionError unless it has most of SAID."""
+    """The text of a transcription. Raises AssertionError unless it has most of SAID."""
     boundary = "wisp-image-test"
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="{{}}"{{}}\r\n\r\n'
     parts = [head.format(name, "") + f"{value}\r\n" for name, value in fields.items()]
@@ -136,20 +136,20 @@ def transcribe(speech: bytes, **fields: str) -> str:
 
 
 def share_of(said: str, heard: str) -> float:
-    """The share of the words of `said` that `heard` has in their order."""
+    """The share of the words of `said` that `heard` has in the same order."""
     words, found = ([word.strip(".,").lower() for word in text.split()] for text in (said, heard))
     blocks = SequenceMatcher(None, words, found, autojunk=False).get_matching_blocks()
     return sum(block.size for block in blocks) / len(words)
 
 
 def expect(holds: bool, otherwise: str) -> None:
-    """Raise AssertionError with a sentence unless something holds."""
+    """Raise AssertionError with the sentence `otherwise` unless `holds`."""
     if not holds:
         raise AssertionError(otherwise)
 
 
 def try_image(point: Path, config: dict[str, Any], speech: bytes, say: Callable[[str], object]) -> None:
-    """Check what must hold, start the server, transcribe, stop it. Raises when something does not hold."""
+    """Start the server, transcribe, check everything, stop it. Raises if a check fails."""
     container = Container(point, config)
     expect(not any(point.glob("usr/bin/*sh")), "the image has a shell")
     expect(container.python("import os; print(os.getuid())") == config["User"].partition(":")[0], "wrong user")
@@ -173,7 +173,7 @@ def try_image(point: Path, config: dict[str, Any], speech: bytes, say: Callable[
 
 
 def peak_mib(point: Path, pid: int) -> int:
-    """The most memory a process has held, in MiB."""
+    """A process's peak memory in MiB."""
     status = (point / f"proc/{pid}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) // 1024
 

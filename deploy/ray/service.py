@@ -1,9 +1,9 @@
-"""Wisp under Ray Serve: every replica is a whole Wisp, with a model and guests of its own, and answers what Wisp does.
+"""Wisp under Ray Serve: every replica is a complete Wisp with its own model and guests, and the same API.
 
     serve run deploy.ray.service:app
 
-Settings are Wisp's WISP_* variables, as the replicas' processes see them. The address is Ray's own, 127.0.0.1 unless
-its configuration says otherwise, and Wisp can't see it: WISP_PUBLISHED states it where other machines reach it.
+Settings are Wisp's WISP_* variables in the replicas' environment. Ray owns the listening address, 127.0.0.1 unless
+configured otherwise, and Wisp cannot see it: set WISP_PUBLISHED if other machines can reach it.
 """
 
 import os
@@ -20,8 +20,8 @@ from service.transcription.memory import keep_little
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-CPUS = 2  # of one replica: as many transcriptions compute at once by default (WISP_WORKERS)
-GPUS = float(os.environ.get("WISP_RAY_GPUS", "0"))  # of one replica; several may share a GPU: 0.25
+CPUS = 2  # per replica: as many transcriptions compute in parallel by default (WISP_WORKERS)
+GPUS = float(os.environ.get("WISP_RAY_GPUS", "0"))  # per replica; several may share a GPU: 0.25
 MAX_REPLICAS = int(os.environ.get("WISP_RAY_MAX_REPLICAS", "4"))
 
 
@@ -39,7 +39,7 @@ app = serve.deployment(
     serve.ingress(build)(),
     name="Wisp",
     ray_actor_options={"num_cpus": 0 if GPUS else CPUS, "num_gpus": GPUS},
-    # A replica has its own bounded queue and says 429 when it is full: Ray only has to let that many through.
+    # A replica has its own bounded queue and returns 429 when it is full, so Ray must let that many requests through.
     max_ongoing_requests=256,
     autoscaling_config={"min_replicas": 1, "max_replicas": MAX_REPLICAS, "target_ongoing_requests": 4},
     graceful_shutdown_timeout_s=35,

@@ -1,10 +1,10 @@
-"""A Ray Data job: every audio file of a folder → Parquet, one row a file.
+"""A Ray Data job that transcribes every audio file of a folder into Parquet, one row per file.
 
     python -m deploy.ray.transcribe_folder FOLDER OUT [--concurrency N] [--cpus C] [--gpus G] [--embedded]
 
-FOLDER and OUT are paths that every node sees, or addresses that Ray reads and writes (s3://…). Settings are Wisp's
-WISP_* variables. A file that cannot be transcribed has a row too, with the reason in `error`. A node on which only the
-embedded model is found ends the job, unless --embedded allows it: nobody wants its mistakes in a table by accident.
+FOLDER and OUT are paths that every node sees, or URLs that Ray supports (s3://…). Settings are Wisp's WISP_* variables.
+A file that cannot be transcribed also gets a row, with the reason in `error`. The job fails on a node with only the
+embedded model, unless --embedded allows it, so that nobody collects its mistakes by accident.
 """
 
 import argparse
@@ -25,21 +25,21 @@ from service.settings import read_settings
 from service.transcription.memory import keep_little
 from service.transcription.transcriber import Options
 
-# Said rather than inferred: a Parquet file whose every row failed would have a text column of another type.
+# Explicit rather than inferred: in a Parquet file with only failed rows, the text column would get another type.
 SCHEMA = pyarrow.schema(
     {
         "path": pyarrow.string(),
         "text": pyarrow.string(),
         "language": pyarrow.string(),
         "duration": pyarrow.float64(),  # seconds
-        "segments": pyarrow.string(),  # JSON, as the API's verbose_json has them
+        "segments": pyarrow.string(),  # JSON, as in the API's verbose_json
         "error": pyarrow.string(),
     }
 )
 
 
 class Transcribe:
-    """What an actor does with one file after the other: its own engine, loaded once."""
+    """One actor: transcribes file after file with its own engine, loaded once."""
 
     def __init__(self, may_be_embedded: bool) -> None:
         keep_little()
@@ -50,7 +50,7 @@ class Transcribe:
         self._transcriber = engine.load()
 
     def __call__(self, files: pyarrow.Table) -> pyarrow.Table:
-        """Columns path and bytes → SCHEMA's, a row a file."""
+        """Columns path and bytes → SCHEMA's, one row per file."""
         return pyarrow.Table.from_pylist([self._row(file["path"], file["bytes"]) for file in files.to_pylist()], SCHEMA)
 
     def _row(self, path: str, content: bytes) -> dict[str, str | float]:

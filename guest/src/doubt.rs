@@ -1,13 +1,13 @@
-//! Windows in which there may be no speech: what about a first decode is unlike speech.
+//! Windows that may have no speech: the signs of that in a first decode.
 
 use crate::decode::DecodingResult;
 use crate::options::FRAMES_PER_SECOND;
 
-/// Of the windows of 256 recordings of speech 1 in 20 has a higher probability of no speech.
+/// 1 in 20 windows of 256 recordings of speech has a higher no-speech probability.
 const NO_SPEECH_PROB: f64 = 0.3;
 const AVG_LOGPROB: f64 = -0.6;
 const COMPRESSION_RATIO: f64 = 2.0;
-/// Slower than the slowest of speakers.
+/// Below the slowest speakers.
 const TOKENS_PER_SECOND: f64 = 1.0;
 
 /// Whether the host should listen for speech. `text`: of the first decode; `before`: of the window before, if there is

@@ -1,4 +1,4 @@
-//! What the guest says on stdout: one JSON object a line, written out at once.
+//! The guest's events on stdout: one JSON object per line, written immediately.
 
 use crate::Result;
 use serde::Serialize;
@@ -45,7 +45,7 @@ pub struct Segment {
     /// One for each of `tokens`, only where token events are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<f32>>,
-    /// Only where they were asked for.
+    /// Only if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub words: Option<Vec<Word>>,
 }

@@ -54,7 +54,7 @@ fn needs_fallback(result: &DecodingResult, options: &Options) -> bool {
     (too_repetitive || too_unlikely) && !silent
 }
 
-/// Whether a window is skipped as silence.
+/// Whether to skip a window as silence.
 pub fn is_silence(result: &DecodingResult, options: &Options) -> bool {
     let likely = options.logprob_threshold.map_or(false, |least| result.avg_logprob > least);
     exceeds(result.no_speech_prob, options.no_speech_threshold) && !likely

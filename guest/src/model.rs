@@ -1,4 +1,4 @@
-//! What the policy asks of a Whisper model: encode a window, append tokens to cached sequences, look at the result.
+//! The policy's interface to a Whisper model: encode a window, append tokens to cached sequences, read the results.
 
 use crate::Result;
 
@@ -33,7 +33,7 @@ pub trait Model {
     /// none.
     fn hears_speech(&mut self, first: usize, last: usize) -> Result<bool>;
 
-    /// Token ids → text, without special tokens; bytes that are no UTF-8 as U+FFFD.
+    /// Token ids → text, without special tokens; invalid UTF-8 becomes U+FFFD.
     fn decode_text(&mut self, tokens: &[i32]) -> Result<String>;
 
     /// Text → token ids, no special tokens added.

@@ -131,7 +131,7 @@ pub struct Options {
     pub times: Times,
     /// Of the random numbers at temperatures above 0.
     pub seed: u64,
-    /// Greedy tokens asked for in one compute.
+    /// Greedy tokens per compute.
     pub run_ahead: usize,
     /// Whether to write an event for each token, and each segment's log-probabilities.
     pub emit_tokens: bool,

@@ -136,76 +136,38 @@ impl TimestampRules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{argument, EOT, NO_TIMESTAMPS, N_VOCAB, TIMESTAMP_BEGIN};
-    use serde_json::json;
+    use crate::fake::{argument, EOT, NO_TIMESTAMPS, TIMESTAMP_BEGIN};
+    use serde_json::{json, Value};
 
-    fn allowed(options: serde_json::Value, sampled: &[i32], logits: &[(i32, f32)]) -> Vec<i32> {
-        let argument = argument(options);
-        let mut values = vec![0.0; N_VOCAB];
-        for &(token, logit) in logits {
-            values[token as usize] = logit;
+    fn tokens(list: &Value) -> Vec<i32> {
+        list.as_array().into_iter().flatten().map(|token| token.as_i64().unwrap() as i32).collect()
+    }
+
+    /// tests/rules.json, which tests the rules of the device and of the host too.
+    #[test]
+    fn each_case_of_the_table() {
+        let table: Value = serde_json::from_str(include_str!("../../tests/rules.json")).unwrap();
+        let id = |name: &str| table[name].as_i64().unwrap() as i32;
+        for case in table["cases"].as_array().unwrap() {
+            let rules = Rules {
+                eot: id("eot"),
+                suppress: tokens(&case["suppress"]),
+                begin_suppress: tokens(&case["begin_suppress"]),
+                timestamps: case["timestamps"].as_bool().unwrap_or(true).then(|| TimestampRules {
+                    begin: id("timestamp_begin"),
+                    no_timestamps: id("no_timestamps"),
+                    max_initial_index: case["limit"].as_i64().map(|index| index as i32),
+                }),
+            };
+            let mut logits = vec![-20.0; id("n_vocab") as usize];
+            for (token, logit) in case["logits"].as_object().unwrap() {
+                logits[token.parse::<usize>().unwrap()] = logit.as_f64().unwrap() as f32;
+            }
+            rules.filter(&tokens(&case["sampled"]), &mut logits);
+            let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let chosen = logits.iter().position(|&logit| logit == best && logit > f32::NEG_INFINITY);
+            assert_eq!(chosen.map(|token| token as i64), case["chosen"].as_i64(), "{}", case["rule"]);
         }
-        Rules::new(&argument.tokens, &argument.options).filter(sampled, &mut values);
-        (0..N_VOCAB as i32).filter(|&token| values[token as usize] > f32::NEG_INFINITY).collect()
-    }
-
-    const T: i32 = TIMESTAMP_BEGIN;
-    /// Keeps the sum of the timestamps below the likeliest text token.
-    const LIKELY_TEXT: (i32, f32) = (5, 10.0);
-
-    #[test]
-    fn the_first_token_is_an_early_timestamp() {
-        assert_eq!(allowed(json!({}), &[], &[LIKELY_TEXT]), (T..=T + 50).collect::<Vec<_>>());
-        assert_eq!(allowed(json!({"max_initial_timestamp": 0.04}), &[], &[]), [T, T + 1, T + 2]);
-        let last_of = |seconds: f64| *allowed(json!({ "max_initial_timestamp": seconds }), &[], &[]).last().unwrap();
-        // Python's round(), of quotients a little off and of halves.
-        assert_eq!((last_of(0.58), last_of(0.05), last_of(0.07)), (T + 29, T + 2, T + 4));
-        for unlimited in [json!(null), json!(0.0)] {
-            let options = json!({ "max_initial_timestamp": unlimited });
-            assert_eq!(allowed(options, &[], &[]), (T..N_VOCAB as i32).collect::<Vec<_>>());
-        }
-    }
-
-    #[test]
-    fn text_follows_an_opening_timestamp() {
-        let allowed = allowed(json!({}), &[T + 3], &[LIKELY_TEXT]);
-        assert!(allowed.contains(&5) && allowed.contains(&EOT));
-        assert!(allowed.iter().all(|&token| token < T && token != NO_TIMESTAMPS));
-    }
-
-    #[test]
-    fn a_closing_timestamp_is_followed_by_a_timestamp_or_the_end() {
-        let allowed = allowed(json!({}), &[T + 3, 5, T + 9], &[(EOT, 20.0)]);
-        assert_eq!(allowed[0], EOT);
-        assert_eq!(allowed.iter().find(|&&token| token >= T), Some(&(T + 9)));
-    }
-
-    #[test]
-    fn timestamps_neither_decrease_nor_close_an_empty_segment() {
-        let after_text = allowed(json!({}), &[T + 3, 5], &[LIKELY_TEXT]);
-        assert_eq!(after_text.iter().find(|&&token| token >= T), Some(&(T + 4)));
-        let last = N_VOCAB as i32 - 1;
-        assert!(allowed(json!({}), &[last, 5], &[LIKELY_TEXT]).iter().all(|&token| token < T));
-    }
-
-    #[test]
-    fn likely_timestamps_together_exclude_text() {
-        let next = allowed(json!({}), &[T, 5], &[(5, 1.0)]);
-        assert!(next.iter().all(|&token| token > T));
-    }
-
-    #[test]
-    fn blank_and_end_are_not_first_and_suppressed_tokens_never_come() {
-        let options = json!({"without_timestamps": true});
-        let first = allowed(options.clone(), &[], &[]);
-        let second = allowed(options, &[5], &[]);
-        for token in [0, EOT] {
-            assert!(!first.contains(&token) && second.contains(&token));
-        }
-        assert!(!first.contains(&1) && !second.contains(&1));
-        assert!(second.contains(&NO_TIMESTAMPS) && second.contains(&T));
-        let options = json!({"without_timestamps": true, "suppress_blank": false});
-        assert!(allowed(options, &[], &[]).contains(&0));
     }
 
     #[test]
@@ -213,10 +175,22 @@ mod tests {
         let argument = argument(json!({}));
         let rules = Rules::new(&argument.tokens, &argument.options);
         let suppress = argument.tokens.suppress.clone();
-        let head = [4, 3, EOT, T, NO_TIMESTAMPS, 50, suppress.len() as i32, 2];
+        let head = [4, 3, EOT, TIMESTAMP_BEGIN, NO_TIMESTAMPS, 50, suppress.len() as i32, 2];
         assert_eq!(rules.tensor(4, 3), [&head[..], &suppress, &[0, EOT]].concat());
+        assert_eq!(Rules::from_tensor(&rules.tensor(4, 3)), rules);
         let options = Options { without_timestamps: true, suppress_blank: false, ..argument.options };
         let tensor = Rules::new(&argument.tokens, &options).tensor(1, 1);
         assert_eq!(tensor[3..8], [-1, -1, -1, suppress.len() as i32, 0]);
+    }
+
+    #[test]
+    fn the_limit_is_rounded_as_python_rounds() {
+        let limit = |seconds: Value| {
+            let argument = argument(json!({ "max_initial_timestamp": seconds }));
+            Rules::new(&argument.tokens, &argument.options).tensor(1, 1)[5]
+        };
+        // Quotients a little off, and halves.
+        assert_eq!([0.04, 0.58, 0.05, 0.07].map(|seconds| limit(json!(seconds))), [2, 29, 2, 4]);
+        assert_eq!([json!(null), json!(0.0)].map(limit), [-1, -1]);
     }
 }

@@ -1,10 +1,10 @@
-//! Where there is sound in a window, frame by frame: what is louder, band by band, than the recording's quietest.
+//! Finds the sound in a window, frame by frame: louder, band by band, than the recording's quietest frames.
 
 use std::ops::Range;
 
 /// A shorter silence is a part of the word around it: stops such as p and k are silent for up to 120 ms.
 const MIN_SILENCE: usize = 14;
-/// Frames kept around sound: a word begins and ends more quietly than it can be told from the noise.
+/// Frames kept around sound: a word begins and ends too quietly to be distinguished from the noise.
 const MARGIN: usize = 5;
 /// dB in one unit of a log-mel value, which is (log10 of the power + 4) / 4.
 const DECIBELS: f32 = 40.0;

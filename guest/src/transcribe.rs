@@ -107,7 +107,7 @@ pub fn transcribe<R: Read, W: Write>(
                 events.write(&Event::Segment(segment))?;
             }
             transcript.end_window(tried);
-            // Where the reference would hear the same window for ever, it is passed over.
+            // The reference would decode the same window forever; here it is skipped.
             seek = if next_seek > seek { next_seek } else { seek + segment_size };
         }
     }
@@ -133,7 +133,7 @@ fn clips(timestamps: &[f64]) -> Vec<(usize, Option<usize>)> {
     timestamps.chunks(2).map(|clip| (frames(clip[0]), clip.get(1).map(|&end| frames(end)))).collect()
 }
 
-/// The language asked for, or the likeliest of the first window (of the audio, or of its first clip).
+/// The requested language, or the likeliest of the first window (of the audio, or of its first clip).
 fn language<R: Read>(argument: &Argument, model: &mut dyn Model, features: &mut Features<R>) -> Result<String> {
     if let Some(language) = &argument.options.language {
         return Ok(language.clone());

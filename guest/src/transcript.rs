@@ -1,4 +1,4 @@
-//! What has been said so far: the prompt of the next window, and the text at the end.
+//! The transcript so far: the prompt of the next window, and the text at the end.
 
 use crate::events::Segment;
 use crate::model::Model;

@@ -239,7 +239,7 @@ fn split_on_unicode(model: &mut dyn Model, text_tokens: &[i32], eot: i32) -> Res
     for token in tokens {
         current.push(token);
         let decoded = decode(&current)?;
-        // A replacement character that the whole text has, too, is no cut through a character.
+        // A replacement character that the whole text has too doesn't cut a character in two.
         let broken = decoded.chars().position(|c| c == REPLACEMENT);
         if broken.map_or(true, |place| full.get(offset + place) == Some(&REPLACEMENT)) {
             offset += decoded.chars().count();
@@ -263,7 +263,7 @@ fn median_duration(alignment: &[WordTiming]) -> f64 {
     median.min(0.7)
 }
 
-/// A long pause at the end of a sentence is no part of the words beside it.
+/// A long pause at the end of a sentence doesn't belong to the words beside it.
 fn truncate_at_sentence_ends(alignment: &mut [WordTiming], max_duration: f64) {
     if alignment.iter().all(|timing| timing.end == timing.start) {
         return;

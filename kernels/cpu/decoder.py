@@ -11,6 +11,7 @@ from kernels.cpu.arithmetic import Arithmetic, Encoded
 from kernels.cpu.cores import slices
 from kernels.cpu.encoder import EncoderContext
 from kernels.cpu.numpy_ops import Float, softmax
+from kernels.inputs import CHOSEN, CROSS_ATTENTION, LOG_PROBABILITIES, LOGITS, TOKEN_PROBABILITIES, DecoderInputs
 from kernels.rules import Int, Rules
 
 MAX_SEQUENCES = 64  # a guest asking for more would only exhaust the host's memory
@@ -34,14 +35,13 @@ class DecoderContext:
         self._alignment_heads = alignment_heads
         self._arithmetic: Arithmetic | None = arithmetic
         self._peers = peers
-        self._rules: Rules | None = None
+        self._inputs = DecoderInputs(dims, MAX_SEQUENCES)
         self._start(None)
 
     def _start(self, encoded: Encoded | None) -> None:
         """Forgets every sequence; the next are over this window."""
         self._encoded = encoded
-        self._tokens: Int | None = None  # inputs 1 and 2, consumed by compute
-        self._origins: Int | None = None
+        self._inputs.forget()
         self._sequences: list[list[int]] = []  # every token appended, of each sequence
         self._cache: Float | None = None  # [n_text_layer, 2, n_sequences, n_text_head, n_text_ctx, d]
         self._position = 0
@@ -58,66 +58,30 @@ class DecoderContext:
         """Sets audio (0), tokens (1), origins (2) or rules (3). Raises ValueError for what the model cannot take."""
         if self._arithmetic is None:
             raise ValueError("this decoder context is closed")
-        dims = self._dims
-        if index == 3:
-            self._rules = Rules.parse(tensor, dims.n_vocab)
-            return
-        if index not in (0, 1, 2):
-            raise ValueError(f"the decoder has no input {index}")
-        name, rank = (("audio", 1), ("tokens", 2), ("origins", 1))[index]
-        if tensor.dtype != np.int32 or tensor.ndim != rank or tensor.size == 0:
-            raise ValueError(
-                f"{name} must be i32 of rank {rank} and not empty, found {tensor.dtype} {list(tensor.shape)}"
-            )
-        if len(tensor) > MAX_SEQUENCES:
-            raise ValueError(f"{len(tensor)} sequences are more than {MAX_SEQUENCES}")
-        if index == 0:
-            self._start(self._attend(tensor))
-        elif index == 1:
-            if int(tensor.min()) < 0 or int(tensor.max()) >= dims.n_vocab:
-                raise ValueError(f"a token is not one of {dims.n_vocab}")
-            self._tokens = tensor
-        else:
-            self._origins = tensor
+        handle = self._inputs.set(index, tensor)
+        if handle is not None:
+            self._start(self._attend(handle))
 
-    def _attend(self, tensor: Int) -> Encoded:
-        """The encoder result that input 0 names by its context's handle."""
-        if tensor.shape != (1,):
-            raise ValueError(f"audio must be one handle, found {list(tensor.shape)}")
-        peer = self._peers.get(int(tensor[0]))
+    def _attend(self, handle: int) -> Encoded:
+        """The result of the encoder context with that handle."""
+        peer = self._peers.get(handle)
         if (
             not isinstance(peer, EncoderContext)
             or peer.encoded is None
             or peer.encoded.arithmetic is not self._arithmetic
         ):
-            raise ValueError(f"audio {int(tensor[0])} is no encoder context of this model that has computed")
+            raise ValueError(f"audio {handle} is no encoder context of this model that has computed")
         return peer.encoded
 
     def compute(self) -> None:
         """Appends the tokens set, then chooses up to n_steps more. Raises ValueError for inconsistent inputs."""
-        encoded, tokens, origins, rules = self._encoded, self._tokens, self._origins, self._rules
+        encoded, rules = self._encoded, self._inputs.rules
         if self._arithmetic is None:
             raise ValueError("this decoder context is closed")
-        if encoded is None or tokens is None:
-            raise ValueError("audio is not set" if encoded is None else "tokens are not set")
-        n_sequences, n_new = tokens.shape
-        n_cached = len(self._sequences)
-        if origins is not None:
-            if len(origins) != n_sequences:
-                raise ValueError(f"{len(origins)} origins for {n_sequences} sequences")
-            if int(origins.min()) < 0 or int(origins.max()) >= n_cached:
-                raise ValueError(f"an origin is not one of {n_cached} cached sequences")
-        elif n_cached not in (0, n_sequences):
-            raise ValueError(f"{n_sequences} sequences of tokens for {n_cached} cached ones, and no origins")
-        if self._position + n_new > self._dims.n_text_ctx:
-            raise ValueError(
-                f"{self._position} + {n_new} tokens are more than the {self._dims.n_text_ctx} of the text context"
-            )
-        if rules is not None and rules.n_steps and self._position + n_new < rules.sample_begin:
-            raise ValueError(f"sampling would begin at {rules.sample_begin}, after {self._position + n_new} tokens")
-
-        self._tokens = self._origins = None
-        self._arrange(n_sequences, origins)
+        if encoded is None:
+            raise ValueError("audio is not set")
+        tokens, origins = self._inputs.take(len(self._sequences), self._position)
+        self._arrange(len(tokens), origins)
         self._appended = tokens
         is_choosing = rules is not None and rules.n_steps > 0
         self._hidden, self._queries = self._append(tokens, encoded, self._arithmetic, is_choosing)
@@ -129,16 +93,16 @@ class DecoderContext:
         """Output `index`. Raises ValueError before a compute that gives it, or for an unknown index."""
         if self._arithmetic is None or self._hidden is None:
             raise ValueError("nothing is computed yet")
-        if index == 0:
+        if index == LOGITS:
             return self._last_logits(self._arithmetic)
-        if index in (1, 2):
-            output = self._chosen if index == 1 else self._log_probabilities
+        if index in (CHOSEN, LOG_PROBABILITIES):
+            output = self._chosen if index == CHOSEN else self._log_probabilities
             if output is None:
                 raise ValueError("no tokens were chosen: the rules ask for none")
             return output
-        if index == 3:
+        if index == CROSS_ATTENTION:
             return self._cross_attention(self._arithmetic)
-        if index == 4:
+        if index == TOKEN_PROBABILITIES:
             return self._token_probabilities(self._arithmetic)
         raise ValueError(f"the decoder has no output {index}")
 
@@ -221,7 +185,8 @@ class DecoderContext:
 
         NaN for the first, and 0 for a token from eot on, which is not among them. Source: `timing.py`.
         """
-        if self._rules is None:
+        rules = self._inputs.rules
+        if rules is None:
             raise ValueError("rules are not set, and with them end of text")
         assert self._hidden is not None and self._appended is not None
         n_sequences, n_new = self._appended.shape
@@ -229,8 +194,8 @@ class DecoderContext:
         for sequence, tokens in enumerate(self._appended):
             for rows in slices(n_new - 1, LOGIT_ROWS):
                 following = tokens[1:][rows]
-                probabilities = softmax(arithmetic.logits(self._hidden[sequence, rows], self._rules.eot))
-                listed = following < self._rules.eot
+                probabilities = softmax(arithmetic.logits(self._hidden[sequence, rows], rules.eot))
+                listed = following < rules.eot
                 result[sequence, 1:][rows] = 0
                 result[sequence, 1:][rows][listed] = probabilities[listed.nonzero()[0], following[listed]]
         return result

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from kernels.checkpoints.load import Dimensions
 from kernels.cpu.arithmetic import Arithmetic, Encoded
 from kernels.cpu.numpy_ops import Float
+from kernels.inputs import checked_mel
 
 
 class EncoderContext:
@@ -23,14 +23,7 @@ class EncoderContext:
         """Sets the log-mel window. Raises ValueError for another index, dtype, shape, NaN or ∞, or after close()."""
         if self._arithmetic is None:
             raise ValueError("this encoder context is closed")
-        shape = (1, self._dims.n_mels, 2 * self._dims.n_audio_ctx)
-        if index != 0:
-            raise ValueError(f"the encoder has no input {index}")
-        if tensor.dtype != np.float32 or tensor.shape != shape:
-            raise ValueError(f"mel must be f32 {list(shape)}, found {tensor.dtype} {list(tensor.shape)}")
-        if not np.isfinite(tensor).all():
-            raise ValueError("mel holds values that are not finite")
-        self._mel = tensor
+        self._mel = checked_mel(self._dims, index, tensor)
 
     def compute(self) -> None:
         """Encodes the window set. Raises ValueError when none is, or after close()."""

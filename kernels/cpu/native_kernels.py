@@ -25,7 +25,7 @@ from kernels.cpu.native_library import (
     Team,
 )
 from kernels.cpu.numpy_ops import Float
-from kernels.rules import Int, Rules, next_tokens
+from kernels.rules import Int, Rules
 
 MOST_LANES = 16  # vector.h's LANES, of any variant
 DECODING_THREADS = 8  # a token's pieces are a few µs: more threads would wait for each other longer than they work
@@ -103,7 +103,7 @@ class NativeWhisper:
         chosen: list[int] = []
         log_probabilities: list[float] = []
         for hidden, row, sequence in zip(last, logits, sequences, strict=True):
-            allowed = next_tokens(rules, sequence, n_vocab)
+            allowed = rules.next_tokens(sequence, n_vocab)
             if allowed.has_ended:
                 chosen.append(rules.eot)
                 log_probabilities.append(0.0)

@@ -91,13 +91,11 @@ def linear(x: Float, weight: Float, bias: Float | None = None, cores: Cores | No
     return y
 
 
-def conv1d(x: Float, weight: Float, bias: Float, stride: int) -> Float:
-    """(n_frames, n_in), weight [n_out, 3 · n_in] → (⌈n_frames / stride⌉, n_out): kernel 3, padding 1."""
-    return linear(conv_windows(x, stride), weight, bias)
-
-
 def conv_windows(x: Float, stride: int) -> Float:
-    """(n_frames, n_in) → (⌈n_frames / stride⌉, 3 · n_in): the three frames under the kernel at each position."""
+    """(n_frames, n_in) → (⌈n_frames / stride⌉, 3 · n_in): the three frames under the kernel at each position.
+
+    Padding is 1.
+    """
     n_frames, n_in = x.shape
     n_out = (n_frames - 1) // stride + 1
     windows = np.zeros((n_out, 3, n_in), np.float32)

@@ -275,13 +275,12 @@ class Device:
         with _told(pipeline.name):
             return self.handle.create_bind_group(layout=pipeline.layout, entries=entries)
 
-    def submit(self, recording: Recording, *, repeat: int = 1, reads: Sequence[Binding] = ()) -> Reading | None:
-        """Send the recording to the device `repeat` times as one command buffer, with `reads` to come back after it."""
+    def submit(self, recording: Recording, *, reads: Sequence[Binding] = ()) -> Reading | None:
+        """Send the recording to the device as one command buffer, with `reads` to come back after it."""
         views = [as_view(view) for view in reads]
         with _told("the device refused the work"):
             encoder = self.handle.create_command_encoder()
-            for _ in range(repeat):
-                _replay(encoder, recording.steps)
+            _replay(encoder, recording.steps)
             if not views:
                 self.handle.queue.submit([encoder.finish()])
                 return None

@@ -38,9 +38,13 @@ class Output:
         self._frames: list[bytes] = []
         self._n_planes = self._n_bytes = 0
 
+    def is_alive(self) -> None:
+        """Report that something was decoded, even if it gives no sound yet."""
+        still_alive(self._limits)
+
     def frame(self, format: str, rate: int, n: int, planes: list[bytes], channels: int) -> None:
         """Add a decoded frame: `n` samples of each channel."""
-        still_alive(self._limits)
+        self.is_alive()
         shape = (format.encode(), rate, channels, n)
         if shape != self._shape or self._n_bytes >= BLOCK_BYTES:
             self.flush()
@@ -66,16 +70,17 @@ class Output:
 def decode(file: int, out: int, start: int, limits: Limits) -> NoReturn:
     """Decode one file in this process, then exit."""
     from service.audio import ffmpeg
+    from service.audio.source import Refused, Source
 
     status = 0
     output = Output(out, limits)
     try:
-        source = ffmpeg.Source(file, start)
+        source = Source(file, start)
         confine(limits)
         still_alive(limits)
         try:
             ffmpeg.decode(source, output)
-        except ffmpeg.Refused as error:
+        except Refused as error:
             output.send(REFUSED, str(error).encode())
         except MemoryError:
             output.send(

@@ -1,4 +1,4 @@
-"""Finds files joined end to end in one upload: where the next may start after the previous one's sound."""
+"""Finds files joined end to end in one upload, and junk in front: where a file begins and where the next may start."""
 
 import heapq
 import re
@@ -10,10 +10,13 @@ from service.audio.tags import behind_tags
 
 _FIRST_PIECE, _PIECE = 1 << 12, 1 << 20  # the next file is nearly always close
 _HEAD_BYTES = 16
+_N_HEAD = 6  # bytes of a frame's header that are checked
 _N_FRAMES = 3  # in a row, for bytes to count as frames
+_RUN = 10  # in a row that cannot be samples by chance
 _MAX_BOXES = 100
 _MAX_ZEROS = 1 << 20  # of padding between files
 _MAX_MARKS = 1000  # of one kind per piece
+UNKNOWN_SIZES = (0, 0xFFFF_FFFF)  # of a WAV's sound, written by programs that cannot seek back
 _TAIL_BYTES = 64  # after the last sound: padding, or an FLV's last tag
 # Signatures to search for, and how many bytes of the file's head precede them.
 _MARKS = {
@@ -43,6 +46,13 @@ _CERTAIN = re.compile(
     rb"|0&\xb2u\x8ef\xcf\x11|\x1aE\xdf\xa3|NIST_1A\n",
     re.DOTALL,
 )
+# A frame of MPEG, layer II or III, or of ADTS with AAC of low complexity.
+_FRAME = re.compile(rb"\xff(?:[\xe2-\xe5\xf2-\xf5\xfa-\xfd][\x10-\xef]|[\xf0\xf1\xf8\xf9][\x40-\x73])", re.DOTALL)
+# MPEG's streams, whose parts all begin so: packs, and packets of 188 bytes.
+_STREAM = re.compile(rb"\0\0\x01\xba[\x21-\x2f\x44-\x7f]|(?:G.{187}){4}G", re.DOTALL)
+_BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # that QuickTime files begin with, without ftyp
+# The first bytes of files without sound: JPEG, PNG, GIF, PDF, zip, gzip, 7z, XML.
+NO_SOUND = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"%PDF", b"PK\3\4", b"\x1f\x8b\x08", b"7z\xbc\xaf", b"<?xml")
 _TAG = re.compile(rb"ID3[\x02-\x04][\x00-\x10].[\0-\x7f]{4}", re.DOTALL)
 # kbit/s by four bits of the header: MPEG 1 layer III, MPEG 1 layer II, both of MPEG 2
 _BIT_RATES = {
@@ -71,12 +81,62 @@ def is_head(read_at: ReadAt, at: int) -> bool:
     return bool(_CERTAIN.match(read_at(at, _HEAD_BYTES))) or is_frames(read_at, at)
 
 
+def beginning(read_at: ReadAt, at: int) -> int:
+    """Where the first file or frame begins: at `at`, behind zeros, or behind up to a MiB of junk.
+
+    Junk that is a file of another kind, a picture or an archive, is that file.
+    """
+    start = read_at(at, 8)
+    if is_head(read_at, at) or start.startswith(NO_SOUND) or start[4:] in _BOXES:
+        return at
+    place = at
+    while (further := behind_zeros(read_at, place)) > place:
+        place = further
+    if is_head(read_at, place):
+        return place
+    place = max(at, place - 3)  # an MP4's first box begins with zeros
+    end = place + _PIECE
+    head = min(end, next((head.at for head in _marked(read_at, place) if _is_sure(read_at, head)), end))
+    if stream := _STREAM.search(read_at(place, head - place)):
+        head = place + stream.start()
+    if (frames := _frames(read_at, place, head)) is not None:
+        return frames
+    return at if head == end else head
+
+
 def next_file(read_at: ReadAt, at: int) -> int | None:
     """Start of the next audio file, after zeros or any other bytes; None if no certain one is found."""
     place = behind_zeros(read_at, at)
     if is_head(read_at, place):
         return place
-    return next((head.at for head in _marked(read_at, at) if _is_sure(read_at, head)), None)
+    head = next((head.at for head in _marked(read_at, at) if _is_sure(read_at, head)), None)
+    frames = _frames(read_at, at, head)
+    return head if frames is None else frames
+
+
+def _frames(read_at: ReadAt, at: int, end: int | None) -> int | None:
+    """Where frames of MPEG or AAC begin before `end`, or the file's; None where there are none to be sure of."""
+    while (end is None or at < end) and len(piece := read_at(at, _PIECE + _N_HEAD)) > _N_HEAD:
+        for match in _FRAME.finditer(piece, 0, _PIECE + 2 if end is None else min(_PIECE, end - at) + 2):
+            if _is_run(read_at, at + match.start()):
+                return at + match.start()
+        at += _PIECE
+    return None
+
+
+def _is_run(read_at: ReadAt, at: int) -> bool:
+    """Whether frames alike follow one another here. They must differ: the samples of a tone may repeat a header."""
+    first, frames, n = read_at(at, _N_HEAD), set(), 0
+    while n < _RUN:
+        head = read_at(at, _N_HEAD)
+        length = _frame_bytes(head)
+        if not length or head[1] != first[1] or (head[2] ^ first[2]) & 0x0C:
+            break
+        frame = read_at(at, length)
+        if len(frame) == length:
+            frames.add(frame)
+        at, n = at + length, n + 1
+    return len(frames) > 1 and (n == _RUN or (n >= _N_FRAMES and not read_at(at, 1)))
 
 
 def _is_sure(read_at: ReadAt, head: Head) -> bool:
@@ -160,9 +220,14 @@ def _behind_caf_chunks(read_at: ReadAt, at: int) -> int:
 
 
 def own_end(read_at: ReadAt, end: int, at: int) -> int:
-    """End of a WAV, Matroska or FLV file at `at` by its own lengths: FFmpeg would read the next file as part of it."""
+    """End of a WAV, Matroska or FLV file at `at` by its own lengths: FFmpeg would read the next file as part of it.
+
+    A WAV without a length ends where the next file begins, unless its own sound consists of such frames.
+    """
     head = read_at(at, 12)
     if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        if (sound := _open_sound(read_at, at + 12, end)) is not None:
+            return end if is_frames(read_at, behind_zeros(read_at, sound)) else next_file(read_at, sound) or end
         stop = at + 8 + int.from_bytes(head[4:8], "little")
         return next((place for place in (stop, stop + 1) if _CERTAIN.match(read_at(place, _HEAD_BYTES))), end)
     if read_at(at, 4) == b"FLV\x01":
@@ -178,6 +243,20 @@ def own_end(read_at: ReadAt, end: int, at: int) -> int:
             return end
         at += 4 + width + length
     return min(at, end)
+
+
+def _open_sound(read_at: ReadAt, at: int, end: int) -> int | None:
+    """Where a WAV's samples begin, of its chunks from `at` on; None where it says how many there are."""
+    for _ in range(_MAX_BOXES):
+        head = read_at(at, 8)
+        length = int.from_bytes(head[4:], "little")
+        at += 8
+        if head[:4] == b"data":
+            return at if length in UNKNOWN_SIZES or at + length > end else None
+        if len(head) < 8 or not head[:4].isascii():
+            break
+        at += length + length % 2
+    return None
 
 
 def _behind_flv_tags(read_at: ReadAt, at: int) -> int:

@@ -13,16 +13,13 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.audio.joined import behind_zeros, is_frames, is_head, next_file
+from service.audio.joined import NO_SOUND, UNKNOWN_SIZES, behind_zeros, is_frames, is_head, next_file
 from service.audio.tags import behind_tags
 
 BLOCK_VALUES = 1 << 16  # samples × channels per read
-UNKNOWN_SIZES = (0, 0xFFFF_FFFF)
 MAX_CHUNKS = 1000  # per file; FFmpeg, in its own process, reads files with more
 MAX_PARTS = 16  # per file as well
 LOST_BYTES = 1024  # shorter rests after the sound are not logged
-# The first bytes of files without sound: JPEG, PNG, GIF, PDF, zip, gzip, 7z, XML.
-_NO_SOUND = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"%PDF", b"PK\3\4", b"\x1f\x8b\x08", b"7z\xbc\xaf", b"<?xml")
 # The first bytes of AC-3, DTS (16 and 14 bits) and S/PDIF in either byte order: some files store these as PCM.
 _SYNC = re.compile(
     rb"\x0bw|w\x0b|\x7f\xfe\x80\x01|\xfe\x7f\x01\x80|\x1f\xff\xe8\0|\xff\x1f\0\xe8|\x72\xf8\x1f\x4e|\xf8\x72\x4e\x1f"
@@ -120,7 +117,8 @@ def open_wav(file: BinaryIO, rates: range, max_channels: int) -> PlainWav | None
             at, is_raw = _behind_sound(chunks, parts[-1], behind, size)
             if is_raw:
                 parts[-1] = parts[-1]._replace(end=at)
-            elif at < size and is_head(chunks.read_at, at) and _read(file, at, 4) not in ORDERS:
+            is_other = _read(file, at, 4) not in ORDERS and is_head(chunks.read_at, behind_tags(chunks.read_at, at))
+            if at < size and is_other and (parts[-1].is_open or not is_raw):
                 return None
     except _TooManyChunks:
         return None
@@ -143,7 +141,7 @@ def _behind_sound(chunks: "_Chunks", part: _Part, behind: int, size: int) -> tup
     is_sound = at == behind and (found is None or behind_zeros(chunks.read_at, at) < found)
     if (
         is_sound
-        and not chunks.read_at(at, 8).startswith(_NO_SOUND)
+        and not chunks.read_at(at, 8).startswith(NO_SOUND)
         and (found or size) - at > part.rate * part.frame_bytes
     ):
         return found or size, True

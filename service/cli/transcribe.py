@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from service.audio.decode import Audio, decode
+from service.audio.headerless import HELD_BYTES, header_for, is_raw
 from service.cli.progress import Bar, progress_bar
 from service.errors import InternalError, StartError, WispError
 from service.guest.code_cache import user_cache_folder
@@ -229,12 +230,19 @@ def _found(names: Sequence[str]) -> list[str]:
 
 
 def _opened(name: str, stack: ExitStack) -> BinaryIO:
-    """The file, or all of stdin as a file, because decoding seeks."""
+    """The file, with the header that raw sound lacks, or all of stdin as a file, because decoding seeks."""
+    file: BinaryIO = sys.stdin.buffer
+    header = b""
     if name != STDIN:
-        return stack.enter_context(Path(name).open("rb"))
+        file = stack.enter_context(Path(name).open("rb"))  # noqa: SIM115
+        header = header_for(Path(name).name, "")
+        if not header or not is_raw(file.read(HELD_BYTES)):
+            return file
+        file.seek(0)
     # SpooledTemporaryFile is a full binary file since Python 3.11, but not in its stubs.
     spooled = cast(BinaryIO, stack.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES)))  # noqa: SIM115
-    shutil.copyfileobj(sys.stdin.buffer, spooled)
+    spooled.write(header)
+    shutil.copyfileobj(file, spooled)
     spooled.seek(0)
     return spooled
 

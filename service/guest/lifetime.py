@@ -1,4 +1,4 @@
-"""When a guest's run ends before its time: its caller wants it no longer, or the host has found a reason."""
+"""Ends a guest's run early: its caller cancels it, or the host has found a reason."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,14 +8,14 @@ TICK_S = 0.02  # how late the end reaches a guest that calls nothing
 
 
 class GuestError(Exception):
-    """A run that did not end well: what happened, where in the guest, what it wrote to stderr. For the log."""
+    """A failed run: what happened, where in the guest, and its stderr. For the log."""
 
 
 class Lifetime:
-    """Whether a run may go on, and why it was stopped."""
+    """Whether a run may continue, and why it was stopped."""
 
     def __init__(self, interrupt: Callable[[], None], check: Callable[[], None]) -> None:
-        """`interrupt`: makes the guest's code leave at its next branch or call. `check`: raises to stop the run."""
+        """`interrupt`: makes the guest's code exit at its next branch or call. `check`: raises to stop the run."""
         self.stopped_by: Exception | None = None
         self._interrupt, self._check = interrupt, check
 
@@ -26,7 +26,7 @@ class Lifetime:
         self._interrupt()
 
     def may_go_on(self) -> bool:
-        """Whether the guest is still to run; stops it when its caller's check says so."""
+        """Whether the guest may continue; stops it if the caller's check says so."""
         if self.stopped_by is None:
             try:
                 self._check()
@@ -47,7 +47,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, lifetime: Lifetime) -> Iterator[None]:
-        """Look after a run for the length of the block; never touches it afterwards."""
+        """Watch a run during the block, and never touch it afterwards."""
         with self._wake:
             self._watched.add(lifetime)
             if self._thread is None:
@@ -62,7 +62,7 @@ class Watchdog:
                 self._watched.discard(lifetime)
 
     def close(self) -> None:
-        """Let the thread end once the last run has; again does nothing."""
+        """End the thread after the last run. Idempotent."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -74,4 +74,4 @@ class Watchdog:
                 self._wake.wait(TICK_S if self._watched else None)
                 for lifetime in self._watched:
                     lifetime.may_go_on()
-            self._thread = None  # a run that began as the guest was closed starts another
+            self._thread = None  # a run that started while the guest was being closed starts another

@@ -1,4 +1,4 @@
-"""The guest: one WebAssembly module, a fresh instance a run, stopped as soon as its caller wants it no longer."""
+"""Runs the guest: one WebAssembly module, a fresh instance per run, stopped when its caller cancels it."""
 
 import contextlib
 import ctypes
@@ -41,19 +41,19 @@ __all__ = ["Guest", "GuestError"]
 WASI = "wasi_snapshot_preview1"
 MEMORY_BYTES = 256 * 2**20  # linear memory of one instance, 256 MiB
 TABLE_ELEMENTS = 65_536  # of one instance's tables
-RESERVED_BYTES = 64 * 2**20  # of address space at first, and again as it grows; wasmtime's default is 4 GiB an instance
-GUARD_BYTES = 2**16  # behind it, wasmtime's default being 32 MiB
-IDLE_LANES = 2  # kept prepared for the next runs, each with a copy of the machine code and an open file
+RESERVED_BYTES = 64 * 2**20  # of address space at first and per growth; wasmtime's default is 4 GiB per instance
+GUARD_BYTES = 2**16  # after it; wasmtime's default is 32 MiB
+IDLE_LANES = 2  # kept ready for the next runs, each with a copy of the machine code and an open file
 
 
 class Guest:
-    """A guest module, compiled once, that runs in a fresh instance each time. Safe to use from many threads."""
+    """A guest module, compiled once, that runs in a fresh instance each time. Thread-safe."""
 
     def __init__(self, wasm: Path, *, memory_bytes: int = MEMORY_BYTES, cache_folder: Path | None = None) -> None:
-        """Compile `wasm` and check what it imports and exports; GuestError says what is wrong with it.
+        """Compile `wasm` and check its imports and exports; GuestError says what is wrong.
 
-        `memory_bytes`: the most that one instance's linear memory may grow to. `cache_folder`: where the machine code
-        is kept between starts (code_cache.user_cache_folder()); None compiles at every start.
+        `memory_bytes`: maximum linear memory of one instance. `cache_folder`: where the machine code is kept between
+        starts (code_cache.user_cache_folder()); None compiles at every start.
         """
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()
@@ -77,13 +77,13 @@ class Guest:
     ) -> None:
         """Run the guest's `_start` to its end.
 
-        `argument`: its argv[1], as JSON. `stdin`: pulled as the guest reads, in this thread. `graphs`: what it may
-        load_by_name. `on_event`: called in this thread with each JSON object the guest writes to stdout. `check`:
-        called often, in two threads; raises to stop the guest. A host call under way (a compute, a stdin block) is not
-        cut short, but it is the last.
+        `argument`: its argv[1], as JSON. `stdin`: read as the guest reads, in this thread. `graphs`: available to
+        load_by_name. `on_event`: called in this thread with each JSON object that the guest writes to stdout. `check`:
+        called often, in two threads; raises to stop the guest. A running host call (a compute, a stdin block) is not
+        interrupted, but it is the last one.
 
-        Raises GuestError for a trap, an exit code other than 0, or stdout that is not JSON objects. What `stdin`,
-        `on_event` and `check` raise stops the guest and passes through, with a note of where the guest was.
+        Raises GuestError for a trap, an exit code other than 0, or stdout that isn't JSON objects. Exceptions of
+        `stdin`, `on_event` and `check` stop the guest and pass through, with a note of where the guest was.
         """
         with self._lane() as lane, lane.store(["guest", json.dumps(argument)]) as store:
             lifetime = Lifetime(store.engine.increment_epoch, check)
@@ -94,12 +94,12 @@ class Guest:
                 instance.nn.close()
 
     def instantiate(self) -> None:
-        """Make one fresh instance and drop it: what every run does before the guest's first instruction."""
+        """Make one fresh instance and drop it: the preparation of every run."""
         with self._lane() as lane, lane.store(["guest", "{}"]) as store:
             lane.instances.instantiate(store)
 
     def close(self) -> None:
-        """Free the compiled module; again does nothing. Runs under way go on to their end, later ones are refused."""
+        """Free the compiled module. Running guests finish, later runs are rejected. Idempotent."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -137,31 +137,31 @@ class Guest:
 
 @dataclass
 class _Instance:
-    """One instance at work: its store, its streams, its handles, its end."""
+    """One running instance: its store, streams, handles and end."""
 
     store: Store
     stdio: GuestStdio
     nn: WasiNn
     lifetime: Lifetime
-    memory: Memory | None = None  # known once the instance is made
+    memory: Memory | None = None  # known once the instance exists
 
 
 class _Lane:
-    """The guest prepared on an engine of its own and lent to one instance at a time.
+    """The guest prepared on its own engine and lent to one instance at a time.
 
-    An engine's epoch interrupts all the code that runs on it. With one engine a run, stopping one cannot touch another,
-    and nothing has to count ticks. A lane costs under a millisecond and a copy of the machine code.
+    An engine's epoch interrupts all code that runs on it. With one engine per run, stopping one cannot affect another,
+    and ticks need no counting. A lane costs under a millisecond and a copy of the machine code.
     """
 
     def __init__(self, engine: Engine, module: Module, memory_bytes: int) -> None:
-        self.instance: _Instance | None = None  # whose calls the linked functions are
+        self.instance: _Instance | None = None  # the target of the linked functions' calls
         self._engine = engine
         self._memory_bytes = memory_bytes
         self._window = ctypes.c_ubyte * memory_bytes
         self._linker = Linker(engine)
         self._linker.define_wasi()
-        # The library's WASI answers everything else: arguments, an empty environment, exit. It cannot stream, its
-        # poll_oneoff could sleep past any deadline, and its clocks tell a guest how long the host takes.
+        # The library's WASI handles everything else: arguments, an empty environment, exit. These replace its streams,
+        # which cannot stream, its poll_oneoff, which could sleep past any deadline, and its clocks, which show time.
         self._linker.allow_shadowing = True
         i32 = ValType.i32()
         for name, call in (("fd_read", GuestStdio.fd_read), ("fd_write", GuestStdio.fd_write)):
@@ -184,7 +184,7 @@ class _Lane:
 
     @contextlib.contextmanager
     def store(self, argv: list[str]) -> Iterator[Store]:
-        """A store for one instance, bounded, with `argv` and nothing else of the outside."""
+        """A limited store for one instance, with `argv` and no other access to the outside."""
         store = Store(self._engine)
         try:
             store.set_limits(
@@ -199,17 +199,17 @@ class _Lane:
             store.close()
 
     def execute(self, instance: _Instance, watchdog: Watchdog) -> None:
-        """Instantiate and run `_start`; raises as `Guest.run` says."""
+        """Instantiate and run `_start`; raises as `Guest.run` does."""
         self.instance, failure = instance, None
         try:
             with watchdog.watching(instance.lifetime):
                 exports = self.instances.instantiate(instance.store).exports(instance.store)
                 memory, start = exports["memory"], exports["_start"]
-                assert isinstance(memory, Memory) and isinstance(start, Func)  # _check has seen to it
+                assert isinstance(memory, Memory) and isinstance(start, Func)  # checked by _check
                 instance.memory = memory
                 start(instance.store)
         except ExitTrap as error:
-            failure = f"the guest left with exit code {error.code}" if error.code else None
+            failure = f"the guest ended with exit code {error.code}" if error.code else None
         except Trap as error:
             failure = f"the guest trapped: {error.message.strip()}"
         except WasmtimeError as error:
@@ -237,7 +237,7 @@ class _Lane:
         return instance.nn, self._memory(instance)
 
     def _clock(self, _clock_id: int, _precision: int, out: int) -> int:
-        """It is always 1970: foreign guests that ask for the time go on, and learn nothing."""
+        """Always 1970: foreign guests that read the time continue, and learn nothing."""
         memory = self._memory(self.instance) if self.instance is not None else None
         try:
             if memory is not None:
@@ -257,13 +257,13 @@ class _Lane:
         try:
             return int(call(instance.stdio, memory, *(argument & U32_MAX for argument in arguments)))
         except Exception as error:
-            # Raised through the library's trampoline it would land in a variable that all threads share.
+            # Raised through the library's trampoline it would end up in a variable that all threads share.
             instance.lifetime.stop(error)
             return int(WasiErrno.IO)
 
 
 def _verdict(instance: _Instance, failure: str | None) -> Exception:
-    """What to raise for a run that the host stopped, or that failed by itself."""
+    """The exception for a run that the host stopped or that failed."""
     reason = instance.lifetime.stopped_by
     lines = [str(reason)] if isinstance(reason, GuestError) else []
     if failure is not None:
@@ -280,10 +280,10 @@ def _verdict(instance: _Instance, failure: str | None) -> Exception:
 
 
 def engine_config() -> Config:
-    """What the guest's machine code is made for."""
+    """The settings that the guest's machine code is compiled with."""
     config = Config()
     config.epoch_interruption = True
-    # One 32-bit memory of its own is all that the host calls can read and the limits count.
+    # One 32-bit memory of its own: host calls can read no other, and the limits count no other.
     config.wasm_memory64 = False
     config.wasm_multi_memory = False
     config.wasm_threads = False
@@ -299,7 +299,7 @@ def _compile(engine: Engine, wasm: bytes, cache_folder: Path | None) -> Module:
     key = hashlib.sha256(wasm).hexdigest()
     code = cache.find(key)
     if code is not None:
-        # Made by another version, for another processor or with other settings: the library sees it and says so.
+        # Compiled by another version, for another processor or with other settings: the library detects it.
         with contextlib.suppress(WasmtimeError):
             return Module.deserialize(engine, code)
     module = Module(engine, wasm)

@@ -27,7 +27,7 @@ U32_MAX = 0xFFFF_FFFF
 
 MAX_GRAPHS = 64  # loaded at the same time by one instance
 MAX_CONTEXTS = 16  # alive at the same time in one instance: each may own a KV cache
-MAX_INPUT_BYTES = 256 * 2**20  # of one instance's live inputs, 256 MiB: an hour and more of PCM
+MAX_INPUT_BYTES = 256 * 2**20  # total of one instance's live inputs, 256 MiB: over an hour of PCM
 MAX_RANK = 8  # dimensions of a tensor
 MAX_NAME_BYTES = 4096
 MAX_CONFIG_BYTES = 65_536
@@ -73,30 +73,30 @@ _TENSOR = struct.Struct("<IIBxxxII")  # dims pointer, dims length, type, data po
 
 
 class ExecutionContext(Protocol):
-    """One use of a graph: its inputs, its caches, its latest outputs."""
+    """One use of a graph: its inputs, caches and latest outputs."""
 
     def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        """Take input `index`; the array is the callee's to keep. ValueError: wrong index, shape or dtype."""
+        """Set input `index`; the callee keeps the array. ValueError: wrong index, shape or dtype."""
 
     def compute(self) -> None:
-        """Make new outputs. Raises ValueError while an input is missing."""
+        """Compute new outputs. Raises ValueError while an input is missing."""
 
     def get_output(self, index: int) -> NDArray[Any]:
         """Output `index` of the latest compute, C-contiguous. Raises ValueError before it, or for an unknown index."""
 
     def close(self) -> None:
-        """Free what the context holds; again does nothing."""
+        """Free the context's resources. Idempotent."""
 
 
 class Graph(Protocol):
-    """Something a guest loads by name; it belongs to the service and outlives every guest."""
+    """A graph that a guest loads by name; it belongs to the service and outlives every guest."""
 
     def init_execution_context(self, peers: Mapping[int, ExecutionContext]) -> ExecutionContext:
         """A new context. `peers`: the instance's live contexts by handle, a view that follows their changes."""
 
 
 class WasiNnError(Exception):
-    """A call refused with an error number; the text says why, for the log."""
+    """A call rejected with an error number; the text says why, for the log."""
 
     def __init__(self, errno: Errno, reason: str) -> None:
         super().__init__(reason)
@@ -110,13 +110,13 @@ def _refuse(reason: str) -> WasiNnError:
 class WasiNn:
     """The graphs and contexts of one guest instance, freed with it.
 
-    Handles count up from 0, graphs and contexts apart, and none is ever given twice. An instance runs in one thread at
-    a time, so nothing here takes a lock, and a compute keeps no other instance waiting.
+    Handles count up from 0, separately for graphs and contexts, and are never reused. An instance runs in one thread at
+    a time, so no locks are needed, and a compute blocks no other instance.
     """
 
     def __init__(self, graphs: Mapping[str, Graph], *, max_input_bytes: int = MAX_INPUT_BYTES) -> None:
-        """`graphs`: what this instance may load, by name. `max_input_bytes`: bound on its live inputs together."""
-        self.last_error: str | None = None  # why the latest refused call was refused
+        """`graphs`: those this instance may load, by name. `max_input_bytes`: limit for all its live inputs."""
+        self.last_error: str | None = None  # why the latest rejected call was rejected
         self._named = graphs
         self._max_input_bytes = max_input_bytes
         self._graphs: dict[int, Graph] = {}
@@ -126,7 +126,7 @@ class WasiNn:
         self._next_context = 0
 
     def close(self) -> None:
-        """Free every context; again does nothing. Later calls find no handle."""
+        """Free every context. Later calls find no handle. Idempotent."""
         contexts, self._named = list(self._contexts.values()), {}
         self._graphs.clear()
         self._contexts.clear()
@@ -138,7 +138,7 @@ class WasiNn:
                 logger.exception("a context could not be closed")
 
     def call(self, name: str, memory: GuestMemory, *arguments: int) -> Errno:
-        """Make the call `name` of `CALLS` with u32 `arguments`. Whatever goes wrong below becomes an error number."""
+        """Make the call `name` of `CALLS` with u32 `arguments`. Any failure becomes an error number."""
         try:
             CALLS[name](self, memory, *arguments)
             return Errno.SUCCESS
@@ -154,15 +154,15 @@ class WasiNn:
         return errno
 
     def load(self, memory: GuestMemory, builders: int, n_builders: int, encoding: int, _target: int, out: int) -> None:
-        """Refused whatever the bytes are: models are registered with the service, and loaded by name."""
+        """Always rejected: models are registered with the service and loaded by name."""
         memory.span(builders, 8 * n_builders)
         memory.span(out, 4)
         if encoding not in ENCODINGS:
-            raise WasiNnError(Errno.INVALID_ENCODING, f"no graph encoding has the number {encoding}")
-        raise _refuse("no model is loaded from a guest's bytes; load_by_name finds the service's models")
+            raise WasiNnError(Errno.INVALID_ENCODING, f"there is no graph encoding {encoding}")
+        raise _refuse("models cannot be loaded from a guest's bytes; load_by_name finds the service's models")
 
     def load_by_name(self, memory: GuestMemory, name: int, n_name: int, out: int) -> None:
-        """A handle to a named graph, at `out`. A name not in UTF-8 is an invalid argument, an unknown one not found."""
+        """A handle to a named graph, at `out`. Invalid UTF-8 is an invalid argument, an unknown name not found."""
         name_bytes = memory.span(name, n_name)
         memory.span(out, 4)
         if n_name > MAX_NAME_BYTES:
@@ -180,7 +180,7 @@ class WasiNn:
     def load_by_name_with_config(
         self, memory: GuestMemory, name: int, n_name: int, config: int, n_config: int, out: int
     ) -> None:
-        """As load_by_name. No graph here has a setting, so `config` is empty or an empty JSON object."""
+        """As load_by_name. Graphs have no settings, so `config` is empty or an empty JSON object."""
         config_bytes = memory.span(config, n_config)
         if n_config > MAX_CONFIG_BYTES:
             raise _refuse(f"a config of {n_config} bytes")
@@ -189,13 +189,13 @@ class WasiNn:
         except RecursionError:
             raise _refuse("the config nests too deeply") from None
         if not isinstance(settings, dict):
-            raise _refuse("the config is not a JSON object")
+            raise _refuse("the config isn't a JSON object")
         if settings:
             raise _refuse(f"the config has an unknown key {next(iter(settings))!r}")
         self.load_by_name(memory, name, n_name, out)
 
     def unload(self, _memory: GuestMemory, graph: int) -> None:
-        """Forget a graph's handle. Contexts already made of it live on."""
+        """Forget a graph's handle. Contexts already made from it stay alive."""
         if self._graphs.pop(graph, None) is None:
             raise _refuse(f"no graph has the handle {graph}")
 
@@ -213,7 +213,7 @@ class WasiNn:
         memory.write_u32(out, handle)
 
     def set_input(self, memory: GuestMemory, context: int, index: int, tensor: int) -> None:
-        """Copy the tensor that the 20-byte record at `tensor` describes and give it to a context."""
+        """Copy the tensor described by the 20-byte record at `tensor` and give it to a context."""
         found = self._context(context)
         dims, rank, type_number, data, n_data = _TENSOR.unpack(memory.span(tensor, _TENSOR.size))
         if rank > MAX_RANK:
@@ -222,7 +222,7 @@ class WasiNn:
         memory.span(data, n_data)
         dtype = DTYPES.get(type_number)
         if dtype is None:
-            raise _refuse(f"no tensor type has the number {type_number}")
+            raise _refuse(f"there is no tensor type {type_number}")
         if math.prod(shape) * dtype.itemsize != n_data:
             raise _refuse(f"{shape} of {dtype} is {math.prod(shape) * dtype.itemsize} bytes, not {n_data}")
         held = self._input_bytes[context]
@@ -239,8 +239,8 @@ class WasiNn:
     def get_output(self, memory: GuestMemory, context: int, index: int, buffer: int, n_buffer: int, out: int) -> None:
         """Copy an output's bytes to `buffer` and their number to `out`.
 
-        Where `n_buffer` is too small the buffer stays as it was, `out` receives the number of bytes needed, and the
-        result is too_large.
+        If `n_buffer` is too small, the buffer is unchanged, `out` gets the number of bytes needed, and the result is
+        too_large.
         """
         found = self._context(context)
         target = memory.span(buffer, n_buffer)
@@ -253,7 +253,7 @@ class WasiNn:
         memory.write_u32(out, tensor.nbytes)
 
     def finalize_execution_context(self, _memory: GuestMemory, context: int) -> None:
-        """Free a context; its handle is unknown from then on."""
+        """Free a context and its handle."""
         found = self._context(context)
         del self._contexts[context], self._input_bytes[context]
         found.close()
@@ -283,8 +283,8 @@ Enter = Callable[[], tuple[WasiNn, GuestMemory | None] | None]
 def define(linker: Linker, enter: Enter) -> None:
     """Define the calls on `linker`.
 
-    `enter` is asked at each of them whose call it is: the running instance's state, and its memory (None while it has
-    none: missing_memory). None instead of both means that the instance is being stopped: runtime_error.
+    Each call asks `enter` for the running instance's state and its memory (None if it has none: missing_memory). None
+    instead of both means that the instance is being stopped: runtime_error.
     """
     i32 = ValType.i32()
     for name, method in CALLS.items():

@@ -1,4 +1,4 @@
-"""A request's work off the event loop: its events come back here, and it ends when its client leaves."""
+"""Runs a request's transcription off the event loop, brings its events back, and cancels it if the client leaves."""
 
 import asyncio
 import contextlib
@@ -15,17 +15,17 @@ from service.transcription.transcriber import Options, Segment, Transcriber, Tra
 log = logging.getLogger("wisp")
 
 FIRST_EVENT_S = 1.0  # how long a stream's status waits for the first segment or a failure
-COMMENT_EVERY_S = 10.0  # while nothing is said: proxies end a stream that is silent for a minute
+COMMENT_EVERY_S = 10.0  # during silence: proxies close a stream that is silent for a minute
 
 
 def look_at(ended: "asyncio.Future[Any]") -> None:
-    """For what may end after nobody waits for it any more: asyncio logs exceptions that were never looked at."""
+    """Marks an exception as seen when nobody awaits it any more; asyncio would log it otherwise."""
     if not ended.cancelled():
         ended.exception()
 
 
 class Job:
-    """A transcription in another thread, its events brought into the event loop; withdrawn if the client leaves."""
+    """A transcription in another thread, with its events in the event loop; cancelled if the client leaves."""
 
     def __init__(
         self,
@@ -35,12 +35,12 @@ class Job:
         leaving: "asyncio.Task[None]",
         under_way: "set[Job]",
     ) -> None:
-        """Begin. `under_way` holds the job until its transcription has ended, when the upload is closed."""
+        """Start. `under_way` holds the job until its transcription has ended, which closes the upload."""
         loop = asyncio.get_running_loop()
         self.events: asyncio.Queue[Segment | Future[Transcription]] = asyncio.Queue()
 
         def tell(event: "Segment | Future[Transcription]") -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
+            with contextlib.suppress(RuntimeError):  # the loop is closed, because the server has stopped
                 loop.call_soon_threadsafe(self.events.put_nowait, event)
 
         self.run = transcriber.submit(upload, options, tell)
@@ -52,14 +52,14 @@ class Job:
         leaving.add_done_callback(lambda _: self.run.cancel())
 
     def give_up(self) -> None:
-        """The server stops and waits no longer: the client is told after what it has been told already."""
+        """The server stops waiting: the client gets an error after any earlier events."""
         given_up: Future[Transcription] = Future()
         given_up.set_exception(NotReady("The server is stopping."))
         self.events.put_nowait(given_up)
         self.run.cancel()
 
     def _finish(self) -> None:
-        """Whatever happened, nothing of the job goes on."""
+        """Stop everything about the job, whatever its result."""
         self._leaving.cancel()
         self.run.cancel()
 
@@ -74,7 +74,7 @@ class Job:
             self._finish()
 
     async def frames(self, stream: EventStream) -> AsyncIterator[bytes]:
-        """Server-sent events, with comments where nothing is said. Raises WispError for a failure that comes soon."""
+        """Server-sent events, with comments during silence. Raises WispError for an early failure."""
         try:
             event = await self._next(FIRST_EVENT_S)
             if isinstance(event, Future):
@@ -85,7 +85,7 @@ class Job:
         return self._frames(event, stream)
 
     async def _next(self, seconds: float) -> "Segment | Future[Transcription] | None":
-        """The next event, or None after so long without one."""
+        """The next event, or None after that many seconds."""
         try:
             async with asyncio.timeout(seconds):
                 return await self.events.get()

@@ -63,12 +63,14 @@ class Service:
         return self.engine.shared.admission()
 
     def find(self, name: str) -> tuple[Entry, bool]:
-        """The model that a client means, and whether by its own name, in any spelling; an alias means the default.
+        """The model that a client means, and whether by its own name, in any spelling. An alias, in any case, means the
+        default.
 
-        What clients put before a name does not count: `openai/whisper-1`. Raises ModelNotFound, ModelBeingPulled.
+        Ignores prefixes: `openai/whisper-1`. Raises ModelNotFound, ModelBeingPulled.
         """
-        aliases = self.settings.alias_names()
-        spellings = (name, name.rpartition("/")[2].removeprefix("faster-"))
+        aliases = {alias.lower() for alias in self.settings.alias_names()}
+        plain = name.strip().lower()
+        spellings = (plain, plain.rpartition("/")[2].removeprefix("faster-"))
         if any(spelling in aliases for spelling in spellings):
             return self.catalogue.default, False
         if (found := self.catalogue.find(name)) is not None:

@@ -1,6 +1,6 @@
-"""OpenTelemetry's traces of requests and of what their transcriptions did; the optional extra [otel].
+"""OpenTelemetry traces of requests and their transcriptions; needs the optional extra [otel].
 
-Where they go is said by OpenTelemetry's own variables: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME and the like.
+OpenTelemetry's own variables configure the exporter: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME and others.
 """
 
 import os
@@ -27,13 +27,13 @@ MISSING = (
 
 
 class Tracing:
-    """Spans of one server: a request's, in it its upload's and its transcription's, in that those of its stages."""
+    """One server's spans: a request's contains its upload's and its transcription's, which contains its stages'."""
 
     def __init__(self, provider: "TracerProvider") -> None:
         self._provider, self._tracer = provider, provider.get_tracer("wisp")
 
     def upload_ended(self, seconds: float) -> None:
-        """A body has come whole. Called within its request."""
+        """A body is complete. Called within its request."""
         now = time.time_ns()
         self._tracer.start_span("upload", start_time=now - int(seconds * 1e9)).end(now)
 
@@ -57,7 +57,7 @@ class Tracing:
         span.end(run.ended_ns)
 
     def middleware(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> ASGIApp:
-        """ASGI middleware: a span for every request, in the trace that its `traceparent` names, if any."""
+        """ASGI middleware: a span for every request, in the trace of its `traceparent`, if any."""
         from opentelemetry import propagate, trace
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,12 +87,12 @@ class Tracing:
         return traced
 
     def close(self) -> None:
-        """Send what has not been sent yet."""
+        """Send the remaining spans."""
         self._provider.shutdown()
 
 
 def open_tracing(environment: Any = os.environ) -> Tracing:
-    """Spans sent by OTLP over HTTP, in batches, by a thread of their own. Raises StartError without the extra."""
+    """Spans sent by OTLP over HTTP, in batches, from their own thread. Raises StartError without the extra."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource

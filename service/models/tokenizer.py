@@ -5,12 +5,11 @@ a sixth of a cold start and only prompts need it, so the first prompt loads it.
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from kernels.checkpoints.vocabulary import BYTE_NAMES, BYTE_OF, merged
 from service.errors import ModelError
 from service.models.languages import LANGUAGES
 
@@ -52,13 +51,6 @@ _LONGER = (
 )
 _SYMBOLS = (*'"#()*+/:;<=>@[\\]^_`{|}~「」『』', *_LONGER, "♪♪", "♪♪♪")
 _MUSIC = tuple("♩♪♫♬♭♮♯")  # several tokens each; suppressing the first is enough
-
-
-# The byte behind each character of a byte-level vocabulary: a visible character stands for itself, as in GPT-2.
-_SEEN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-_UNSEEN = (byte for byte in range(0x100) if byte not in _SEEN)
-BYTE_OF = {chr(byte): byte for byte in _SEEN} | {chr(0x100 + index): byte for index, byte in enumerate(_UNSEEN)}
-_CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
 
 class Tokenizer:
@@ -197,15 +189,6 @@ def _read(tokenizer_json: str) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _merged(text: str, vocabulary: Mapping[str, int]) -> list[int]:
-    """One word → ids: start with its bytes and keep merging the two neighbours whose merged token has the lowest id.
-
-    Ids are in the order in which the vocabulary's merges were found. Source: `tiktoken`, which openai/whisper uses.
-    """
-    pieces = [_CHARACTER_OF[byte] for byte in text.encode()]
-    while True:
-        ranks = [vocabulary.get(left + right, math.inf) for left, right in pairwise(pieces)]
-        best = min(ranks, default=math.inf)
-        if best == math.inf:
-            return [vocabulary[piece] for piece in pieces if piece in vocabulary]
-        at = ranks.index(best)
-        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+    """One word → ids, which are in the order in which a vocabulary's merges were found."""
+    pieces = merged([BYTE_NAMES[byte] for byte in text.encode()], vocabulary)
+    return [vocabulary[piece] for piece in pieces if piece in vocabulary]

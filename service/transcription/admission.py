@@ -72,14 +72,11 @@ class Admission:
         """Jobs that are open or wait."""
         return len(self._admitted)
 
-    def check_room(self, coming: Mapping[str, int] | None = None, client: str | None = None) -> None:
-        """Raise QueueFull where a job of `client`, by default the current one, would be refused.
-
-        `coming`: jobs about to be submitted, by their clients.
-        """
+    def check_room(self, coming: Mapping[str, int] | None = None) -> None:
+        """Raise QueueFull where a job of the current client would be refused. `coming`: those on their way."""
         with self._changed:
             held = Counter(job.client for job in self._admitted) + Counter(coming or {})
-            if not has_room(held, current_client.get() if client is None else client, self.n_places):
+            if not has_room(held, current_client.get(), self.n_places):
                 raise QueueFull(min(LONGEST_RETRY_S, math.ceil(self._job_s * held.total() / self._n_at_once)))
 
     def submit(self, job: Run, call: Callable[[], Any], *, n_bytes: int = 0) -> None:

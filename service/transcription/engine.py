@@ -1,4 +1,4 @@
-"""A model, a guest and their transcriber: found, loaded, proven by a first inference, closed."""
+"""A model, a guest and their transcriber: finds, loads, proves (by a first inference) and closes them."""
 
 import logging
 import threading
@@ -26,19 +26,19 @@ from service.transcription.transcriber import Options, Transcriber, Transcriptio
 log = logging.getLogger("wisp")
 
 GUEST_WASM = Path(__file__).parents[2] / "assets" / "guest.wasm"
-GRACE_FOR_CLIENTS_S = 0.1  # a model just loaded waits this long for requests before it tries itself
+GRACE_FOR_CLIENTS_S = 0.1  # a newly loaded model waits this long for requests before it runs its own
 
 
 class Engine:
     """A model, a guest and their transcriber. Owns all three; close() is idempotent.
 
-    `read()` finds out in a moment whether the model can be had, `load()` gets everything ready in the calling thread,
-    `start()` does so in a thread of its own. Then `loaded` ends when transcriptions can run, or with the reason why
-    not, and `proven` when a first one really has.
+    `read()` quickly checks whether the model is usable, `load()` loads everything in the calling thread, `start()` does
+    so in its own thread. Then `loaded` ends once transcriptions can run, or with the reason why they can't, and
+    `proven` once a first one has succeeded.
     """
 
     def __init__(self, settings: Settings, *, guest_wasm: Path = GUEST_WASM, cache_folder: Path | None = None) -> None:
-        """Find the model's files; raises ModelError if there are none. Nothing is loaded yet.
+        """Find the model's files; raises ModelError if there are none. Loads nothing yet.
 
         `cache_folder`: where the guest's machine code is kept between starts, which saves most of a second.
         """
@@ -58,17 +58,17 @@ class Engine:
         self.is_closed = False
 
     def start(self) -> None:
-        """Begin to load. A second call does nothing."""
+        """Start loading. Further calls do nothing."""
         with self._lock:
             if self._thread is None:
-                from service.audio.decoder_client import warm_up  # here, as `wisp transcribe` may decode nothing by it
+                from service.audio.decoder_client import warm_up  # here: `wisp transcribe` may not need it
 
                 warm_up()
                 self._thread = threading.Thread(target=self._run, name="wisp-load", daemon=True)
                 self._thread.start()
 
     def read(self) -> ReadModel:
-        """Read and check the model's files, once; where a default is damaged, those of the next. Raises StartError."""
+        """Read and check the model's files, once; if a default is damaged, those of the next. Raises StartError."""
         while self._read is None:
             try:
                 self._read = read_model(self.spec, self.settings.target)
@@ -76,12 +76,12 @@ class Engine:
                 if self.spec is self._candidates[-1]:
                     raise
                 following = self._candidates[self._candidates.index(self.spec) + 1]
-                log.warning("%s The next model is taken: %s, from %s.", error, following.name, following.weights)
+                log.warning("%s Using the next model instead: %s, from %s.", error, following.name, following.weights)
                 self.spec = following
         return self._read
 
     def load(self) -> Transcriber:
-        """Load in the calling thread: the guest is compiled while the model is read. Raises StartError."""
+        """Load in the calling thread; compiles the guest while reading the model. Raises StartError."""
         settings, shared = self.settings, self.shared
         started = time.monotonic()
         with ThreadPoolExecutor(1, thread_name_prefix="wisp-guest") as aside:
@@ -107,30 +107,30 @@ class Engine:
         return Guest(self.guest_wasm, memory_bytes=self.settings.guest_memory_bytes, cache_folder=self.cache_folder)
 
     def prove(self, transcriber: Transcriber, run: Run | None = None) -> Transcription:
-        """A real inference: a second of a soft hum, through the guest, the graphs and back. Raises WispError."""
-        # At 440 Hz tiny.en hears words that take three times as long.
+        """Run a real inference: a second of a soft hum through the guest and the graphs. Raises WispError."""
+        # At 440 Hz tiny.en hears words, which take three times as long.
         tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * np.float32(2 * np.pi * 100 / SAMPLE_RATE))
         return transcriber.transcribe(audio_of(tone * np.float32(0.1)), Options(temperature=(0.0,)), run=run)
 
     @property
     def transcriber(self) -> Transcriber | None:
-        """What there is once the model is loaded."""
+        """The transcriber once the model is loaded, else None."""
         return self.loaded.result() if self.loaded.done() and self.loaded.exception() is None else None
 
     def n_running(self) -> int:
-        """Transcriptions that compute now."""
+        """Transcriptions that are computing."""
         return self.shared.n_running()
 
     def n_waiting(self) -> int:
-        """Transcriptions that wait for their turn, for room in memory, or for another to end."""
+        """Transcriptions waiting for a turn, a place, or room in memory."""
         return self.shared.n_waiting()
 
     def device_bytes(self) -> int:
-        """Memory held on the GPU; 0 on the CPU."""
+        """GPU memory in use; 0 on the CPU."""
         return sum(transcriber.model.device_bytes() for transcriber in self.served.transcribers())
 
     def device_failures(self) -> int:
-        """How often in a row the GPU was lost or could not be opened, without a transcription in between."""
+        """GPU losses and failed openings in a row, without a transcription in between."""
         return self.transcriber.model.device_failures if self.transcriber else 0
 
     def models(self) -> list[tuple[str, bool, int]]:
@@ -155,7 +155,7 @@ class Engine:
             return
         self.loaded.set_result(transcriber)
         try:
-            # Clients that waited for the model go first, and what succeeds for one of them is proof enough.
+            # Clients that waited for the model go first; success for one of them is proof enough.
             if not transcriber.admission.settle(GRACE_FOR_CLIENTS_S):
                 self.prove(transcriber)
             self.proven.set_result(None)
@@ -168,7 +168,7 @@ class Engine:
                 self.shared.unload_idle(idle_s)
 
     def close(self) -> None:
-        """Wait for loading to end, stop what runs, free the models and the guest."""
+        """Wait for loading to end, stop running transcriptions, free the models and the guest."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join()

@@ -1,4 +1,4 @@
-"""A recording's features, read in turns: a long one lets others go first now and then, and may be cancelled."""
+"""Reads a recording's features in turns: a long one lets others go first at times, and can be cancelled."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -17,50 +17,50 @@ from service.transcription.vad import STEP_S, loudness, speech_probabilities
 
 
 def audio_of(samples: NDArray[np.float32]) -> Audio:
-    """(n_samples,) f32 of 16 kHz mono sound that is in memory already."""
+    """(n_samples,) f32 of 16 kHz mono sound that is already in memory."""
     return Audio(len(samples) / SAMPLE_RATE, "PCM", lambda: (samples,))
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file still to be decoded, of `max_seconds` at most. It stays open until its job has ended."""
+    """A file to decode, of at most `max_seconds`. It stays open until its job has ended."""
 
     file: BinaryIO
     max_seconds: float
 
     def n_bytes(self) -> int:
-        """How large the file is. Leaves it at its start."""
+        """The file's size. Rewinds the file."""
         size = self.file.seek(0, os.SEEK_END)
         self.file.seek(0)
         return size
 
 
 class Reader:
-    """Reads one run's recording. Lets others go first every 30 s of sound and while it waits for sound."""
+    """Reads one run's recording. Lets others go first every 30 s of sound and while it waits for the decoder."""
 
     def __init__(self, run: Run, on_block: Callable[[float], None], recent: Recent | None = None) -> None:
-        """`on_block`: called with the seconds read so far, block by block; raises to end the reading.
+        """`on_block`: called with the seconds read so far, block by block; raises to stop reading.
 
-        `recent`: keeps the samples that the features are made of.
+        `recent`: keeps the samples behind the features.
         """
         self._run, self._on_block, self._recent = run, on_block, recent
-        self._piece = -1  # of 30 s, which is being read
+        self._piece = -1  # the current one, of 30 s
         self._seconds = -1.0  # read so far
 
     def decoded(self, recording: Audio | Upload) -> Audio:
-        """The recording as sound. Raises what decode() and `on_block` raise."""
+        """The recording, decoded. Raises what decode() and `on_block` raise."""
         if isinstance(recording, Audio):
             return recording
         return decode(recording.file, max_seconds=recording.max_seconds, on_block=self._begin())
 
     def features(self, audio: Audio, n_mels: int) -> LogMelFrames:
-        """Its log-mel frames, all of it read for the loudest value. Frames asked for later may read it again."""
+        """Its log-mel frames, after reading all of it to find the maximum. Later frames may be read again."""
         passing = self._recent.passing if self._recent else iter
         return log_mel_frames(lambda: passing(self._blocks(audio)), n_mels)
 
     def clips(self, audio: Audio, chunking: Chunking) -> list[float]:
-        """Where there is speech: start, end, start, … in seconds. After its features, which
-        `recent` has kept; reads again a recording that is too long for that."""
+        """The stretches of speech: start, end, start, … in seconds. Call it after features(), whose samples `recent`
+        keeps; reads the recording again if it is too long for that."""
 
         def blocks() -> Iterable[Samples]:
             return [self._recent.samples()] if self._recent and self._recent.is_whole else self._blocks(audio)
@@ -88,7 +88,7 @@ class Reader:
     def _at(self, seconds: float) -> None:
         self._on_block(seconds)
         piece = int(seconds // CHUNK_SECONDS)
-        # A decoder that takes its time before the next sample, as a hostile file makes it, lets others go first too.
+        # A decoder that is slow to produce the next sample, as with a hostile file, lets others go first too.
         is_waiting, self._seconds = seconds == self._seconds, seconds
         if piece > self._piece or is_waiting:
             self._piece = piece

@@ -1,4 +1,4 @@
-"""One transcription under way: its clock, deadline and cancellation, its turn, and what it has measured."""
+"""One transcription in progress: its clock, deadline, cancellation, turn and measurements."""
 
 import contextvars
 import math
@@ -15,14 +15,14 @@ from service.transcription.types import Transcription
 
 STAGES = ("decode_audio", "features", "encode", "decode_tokens")
 OUTCOMES = ("done", "cancelled", "deadline", "refused", "failed")
-MAX_SPANS = 1000  # a window of audio has a few; the rest of a very long recording is in the sums only
+MAX_SPANS = 1000  # a window has a few; for a very long recording the rest appears only in the sums
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Span:
-    """One stage without interruption by another: Unix times in nanoseconds, waiting for turns within it included."""
+    """One stage without interruption by another: Unix times in nanoseconds, including waits for turns."""
 
     stage: str
     start_ns: int
@@ -30,13 +30,14 @@ class Span:
 
 
 class Run:
-    """Driven by one thread; `cancel`, `check` and `elapsed` are for any.
+    """One thread drives it; any thread may call `cancel`, `check` and `elapsed`.
 
-    `future` ends with the transcription or its error. It cannot be cancelled: `cancel()` ends it with ClientGone.
+    `future` ends with the transcription or its error. It cannot be cancelled itself: `cancel()` ends it with
+    ClientGone.
     """
 
     def __init__(self, model: str = "", *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: seconds from some point on."""
+        """`clock`: seconds from any starting point."""
         self.model = model  # its name
         self.future: Future[Transcription] = Future()
         self.future.set_running_or_notify_cancel()
@@ -47,25 +48,25 @@ class Run:
         self._clock = clock
         self._time: tuple[float, float | None] = (0.0, clock())  # seconds before, running since; replaced as one
         self._turn: Turn | None = None
-        # Measured:
+        # Measurements:
         self.submitted_ns, self.ended_ns = time.time_ns(), 0
         self.audio_s, self.n_tokens = 0.0, 0
         self.seconds: dict[str, float] = {}  # by stage
         self.spans: list[Span] = []
         self._stage, self._since, self._since_ns = "", 0.0, 0
-        # Its place among others, which Admission gives it:
-        self.call: Callable[[], Any] | None = None  # None once it has ended, so that nothing of it is kept
+        # Its place, assigned by Admission:
+        self.call: Callable[[], Any] | None = None  # None once it has ended, to release everything
         self.client = ""
-        self.rank = 0.0  # of those that wait, the lowest begins first
-        self.length = 0  # how many steps of length it is known to exceed
+        self.rank = 0.0  # of waiting runs, the lowest starts first
+        self.length = 0  # number of length steps it is known to exceed
         self.on_cancel: Callable[[], None] = lambda: None
 
     def begin(self, deadline_s: float) -> None:
-        """Start the clock at 0; the run may take this long until `allow` says more."""
+        """Start the clock at 0; the deadline holds until `allow` extends it."""
         self._time, self.deadline_s = (0.0, self._clock()), deadline_s
 
     def elapsed(self) -> float:
-        """Seconds since it began, without those it has waited for turns."""
+        """Seconds since the start, without waits for turns."""
         before, since = self._time
         return before if since is None else before + self._clock() - since
 
@@ -82,7 +83,7 @@ class Run:
             raise DeadlineExceeded(self.deadline_s)
 
     def cancel(self) -> None:
-        """Withdraw it, whether it waits or computes. Idempotent."""
+        """Cancel it, waiting or computing. Idempotent."""
         self.is_cancelled = True
         self.on_cancel()
 
@@ -93,7 +94,7 @@ class Run:
 
     @contextmanager
     def working(self, turns: Turns, step: int = 0) -> Iterator[None]:
-        """A block in which it holds a turn, except at borders. Within another such block that one's turn goes on.
+        """A block in which it holds a turn, except at borders. A nested block continues the outer one's turn.
 
         `step`: how long the run is known to be, see Turn. Raises as check() does.
         """
@@ -111,7 +112,7 @@ class Run:
             turns.give(turn)
 
     def border(self) -> None:
-        """A piece of work begins, one turn long: from the second on others go first. Raises as check() does."""
+        """Start a piece of work, one turn long; from the second one on, others go first. Raises as check() does."""
         if self._turn is not None:
             with self.waiting():
                 self._turn.turns.pass_on(self._turn, self.check)
@@ -127,7 +128,7 @@ class Run:
             self._time = (self.elapsed(), self._clock())
 
     def enter(self, stage: str) -> None:
-        """The current stage ends and this one begins; the empty name is none."""
+        """End the current stage and start this one; an empty name means none."""
         if stage == self._stage:
             return
         now, now_ns = self.elapsed(), time.time_ns()
@@ -138,7 +139,7 @@ class Run:
         self._stage, self._since, self._since_ns = stage, now, now_ns
 
     def during(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The items; making each of them belongs to `stage`, what is done with it to the stage before."""
+        """The items; making each one counts as `stage`, using it as the stage before."""
         iterator, nothing = iter(items), object()
         while True:
             before = self._stage

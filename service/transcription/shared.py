@@ -20,10 +20,10 @@ N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 
 
 def default_workers(target: Target, n_cores: int = N_CORES) -> int:
-    """How many transcriptions compute at once where nobody has said.
+    """Transcriptions that compute in parallel by default.
 
-    A GPU decodes that many together in the same launches, and a large one encodes as many. On the CPU one transcription
-    has all the cores where there is work to share out, and a few of them where a token is decoded.
+    A GPU decodes that many in the same launches, and a large one encodes as many. On the CPU, one transcription uses
+    all cores where its work can be divided, and a few of them to decode a token.
     """
     if target.name == "gpu" and not target.is_software:
         return GPU_WORKERS

@@ -1,4 +1,4 @@
-"""A graph whose computes belong to one run: each may first wait for the run's turn, and is timed as a stage of it."""
+"""A graph whose computes belong to one run: each may first wait for the run's turn, and is timed as a stage."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -9,14 +9,14 @@ from service.guest.wasi_nn import Errno, ExecutionContext, Graph, WasiNnError
 class Staged:
     """A Graph that calls `begin` before each compute, in the run's thread.
 
-    A WispError of either (the run was cancelled, its time is over) is a runtime error to the guest.
+    To the guest, a WispError of either (the run was cancelled, or its time is over) is a runtime error.
     """
 
     def __init__(self, graph: Graph, begin: Callable[[], None] = lambda: None) -> None:
         self._graph, self._begin = graph, begin
 
     def init_execution_context(self, peers: Mapping[int, ExecutionContext]) -> "StagedContext":
-        """A context around one of the graph's own, which finds its peers as their graphs made them."""
+        """A context around one of the graph's own, which finds its peers unwrapped."""
         return StagedContext(self._graph.init_execution_context(Unwrapped(peers)), self._begin)
 
 
@@ -28,7 +28,7 @@ class StagedContext:
         self.set_input, self.get_output, self.close = inner.set_input, inner.get_output, inner.close
 
     def compute(self) -> None:
-        """Begin, then compute."""
+        """Call `begin`, then compute."""
         try:
             self._begin()
             self.inner.compute()
@@ -37,7 +37,7 @@ class StagedContext:
 
 
 class Unwrapped(Mapping[int, ExecutionContext]):
-    """A guest's contexts by handle, those around others as the inner ones. Follows changes."""
+    """A guest's contexts by handle, without their wrappers. Follows changes."""
 
     def __init__(self, contexts: Mapping[int, ExecutionContext]) -> None:
         self._contexts = contexts

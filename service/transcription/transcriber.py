@@ -39,7 +39,7 @@ __all__ = ["TEMPERATURES", "Options", "Segment", "Token", "Transcriber", "Transc
 
 log = logging.getLogger("wisp")
 
-RUN_AHEAD = 8  # greedy steps the guest asks for in one compute
+RUN_AHEAD = 8  # greedy steps per compute requested by the guest
 
 SegmentListener = Callable[[Segment], None]
 
@@ -78,21 +78,21 @@ class _Events:
 
 
 def check_options(options: Options, name: str, tokenizer: Tokenizer) -> None:
-    """Raise UnsupportedValue for what the model of that name and tokenizer cannot do."""
+    """Raise UnsupportedValue for options that this model does not support."""
     if options.task == "translate" and not tokenizer.languages:
         raise UnsupportedValue(f"{name} knows English only: it cannot translate.", param="model")
     languages = tokenizer.languages
-    spoken = "English only" if not languages else f"{len(languages)} languages, this one not among them"
+    spoken = "English only" if not languages else f"{len(languages)} languages, not including this one"
     if options.language is not None and not tokenizer.speaks(options.language):
         asked = f"{language_name(options.language).capitalize()} ('{options.language}')"
-        raise UnsupportedValue(f"{asked} is not a language of {name}: it knows {spoken}.", param="language")
+        raise UnsupportedValue(f"{asked} isn't a language of {name}: it knows {spoken}.", param="language")
     if options.languages and not any(tokenizer.speaks(language) for language in options.languages):
         asked = ", ".join(options.languages)
-        raise UnsupportedValue(f"Of {asked} none is a language of {name}: it knows {spoken}.", param="languages[]")
+        raise UnsupportedValue(f"None of {asked} is a language of {name}: it knows {spoken}.", param="languages[]")
 
 
 class Transcriber:
-    """Transcriptions of one model: some compute at once, more take turns at that, the rest wait. Thread-safe.
+    """Transcriptions of one model: some compute in parallel, more take turns with them, the rest wait. Thread-safe.
 
     They share threads and turns with those of other models, see Shared.
     """
@@ -100,23 +100,23 @@ class Transcriber:
     def __init__(self, model: Model, guest: Guest, shared: Shared) -> None:
         self.model, self.guest, self.settings, self._shared = model, guest, shared.settings, shared
         self.vad = self.settings.vad
-        self.proven_at = -math.inf  # when a window was last transcribed to its end, by time.monotonic()
-        self.moved_at = -math.inf  # when a network was last asked for something, by the same clock
+        self.proven_at = -math.inf  # when a window was last transcribed completely, by time.monotonic()
+        self.moved_at = -math.inf  # when a network last started to compute, by the same clock
         self.n_under_way = 0  # submitted transcriptions that have not ended
         self._counting = threading.Lock()
         desk = shared.desk(model.target)
         self.admission, self.reading, self.computing = desk.admission, desk.reading, desk.computing
 
     def is_proven(self, since: float) -> bool:
-        """Whether a window has been transcribed since then, by time.monotonic(), and the GPU not been lost after it."""
+        """Whether a window has been transcribed since then (by time.monotonic()) without losing the GPU afterwards."""
         return self.proven_at >= since and not self.model.device_failures
 
     def check(self, options: Options) -> None:
-        """Raise UnsupportedValue for what this model cannot do; cheap, so that a request fails before it waits."""
+        """Raise UnsupportedValue for unsupported options; cheap, so that a request fails before it waits."""
         check_options(options, self.model.name, self.model.tokenizer)
 
     def submit(self, recording: Audio | Upload, options: Options, on_segment: SegmentListener | None = None) -> Run:
-        """Queue a transcription. Raises QueueFull at once; the run's future raises what transcribe() raises.
+        """Queue a transcription. Raises QueueFull immediately; the run's future raises what transcribe() raises.
 
         `on_segment` is called in the run's thread.
         """
@@ -125,7 +125,7 @@ class Transcriber:
 
         def call() -> Transcription:
             result = self.transcribe(recording, options, on_segment, run)
-            self.admission.succeeded(run.elapsed())  # of requests only: a probe is shorter
+            self.admission.succeeded(run.elapsed())  # requests only: a probe is shorter
             return result
 
         run.future.add_done_callback(lambda _: run.context.run(self._shared.observe_run, run))
@@ -147,10 +147,10 @@ class Transcriber:
     ) -> Transcription:
         """Transcribe in the calling thread, in turns with other calls, within a deadline that grows with the audio.
 
-        `run`: by which it may be cancelled and is measured. Raises WispError classes only: what decode() raises for an
-        Upload, DeadlineExceeded, ClientGone when cancelled, UnreadableAudio when the file breaks off in the middle,
-        DeviceLost, ModelTooLarge, ModelBroken where the model cannot be loaded, InternalError for a fault of the
-        guest's; the reports of both go to the log.
+        `run` measures it and can cancel it. Raises WispError classes only: what decode() raises for an Upload,
+        DeadlineExceeded, ClientGone when cancelled, UnreadableAudio if the file breaks off in the middle, DeviceLost,
+        ModelTooLarge, ModelBroken if the model cannot be loaded, and InternalError for a fault of the guest. The log
+        has the reports of the last two.
         """
         run = run or Run()
         run.begin(self.settings.deadline_floor_s)
@@ -180,7 +180,7 @@ class Transcriber:
     def _transcribe(
         self, run: Run, recording: Audio | Upload, options: Options, on_segment: SegmentListener | None = None
     ) -> Transcription:
-        """Within a turn that the run holds already (a guest's, by the graph NAME) it goes on in that."""
+        """Continues in a turn that the run already holds (a guest's, through the graph NAME)."""
         started, is_within = time.monotonic(), run.is_working
         events = _Events(on_segment, self.model.tokenizer)
 
@@ -260,8 +260,8 @@ class Transcriber:
     ) -> dict[str, Any]:
         """The guest's argument: the model's constants and openai/whisper's option names.
 
-        `silence`: what follows the recording's end where its language is detected, see LogMelFrames. `clips`: start,
-        end, start, … in seconds of what is to be heard; None for all.
+        `silence`: padding after the end of the recording for language detection, see LogMelFrames. `clips`: start, end,
+        start, … in seconds of the parts to transcribe; None for all.
         """
         model = self.model
         tokens = model.tokenizer.guest_tokens()

@@ -1,59 +1,58 @@
-"""Fair turns: more jobs are under way than may work at once, so each works for a while and then lets others go first.
+"""Fair turns: more jobs are open than may compute at the same time, so each works for a while and lets others go first.
 
-A job's turn ends at a border it comes to (for the guest: the next window of audio), never in between. Every other turn
-goes to the shortest kind of job, of those to the one that has had the fewest, so that a short job soon ends however
-many long ones there are; the turns between go to the one that has waited longest, so that no stream of short jobs can
-keep a long one waiting for ever.
+A job's turn ends only at a border (for the guest: the next window of audio). Every other turn goes to the shortest kind
+of job, and among those to the one with the fewest turns so far, so a short job ends soon however many long ones there
+are. The turns in between go to the job that has waited longest, so a stream of short jobs cannot starve a long one.
 """
 
 import threading
 from collections.abc import Callable
 
-TICK_S = 0.05  # how late a job that waits for its turn notices that it was cancelled
+TICK_S = 0.05  # how often a waiting job checks whether it was cancelled
 
 
 class Turn:
     """One job's part in `turns`.
 
-    `step`: how long the job is known to be; a lower one goes before a higher one, however few turns that has had.
+    `step`: how long the job is known to be; a lower step goes before a higher one, whatever their numbers of turns.
     """
 
     def __init__(self, turns: "Turns", step: int = 0) -> None:
         self.turns, self.step = turns, step
-        self.n_done = 0  # turns that the job has had, up to their borders
-        self.is_used = False  # whether a piece of work has begun in it
+        self.n_done = 0  # turns so far, up to their borders
+        self.is_used = False  # whether a piece of work has started in it
         self.granted = threading.Event()  # set while it is held
 
 
 class Turns:
-    """Up to `count` turns at once, handed from job to job. Thread-safe."""
+    """Up to `count` turns at the same time, passed from job to job. Thread-safe."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._lock = threading.Lock()
         self._free = count
         self._n_granted = 0
-        self._waiting: list[Turn] = []  # the one that came first is first
+        self._waiting: list[Turn] = []  # in order of arrival
 
     @property
     def n_waiting(self) -> int:
-        """Jobs that would work if there were more turns."""
+        """Jobs waiting for a turn."""
         return len(self._waiting)
 
     @property
     def n_held(self) -> int:
-        """Jobs that work now."""
+        """Jobs holding a turn."""
         return self.count - self._free
 
     def take(self, turn: Turn, check: Callable[[], None]) -> None:
-        """Wait until `turn` is granted. `check` is called now and then; what it raises ends the wait."""
+        """Wait until `turn` is granted. Calls `check` at times; an exception from it ends the wait."""
         with self._lock:
             self._waiting.append(turn)
             self._grant()
         self._wait(turn, check)
 
     def pass_on(self, turn: Turn, check: Callable[[], None]) -> None:
-        """A piece of work begins in `turn`. If another has ended in it, others that wait go first, as in take()."""
+        """Start a piece of work in `turn`. If one has already ended in it, waiting jobs go first, as in take()."""
         if not turn.is_used:
             turn.is_used = True
             return
@@ -66,7 +65,7 @@ class Turns:
         self._wait(turn, check)
 
     def give(self, turn: Turn) -> None:
-        """Let the next job have it, if it is held."""
+        """Pass it to the next job, if held."""
         with self._lock:
             if turn.granted.is_set():
                 self._release(turn)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kernels.checkpoints.common import expected_shapes
 from kernels.checkpoints.load import Checkpoint, Dimensions
 from kernels.cpu.model import CpuModel
+from kernels.inputs import AUDIO, ORIGINS, TOKENS
 from kernels.rules import Rules
 from kernels.webgpu.cross_memory import CrossMemory
 from kernels.webgpu.decoder.graph import DecoderGraph
@@ -18,8 +19,6 @@ from kernels.webgpu.device import Device
 from kernels.webgpu.wgsl import SUBGROUP, WORKGROUP
 
 Array = NDArray[Any]
-AUDIO, TOKENS, ORIGINS, RULES = range(4)
-LOGITS, CHOSEN, LOG_PROBABILITIES, CROSS_ATTENTION, TOKEN_PROBABILITIES = range(5)
 # A small vocabulary: text, end of text, <|notimestamps|>, timestamps.
 EOT, NO_TIMESTAMPS, BEGIN, N_VOCAB = 400, 402, 405, 701
 

@@ -24,16 +24,16 @@ def rules(n_steps: int, sample_begin: int = 1, *, timestamps: bool = True) -> ND
     return ints(n_steps, sample_begin, EOT, begin, NO_TIMESTAMPS, 5, 3, 2, 1, 2, 41, 3, EOT)
 
 
-def random_checkpoint() -> Checkpoint:
+def random_checkpoint(dims: Dimensions = DIMS) -> Checkpoint:
     """A small Whisper that says something: random, and large enough that its choices are not near-ties."""
     rng = np.random.default_rng(0)
     arrays: dict[str, NDArray[Any]] = {}
-    for name, shape in expected_shapes(DIMS).items():
+    for name, shape in expected_shapes(dims).items():
         spread = 1.0 if "embedding" in name else 2 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.3
         arrays[name] = (rng.standard_normal(shape) * spread).astype(np.float16)
         if name.endswith("weight") and len(shape) == 1:
             arrays[name] += np.float16(1)
-    return Checkpoint(DIMS, arrays, "{}", HEADS, False)
+    return Checkpoint(dims, arrays, "{}", HEADS, False)
 
 
 CHECKPOINT = random_checkpoint()

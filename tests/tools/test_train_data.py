@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tools.test_train import LINES, maker, small_run, small_tokenizer, utterances
+from tests.support.training import LINES, maker, small_run, small_tokenizer, utterances
 
 
 def test_a_shorter_vocal_tract_moves_every_formant_up() -> None:

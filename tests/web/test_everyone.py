@@ -7,9 +7,9 @@ from playwright.sync_api import Page, expect
 
 from service.models.better import pull_command
 from service.settings import Settings
+from tests.support.page import card, choose, finished, transcript
 from tests.support.serving import engine_for, wav
 from tests.web.conftest import OpenPage, Site, site_for
-from tests.web.test_transcribing import card, choose, finished, transcript
 
 PHONE = {"viewport": {"width": 375, "height": 667}, "has_touch": True, "is_mobile": True}
 

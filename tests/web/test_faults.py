@@ -10,9 +10,9 @@ from playwright.sync_api import Route, expect
 
 from service.errors import DeviceLost
 from service.transcription.run import Run
+from tests.support.page import card, choose, finished, transcript
 from tests.support.serving import TRAP, engine_for, settings_for, wav
 from tests.web.conftest import OpenPage, Site, site_for
-from tests.web.test_transcribing import card, choose, finished, transcript
 
 
 def test_a_refusal_is_shown_in_the_servers_words(open_page: OpenPage, site: Site) -> None:

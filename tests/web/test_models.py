@@ -7,9 +7,9 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.support import synthetic
+from tests.support.page import choose, finished, transcript
 from tests.support.serving import engine_for, settings_for, wav
 from tests.web.conftest import OpenPage, Site, site_for
-from tests.web.test_transcribing import choose, finished, transcript
 
 
 @pytest.fixture(scope="module")

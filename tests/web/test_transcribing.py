@@ -10,22 +10,13 @@ import httpx2
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import FilePayload, Locator, Page, expect
+from playwright.sync_api import Locator, expect
 
 from service.settings import Settings
 from tests.support import synthetic
+from tests.support.page import card, choose, finished, transcript
 from tests.support.serving import PATH, engine_for, settings_for, tone, wav
 from tests.web.conftest import OpenPage, Site, site_for
-
-
-def choose(page: Page, *files: tuple[str, bytes]) -> None:
-    """Choose files by the button, as with the system's dialog."""
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Choose files").click()
-    payloads: list[FilePayload] = [
-        {"name": name, "mimeType": "audio/wav", "buffer": content} for name, content in files
-    ]
-    chooser.value.set_files(payloads)
 
 
 def silence(seconds: int) -> bytes:
@@ -33,22 +24,6 @@ def silence(seconds: int) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.zeros(seconds * 8000, np.int16), 8000, format="FLAC")
     return buffer.getvalue()
-
-
-def card(page: Page, name: str) -> Locator:
-    """The part of the page about one recording."""
-    return page.get_by_role("article", name=name)
-
-
-def transcript(one: Locator) -> Locator:
-    return one.get_by_role("log", name="Transcript").get_by_role("listitem")
-
-
-def finished(page: Page, name: str) -> Locator:
-    """The card of a recording, once it is transcribed."""
-    one = card(page, name)
-    expect(one.get_by_role("button", name="Transcribe again")).to_be_visible()
-    return one
 
 
 def asked_of_the_api(site: Site, file: bytes, **fields: Any) -> str:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds assets/cpu-x86_64.so from the C beside this script, once for AVX-512 and once for AVX2; --check compares instead.
+# Builds assets/cpu-x86_64.so from the C files here, once for AVX-512 and once for AVX2; --check compares instead.
 set -eu
 if [ "$(uname -sm)" != "Linux x86_64" ]; then
   echo "kernels/cpu/native is for x86-64 Linux; elsewhere the CPU target computes in NumPy" >&2
@@ -20,7 +20,7 @@ gcc -shared -nostdlib -s -Wl,--build-id=none -o "$out/cpu.so" "$out/avx512.o" "$
 if [ "${1:-}" = --check ]; then
   cmp "$out/cpu.so" "$root/assets/cpu-x86_64.so"
 else
-  # In one step: a process may have the old one mapped.
+  # Atomically: a process may have the old one mapped.
   cp "$out/cpu.so" "$root/assets/.cpu-x86_64.so"
   mv "$root/assets/.cpu-x86_64.so" "$root/assets/cpu-x86_64.so"
 fi

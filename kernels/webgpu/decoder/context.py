@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.rules import Rules
+from kernels.inputs import CHOSEN, CROSS_ATTENTION, LOG_PROBABILITIES, LOGITS, TOKEN_PROBABILITIES, DecoderInputs
 from kernels.webgpu.cross_memory import CrossMemory
 from kernels.webgpu.decoder.batch import Batch, Greedy
 from kernels.webgpu.decoder.memory import Activations, DecoderBuffers
@@ -15,13 +15,11 @@ from kernels.webgpu.decoder.program import woven
 from kernels.webgpu.decoder.state import MAX_ROWS, Row, state_words
 from kernels.webgpu.recording import Dispatch, Recording, View
 
-AUDIO, TOKENS, ORIGINS, RULES = range(4)
-LOGITS, CHOSEN, LOG_PROBABILITIES, CROSS_ATTENTION, TOKEN_PROBABILITIES = range(5)
 Peers = Mapping[int, Any]
 
 
 class DecoderContext:
-    """One guest's sequences over one encoder result. Inputs and outputs as the constants above name them."""
+    """One guest's sequences over one encoder result. Inputs and outputs as kernels/inputs.py names them."""
 
     def __init__(
         self,
@@ -39,9 +37,7 @@ class DecoderContext:
         self._buffers: DecoderBuffers | None = None
         self._launches: dict[tuple[str, int], list[Dispatch]] = {}  # over its own buffers
         self._own: dict[tuple[int, int], list[list[Dispatch]]] = {}  # over the batch's, by first and number of rows
-        self._tokens: NDArray[np.int32] | None = None
-        self._origins: list[int] | None = None
-        self._rules: Rules | None = None
+        self._inputs = DecoderInputs(self._dims, MAX_ROWS)
         self.histories: list[list[int]] = []  # each sequence's tokens in the cache
         self._slots = np.zeros(
             (0, 0), np.uint32
@@ -57,34 +53,18 @@ class DecoderContext:
         """0 audio, 1 tokens, 2 origins, 3 rules. Raises ValueError for what the model cannot take."""
         if self._closed:
             raise ValueError("this decoder context is closed")
-        if index == RULES:
-            self._rules = Rules.parse(tensor, self._dims.n_vocab)
-            return
-        if index not in (AUDIO, TOKENS, ORIGINS):
-            raise ValueError(f"the decoder has no input {index}")
-        rank = 2 if index == TOKENS else 1
-        if tensor.dtype != np.int32 or tensor.ndim != rank or tensor.size == 0:
-            found = f"{tensor.dtype} {list(tensor.shape)}"
-            raise ValueError(f"input {index} must be i32 of rank {rank} and not empty, found {found}")
-        if len(tensor) > MAX_ROWS:
-            raise ValueError(f"{len(tensor)} sequences are more than {MAX_ROWS}")
-        if index == AUDIO:
-            self._set_audio(tensor)
-        elif index == TOKENS:
-            if int(tensor.min()) < 0 or int(tensor.max()) >= self._dims.n_vocab:
-                raise ValueError(f"a token is not one of {self._dims.n_vocab}")
-            self._tokens = tensor
-        else:
-            self._origins = [int(origin) for origin in tensor]
+        handle = self._inputs.set(index, tensor)
+        if handle is not None:
+            self._set_audio(handle)
 
-    def _set_audio(self, tensor: NDArray[Any]) -> None:
-        handle = int(tensor[0])
-        if len(tensor) != 1 or handle not in self._peers:
-            raise ValueError(f"audio {tensor[:4].tolist()} is no encoder context of this instance")
+    def _set_audio(self, handle: int) -> None:
+        if handle not in self._peers:
+            raise ValueError(f"audio {handle} is no encoder context of this instance")
         cross = self._cross_of(self._peers[handle]).hold()
         self._drop_audio()
         self._cross = cross
-        self.histories, self._computed, self._tokens, self._origins = [], None, None, None
+        self._inputs.forget()
+        self.histories, self._computed = [], None
         self._chosen = self._log_probabilities = self._logits = None
 
     def _drop_audio(self) -> None:
@@ -96,27 +76,17 @@ class DecoderContext:
 
     def compute(self) -> None:
         """Append the tokens; then choose, if the rules ask for it. Raises ValueError where the inputs do not fit."""
-        if self._cross is None or self._tokens is None:
-            raise ValueError("audio and tokens must be set before compute")
-        n, n_new = self._tokens.shape
-        cached = len(self.histories)
-        origins = list(range(n)) if self._origins is None else self._origins
-        if len(origins) != n or (self._origins is None and cached not in (0, n)):
-            raise ValueError(f"{n} sequences of tokens, {cached} cached ones, {len(origins)} origins")
-        if self._origins is not None and not all(0 <= origin < cached for origin in origins):
-            raise ValueError(f"an origin is not one of {cached} cached sequences")
-        length = len(self.histories[0]) if cached else 0
-        if length + n_new > self._dims.n_text_ctx:
-            raise ValueError(f"{length} + {n_new} tokens are more than the {self._dims.n_text_ctx} of the text context")
-        if self._rules is not None and self._rules.n_steps and length + n_new < self._rules.sample_begin:
-            raise ValueError(f"sampling would begin at {self._rules.sample_begin}, after {length + n_new} tokens")
-        tokens, self._tokens, self._origins = self._tokens, None, None
+        if self._cross is None:
+            raise ValueError("audio is not set")
+        length = len(self.histories[0]) if self.histories else 0
+        tokens, given = self._inputs.take(len(self.histories), length)
+        origins = list(range(len(tokens))) if given is None else given.tolist()
         self._chosen = self._log_probabilities = self._logits = None
-        rules = self._rules
+        rules = self._inputs.rules
         if rules is None or rules.n_steps == 0:
             self._device.run(lambda: self._append(tokens, origins, length))
         else:
-            greedy = Greedy(self, n, rules, lambda: self._begin(tokens, origins, length))
+            greedy = Greedy(self, len(tokens), rules, lambda: self._begin(tokens, origins, length))
             self._chosen, self._log_probabilities = self._batch.run(greedy)
 
     def _append(self, tokens: NDArray[np.int32], origins: list[int], length: int) -> None:
@@ -284,9 +254,9 @@ class DecoderContext:
         NaN for the first, and 0 for a token from eot on, which is not among them. Source: `timing.py`.
         """
         assert self._buffers is not None and self._computed is not None
-        if self._rules is None:
+        if self._inputs.rules is None:
             raise ValueError("rules are not set, and with them end of text")
-        eot, n_vocab = self._rules.eot, self._dims.n_vocab
+        eot, n_vocab = self._inputs.rules.eot, self._dims.n_vocab
         n, n_new = self._computed.shape
         result = np.full((n, n_new), np.nan, np.float32)
         logits, partials = (
@@ -313,6 +283,6 @@ class DecoderContext:
         self._closed = True
         self._drop_audio()
         buffers, self._buffers = self._buffers, None
-        self._computed = self._tokens = None
+        self._computed = None
         if buffers is not None:
             self._pool.give(buffers)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.rules import Rules, next_tokens
+from kernels.rules import NextTokens, Rules
 
 MAX_ROWS = 16  # rows one pass computes: the new tokens of a prompt, or one token of each sequence
 
@@ -20,9 +20,7 @@ def _words(*names: str) -> list[tuple[str, str]]:
 
 
 ROW = np.dtype(_words("token", "slot", "position", "unused"))
-SEQUENCE = np.dtype(
-    _words("text_from", "time_from", "time_below", "is_first", "last_was_time", "last_time", "has_ended", "has_sampled")
-)
+SEQUENCE = np.dtype(_words(*NextTokens._fields))
 STATE = np.dtype(
     [
         *_words("n_rows", "stopped", "n_chosen", "eot", "timestamp_begin", "unused_0", "unused_1", "unused_2"),
@@ -35,10 +33,8 @@ STATE = np.dtype(
 def mask_words(rules: Rules, n_vocab: int) -> NDArray[np.uint32]:
     """(2, ceil(n_vocab / 32)): bits of the tokens never allowed; row 1 adds those not allowed at first."""
     bits = np.zeros((2, -(-n_vocab // 32) * 32), np.uint8)
-    bits[:, rules.suppress] = 1
-    bits[1, rules.begin_suppress] = 1
-    if rules.timestamp_begin >= 0 and rules.no_timestamps >= 0:
-        bits[:, rules.no_timestamps] = 1
+    bits[:, rules.never(is_first=False)] = 1
+    bits[1, rules.never(is_first=True)] = 1
     return np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
 
 
@@ -64,7 +60,7 @@ def state_words(
     for i, row in enumerate(rows):
         state["rows"][0, i] = (row.token, row.slot, row.position, 0)
     for i, (rules, history) in enumerate(sequences):
-        state["sequences"][0, i] = next_tokens(rules, history, n_vocab)
+        state["sequences"][0, i] = rules.next_tokens(history, n_vocab)
         if i == 0:
             state["eot"] = rules.eot
             state["timestamp_begin"] = rules.timestamp_begin if rules.timestamp_begin >= 0 else n_vocab

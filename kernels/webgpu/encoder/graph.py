@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.checkpoints.load import Checkpoint
+from kernels.inputs import checked_mel
 from kernels.webgpu.cross_memory import CrossMemory
 from kernels.webgpu.device import Device, DeviceError
 from kernels.webgpu.encoder.memory import Result
@@ -136,15 +137,7 @@ class EncoderContext:
         """The log-mel window. Raises ValueError for another index, type, shape, NaN or ∞, or after close()."""
         if self._closed:
             raise ValueError("this encoder context is closed")
-        dims = self.graph.dims
-        shape = (1, dims.n_mels, 2 * dims.n_audio_ctx)
-        if index != 0:
-            raise ValueError(f"the encoder has no input {index}")
-        if tensor.dtype != np.float32 or tensor.shape != shape:
-            raise ValueError(f"mel must be f32 {list(shape)}, found {tensor.dtype} {list(tensor.shape)}")
-        if not np.isfinite(tensor).all():
-            raise ValueError("mel holds values that are not finite")
-        self._mel = tensor
+        self._mel = checked_mel(self.graph.dims, index, tensor)
 
     def compute(self) -> None:
         """Encode the window set. Raises ValueError when none is, or after close()."""

@@ -50,7 +50,7 @@ fn choose(sequence: u32, text: vec4f, time: vec4f) -> vec2<u32> {
     picked = vec2<u32>(u32(text.y), bitcast<u32>(-log(total)));
   }
   let is_time = picked.x >= state.timestamp_begin;
-  let was_time = rules.has_sampled == 0u || rules.last_was_time != 0u;  // the penultimate one, for the next step
+  let was_time = rules.is_first != 0u || rules.last_was_time != 0u;  // the penultimate one, for the next step
   let is_open = is_time && !was_time;  // a timestamp that still needs its pair
   if (is_time) {
     rules.last_time = picked.x;
@@ -61,7 +61,6 @@ fn choose(sequence: u32, text: vec4f, time: vec4f) -> vec2<u32> {
   rules.is_first = 0u;
   rules.last_was_time = u32(is_time);
   rules.has_ended = u32(picked.x == state.eot);
-  rules.has_sampled = 1u;
   state.sequences[sequence] = rules;
   return picked;
 }

@@ -7,7 +7,7 @@
 //   state   State
 //   y       (rows, N_OUT) f32  in and out
 // dispatch (ceil(N_OUT / (4 · WORKGROUP / LANES · TILES)), ceil(rows / ROWS), 1)
-{% from "shared.wgsl" import columns, extensions, products, state, sum_all with context %}
+{% from "shared.wgsl" import columns, extensions, product_sizes, products, state, sum_all with context %}
 {{ extensions() }}
 {{ state() }}
 @group(0) @binding(0) var<storage, read> x: array<vec4f>;
@@ -16,12 +16,7 @@
 @group(0) @binding(3) var<storage, read> state: State;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4f>;
 
-override WORKGROUP = 256u;
-override LANES = 64u;
-override TILES = 4u;
-override N_IN = 384u;
-override N_OUT = 384u;
-const ROWS = {{ rows }}u;
+{{ product_sizes() }}
 
 {{ columns() }}
 {{ sum_all() }}

@@ -8,7 +8,7 @@
 //   state   State
 //   y       (rows, N_OUT) f32  out
 // dispatch (ceil(N_OUT / (4 · WORKGROUP / LANES · TILES)), ceil(rows / ROWS), 1)
-{% from "shared.wgsl" import columns, extensions, gelu, norm_inputs, products, state, sum_all with context %}
+{% from "shared.wgsl" import columns, extensions, gelu, norm_inputs, product_sizes, products, state, sum_all with context %}
 {{ extensions() }}
 {{ state() }}
 @group(0) @binding(0) var<storage, read> x: array<vec4f>;
@@ -18,14 +18,9 @@
 @group(0) @binding(4) var<storage, read> state: State;
 @group(0) @binding(5) var<storage, read_write> y: array<vec4f>;
 
-override WORKGROUP = 256u;
-override LANES = 64u;
-override TILES = 4u;
-override N_IN = 384u;
-override N_OUT = 384u;
+{{ product_sizes() }}
 override SCALE = 1.0;
 override GELU = false;
-const ROWS = {{ rows }}u;
 var<workgroup> inputs: array<vec4f, ROWS * (N_IN / 4u)>;
 
 {{ columns() }}

@@ -10,7 +10,7 @@
 //   logits    (rows, N_VOCAB) f32  out
 //   partials  (rows, N_GROUPS, 2) × (max, token, sum, 0) f32: text, timestamps  out
 // dispatch (ceil(N_OUT / (4 · WORKGROUP / LANES · TILES)), ceil(rows / ROWS), 1)
-{% from "shared.wgsl" import columns, extensions, join, norm_inputs, products, state, sum_all with context %}
+{% from "shared.wgsl" import columns, extensions, join, norm_inputs, product_sizes, products, state, sum_all with context %}
 {{ extensions() }}
 {{ state() }}
 @group(0) @binding(0) var<storage, read> x: array<vec4f>;
@@ -21,16 +21,11 @@
 @group(0) @binding(5) var<storage, read_write> logits: array<f32>;
 @group(0) @binding(6) var<storage, read_write> partials: array<vec4f>;
 
-override WORKGROUP = 256u;
-override LANES = 64u;
-override TILES = 4u;
-override N_IN = 384u;
-override N_OUT = 51864u;
+{{ product_sizes() }}
 override FIRST = 0u;  // this part's first token
 override N_VOCAB = 51864u;
 override FIRST_GROUP = 0u;  // this part's first entry in partials
 override N_GROUPS = 811u;
-const ROWS = {{ rows }}u;
 var<workgroup> inputs: array<vec4f, ROWS * (N_IN / 4u)>;
 
 {{ columns() }}

@@ -11,7 +11,7 @@
 //   values  (slots, N_TEXT_CTX, N_IN) f32  out
 //   params  the rows of the one context whose cache this is
 // dispatch (ceil(N_OUT / (4 · WORKGROUP / LANES · TILES)), ceil((end_row - first_row) / ROWS), 1)
-{% from "shared.wgsl" import columns, extensions, norm_inputs, products, state, sum_all with context %}
+{% from "shared.wgsl" import columns, extensions, norm_inputs, product_sizes, products, state, sum_all with context %}
 {{ extensions() }}
 {{ state() }}
 struct Params {
@@ -29,14 +29,9 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> values: array<vec4f>;
 @group(0) @binding(8) var<uniform> params: Params;
 
-override WORKGROUP = 256u;
-override LANES = 64u;
-override TILES = 4u;
-override N_IN = 384u;
-override N_OUT = 1152u;
+{{ product_sizes() }}
 override SCALE = 0.125;
 override N_TEXT_CTX = 448u;
-const ROWS = {{ rows }}u;
 var<workgroup> inputs: array<vec4f, ROWS * (N_IN / 4u)>;
 
 {{ columns() }}

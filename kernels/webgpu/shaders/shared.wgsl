@@ -72,7 +72,6 @@ struct Sequence {  // what it may choose next, and what that follows from
   last_was_time: u32,
   last_time: u32,  // 0: none yet
   has_ended: u32,
-  has_sampled: u32,
 }
 
 struct State {
@@ -156,6 +155,16 @@ fn norm_inputs(first_row: u32, invocation: u32) {
   }
   workgroupBarrier();
 }
+{% endmacro %}
+
+{# The sizes of a decoder's product: products() and norm_inputs() read them. #}
+{% macro product_sizes() %}
+override WORKGROUP = 256u;  // invocations
+override LANES = 64u;  // of them that share 4 outputs
+override TILES = 4u;  // that a workgroup takes
+override N_IN = 384u;
+override N_OUT = 384u;
+const ROWS = {{ rows }}u;
 {% endmacro %}
 
 {#

@@ -16,9 +16,11 @@ MAX_URLENCODED_BYTES = 1024 * 1024
 class SoundReader(BodyReader):
     """A body that is the file: `curl --data-binary @a.wav -H 'Content-Type: audio/wav'`."""
 
+    content_type = ""
+
     def _feed(self, piece: bytes) -> None:
         if self.file is None:
-            self._open_file()
+            self._open_file(content_type=self.content_type)
         self._add_to_file(piece)
 
     def _finish(self) -> None:
@@ -64,5 +66,7 @@ def reader_for(
     if media_type == "application/x-www-form-urlencoded":
         return UrlencodedReader(max_file_bytes=max_file_bytes, on_field=on_field)
     if media_type.startswith(SOUND_TYPES):
-        return SoundReader(max_file_bytes=max_file_bytes, on_field=on_field)
+        reader = SoundReader(max_file_bytes=max_file_bytes, on_field=on_field)
+        reader.content_type = content_type
+        return reader
     return FormReader(content_type, max_file_bytes=max_file_bytes, on_field=on_field, is_text=is_text)

@@ -39,6 +39,7 @@ from service.http.form.table import (
     WORDS,
     Field,
     Rule,
+    is_unset,
     shown,
 )
 from service.transcription.chunking import Chunking
@@ -59,9 +60,9 @@ def accept(options: Options) -> None:
 
 
 class Fields:
-    """Call it with each field as it arrives, then `finish()`. Empty values count as unset: some clients send them.
+    """Call it with each field as it arrives, then `finish()`.
 
-    So does a language of `auto`.
+    Empty values count as unset, and so do `None` and `null`, which some clients send, and a language of `auto`.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class Fields:
         self._seen[name] += 1
         if not field.is_list and self._seen[name] > 1:
             raise InvalidValue(f"The form field '{shown(name)}' is given twice.", param=name)
-        if not text.strip() or (field is LANGUAGE and text.strip().lower() == DETECTED):
+        if is_unset(text) or (field is LANGUAGE and text.strip().lower() == DETECTED):
             return
         if field.refusal:
             raise UnsupportedValue(field.refusal, param=name)
@@ -197,8 +198,9 @@ class Fields:
             self._chunking(part, name, text)
         elif field.is_list:
             values = self.own.setdefault(field.name, [])
+            is_bounded = bool(field.choices) or field.kind == "language"  # any word may be a term to expect
             for item in field.items(text, is_bracketed=is_bracketed):
-                if item.strip():
+                if item.strip() and not (is_bounded and is_unset(item)):
                     values.append(field.read(item.strip() if field.choices else item, name))
             if field.most and len(values) > field.most:
                 raise InvalidValue(f"{field.name} has more than {field.most} values.", param=name)
@@ -213,7 +215,7 @@ class Fields:
         field = _EXTRAS.get(name)
         if field is None:
             return False
-        if not text.strip():
+        if is_unset(text):
             return True
         try:
             value = field.read(text.strip(), name)
@@ -252,6 +254,7 @@ class Fields:
         except (ValueError, RecursionError):
             raise InvalidValue(f"{CHUNKING.name} isn't JSON: '{shown(text)}'.", param=name) from None
         rows = {row.name: row for row in CHUNKING.parts}
+        parsed = {key: value for key, value in parsed.items() if value is not None or key not in rows}
         for key, value in parsed.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if key not in rows:

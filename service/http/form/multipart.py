@@ -11,6 +11,7 @@ from typing import BinaryIO, cast
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from service.audio.headerless import HELD_BYTES, header_for, is_raw
 from service.errors import InvalidValue, MalformedForm, NoSpace, StartError, UploadTooLarge
 from service.http.form.multipart_lines import LineEnds
 
@@ -47,6 +48,7 @@ class BodyReader(ABC):
         self.file: BinaryIO | None = None
         self.file_bytes = 0
         self._to_write: list[bytes] = []
+        self._header, self._start = b"", bytearray()  # of a file whose name says that it has none; its first bytes
 
     @abstractmethod
     def _feed(self, piece: bytes) -> None:
@@ -73,6 +75,7 @@ class BodyReader(ABC):
                     self._feed(piece)
                     await self._write_file()
             self._finish()
+            self._begin_file()
             await self._write_file()
             if self.file is not None:
                 self.file.seek(0)
@@ -91,17 +94,30 @@ class BodyReader(ABC):
             with contextlib.suppress(OSError):  # a full disk fails the remaining writes
                 self.file.close()
 
-    def _open_file(self) -> None:
+    def _open_file(self, filename: str = "", content_type: str = "") -> None:
         if self.file is not None:
             raise InvalidValue("The form field 'file' is given twice; send one file per request.", param="file")
         # SpooledTemporaryFile is a full binary file since Python 3.11, but not in its stubs.
         self.file = cast(BinaryIO, tempfile.SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115
+        self._header = header_for(filename, content_type)
 
     def _add_to_file(self, data: bytes) -> None:
         self.file_bytes += len(data)
         if self.file_bytes > self.max_file_bytes:
             raise UploadTooLarge(self.file_bytes, self.max_file_bytes)
-        self._to_write.append(data)
+        if self._header:
+            self._start += data
+            if len(self._start) >= HELD_BYTES:
+                self._begin_file()
+        else:
+            self._to_write.append(data)
+
+    def _begin_file(self) -> None:
+        """Write what was held of a file that may lack its header, with a header where it does. Idempotent."""
+        start, header = bytes(self._start), self._header
+        self._start.clear()
+        self._header = b""
+        self._to_write += [header, start] if start and is_raw(start) else [start]
 
     async def _write_file(self) -> None:
         if self.file is None or not self._to_write:
@@ -134,7 +150,7 @@ class FormReader(BodyReader):
         self._lines = LineEnds(parameters[b"boundary"])
         self._n_parts = 0
         self._header_name = self._header_value = b""
-        self._disposition = b""
+        self._disposition = self._content_type = b""
         self._name = ""
         self._in_file = self._in_ignored = False
         self._ended = False
@@ -168,7 +184,7 @@ class FormReader(BodyReader):
         self._n_parts += 1
         if self._n_parts > MAX_PARTS:
             raise MalformedForm(f"The form has more than {MAX_PARTS} parts.")
-        self._disposition = b""
+        self._disposition = self._content_type = b""
         self._text = bytearray()
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -180,6 +196,8 @@ class FormReader(BodyReader):
     def _on_header_end(self) -> None:
         if self._header_name.lower() == b"content-disposition":
             self._disposition = self._header_value
+        elif self._header_name.lower() == b"content-type":
+            self._content_type = self._header_value
         self._header_name = self._header_value = b""
 
     def _on_headers_finished(self) -> None:
@@ -192,7 +210,8 @@ class FormReader(BodyReader):
         self._in_file = self._name == "file"
         self._in_ignored = not self._in_file and b"filename" in options and not self.is_text(self._name)
         if self._in_file:
-            self._open_file()
+            filename = options.get(b"filename", b"").decode("utf-8", "replace")
+            self._open_file(filename, self._content_type.decode("latin-1"))
         elif self._in_ignored:
             self.on_field(self._name, "")
 

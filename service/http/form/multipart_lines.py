@@ -1,10 +1,11 @@
-"""Adapts a multipart body to its parser: no preamble, and CRLF where a client ends lines with a bare LF."""
+"""Adapts a multipart body to its parser: no preamble, no blanks after the first delimiter, CRLF for a bare LF."""
 
 import re
 
 from service.errors import MalformedForm
 
 MAX_PREAMBLE_BYTES = 64 * 1024
+MAX_PADDING = 1000  # blanks between the first delimiter and its line end; the parser takes any number behind others
 
 
 class LineEnds:
@@ -14,7 +15,7 @@ class LineEnds:
     """
 
     def __init__(self, boundary: bytes) -> None:
-        self._first = re.compile(rb"(?:^|\n)(--" + re.escape(boundary) + rb")(\r\n|\n|--)")
+        self._first = re.compile(rb"(?:^|\n)(--" + re.escape(boundary) + rb")(--|[ \t]{0,%d}\r?\n)" % MAX_PADDING)
         self._delimiter = b"\n--" + boundary
         self._preamble = bytearray()
         self._held = b""  # possibly the start of a delimiter or a line end
@@ -24,15 +25,16 @@ class LineEnds:
     def feed(self, piece: bytes) -> bytes:
         """The next piece → the rewritten body as far as it is certain. Raises MalformedForm."""
         if not self._has_begun:
-            searched = max(0, len(self._preamble) - len(self._delimiter) - 2)
+            searched = max(0, len(self._preamble) - len(self._delimiter) - MAX_PADDING - 2)
             self._preamble += piece
             match = self._first.search(self._preamble, searched)
             if match is None:
                 if len(self._preamble) > MAX_PREAMBLE_BYTES + len(piece):
                     raise MalformedForm("The multipart/form-data body does not begin with its boundary.")
                 return b""
-            self._has_begun, self._is_bare = True, match[2] == b"\n"
-            piece = bytes(self._preamble[match.start(1) :])
+            line_end = match[2].lstrip(b" \t")
+            self._has_begun, self._is_bare = True, line_end == b"\n"
+            piece = match[1] + line_end + self._preamble[match.end() :]
             self._preamble.clear()
         return self._rewritten(self._held + piece) if self._is_bare else piece
 

@@ -3,6 +3,7 @@
 Names, defaults and bounds are those of OpenAI's API description 2.3.0.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -15,9 +16,15 @@ from service.models.languages import LANGUAGES, language_code
 from service.transcription.chunking import Chunking
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+UNSET = ("", "none", "null", "undefined", '""', "''")  # how clients write a value that they don't have, in any case
 SHOWN_CHARACTERS = 60  # of a value quoted in an error
 MAX_KEYWORDS = 32
 MAX_BEAMS = 16
+
+
+def is_unset(text: str) -> bool:
+    """Whether a field with this value counts as one that was not sent: empty, or a null of the client's language."""
+    return text.strip().lower() in UNSET
 
 
 def shown(text: str) -> str:
@@ -49,17 +56,18 @@ class Field:
         return f"{self.name}[]" if self.is_list else self.name
 
     def items(self, text: str, *, is_bracketed: bool) -> list[str]:
-        """The texts of one field of a list: one value, a JSON array, or several values separated by commas.
+        """The texts of one field of a list: one value, a JSON or Python list, or several values separated by commas.
 
         In free text, a comma separates values under the bare name only: a name or term may contain one.
         """
         if text.lstrip().startswith("["):
-            try:
-                parsed = json.loads(text)
-            except (ValueError, RecursionError):
-                parsed = None
-            if isinstance(parsed, list) and all(isinstance(item, str) for item in parsed):
-                return parsed
+            parsed = None
+            for written in (text, text.replace("'", '"').replace("None", "null")):
+                with contextlib.suppress(ValueError, RecursionError):
+                    parsed = json.loads(written)
+                    break
+            if isinstance(parsed, list) and all(item is None or isinstance(item, str) for item in parsed):
+                return [item for item in parsed if item is not None]
         if self.choices or self.kind == "language" or not is_bracketed:
             return text.split(",")
         return [text]

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from kernels.checkpoints.common import read_text
 from kernels.checkpoints.huggingface import _safetensors
 from kernels.checkpoints.load import Checkpoint, CheckpointError, Dimensions, load_checkpoint, sinusoids
-from kernels.checkpoints.vocabulary import byte_names, tokenizer_json
+from kernels.checkpoints.vocabulary import BYTE_OF, tokenizer_json
 from tests.support.checkpoint_files import (
     DIMS,
     TOKENIZER,
@@ -159,10 +159,9 @@ def test_ggml_vocabulary_becomes_a_working_tokenizer(tmp_path: Path) -> None:
 
 def test_real_vocabulary_rebuilds_the_real_merges(shared: Path) -> None:
     ours = json.loads((shared / "models/tiny_en/tokenizer.json").read_text())
-    codes = {name: byte for byte, name in enumerate(byte_names())}
     vocab = {token: rank for token, rank in ours["model"]["vocab"].items() if token != "<|endoftext|>"}
     in_order = sorted(vocab, key=lambda token: vocab[token])
-    tokens = [bytes(codes[character] for character in token) for token in in_order]
+    tokens = [bytes(BYTE_OF[character] for character in token) for token in in_order]
     rebuilt = json.loads(tokenizer_json(Path("x.bin"), tokens, 51864, 1500))
     assert rebuilt["model"]["vocab"] == vocab
     assert [" ".join(pair) for pair in rebuilt["model"]["merges"]] == ours["model"]["merges"]

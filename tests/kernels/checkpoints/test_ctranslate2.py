@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from kernels.checkpoints.common import UnknownFormat
 from kernels.checkpoints.ctranslate2 import ctranslate2_name
 from kernels.checkpoints.load import CheckpointError, load_checkpoint
-from kernels.checkpoints.vocabulary import byte_names
+from kernels.checkpoints.vocabulary import BYTE_NAMES
 from tests.support.checkpoint_files import (
     DIMS,
     TOKENIZER,
@@ -111,8 +111,7 @@ def test_a_bias_of_the_keys_is_left_out(model: Path) -> None:
 @pytest.mark.parametrize("name", ["vocabulary.txt", "vocabulary.json"])
 def test_a_vocabulary_becomes_a_working_tokenizer(name: str, ending: str, model: Path) -> None:
     (model.parent / "tokenizer.json").unlink()
-    names = byte_names()
-    tokens = ["".join(names[byte] for byte in token) for token in TOKENS]
+    tokens = ["".join(BYTE_NAMES[byte] for byte in token) for token in TOKENS]
     tokens += [f"<|{index}|>" for index in range(DIMS.n_vocab - len(tokens))]
     text = (
         json.dumps(tokens, ensure_ascii=False) if name.endswith("json") else "".join(token + ending for token in tokens)

@@ -20,8 +20,10 @@ from kernels.cpu.native_kernels import NativeWhisper, run
 from kernels.cpu.native_library import FEW_ROWS, Library, Matrix, Norm, Product, Screening, WindowAttention, variants
 from kernels.cpu.numpy_kernels import NumpyWhisper
 from kernels.rules import Rules
+from tests.support import rule_cases
 from tests.support.plain_whisper import PlainWhisper
-from tests.support.small_whisper import AUDIO, CHECKPOINT, DIMS, append, close_to
+from tests.support.rule_cases import RuleCase, each_rule_case
+from tests.support.small_whisper import AUDIO, CHECKPOINT, DIMS, append, close_to, random_checkpoint
 
 STORE, GELU, ADD = range(3)
 rng = np.random.default_rng(0)
@@ -188,14 +190,34 @@ def test_choices_are_numpys_though_screened(library: Library, dtype: Any, timest
     assert n_coarse == 48  # bytes alone are not exact
 
 
-def test_nothing_left_to_choose_is_an_error(library: Library) -> None:
-    native = NativeWhisper(CHECKPOINT, Cores(), library)
-    everything = np.arange(DIMS.n_vocab, dtype=np.int32)
-    rules = Rules(1, 1, 40, -1, -1, -1, everything, everything[:0])
-    for value in (1.0, np.nan):
-        hidden = np.full((1, DIMS.n_text_state), value, np.float32)
-        with pytest.raises(ValueError, match="no token"):
-            native.choose(hidden, hidden @ np.ones((DIMS.n_text_state, DIMS.n_vocab), np.float32), rules, [[9]])
+@pytest.fixture(scope="module")
+def repeating() -> Checkpoint:
+    """Its logits are the hidden state itself."""
+    dims = replace(DIMS, n_vocab=rule_cases.N_VOCAB, n_text_state=64, n_audio_state=64, n_audio_head=2)
+    made = random_checkpoint(dims)
+    table = np.eye(dims.n_vocab, dims.n_text_state, dtype=np.float16)
+    return replace(made, arrays={**made.arrays, "decoder.token_embedding.weight": table})
+
+
+@each_rule_case
+def test_each_case_of_the_rules(library: Library, repeating: Checkpoint, case: RuleCase) -> None:
+    """By logits as they are and by screened ones, which are made exact."""
+    native, logits = NativeWhisper(repeating, Cores(), library), case.logits[None]
+    hidden = np.pad(logits, [(0, 0), (0, repeating.dims.n_text_state - rule_cases.N_VOCAB)])
+    for screened in (None, logits + np.float32(0.01) * normal(*logits.shape)):
+        history = [[rule_cases.PROMPT, *case.sampled]]
+        if case.chosen is None:
+            with pytest.raises(ValueError, match="no token"):
+                native.choose(hidden, screened, case.rules, history)
+        else:
+            assert native.choose(hidden, screened, case.rules, history)[0] == [case.chosen]
+
+
+def test_nothing_is_chosen_where_nothing_is_a_number(library: Library) -> None:
+    native, nothing = NativeWhisper(CHECKPOINT, Cores(), library), np.zeros(0, np.int32)
+    hidden, logits = (np.full((1, n), np.nan, np.float32) for n in (DIMS.n_text_state, DIMS.n_vocab))
+    with pytest.raises(ValueError, match="no token"):
+        native.choose(hidden, logits, Rules(1, 1, 40, -1, -1, -1, nothing, nothing), [[9]])
 
 
 def test_a_choice_waits_for_the_table_in_bytes(library: Library) -> None:

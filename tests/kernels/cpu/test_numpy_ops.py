@@ -12,7 +12,7 @@ from kernels.cpu.numpy_ops import (
     Float,
     attention,
     causal_mask,
-    conv1d,
+    conv_windows,
     gelu,
     layer_norm,
     linear,
@@ -64,7 +64,7 @@ def test_linear_over_cores_is_the_same(rows: int) -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("n_frames", [1, 2, 7, 30])
-def test_conv1d(n_frames: int, stride: int) -> None:
+def test_conv_windows_make_a_convolution_a_product(n_frames: int, stride: int) -> None:
     x, weight, bias = normal(n_frames, 5), normal(3, 3, 5), normal(3)
     padded = np.pad(x.astype(float), ((1, 1), (0, 0)))
     exact = np.stack(
@@ -73,7 +73,9 @@ def test_conv1d(n_frames: int, stride: int) -> None:
             for at in range(0, n_frames, stride)
         ]
     )
-    np.testing.assert_allclose(conv1d(x, weight.reshape(3, 15), bias, stride), exact, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(
+        linear(conv_windows(x, stride), weight.reshape(3, 15), bias), exact, rtol=2e-5, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("n_past", [0, 4])

@@ -5,28 +5,14 @@ from typing import Any
 import pytest
 
 from kernels.checkpoints.load import Dimensions
+from kernels.inputs import CHOSEN, LOG_PROBABILITIES, LOGITS, RULES, TOKEN_PROBABILITIES
 from kernels.webgpu.decoder.graph import DecoderGraph
 from kernels.webgpu.decoder.memory import DecoderBuffers
 from kernels.webgpu.decoder.pool import DecoderPool
 from kernels.webgpu.decoder.program import DecoderProgram
 from kernels.webgpu.device import Device, DeviceError
 from kernels.webgpu.wgsl import SUBGROUP, WORKGROUP, Parameters, variant
-from tests.support.decoding import (
-    CHOSEN,
-    EOT,
-    LOG_PROBABILITIES,
-    LOGITS,
-    N_VOCAB,
-    RULES,
-    SMALL,
-    TOKEN_PROBABILITIES,
-    Pair,
-    random_checkpoint,
-    rules,
-    same,
-    small_tiling,
-    step,
-)
+from tests.support.decoding import EOT, N_VOCAB, SMALL, Pair, random_checkpoint, rules, same, small_tiling, step
 
 
 def test_a_token_takes_34_launches_and_one_submit_holds_many(device: Device) -> None:

@@ -1,30 +1,19 @@
 """The rules the decoder graph chooses tokens by, on a WebGPU device, against what openai/whisper's would choose."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from kernels.checkpoints.load import Checkpoint, Dimensions
+from kernels.inputs import AUDIO, CHOSEN, LOG_PROBABILITIES, RULES
 from kernels.rules import Rules
 from kernels.webgpu.decoder.graph import DecoderGraph
 from kernels.webgpu.device import Device
-from tests.support.decoding import (
-    AUDIO,
-    BEGIN,
-    CHOSEN,
-    EOT,
-    LOG_PROBABILITIES,
-    N_VOCAB,
-    NO_TIMESTAMPS,
-    RULES,
-    Array,
-    cross_memory,
-    rules,
-    step,
-)
+from tests.support import rule_cases
+from tests.support.decoding import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS, Array, cross_memory, rules, step
+from tests.support.rule_cases import RuleCase, each_rule_case
 
 
 class Scripted:
@@ -64,58 +53,22 @@ class Scripted:
         return context.get_output(CHOSEN), context.get_output(LOG_PROBABILITIES)
 
 
-Script = Callable[[dict[int, float], Sequence[int], NDArray[np.int32]], int]
-
-
-@pytest.fixture
-def first_choice(device: Device) -> Script:
-    """The token chosen after a history (its first token is the prompt) where only some logits are not −4."""
-
-    def choose(logits: dict[int, float], history: Sequence[int], wanted: NDArray[np.int32]) -> int:
-        rows = np.full((len(history) + 1, N_VOCAB), -4.0)
-        rows[:, list(logits)] = list(logits.values())
-        return int(Scripted(device, rows).choose([history], wanted)[0][0, 0])
-
-    return choose
-
-
-T0, T1, T2 = BEGIN, BEGIN + 1, BEGIN + 2
-
-
-@pytest.mark.parametrize(
-    ("logits", "history", "named", "expected"),
-    [
-        pytest.param({7: 20, 650: 20}, [0, T0, 9], {}, 7, id="a tie goes to the lower token"),
-        pytest.param({7: 20, 8: 20, 9: 19}, [0, T0, 9], {"suppress": [7, 8]}, 9, id="suppressed tokens"),
-        pytest.param({7: 20, EOT: 21, 9: 19}, [0], {"begin_suppress": [7, EOT], "timestamp_begin": -1}, 9, id="blank"),
-        pytest.param({7: 20, 9: 19}, [0, 5], {"begin_suppress": [7], "timestamp_begin": -1}, 7, id="blank later"),
-        pytest.param(
-            {NO_TIMESTAMPS: 20, 9: 19}, [0, T0, 9], {"no_timestamps": NO_TIMESTAMPS}, 9, id="no <|notimestamps|>"
-        ),
-        pytest.param(
-            {NO_TIMESTAMPS: 20},
-            [0, 9],
-            {"no_timestamps": NO_TIMESTAMPS, "timestamp_begin": -1},
-            NO_TIMESTAMPS,
-            id="nor is it barred without timestamps",
-        ),
-        pytest.param({9: 20, T2: 10}, [0], {}, T2, id="a timestamp first"),
-        pytest.param({T2: 20, T1: 19}, [0], {"limit": 1}, T1, id="an early one"),
-        pytest.param({T2: 20, 9: 10}, [0, T1], {}, 9, id="text after the first timestamp"),
-        pytest.param({T2: 20, 9: 10}, [0, T0, 9, T1, T1], {}, 9, id="text after a pair"),
-        pytest.param({9: 20, T2: 10}, [0, T0, 9, T1], {}, T2, id="a pair after text"),
-        pytest.param({9: 20, EOT: 12, T2: 10}, [0, T0, 9, T1], {}, EOT, id="or the end"),
-        pytest.param({T1: 20, T2: 19}, [0, T0, 9, T2], {}, T2, id="a pair may repeat its time, not go back"),
-        pytest.param({T1: 20, T2: 19}, [0, T1, 9], {}, T2, id="a segment is not empty"),
-        pytest.param({T1: 20, T2: 21, T2 + 1: 19}, [0, T0, 9, T2, T2, 8], {}, T2 + 1, id="nor the next one"),
-        pytest.param({9: 10} | dict.fromkeys(range(T1, T1 + 9), 9.0), [0, T0, 9], {}, T1, id="timestamps together win"),
-        pytest.param({9: 10, T1: 9, T2: 9}, [0, T0, 9], {}, 9, id="or do not"),
-    ],
-)
-def test_each_rule(
-    first_choice: Script, logits: dict[int, float], history: list[int], named: dict[str, Any], expected: int
-) -> None:
-    assert first_choice(logits, history, rules(1, sample_begin=1, **named)) == expected
+@each_rule_case
+def test_each_case_of_the_table(device: Device, case: RuleCase) -> None:
+    """After the sampled tokens as input, and after the device has chosen them itself."""
+    rows = np.full((len(case.sampled) + 2, rule_cases.N_VOCAB), -20.0)
+    rows[np.arange(len(case.sampled)), case.sampled] = 20
+    rows[len(case.sampled)] = case.logits
+    decoder, expected = Scripted(device, rows), [*case.sampled, case.chosen]
+    for n_given in {len(case.sampled), 0}:
+        wanted = case.tensor.copy()
+        wanted[0] = len(expected) - n_given
+        history = [rule_cases.PROMPT, *case.sampled[:n_given]]
+        if case.chosen is None:
+            with pytest.raises(ValueError, match="no token"):
+                decoder.choose([history], wanted)
+        else:
+            assert decoder.choose([history], wanted)[0].tolist() == [expected[n_given:]]
 
 
 def test_runs_of_random_logits_follow_the_rules(device: Device) -> None:

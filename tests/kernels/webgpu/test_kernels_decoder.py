@@ -16,26 +16,15 @@ from kernels.webgpu.decoder.state import Row, mask_words, state_words
 from kernels.webgpu.device import Device
 from kernels.webgpu.recording import Recording
 from kernels.webgpu.wgsl import SUBGROUP, WORKGROUP, Parameters
-from tests.support.decoding import pack_cross, rules_of
+from tests.support.decoding import pack_cross, rules_of, small_tiling
 
 Array = NDArray[Any]
 F32 = 2e-5  # how far a kernel may be from float64
 
 
-def tilings(device: Device) -> list[Tiling]:
-    """The two ways to cut the work, with several splits and tiles where the sizes are small."""
-    lanes = device.subgroup_size
-    return [
-        Tiling(SUBGROUP, 1, lanes, 2, 2, lanes, 1, 2),
-        Tiling(WORKGROUP, 16, 64, 4, 2, 64, 3, 16),
-    ]
-
-
 @pytest.fixture(params=[SUBGROUP, WORKGROUP])
 def tiling(request: pytest.FixtureRequest, device: Device) -> Tiling:
-    if request.param == SUBGROUP and Tiling.of(device).reduction != SUBGROUP:
-        pytest.skip(f"{device.info.name} has no use for those kernels")
-    return next(t for t in tilings(device) if t.reduction == request.param)
+    return small_tiling(device, request.param)
 
 
 def close(found: Array, expected: Array, tolerance: float) -> bool:

@@ -11,28 +11,17 @@ import pytest
 from numpy.typing import NDArray
 
 from kernels.webgpu.device import Device
-from kernels.webgpu.encoder.program import choose_reduction, compiled
+from kernels.webgpu.encoder.program import compiled
 from kernels.webgpu.encoder.weights import pack, pack_vector, padded
 from kernels.webgpu.recording import Buffer, Recording
-from kernels.webgpu.wgsl import SUBGROUP, WORKGROUP, Reduction
+from kernels.webgpu.wgsl import SUBGROUP, Reduction
 from tests.conftest import ROOT
+from tests.support.closeness import assert_close, random
 
 Array = NDArray[Any]
 F32 = 2e-5  # how far a kernel's output may be from float64, relative to the largest value
 WINDOWS = 2  # of a launch: each has its own rows, and one more that nothing is written to
 SIZES = [(1, 1, 1), (3, 129, 129), (17, 240, 72), (150, 384, 1152)]  # rows, inner, columns
-
-
-@pytest.fixture(params=[SUBGROUP, WORKGROUP])
-def reduction(request: pytest.FixtureRequest, device: Device) -> Reduction:
-    if request.param == SUBGROUP and choose_reduction(device) != SUBGROUP:
-        pytest.skip(f"{device.info.name} has no use for those kernels")
-    chosen: Reduction = request.param
-    return chosen
-
-
-def random(seed: int, *shape: int) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape)
 
 
 def f16(array: Array) -> Array:
@@ -43,12 +32,6 @@ def f16(array: Array) -> Array:
 def pack_rows(array: Array) -> NDArray[np.float32]:
     """(…, rows, n) f32, n padded with zeros to a multiple of 8."""
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % 8)])
-
-
-def assert_close(got: Array, wanted: Array, tolerance: float) -> None:
-    assert got.shape == wanted.shape
-    error = np.abs(got - wanted).max() / np.abs(wanted).max()
-    assert error <= tolerance, f"{error:.2e} of the largest value"
 
 
 def gelu(x: Array) -> Array:

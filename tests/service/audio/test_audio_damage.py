@@ -184,6 +184,35 @@ def test_false_heads_are_bounded_work_and_logged(caplog: pytest.LogCaptureFixtur
     assert f"{len(false) * 5000} bytes cannot be decoded" in caplog.text
 
 
+JUNK = {
+    "a zero": bytes(1),
+    "zeros": bytes(4096),
+    "more zeros than a piece": bytes((1 << 20) + 5),
+    "noise": np.random.default_rng(3).bytes(5000),
+    "text": b"HTTP/1.1 200 OK\r\nContent-Type: audio/flac\r\n\r\n",
+    "0xFF": b"\xff" * 3000,
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "wav"])
+def test_junk_in_front_is_passed_over(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    whole = file(kind) if kind != "wav" else encoded(speechlike(44_100, 1, SECONDS), 44_100, "WAV")
+    for name, junk in JUNK.items():
+        caplog.clear()
+        audio = decode(io.BytesIO(junk + whole))
+        assert audio.duration == pytest.approx(length_of_ffmpeg(whole), rel=0.03), name
+        sound = samples(audio)
+        assert similarity(speechlike(SAMPLE_RATE, 1, SECONDS)[:, 0], sound) > (0.9 if kind == "amr" else 0.97), name
+        if len(junk) >= 3000 and kind not in (*BARE, "mpeg"):
+            assert "bytes cannot be decoded" in caplog.text, name
+
+
+def test_sound_inside_a_file_of_another_kind_is_not_searched_for() -> None:
+    for start in (b"PK\3\4", b"%PDF-1.7\n", b"\x89PNG\r\n\x1a\n"):
+        with pytest.raises(UnreadableAudio):
+            decode(io.BytesIO(start + bytes(500) + file("m4a")))
+
+
 @pytest.mark.parametrize("kind", sorted(BARE.keys() - {"ts", "flac"}))
 def test_a_file_of_frames_may_begin_anywhere(kind: str) -> None:
     whole = file(kind)

@@ -49,17 +49,18 @@ def test_every_format_gives_the_same_sound(container: str, codec: str, rate: int
     assert similarity(speechlike(SAMPLE_RATE, 1, 2)[:, 0], sound) > 0.98
 
 
-def with_tracks(n: int, container: str) -> bytes:
-    """The same sound in each of n tracks."""
+def with_tracks(n: int, container: str, levels: tuple[float, ...] = (), codec: str = "alac") -> bytes:
+    """The same sound in each of n tracks, as loud as `levels` say for the first of them."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
-        tracks: list[Any] = [out.add_stream("alac", rate=SAMPLE_RATE) for _ in range(n)]
+        tracks: list[Any] = [out.add_stream(codec, rate=SAMPLE_RATE) for _ in range(n)]
         for track in tracks:
             track.layout = "mono"
         sound = (speechlike(SAMPLE_RATE, 1, 1)[:, 0] * 32767).astype(np.int16)
         for start in range(0, len(sound), 4096):
-            for track in tracks:
-                frame = av.AudioFrame.from_ndarray(sound[None, start : start + 4096], "s16p", "mono")
+            for track, level in zip(tracks, (*levels, *[1.0] * n), strict=False):
+                piece = (sound[None, start : start + 4096] * level).astype(np.int16)
+                frame = av.AudioFrame.from_ndarray(piece, "s16p", "mono")
                 frame.sample_rate, frame.pts = SAMPLE_RATE, start
                 out.mux(track.encode(frame))
         for track in tracks:
@@ -75,6 +76,18 @@ def test_the_first_of_many_tracks_is_heard(container: str) -> None:
         assert similarity(speechlike(SAMPLE_RATE, 1, 1)[:, 0], samples(audio)) > 0.99
     with pytest.raises(UnreadableAudio, match=f"has more than {MAX_STREAMS} tracks"):
         decode(io.BytesIO(with_tracks(MAX_STREAMS + 2, container)))
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [("matroska", "alac"), ("mp4", "alac"), ("mp4", "aac"), ("mpegts", "mp2"), ("matroska", "flac")],
+)
+def test_the_first_track_that_is_not_silent_is_heard(container: str, codec: str) -> None:
+    """OBS records one for each input, whether anything is plugged in or not."""
+    for levels, heard in (((0.0,), 1.0), ((0.0, 0.001, 0.4), 0.4), ((0.3, 1.0), 0.3), ((0.0, 0.0, 0.0), 0.0)):
+        sound = samples(decode(io.BytesIO(with_tracks(max(2, len(levels)), container, levels, codec))))
+        assert np.abs(sound).max() == pytest.approx(0.5 * heard, abs=0.1), levels
+        assert len(sound) == pytest.approx(SAMPLE_RATE, rel=0.15)
 
 
 def test_tags_in_front_of_aac_are_passed_over() -> None:

@@ -164,15 +164,41 @@ def test_a_second_recording_is_found_wherever_it_begins(gap: bytes, size: int | 
 @pytest.mark.parametrize(
     ("format", "subtype"), [("MP3", None), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("AIFF", "PCM_16")]
 )
-def test_a_file_of_another_kind_is_never_taken_for_samples(
-    format: str, subtype: str | None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_of_another_kind_is_never_taken_for_samples(format: str, subtype: str | None) -> None:
     other = encoded(speechlike(RATE, 1, 4), RATE, format, subtype)
     for gap in (0, 5, 1001, 99_999):
         assert decode(io.BytesIO(wav() + bytes(gap) + other)).duration == pytest.approx(6, abs=0.1)
-    if format != "MP3":  # bare frames may stand in samples by chance
-        assert decode(io.BytesIO(wav(size=0) + other)).duration == 2
-        assert f"{len(other)} bytes after the sound are not sound" in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFF_FFFF, 0x7FFF_F000])
+@pytest.mark.parametrize("kind", ["mp3", "mp3 of 44.1 kHz", "mp2", "aac", "flac", "ogg", "aiff"])
+def test_sound_of_unknown_size_ends_where_another_file_begins(kind: str, size: int) -> None:
+    """Bare frames too, without any header or tag between."""
+    sound = speechlike(RATE, 1, 4)
+    other = {
+        "mp3": lambda: encoded(sound, RATE, "MP3"),
+        "mp3 of 44.1 kHz": lambda: av_sounds.encoded("mp3", "libmp3lame", 44_100, "stereo", 4),
+        "mp2": lambda: av_sounds.encoded("mp2", "mp2", 48_000, "mono", 4),
+        "aac": lambda: av_sounds.encoded("adts", "aac", RATE, "mono", 4),
+        "flac": lambda: encoded(sound, RATE, "FLAC", "PCM_16"),
+        "ogg": lambda: encoded(sound, RATE, "OGG", "VORBIS"),
+        "aiff": lambda: encoded(sound, RATE, "AIFF", "PCM_16"),
+    }[kind]()
+    for gap in (0, 1, 1000):
+        audio = decode(io.BytesIO(wav(size=size) + b"\1" * gap + other))
+        assert audio.duration == pytest.approx(6, abs=0.15)
+        found = samples(audio)
+        assert similarity(speechlike(RATE, 1, 2)[:, 0], found[: 2 * RATE]) > 0.99
+        assert similarity(sound[:, 0], found[2 * RATE :], within=3000) > 0.97
+
+
+def test_samples_that_repeat_a_frames_header_are_samples() -> None:
+    """A tone may have the two bytes of a header in every period; noise has them by chance."""
+    period = np.random.default_rng(0).integers(-20_000, 20_000, 72).astype("<i2")  # 144 bytes, as a frame of 32 kbit/s
+    period[10:12] = np.frombuffer(b"\xff\xf3\x48\xc4", "<i2")
+    assert decode(io.BytesIO(wav(np.tile(period, 500).tobytes(), size=0))).duration == pytest.approx(72 * 500 / RATE)
+    noise = np.random.default_rng(1).bytes(20_000_000)
+    assert decode(io.BytesIO(wav(noise, size=0))).duration == pytest.approx(10_000_000 / RATE)
 
 
 def swapped(content: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """wisp transcribe: which files a name stands for, several formats at once, the bar on a terminal."""
 
+import json
 import os
 import pty
 import subprocess
@@ -70,7 +71,18 @@ def test_several_formats_are_a_file_each(model: Path, talks: Path) -> None:
     assert (Path("out") / "a.srt").read_text().startswith("1\n00:00:00,000 --> ")
 
 
-@pytest.mark.usefixtures("talks")
+def test_raw_sound_is_known_by_its_name(model: Path, talks: Path) -> None:
+    raw = b"\x80\xff" * 8000  # two seconds of µ-law
+    for name, content in (("call.ulaw", raw), ("posing.ulaw", wav(1.0)), ("other", raw)):
+        (talks / name).write_bytes(content)
+    files = ["talks/call.ulaw", "talks/posing.ulaw", "talks/other"]
+    wanted = Wanted.of(files, formats=["verbose_json"], output_dir="out")
+    (complaint,) = transcribe_files(settings_for(model), wanted)
+    assert complaint.startswith("talks/other: The file is not audio of a known format")
+    for name, seconds in (("call.json", 2.0), ("posing.json", 1.0)):
+        assert json.loads((Path("out") / name).read_text())["duration"] == seconds
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -122,9 +122,9 @@ def test_many_threads_share_one_guest(compile_guest: Compile) -> None:
 )
 def test_stdout_that_is_no_json_object_is_an_error(compile_guest: Compile, line: bytes) -> None:
     echo = compile_guest(ECHO)
-    with pytest.raises(GuestError, match="line to stdout that is not"):
+    with pytest.raises(GuestError, match="line to stdout that isn't"):
         run(echo, line + b"\n")
-    with pytest.raises(GuestError, match="line to stdout that is not"):
+    with pytest.raises(GuestError, match="line to stdout that isn't"):
         run(echo, line)
     assert run(echo, b"{}\n") == [{}]
 

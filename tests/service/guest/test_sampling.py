@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.guest.runner import Guest
-from tests.service.guest.test_guest_wasm import EOT, NO_SPEECH, WASM, Script, T, argument, of, run
+from tests.support.scripted import EOT, NO_SPEECH, WASM, Script, T, argument, of, run
 
 SEEDS = range(400)
 # Of draws from the right distribution one in a thousand is above these, by degrees of freedom. The seeds are fixed.

@@ -23,8 +23,8 @@ from service.http.lingering_close import Throttle
 from service.http.paced_events import BOTH_LENGTHS, EVENTS_A_TURN, PacedConnection
 from service.http.protocol import ImpatientProtocol
 from service.http.server import Server
-from tests.service.http.test_upload_pace import everything, refusing
 from tests.support.processes import server_process
+from tests.support.sockets import everything, refusing
 
 CHUNKED = b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"

@@ -11,10 +11,10 @@ import pytest
 
 from service.http.lingering_close import MOST_PAUSE_S, Throttle
 from service.http.protocol import ImpatientProtocol
-from tests.service.http.test_upload_pace import connection, everything, refusing
 from tests.support import synthetic
 from tests.support.processes import ServerProcess, server_process
 from tests.support.serving import PATH
+from tests.support.sockets import connection, everything, refusing
 from tests.support.waiting import until
 
 KEY = "a-key-of-some-length-0123456789"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -97,6 +98,24 @@ def test_a_body_may_be_json_or_the_sound(client: TestClient) -> None:
     assert_error(client.post(PATH, json={"model": "whisper-1"}), 400, "missing_required_parameter", "file")
     assert_error(client.post(PATH, json={"file": "!"}), 400, "invalid_value", "file")
     assert_error(client.post(PATH, json={"file": data, "model": "gpt-5"}), 404, "model_not_found", "model")
+
+
+def test_raw_telephone_sound_is_known_by_its_name_or_type(client: TestClient) -> None:
+    raw = np.full(16_000, 0xFF, np.uint8)  # two seconds of silence in µ-law
+    raw[::8] = 0x80
+    for upload in (("call.ulaw", raw.tobytes(), "application/octet-stream"), ("blob", raw.tobytes(), "audio/PCMU")):
+        answer = client.post(PATH, data={"response_format": "verbose_json"}, files={"file": upload})
+        assert answer.json()["duration"] == 2.0
+    whole = client.post(
+        f"{PATH}?response_format=verbose_json", content=raw.tobytes(), headers={"content-type": "audio/PCMU"}
+    )
+    assert whole.json()["duration"] == 2.0
+    assert_error(client.post(PATH, files={"file": ("call", raw.tobytes())}), 400, "unreadable_audio", "file")
+    posing = client.post(PATH, data={"response_format": "verbose_json"}, files={"file": ("call.ulaw", SOUND)})
+    assert posing.json()["duration"] == 1.0, "the content decides where it is a file of another kind"
+    assert_error(client.post(PATH, files={"file": ("call.ulaw", b"")}), 400, "unreadable_audio", "file")
+    short = client.post(PATH, files={"file": ("call.ulaw", raw[:100].tobytes())})
+    assert_error(short, 400, "audio_too_short", "file")
 
 
 def test_json_has_the_same_cap(client: TestClient) -> None:

@@ -86,6 +86,11 @@ def test_a_files_name_means_nothing(client: TestClient, name: str) -> None:
         "openai/whisper-tiny.en",
         "Systran/faster-whisper-tiny.en",
         "Systran/faster-synthetic",
+        "WHISPER-1",
+        "GPT-4o-Transcribe",
+        "OpenAI/Whisper-Large-V3",
+        "systran/FASTER-Synthetic",
+        "None",
     ],
 )
 def test_the_model_answers_to_its_name_and_aliases(client: TestClient, name: str) -> None:
@@ -93,8 +98,9 @@ def test_the_model_answers_to_its_name_and_aliases(client: TestClient, name: str
 
 
 def test_an_alias_with_a_star_stands_for_many_names(folder: Path) -> None:
-    with engine_for(settings_for(folder, aliases="whisper-1,gpt-*-transcribe")) as engine:
+    with engine_for(settings_for(folder, aliases="whisper-1,GPT-*-transcribe,My Model")) as engine:
         client = TestClient(create_app(ready(engine)))
+        assert post(client, model="my model").status_code == 200
         assert post(client, model="gpt-4o-transcribe").json()["text"] == synthetic.SENTENCE
         assert client.get("/v1/models/gpt-4o-mini-transcribe").status_code == 200
         assert_error(post(client, model="gpt-4o"), 404, "model_not_found", "model")

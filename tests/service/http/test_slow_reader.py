@@ -8,7 +8,7 @@ import pytest
 
 from service.http.protocol import ImpatientProtocol
 from service.http.slow_reader import WatchedTransport
-from tests.service.http.test_upload_pace import connection, everything
+from tests.support.sockets import connection, everything
 
 N_BYTES = 64 * 2**20  # more than sockets hold
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"

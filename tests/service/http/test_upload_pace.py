@@ -2,9 +2,6 @@
 
 import asyncio
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +11,10 @@ from starlette.types import Message
 from service.errors import UploadTooSlow
 from service.http.app import create_app
 from service.http.protocol import KEEP_ALIVE_S, ImpatientProtocol
-from service.http.server import Server
 from service.http.upload_pace import UploadPace
 from tests.support import synthetic
 from tests.support.serving import PATH, engine_for, settings_for
-
-
-@contextmanager
-def connection(app: Any) -> Iterator[socket.socket]:
-    """A connection to a server around `app`; both end together."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(app, (), grace_s=0.0)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            with socket.create_connection(listener.getsockname(), timeout=60) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def everything(client: socket.socket) -> bytes:
-    """What comes until the server closes the connection."""
-    told = b""
-    while data := client.recv(65536):
-        told += data
-    return told
+from tests.support.sockets import connection, everything, refusing
 
 
 async def body_under(pace: dict[str, Any], messages: list[Message], then: asyncio.Event | None = None) -> int:
@@ -108,13 +82,6 @@ def test_a_slow_upload_is_told_so_in_the_envelope(tmp_path: Path) -> None:
             told = everything(client).decode()
     assert told.startswith("HTTP/1.1 408 ") and '"code":"upload_too_slow"' in told
     assert "x-should-retry: false" in told and "connection: close" in told.lower()
-
-
-async def refusing(scope: Any, receive: Any, send: Any) -> None:
-    """An application that answers before it reads."""
-    if scope["type"] == "http":
-        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
 
 
 def test_headers_that_do_not_come_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:

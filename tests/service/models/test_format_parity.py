@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kernels.checkpoints.load import load_checkpoint
-from kernels.checkpoints.vocabulary import byte_names
+from kernels.checkpoints.vocabulary import BYTE_OF
 from service.audio.decode import decode
 from service.settings import Settings
 from service.transcription.transcriber import Options
@@ -27,8 +27,7 @@ def models(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     (folder / "ctranslate2").mkdir()
     arrays = dict(checkpoint.arrays)
     with pytest.MonkeyPatch.context() as patch:
-        codes = {name: byte for byte, name in enumerate(byte_names())}
-        tokens = [bytes(codes[character] for character in name) for name in names]
+        tokens = [bytes(BYTE_OF[character] for character in name) for name in names]
         patch.setattr("tests.support.checkpoint_files.TOKENS", tokens)
         ggml = write_ggml(folder, arrays, dims=checkpoint.dims)
     ctranslate2 = write_ctranslate2(folder / "ctranslate2", arrays, dims=checkpoint.dims).parent

@@ -163,7 +163,7 @@ def test_a_damaged_default_is_named_and_the_next_one_serves(
     finally:
         engine.close()
     assert "'tiny_en' cannot be loaded: model.safetensors" in caplog.text
-    assert f"The next model is taken: embedded, from {synthetic}" in caplog.text
+    assert f"Using the next model instead: embedded, from {synthetic}" in caplog.text
     engine = Engine(Settings(models_dir=str(tmp_path), target="cpu", model="tiny.en"))
     with pytest.raises(ModelError, match="'tiny_en' cannot be loaded"):
         engine.read()

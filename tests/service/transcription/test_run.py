@@ -70,7 +70,7 @@ def test_a_run_ends_when_it_is_cancelled_and_when_its_time_is_over() -> None:
     clock.now = 109.0
     run.check()
     clock.now = 111.0
-    with pytest.raises(DeadlineExceeded, match=" 10 s "):
+    with pytest.raises(DeadlineExceeded, match=r"\b10 s\b"):
         run.check()
     run.allow(12.0)
     run.allow(5.0)

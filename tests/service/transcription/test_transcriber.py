@@ -160,7 +160,7 @@ def test_a_guest_without_end_is_stopped_at_its_deadline(hostile: Transcriber) ->
 
 def test_the_deadline_grows_with_the_audio(folder: Path) -> None:
     settings = settings_for(folder, deadline_floor_s=1.0, deadline_factor=2.0)
-    with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine, pytest.raises(DeadlineExceeded, match=" 2 s "):
+    with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine, pytest.raises(DeadlineExceeded, match=r"\b2 s\b"):
         engine.load().transcribe(tone_audio(0.5), Options(prompt=serving.LOOP))
 
 

@@ -10,18 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernels.inputs import AUDIO, CHOSEN, LOG_PROBABILITIES, LOGITS, RULES
 from kernels.webgpu.decoder.graph import DecoderGraph
 from kernels.webgpu.device import Device, DeviceError, open_device
 from kernels.webgpu.recording import Dispatch, Recording
 from kernels.webgpu.wgsl import SUBGROUP, WORKGROUP
 from tests.support.decoding import (
-    AUDIO,
-    CHOSEN,
     EOT,
-    LOG_PROBABILITIES,
-    LOGITS,
     N_VOCAB,
-    RULES,
     SMALL,
     Array,
     cross_memory,

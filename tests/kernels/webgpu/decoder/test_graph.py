@@ -9,23 +9,24 @@ import numpy as np
 import pytest
 
 from kernels.checkpoints.load import load_checkpoint
-from kernels.webgpu.cross_memory import CrossMemory
+from kernels.inputs import (
+    AUDIO,
+    CHOSEN,
+    CROSS_ATTENTION,
+    LOG_PROBABILITIES,
+    LOGITS,
+    ORIGINS,
+    RULES,
+    TOKEN_PROBABILITIES,
+    TOKENS,
+)
 from kernels.webgpu.decoder.graph import DecoderGraph
 from kernels.webgpu.device import Device
 from kernels.webgpu.wgsl import SUBGROUP, WORKGROUP
 from tests.support.decoding import (
-    AUDIO,
-    CHOSEN,
-    CROSS_ATTENTION,
     EOT,
-    LOG_PROBABILITIES,
-    LOGITS,
     N_VOCAB,
-    ORIGINS,
-    RULES,
     SMALL,
-    TOKEN_PROBABILITIES,
-    TOKENS,
     Array,
     Pair,
     cross_memory,
@@ -196,9 +197,21 @@ def test_rules_that_leave_nothing_are_refused(pair: Pair) -> None:
         context.close()
 
 
-@pytest.mark.parametrize("name", ["timestamps", "no-timestamps"])
-def test_tiny_en_says_what_whisper_says(device: Device, shared: Path, name: str) -> None:
+@pytest.fixture(scope="module")
+def tiny(device: Device, shared: Path) -> Iterator[tuple[DecoderGraph, list[str]]]:
+    """tiny.en's decoder, whose peers are the names of clips that the reference has encoded."""
     checkpoint = load_checkpoint(shared / "models" / "tiny_en")
+    heard = {}
+    for file in ("features-jfk.npz", "features-librispeech.npz"):
+        features = np.load(shared / "expected" / file)
+        heard[str(features["clip"])] = cross_memory(device, checkpoint, features["audio_states"])
+    graph = DecoderGraph(device, checkpoint, heard.__getitem__)
+    yield graph, list(heard)
+    graph.close()
+
+
+@pytest.mark.parametrize("name", ["timestamps", "no-timestamps"])
+def test_tiny_en_says_what_whisper_says(tiny: tuple[DecoderGraph, list[str]], shared: Path, name: str) -> None:
     settings = json.loads((shared / "models" / "tiny_en" / "generation_config.json").read_text())
     prompt = [50257] if name == "timestamps" else [50257, 50362]
     special = [50257, *range(50357, 50362)]
@@ -214,13 +227,10 @@ def test_tiny_en_says_what_whisper_says(device: Device, shared: Path, name: str)
     )
     with (shared / "expected" / f"decode-{name}.jsonl").open() as lines:
         expected = {line["file"]: line for line in map(json.loads, lines)}
-    heard: list[CrossMemory] = []
-    graph = DecoderGraph(device, checkpoint, lambda context: heard[-1])
-    for file in ("features-jfk.npz", "features-librispeech.npz"):
-        features = np.load(shared / "expected" / file)
-        clip = next(key for key in expected if key.endswith(str(features["clip"])))
-        heard.append(cross_memory(device, checkpoint, features["audio_states"]))
-        context = graph.init_execution_context({1: object()})
+    graph, clips = tiny
+    for clip in clips:
+        answer = next(expected[file] for file in expected if file.endswith(clip))
+        context = graph.init_execution_context({1: clip})
         context.set_input(AUDIO, np.array([1], np.int32))
         context.set_input(RULES, wanted)
         chosen, likely = [prompt[-1]], [0.0]
@@ -230,7 +240,6 @@ def test_tiny_en_says_what_whisper_says(device: Device, shared: Path, name: str)
             chosen += context.get_output(CHOSEN)[0].tolist()
             likely += context.get_output(LOG_PROBABILITIES)[0].tolist()
             new = chosen[-1:]
-        assert chosen[1:-1] == expected[clip]["tokens"]
-        assert abs(sum(likely) / (len(likely) - 1) - expected[clip]["avg_logprob"]) < 2e-3
+        assert chosen[1:-1] == answer["tokens"]
+        assert abs(sum(likely) / (len(likely) - 1) - answer["avg_logprob"]) < 2e-3
         context.close()
-    graph.close()

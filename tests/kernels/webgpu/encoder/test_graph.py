@@ -18,31 +18,14 @@ from kernels.cpu.model import CpuModel
 from kernels.webgpu.device import Device, DeviceError
 from kernels.webgpu.encoder.graph import EncoderContext, EncoderGraph
 from kernels.webgpu.encoder.memory import floats_a_window, windows_that_fit
-from kernels.webgpu.encoder.program import choose_reduction, choose_windows
+from kernels.webgpu.encoder.program import choose_windows
 from kernels.webgpu.recording import Recording
-from kernels.webgpu.wgsl import SUBGROUP, WORKGROUP, Reduction
+from kernels.webgpu.wgsl import Reduction
+from tests.support.closeness import assert_close, random
 from tests.support.waiting import until
 
 Array = NDArray[Any]
 NEAR = 1e-4  # how far from NumPy's a result may be, relative to the largest value
-
-
-@pytest.fixture(params=[SUBGROUP, WORKGROUP])
-def reduction(request: pytest.FixtureRequest, device: Device) -> Reduction:
-    if request.param == SUBGROUP and choose_reduction(device) != SUBGROUP:
-        pytest.skip(f"{device.info.name} has no use for those kernels")
-    chosen: Reduction = request.param
-    return chosen
-
-
-def random(seed: int, *shape: int) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-def assert_close(got: Array, wanted: Array, tolerance: float) -> None:
-    assert got.shape == wanted.shape
-    error = np.abs(got - wanted).max() / np.abs(wanted).max()
-    assert error <= tolerance, f"{error:.2e} of the largest value"
 
 
 def checkpoint(**changed: int) -> Checkpoint:

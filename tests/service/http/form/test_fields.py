@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import InvalidValue, MissingField, ModelNotFound, RequestError, UnknownField, UnsupportedValue
 from service.http.form.fields import Fields
-from service.http.form.table import FIELDS, MAX_KEYWORDS, Field
+from service.http.form.table import EXTRAS, FIELDS, MAX_KEYWORDS, Field
 from service.transcription.chunking import Chunking
 from service.transcription.transcriber import TEMPERATURES, Options
 
@@ -104,6 +104,28 @@ def test_a_chunking_strategy_comes_as_a_word_in_parts_or_in_json(
 @pytest.mark.parametrize("field", [field for field in FIELDS if field.kind != "binary"], ids=lambda f: f.name)
 def test_an_empty_value_is_an_unset_one(field: Field) -> None:
     assert parse((field.wire_name, "")) == parse((field.name, " ")) == parse()
+
+
+@pytest.mark.parametrize("text", ["None", "none", "null", "NULL", "undefined", '""', "''", " null "])
+def test_a_null_of_any_language_is_an_unset_value(text: str) -> None:
+    """Python's str(None), JavaScript's String(undefined) and the like, in all fields, of other servers' APIs too."""
+    for field in (*FIELDS, *EXTRAS):
+        if field.kind != "binary":
+            for name in (field.wire_name, field.name):
+                parsed = fields_of((name, text))
+                assert parsed.finish() == Options() and not parsed.warning, name
+                assert (parsed.response_format, parsed.stream, parsed.granularities) == ("json", False, ()), name
+    assert parse(("chunking_strategy[type]", "server_vad"), ("chunking_strategy[threshold]", text)).chunking
+
+
+def test_nulls_in_lists_and_objects_are_left_out() -> None:
+    fields = fields_of(("timestamp_granularities", '["word", null]'), ("response_format", "verbose_json"))
+    assert fields.granularities == ("word",)
+    assert parse(("languages", "[null]"), ("languages[]", "None"), ("languages[]", "auto")).languages == ()
+    assert parse(("languages", "en,null")).languages == ("en",)
+    assert parse(("keywords[]", '["null", "Wisp"]')).keywords == ("null", "Wisp"), "a term is any word"
+    chunking = '{"type": "server_vad", "threshold": null, "prefix_padding_ms": 100}'
+    assert parse(("chunking_strategy", chunking)).chunking == Chunking(prefix_padding_ms=100)
 
 
 def test_a_strategy_that_is_none_is_told_every_one_there_is() -> None:
@@ -223,6 +245,7 @@ def test_a_translation_has_the_same_fields() -> None:
         [("timestamp_granularities[0]", "segment"), ("timestamp_granularities[1]", "word")],
         [("timestamp_granularities[]", '["segment", "word"]')],
         [("timestamp_granularities", ' ["segment","word"]')],
+        [("timestamp_granularities", "['segment', 'word']")],
         [("timestamp_granularities", "segment,word")],
         [("timestamp_granularities[]", "segment, word,")],
     ],

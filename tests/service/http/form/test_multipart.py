@@ -140,6 +140,20 @@ def test_lines_may_end_in_lf_with_text_before_and_after(step: int, preamble: byt
             assert (file, fields) == (sound, [("model", "tiny_en"), ("prompt", "")]), (sound, line_end)
 
 
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize("padding", [b" ", b"  ", b"\t", b" \t" * 400])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_blanks_may_follow_a_boundary(step: int, padding: bytes, line_end: bytes) -> None:
+    """Transport padding: RFC 2046, section 5.1.1."""
+    for preamble in (b"", b"A preamble." + line_end):
+        for sound in (bytes(range(256)) * 3, b"--edge", b" \r\n--edg "):
+            parts = form(part("model", b"tiny_en"), part("file", b"SOUND", "a.wav"), part("prompt", b"x"))
+            padded = parts.replace(b"--edge--", b"--edge--" + padding).replace(b"--edge\r", b"--edge" + padding + b"\r")
+            body = preamble + padded.replace(b"\r\n", line_end).replace(b"SOUND", sound)
+            file, fields, _ = read(body, step=step)
+            assert (file, fields) == (sound, [("model", "tiny_en"), ("prompt", "x")])
+
+
 def test_a_preamble_has_an_end() -> None:
     with pytest.raises(MalformedForm, match="does not begin with its boundary") as raised:
         read(b"x" * 1_000_000, step=1000, cap=1 << 30)

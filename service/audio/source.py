@@ -1,0 +1,47 @@
+"""The uploaded bytes as FFmpeg reads them, and the refusal of those that hold no sound."""
+
+import io
+import os
+
+
+class Refused(Exception):
+    """The file gives no sound: one sentence for the user."""
+
+
+class Source:
+    """A descriptor from an offset on, as PyAV reads it. Its position is its own: others may share the descriptor."""
+
+    def __init__(self, fd: int, start: int) -> None:
+        self._fd, self.start, self._position = fd, start, 0
+        self._end = max(start, os.fstat(fd).st_size)
+        self.failure: OSError | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._end - self.start
+
+    def show(self, start: int, end: int) -> None:
+        """From now on be the bytes from `start` to `end` of the descriptor."""
+        self.start, self._end, self._position = start, end, 0
+
+    def read(self, count: int) -> bytes:
+        data = self.read_at(self._position, count)
+        self._position += len(data)
+        return data
+
+    def read_at(self, position: int, count: int) -> bytes:
+        """Up to `count` bytes. Keeps what the disk says, as FFmpeg reports an error of its own."""
+        try:
+            return os.pread(self._fd, max(0, min(count, self.size - position)), self.start + position)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
