@@ -1,5 +1,6 @@
 """The loaded model: tokenizer, WASI-NN graphs, and device memory."""
 
+import gc
 import logging
 import math
 import sys
@@ -161,6 +162,8 @@ class Model:
         """Free its memory, on the device and off it, unless it was used in the last `idle_s` seconds."""
         is_unloaded = self._loaded.unload(idle_s)
         if is_unloaded:
+            if self.target.name == "gpu":
+                gc.collect()  # wgpu's objects refer to each other; until collected, the driver keeps MBs per device
             log.info("model %s unloaded", self.name)
         return is_unloaded
 

@@ -11,6 +11,7 @@ from kernels.checkpoints.common import Dimensions, expected_shapes
 
 SHARE = 3 / 4  # of the memory there is: the rest is for uploads, their decoding and other programs
 HALF, FLOAT = 2, 4  # bytes of a weight and of a number computed with
+WINDOWS = 4  # whose keys and values one transcription holds at its peak, by measurement with tiny.en and base
 CGROUP = Path("/sys/fs/cgroup")
 CGROUP_LIMITS = ("memory.max", "memory.high", "memory/memory.limit_in_bytes")  # version 2's, then version 1's
 DRM = Path("/sys/class/drm")
@@ -18,16 +19,16 @@ NVML = "libnvidia-ml.so.1"
 
 
 def loaded_bytes(dims: Dimensions, workers: int) -> int:
-    """Bytes of a model in memory, and of as many transcriptions at once as `workers`; an estimate from above.
+    """Bytes of a model in memory with `workers` transcriptions at once: an estimate, rather too high.
 
-    Weights are f16, and the token embedding is there in bytes too; a transcription has its keys and values of the
-    audio and of the text, and while it encodes some layers' worth of numbers.
+    Weights are f16, and the token embedding also exists as int8. A transcription has keys and values of its audio and
+    text, and several of them for a moment (the window before, language detection, beams), and scratch to encode in.
     """
     weights = HALF * sum(prod(shape) for shape in expected_shapes(dims).values()) + dims.n_vocab * dims.n_text_state
     cross = 2 * dims.n_text_layer * dims.n_audio_ctx * dims.n_text_state
     text = 2 * dims.n_text_layer * dims.n_text_ctx * dims.n_text_state
     encoding = 12 * dims.n_audio_ctx * dims.n_audio_state
-    return weights + workers * FLOAT * (cross + text + encoding)
+    return weights + workers * FLOAT * (WINDOWS * cross + 2 * text + encoding)
 
 
 def machine_bytes(cgroup: Path = CGROUP) -> int:

@@ -146,6 +146,12 @@ class Engine:
         return self.transcriber is not None and self.transcriber.model.is_loaded
 
     def _run(self) -> None:
+        self._load_and_prove()
+        if idle_s := self.settings.idle_unload_s:
+            while not self._closing.wait(min(1.0, idle_s / 4)):
+                self.shared.unload_idle(idle_s)
+
+    def _load_and_prove(self) -> None:
         try:
             transcriber = self.load()
         except BaseException as error:
@@ -155,17 +161,14 @@ class Engine:
             return
         self.loaded.set_result(transcriber)
         try:
-            # Clients that waited for the model go first; success for one of them is proof enough.
-            if not transcriber.admission.settle(GRACE_FOR_CLIENTS_S):
+            # Clients that waited for the model go first; its success for one of them is proof enough.
+            if not (transcriber.admission.settle(GRACE_FOR_CLIENTS_S) and transcriber.is_proven(0.0)):
                 self.prove(transcriber)
             self.proven.set_result(None)
             log.info("ready: the first inference succeeded")
         except BaseException as error:
             log.error("not ready, the first inference failed: %s", error)
             self.proven.set_exception(error)
-        if idle_s := self.settings.idle_unload_s:
-            while not self._closing.wait(min(1.0, idle_s / 4)):
-                self.shared.unload_idle(idle_s)
 
     def close(self) -> None:
         """Wait for loading to end, stop running transcriptions, free the models and the guest."""
