@@ -13,7 +13,6 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from service.errors import (
     AdministrationRefused,
@@ -217,17 +216,3 @@ def _loaded(model: Model, service: Service) -> dict[str, Any]:
         "in_use": occupant.n_users,
         "expires_at": leaves_at.isoformat(timespec="seconds") if leaves_at is not None else NEVER,
     }
-
-
-def routes(prefix: str) -> list[Route]:
-    """Those of one prefix; described is the one of OpenAI itself."""
-    is_described = prefix == "/v1"
-    return [
-        Route(f"{prefix}/models", pull, methods=["POST"], name="pull", include_in_schema=is_described),
-        Route(
-            f"{prefix}/models/{{id:path}}", unload, methods=["DELETE"], name="unload", include_in_schema=is_described
-        ),
-    ]
-
-
-ROUTES = [*routes("/v1"), Route("/api/ps", loaded, name="loaded")]

@@ -139,14 +139,21 @@ async def _client_leaves(request: Request) -> None:
 
 
 async def models(request: Request) -> Response:
-    """GET /v1/models: the default by its name, then by each alias without wildcards, then the other models."""
+    """GET /v1/models: the default by its name, then by each alias without wildcards, then the other models.
+
+    POST pulls one.
+    """
+    if request.method == "POST":
+        return await administration.pull(request)
     service: Service = request.app.state.service
     rights = rights_of(request.scope, service.settings)
     return JSONResponse({"object": "list", "data": await asyncio.to_thread(service.listed, rights)})
 
 
 async def model(request: Request) -> Response:
-    """GET /v1/models/{id}, by a model's name or an alias."""
+    """GET /v1/models/{id}, by a model's name or an alias. DELETE unloads or removes it."""
+    if request.method == "DELETE":
+        return await administration.unload(request)
     service: Service = request.app.state.service
     name = request.path_params["id"]
     entry, by_own_name = service.find(name)
@@ -177,15 +184,15 @@ def _api(prefix: str) -> list[Route]:
     return [
         Route(f"{prefix}/audio/transcriptions", transcriptions, methods=["POST"], include_in_schema=is_described),
         Route(f"{prefix}/audio/translations", translations, methods=["POST"], include_in_schema=is_described),
-        Route(f"{prefix}/models", models, include_in_schema=is_described),
-        Route(f"{prefix}/models/{{id:path}}", model, include_in_schema=is_described),
+        Route(f"{prefix}/models", models, methods=["GET", "POST"], include_in_schema=is_described),
+        Route(f"{prefix}/models/{{id:path}}", model, methods=["GET", "DELETE"], include_in_schema=is_described),
     ]
 
 
 ROUTES = [
     *(route for prefix in ("/v1", "", *FOREIGN_PREFIXES) for route in _api(prefix)),
     Route("/inference", transcriptions, methods=["POST"], include_in_schema=False),  # whisper.cpp's
-    *administration.ROUTES,
+    Route("/api/ps", administration.loaded, name="loaded"),
     Route("/health", healthz, include_in_schema=False),
     Route("/healthz", healthz),
     Route("/readyz", readyz),

@@ -83,9 +83,13 @@ class Service:
         raise ModelNotFound(shown(name), self.names())
 
     def names(self) -> list[str]:
-        """The default's name, then its aliases, then the other models: what to tell a client that asked for none."""
-        first, *others = [entry.name for entry in self.catalogue.entries()]
-        return [first, *sorted(self.settings.alias_names() - {first}), *others]
+        """All that a request may name: the default's name, its aliases, the other models."""
+        return [*self.default_names(), *(entry.name for entry in self.catalogue.entries()[1:])]
+
+    def default_names(self) -> list[str]:
+        """The default's name, then its aliases."""
+        name = self.catalogue.default.name
+        return [name, *sorted(self.settings.alias_names() - {name})]
 
     def default(self, rights: Rights) -> Entry:
         """The model of a request that names none. Raises ModelNotAllowed."""

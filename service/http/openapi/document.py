@@ -68,7 +68,7 @@ def _words(summary: str, table: tuple[Field, ...], *, allows_others: bool) -> Op
 def operations(
     names: Sequence[str], languages: Sequence[str], *, allows_others: bool
 ) -> dict[str, dict[str, Operation]]:
-    """Path → method → operation. `names`: the served model's names; `languages`: those it knows, if known."""
+    """Path → method → operation. `names`: the default model's names; `languages`: those it knows, if known."""
     choices: dict[str, tuple[str, ...]] = {}
     if not any(WILDCARDS & set(name) for name in names):
         choices["model"] = tuple(names)
