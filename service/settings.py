@@ -248,7 +248,7 @@ class Settings:
         return Path(os.path.expanduser(self.models_dir))  # noqa: PTH111 (Path.expanduser raises without a home)
 
     def alias_names(self) -> frozenset[str]:
-        """The other names of the served model."""
+        """The other names of the default model."""
         return frozenset(name.strip() for name in self.aliases.split(",") if name.strip())
 
     def cors_origin_list(self) -> list[str]:

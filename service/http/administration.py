@@ -28,7 +28,7 @@ from service.errors import (
     PullFailed,
     WispError,
 )
-from service.http.api_keys import rights_of
+from service.http.api_keys import Rights, rights_of
 from service.http.jobs import look_at
 from service.http.service import Service
 from service.http.sse import COMMENT, MEDIA_TYPE, frame
@@ -160,7 +160,7 @@ class _Pulling:
                 waiting.result()
             except HubError as error:
                 raise PullFailed(str(error)) from None
-            entry, _ = service.find(name)
+            entry, _ = service.find(name, Rights())
             described = await asyncio.to_thread(service.model_object, entry)
             yield frame(progress | {"status": "success", "object": described})
         except WispError as error:
@@ -181,7 +181,7 @@ class _Pulling:
 async def unload(request: Request) -> Response:
     """DELETE /v1/models/{id}: free its memory until the next request; with ?remove=true remove what was pulled."""
     service = _service(request)
-    entry, by_own_name = service.find(request.path_params["id"])
+    entry, by_own_name = service.find(request.path_params["id"], rights_of(request.scope, service.settings))
     removes = request.query_params.get("remove", "").lower()
     if removes not in ("", "true", "false"):
         raise InvalidValue("remove is true or false.", param="remove")

@@ -16,7 +16,6 @@ from service.errors import (
     MalformedForm,
     MethodNotAllowed,
     MissingField,
-    ModelNotAllowed,
     RequestError,
     RouteNotFound,
     UploadTooLarge,
@@ -156,10 +155,7 @@ async def model(request: Request) -> Response:
         return await administration.unload(request)
     service: Service = request.app.state.service
     name = request.path_params["id"]
-    entry, by_own_name = service.find(name)
-    rights = rights_of(request.scope, service.settings)
-    if not rights.may_use(entry.name):
-        raise ModelNotAllowed(entry.name, rights.models or ())
+    entry, by_own_name = service.find(name, rights_of(request.scope, service.settings))
     described = await asyncio.to_thread(service.model_object, entry, name)
     return JSONResponse(described if by_own_name else described | {"alias_of": entry.name})
 

@@ -62,12 +62,18 @@ class Service:
         """The places of all models' transcriptions; None before the first model is loaded."""
         return self.engine.shared.admission()
 
-    def find(self, name: str) -> tuple[Entry, bool]:
+    def find(self, name: str, rights: Rights) -> tuple[Entry, bool]:
         """The model that a client means, and whether by its own name, in any spelling. An alias, in any case, means the
         default.
 
-        Ignores prefixes: `openai/whisper-1`. Raises ModelNotFound, ModelBeingPulled.
+        Ignores prefixes: `openai/whisper-1`. Raises ModelNotFound, ModelBeingPulled, ModelNotAllowed.
         """
+        found = self._find(name, rights)
+        if not rights.may_use(found[0].name):
+            raise ModelNotAllowed(found[0].name, rights.models or ())
+        return found
+
+    def _find(self, name: str, rights: Rights) -> tuple[Entry, bool]:
         aliases = {alias.lower() for alias in self.settings.alias_names()}
         plain = name.strip().lower()
         spellings = (plain, plain.rpartition("/")[2].removeprefix("faster-"))
@@ -80,11 +86,13 @@ class Service:
                 raise ModelBeingPulled(being_pulled, share)
         if any(fnmatchcase(spelling, alias) for spelling in spellings for alias in aliases):
             return self.catalogue.default, False
-        raise ModelNotFound(shown(name), self.names())
+        raise ModelNotFound(shown(name), self.names(rights))
 
-    def names(self) -> list[str]:
-        """All that a request may name: the default's name, its aliases, the other models."""
-        return [*self.default_names(), *(entry.name for entry in self.catalogue.entries()[1:])]
+    def names(self, rights: Rights) -> list[str]:
+        """All that the request may name: the default's name, its aliases, the other models."""
+        default, *others = self.catalogue.entries()
+        names = self.default_names() if rights.may_use(default.name) else []
+        return [*names, *(entry.name for entry in others if rights.may_use(entry.name))]
 
     def default_names(self) -> list[str]:
         """The default's name, then its aliases."""
@@ -216,10 +224,7 @@ class Choice:
 
     def take(self, name: str) -> None:
         """Take the request's `model`. Raises ModelNotFound, ModelNotAllowed, ModelBeingPulled."""
-        entry, self._by_own_name = self._service.find(name)
-        if not self._rights.may_use(entry.name):
-            raise ModelNotAllowed(entry.name, self._rights.models or ())
-        self._named = entry
+        self._named, self._by_own_name = self._service.find(name, self._rights)
 
     def check(self, options: Options) -> None:
         """Raise UnsupportedValue for what can be refused already: another model may still be named, or be better."""

@@ -109,7 +109,7 @@ class Catalogue:
         if "/" in named and named.lower() in by_repo:
             return by_repo[named.lower()]
         by_name = {canonical_name(entry.name): entry for entry in reversed(entries)}
-        bare = named.rpartition("/")[2]
+        bare = named.lower().rpartition("/")[2]
         spellings = (named, bare, bare.removeprefix("faster-"))
         return next((by_name[name] for name in map(canonical_name, spellings) if name in by_name), None)
 

@@ -85,6 +85,8 @@ def test_a_key_may_be_limited_to_models(folder: Path, models: Path) -> None:
         for fields in ({}, {"model": "whisper-1"}, {"model": "pulled"}, {"model": "synthetic"}):
             message = assert_error(ask(LIMITED, **fields), 403, "model_not_allowed", "model")
             assert "it is for: Copied, large-v3" in message
+        message = assert_error(ask(LIMITED, model="nothing"), 404, "model_not_found", "model")
+        assert "pulled" not in message and "copied" in message, "what else there is isn't its business"
         assert ask(USER).status_code == ask(USER, model="pulled").status_code == 200
 
 

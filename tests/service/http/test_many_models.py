@@ -63,6 +63,22 @@ def test_each_request_is_answered_by_its_model(client: TestClient) -> None:
     assert {answer.json()["text"] for answer in answers} == {synthetic.SENTENCE}
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "whisper-1",  # LiteLLM, the AI SDK, LangChain
+        "gpt-4o-transcribe",  # Pipecat
+        "gpt-4o-mini-transcribe",  # LiveKit
+        "whisper-large-v3-turbo",  # Groq
+        "gpt-realtime-whisper",
+        "gpt-live-transcribe",
+    ],
+)
+def test_the_defaults_of_clients_mean_the_default_model(client: TestClient, name: str) -> None:
+    assert post(client, model=name).json()["languages"] == [{"code": "en"}]
+
+
 def test_all_are_listed_with_what_is_known_of_them(client: TestClient, models: Path) -> None:
     post(client, model="both")
     listed = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"] if "alias_of" not in entry}
