@@ -106,12 +106,7 @@ bench-peers:
 	test -x $(VENV)-peers/bin/python || $(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install -q -r bench/requirements-peers.txt
 
-# Train the embedded model from scratch: hours on a CPU, less with DEVICE=cuda (tools/train/README.md)
-.PHONY: embedded-model
-embedded-model: $(VENV)/.train
-	SHARED=$(SHARED) tools/train/run.sh
-
-# Measure the word error rate of the default or another model: make wer MODEL=base MANIFEST=transcripts.tsv TARGET=gpu
+# Word error rate of the default model, or of another, as served: make wer MODEL=base MANIFEST=transcripts.tsv TARGET=gpu
 .PHONY: wer
 wer: $(VENV)/.test
 	$(BIN)/python -m tools.wer $(if $(MODEL),--model $(MODEL)) --manifest $(MANIFEST) --target $(TARGET)
@@ -156,10 +151,6 @@ $(VENV)-clients/.done: $(wildcard tests/clients/requirements*.txt)
 
 $(VENV)/.ray: $(VENV)/.test pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[ray]'
-	@touch $@
-
-$(VENV)/.train: $(VENV)/.run pyproject.toml
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train]'
 	@touch $@
 
 $(VENV)/.run: pyproject.toml

@@ -5,7 +5,6 @@ use crate::numeric::{argmax, probability, strip};
 use crate::options::Argument;
 use crate::rules::Rules;
 use crate::sampling::Random;
-use crate::zlib::compressed_size;
 use crate::{Error, Result};
 
 /// A sequence being sampled: its tokens after the prompt and before the end of text.
@@ -141,14 +140,15 @@ impl<'a> Decoder<'a> {
         let text_tokens: Vec<i32> =
             tokens.iter().copied().filter(|&token| token < self.argument.tokens.timestamp_begin).collect();
         let text = model.decode_text(&text_tokens)?;
-        let text = strip(&text).as_bytes();
+        let text = strip(&text);
+        let compressed_size = model.compressed_size(text)?;
         Ok(DecodingResult {
             avg_logprob: f64::from(sum_logprob) / (tokens.len() + 1) as f64,
             tokens,
             logprobs,
             no_speech_prob,
             temperature,
-            compression_ratio: text.len() as f64 / compressed_size(text) as f64,
+            compression_ratio: text.len() as f64 / compressed_size as f64,
         })
     }
 

@@ -207,6 +207,10 @@ impl Model for FakeModel {
         Ok((self.spell)(tokens))
     }
 
+    fn compressed_size(&mut self, text: &str) -> Result<usize> {
+        Ok(text.len() + 8)
+    }
+
     fn encode_text(&mut self, text: &str) -> Result<Vec<i32>> {
         Ok(text.split_whitespace().map(|word| word.trim_start_matches('w').parse().unwrap()).collect())
     }

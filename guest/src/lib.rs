@@ -8,7 +8,6 @@ pub mod doubt;
 pub mod events;
 pub mod fallback;
 pub mod features;
-pub mod huffman;
 pub mod model;
 #[cfg(target_os = "wasi")]
 pub mod nn;
@@ -21,7 +20,6 @@ pub mod sound;
 pub mod transcribe;
 pub mod transcript;
 pub mod words;
-pub mod zlib;
 
 #[cfg(test)]
 mod fake;

@@ -36,6 +36,9 @@ pub trait Model {
     /// Token ids → text, without special tokens; invalid UTF-8 becomes U+FFFD.
     fn decode_text(&mut self, tokens: &[i32]) -> Result<String>;
 
+    /// Bytes of the text compressed by zlib at its default level.
+    fn compressed_size(&mut self, text: &str) -> Result<usize>;
+
     /// Text → token ids, no special tokens added.
     fn encode_text(&mut self, text: &str) -> Result<Vec<i32>>;
 }

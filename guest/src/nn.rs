@@ -136,12 +136,13 @@ impl Context {
     }
 }
 
-/// `NAME/encoder`, `NAME/decoder` and `NAME/tokenizer`; `NAME/voice` where the host has it.
+/// `NAME/encoder`, `NAME/decoder`, `NAME/tokenizer` and `NAME/zlib`; `NAME/voice` where the host has it.
 pub struct NnModel {
     name: String,
     encoder: Context,
     decoder: Context,
     tokenizer: Context,
+    zlib: Context,
     voice: Option<Context>,
     mel_dimensions: [u32; 3],
     n_audio_ctx: usize,
@@ -154,6 +155,7 @@ impl NnModel {
             encoder: Context::new(&format!("{name}/encoder"))?,
             decoder: Context::new(&format!("{name}/decoder"))?,
             tokenizer: Context::new(&format!("{name}/tokenizer"))?,
+            zlib: Context::new(&format!("{name}/zlib"))?,
             voice: None,
             mel_dimensions: [1, dims.n_mels as u32, dims.n_frames() as u32],
             n_audio_ctx: dims.n_audio_ctx,
@@ -161,6 +163,7 @@ impl NnModel {
     }
 }
 
+const EMPTY_ZLIB: i32 = 8; // bytes of a stream without content
 const AUDIO: u32 = 0;
 const TOKENS: u32 = 1;
 const ORIGINS: u32 = 2;
@@ -243,6 +246,16 @@ impl Model for NnModel {
         self.tokenizer.compute()?;
         let bytes = self.tokenizer.output(0, 16 * tokens.len())?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn compressed_size(&mut self, text: &str) -> Result<usize> {
+        let mut size = [EMPTY_ZLIB];
+        if !text.is_empty() {
+            self.zlib.set_input(0, &[text.len() as u32], text.as_bytes())?;
+            self.zlib.compute()?;
+            self.zlib.fill(0, &mut size)?;
+        }
+        Ok(size[0] as usize)
     }
 
     fn encode_text(&mut self, text: &str) -> Result<Vec<i32>> {

@@ -1,4 +1,4 @@
-//! Arithmetic on logits and times, as the reference's own libraries do it.
+//! Arithmetic on logits, times and texts, as the reference's own libraries do it.
 
 /// Log of the softmax, in place; −∞ stays −∞. Doubles carry the sum over the vocabulary.
 pub fn log_softmax(logits: &mut [f32]) {

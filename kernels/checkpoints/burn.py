@@ -1,7 +1,7 @@
 """Burn checkpoints, as the Docker demo ships them: a .cfg of dims, and an .mpk or .mpk.gz of MessagePack records.
 
-The reader walks the file once and keeps tensors as views of it. A general MessagePack library would turn the older
-encoding, a list of floats, into tens of millions of Python objects.
+The reader walks the file once and keeps tensors as views of it. The msgpack library cannot: it copies every tensor's
+bytes, and makes tens of millions of Python floats of the older encoding, a list of numbers.
 """
 
 import math
@@ -26,6 +26,7 @@ from kernels.checkpoints.common import (
     read_text,
     tensor_at,
 )
+from kernels.checkpoints.walk import Walk
 
 MAX_ITEMS = 1 << 12  # in a record; the longest is the list of blocks
 MAX_DEPTH = 32  # a Whisper's records are nested eight deep
@@ -120,30 +121,17 @@ def _gunzip(path: Path, data: mmap.mmap, dims: Dimensions) -> bytes:
     return unpacked
 
 
-class _Reader:
+class _Reader(Walk):
     """A MessagePack reader. Binary data becomes a slice and a list of f32 a view; all else becomes Python objects."""
 
-    def __init__(self, path: Path, data: bytes | mmap.mmap) -> None:
-        self.path = path
-        self.data = data
-        self.position = 0
-
-    def _take(self, count: int) -> int:
-        """Move past `count` bytes and return their start."""
-        begin = self.position
-        if count > len(self.data) - begin:
-            raise CheckpointError(f"{self.path.name}: is cut short at byte {len(self.data)}")
-        self.position += count
-        return begin
-
     def _number(self, code: str) -> Any:
-        return struct.unpack_from(code, self.data, self._take(struct.calcsize(code)))[0]
+        return struct.unpack_from(code, self.data, self.take(struct.calcsize(code)))[0]
 
     def item(self, depth: int) -> Any:
         """The next item."""
         if depth > MAX_DEPTH:
             raise CheckpointError(f"{self.path.name}: records are nested deeper than {MAX_DEPTH}")
-        tag = self.data[self._take(1)]
+        tag = self.data[self.take(1)]
         if tag < 0x80 or tag >= 0xE0:
             return tag if tag < 0x80 else tag - 0x100
         if tag < 0x90:
@@ -161,14 +149,14 @@ class _Reader:
         code, kind = _SIZED[tag]
         length = self._number(code)
         if kind == "bin":
-            begin = self._take(length)
+            begin = self.take(length)
             return slice(begin, begin + length)
         if kind == "str":
             return self._string(length)
         return self._array(length, depth) if kind == "array" else self._map(length, depth)
 
     def _string(self, length: int) -> str:
-        begin = self._take(length)
+        begin = self.take(length)
         return self.data[begin : begin + length].decode("utf-8", "replace")
 
     def _map(self, length: int, depth: int) -> dict[str, Any]:
@@ -187,7 +175,7 @@ class _Reader:
         if length and length * FLOAT_STRIDE <= len(self.data) - begin and self.data[begin] == 0xCA:
             values = np.frombuffer(self.data, _FLOATS, length, begin)
             if (values["tag"] == 0xCA).all():
-                self._take(length * FLOAT_STRIDE)
+                self.take(length * FLOAT_STRIDE)
                 return values["value"]
         self._check_length(length)
         return [self.item(depth + 1) for _ in range(length)]

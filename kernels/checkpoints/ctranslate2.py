@@ -90,7 +90,7 @@ def read_ctranslate2(weights: Path, config: Path) -> Stored:
 
     Raises CheckpointError unless it is a whole, consistent Whisper; UnknownFormat for another model.
     """
-    walk = Walk(weights, map_file(weights))
+    walk = Walk(weights, data := map_file(weights))
     variables = _variables(walk)
     dims = _dims(weights, variables)
     flags = {name: variables.pop(name) for name in [*variables] if variables[name].ndim == 0 and SCALE not in name}
@@ -100,7 +100,7 @@ def read_ctranslate2(weights: Path, config: Path) -> Stored:
         dims,
         _split(weights, _scaled(weights, variables), dims.n_text_state),
         ctranslate2_name,
-        maps=(walk.data,),
+        maps=(data,),
         make_tokenizer=_vocabulary(weights, dims),
         alignment_heads=settings.get("alignment_heads"),
     )

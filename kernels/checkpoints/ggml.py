@@ -41,7 +41,7 @@ _FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 def read_ggml(weights: Path) -> Stored:
     """The tensors, as mapped views, and the vocabulary of a ggml file. Raises CheckpointError unless it is whole."""
-    walk = Walk(weights, map_file(weights))
+    walk = Walk(weights, data := map_file(weights))
     walk.take(MAGIC_BYTES)
     *hparams, ftype = walk.numbers(f"{len(_HPARAMS) + 1}i")
     dims = check_dims(weights, dict(zip(_HPARAMS, hparams, strict=True)))
@@ -68,7 +68,7 @@ def read_ggml(weights: Path) -> Stored:
         dims,
         arrays,
         lambda name: name,
-        maps=(walk.data,),
+        maps=(data,),
         make_tokenizer=lambda: tokenizer_json(weights, tokens, dims.n_vocab, dims.n_audio_ctx),
     )
 

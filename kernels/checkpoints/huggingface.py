@@ -1,4 +1,7 @@
-"""Hugging Face checkpoints: config.json next to model.safetensors, whole or in shards."""
+"""Hugging Face checkpoints: config.json beside model.safetensors, whole or in shards.
+
+Tensors are views of the mapped file. The safetensors library cannot give those: it copies each tensor for NumPy.
+"""
 
 import mmap
 import re

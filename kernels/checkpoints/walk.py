@@ -13,7 +13,7 @@ MAX_NAME_BYTES = 256
 class Walk:
     """A mapped file and a place in it; whatever reaches past the end raises CheckpointError."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: bytes | mmap.mmap) -> None:
         self.path = path
         self.data = data
         self.position = 0

@@ -182,7 +182,7 @@ def serve(settings: Settings) -> None:
     from service.http.logs import dress
     from service.http.server import Server
     from service.http.tracing import open_tracing
-    from service.transcription.memory import keep_little
+    from service.transcription.memory import freeze, keep_little
 
     for handler in logging.getLogger().handlers:
         dress(handler, settings.log_format)
@@ -193,6 +193,7 @@ def serve(settings: Settings) -> None:
     tracing = open_tracing() if settings.tracing == "otlp" else None
     engine = Engine(settings, cache_folder=user_cache_folder())
     engine.read()
+    engine.proven.add_done_callback(lambda _: freeze())
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, settings.logging_level()))  # ours say more
     app = create_app(engine, tracing, keys, check_host=is_local(settings))
     server = Server(

@@ -15,9 +15,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import RequestError
 from service.http.connections import thin
-from service.http.lingering_close import LINGER_S, SILENCE_S, UNREAD_PACE, LingeringTransport, Throttle
-from service.http.paced_events import EVENT_PACE, EVENTS_A_TURN, MOST_EVENT_PAUSE_S, PacedConnection
-from service.http.slow_reader import READER_PATIENCE_S, WatchedTransport
+from service.http.guards import (
+    EVENT_PACE,
+    EVENTS_A_TURN,
+    LINGER_S,
+    MOST_EVENT_PAUSE_S,
+    READER_PATIENCE_S,
+    SILENCE_S,
+    UNREAD_PACE,
+    GuardedTransport,
+    PacedConnection,
+    Throttle,
+)
 
 PATIENCE_S = 30.0
 KEEP_ALIVE_S = 75  # httpx keeps a connection for 5 s, nginx as a proxy and AWS's load balancer for 60
@@ -36,17 +45,15 @@ class ImpatientProtocol(H11Protocol):
     """Closes a connection on which nothing goes on but the client's slowness, for `PATIENCE_S`.
 
     So are ended: one whose headers have not come whole, and one that goes on sending a body after the answer to it.
-    A body that is read has a pace of its own to keep: upload_pace.py. Where the answer ends the connection, a
-    body that still comes has `linger_s`: lingering_close.py. An answer that is not read has
-    `reader_patience_s`: slow_reader.py. Where there are too many connections, the ones that the server has
-    waited for longest are closed: connections.py.
+    A body that is read has a pace of its own to keep: upload_pace.py. Where the answer ends the connection, a body that
+    still comes has `linger_s`, and an answer that is not read has `reader_patience_s`: guards.py. Where there are too
+    many connections, the ones that the server has waited for longest are closed: connections.py.
     """
 
     conn: PacedConnection
     _closing: asyncio.TimerHandle | None = None
     _resting: asyncio.TimerHandle | None = None
-    _lingering: LingeringTransport
-    _watched: WatchedTransport
+    _guarded: GuardedTransport
     patience_s = PATIENCE_S
     linger_s, silence_s, reader_patience_s = LINGER_S, SILENCE_S, READER_PATIENCE_S
     events_a_turn = EVENTS_A_TURN
@@ -62,11 +69,14 @@ class ImpatientProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._since = self.loop.time()
-        self._watched = WatchedTransport(transport, patience_s=self.reader_patience_s)
-        self._lingering = LingeringTransport(
-            self._watched, self._is_sending, seconds=self.linger_s, silence_s=self.silence_s
+        self._guarded = GuardedTransport(
+            transport,
+            self._is_sending,
+            seconds=self.linger_s,
+            silence_s=self.silence_s,
+            reader_patience_s=self.reader_patience_s,
         )
-        super().connection_made(cast(asyncio.Transport, self._lingering))
+        super().connection_made(cast(asyncio.Transport, self._guarded))
         self._watch()
         if len(self.connections) > getattr(self.config, "most_connections", math.inf):
             thin(self.connections, self._since)
@@ -75,7 +85,7 @@ class ImpatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._n_bytes += len(data)
-        if self._lingering.lingers:
+        if self._guarded.lingers:
             self._rest(len(data))
             return
         if self._behind is not None:  # reading has been resumed for the application, which wants the body
@@ -120,7 +130,7 @@ class ImpatientProtocol(H11Protocol):
 
     def lateness(self, now: float) -> float:
         """See service.http.connections.Connection."""
-        is_waited_for = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) or self._lingering.lingers
+        is_waited_for = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) or self._guarded.lingers
         return now - self._since - self._n_bytes / LATE_PACE if is_waited_for else -math.inf
 
     def dismiss(self) -> None:
@@ -156,9 +166,9 @@ class ImpatientProtocol(H11Protocol):
 
     def shutdown(self) -> None:
         """The server stops: a client that has its answer has had its time, another gets little for what it sends."""
-        self._lingering.seconds = min(self._lingering.seconds, LAST_LINGER_S)
-        if self._lingering.lingers:
-            self._lingering.abort()
+        self._guarded.seconds = min(self._guarded.seconds, LAST_LINGER_S)
+        if self._guarded.lingers:
+            self._guarded.abort()
         else:
             super().shutdown()
 
@@ -167,8 +177,7 @@ class ImpatientProtocol(H11Protocol):
         for timer in (self._resting, self._behind):
             if timer is not None:
                 timer.cancel()
-        self._lingering.lost()
-        self._watched.lost()
+        self._guarded.lost()
         super().connection_lost(exc)
 
     def _is_sending(self) -> bool:
@@ -191,8 +200,8 @@ class ImpatientProtocol(H11Protocol):
         """So many bytes have come that nobody reads: the next are taken when it is time."""
         if self._resting is not None:
             self._resting.cancel()
-        if self._lingering.lingers:
-            self._lingering.rest()
+        if self._guarded.lingers:
+            self._guarded.rest()
         else:
             self.transport.pause_reading()
         self._resting = self.loop.call_later(self.throttle.pause_s(n_bytes, self.loop.time()), self._unrest)
@@ -203,8 +212,8 @@ class ImpatientProtocol(H11Protocol):
 
     def _go_on(self) -> None:
         """Read on, unless there is another reason not to."""
-        if self._lingering.lingers:
-            self._lingering.go_on()
+        if self._guarded.lingers:
+            self._guarded.go_on()
         elif self._resting is None and self._behind is None and not self.flow.read_paused:
             self.transport.resume_reading()
 
@@ -212,7 +221,7 @@ class ImpatientProtocol(H11Protocol):
         theirs = self.conn.their_state
         is_idle = theirs is h11.IDLE or self._is_unread()
         is_kept = theirs is h11.IDLE and self.timeout_keep_alive_task is not None  # which will end it
-        if not is_idle or is_kept or self._lingering.lingers:
+        if not is_idle or is_kept or self._guarded.lingers:
             self._trust()
         elif self._closing is None:
             self._closing = self.loop.call_later(self.patience_s, self.transport.abort)

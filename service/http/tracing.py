@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from service.errors import StartError
 from service.http.request_log import request_id
@@ -19,7 +19,6 @@ from service.transcription.run import Run
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-SERVER_ERROR = 500
 MISSING = (
     "WISP_TRACING=otlp needs the optional extra [otel], which is not installed here: "
     "in the clone, .venv/bin/pip install -e '.[otel]'."
@@ -57,34 +56,21 @@ class Tracing:
         span.end(run.ended_ns)
 
     def middleware(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> ASGIApp:
-        """ASGI middleware: a span for every request, in the trace of its `traceparent`, if any."""
-        from opentelemetry import propagate, trace
+        """OpenTelemetry's ASGI middleware, its spans named by route: no path or query of the client's own is kept."""
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
-        async def traced(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await app(scope, receive, send)
-                return
+        def details(scope: Scope) -> tuple[str, dict[str, Any]]:
             route = getattr(route_of(scope, routes), "path", "")
-            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            with self._tracer.start_as_current_span(
-                f"{scope['method']} {route}".strip() if route else "request",
-                propagate.extract(headers),
-                kind=trace.SpanKind.SERVER,
-                attributes={"http.request.method": scope["method"], "wisp.request_id": request_id.get()},
-            ) as span:
-                if route:
-                    span.set_attribute("http.route", route)
+            known = {"http.route": route} if route else {}
+            return (
+                f"{scope['method']} {route}" if route else "request",
+                {"wisp.request_id": request_id.get(), "url.path": route, "url.query": "", **known},
+            )
 
-                async def send_and_note(message: Message) -> None:
-                    if message["type"] == "http.response.start":
-                        span.set_attribute("http.response.status_code", message["status"])
-                        if message["status"] >= SERVER_ERROR:
-                            span.set_status(trace.StatusCode.ERROR)
-                    await send(message)
-
-                await app(scope, receive, send_and_note)
-
-        return traced
+        os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")  # today's names; without it those before 2024
+        return OpenTelemetryMiddleware(
+            app, default_span_details=details, tracer_provider=self._provider, exclude_spans=["receive", "send"]
+        )
 
     def close(self) -> None:
         """Send the remaining spans."""
@@ -94,6 +80,7 @@ class Tracing:
 def open_tracing(environment: Any = os.environ) -> Tracing:
     """Spans sent by OTLP over HTTP, in batches, from their own thread. Raises StartError without the extra."""
     try:
+        import opentelemetry.instrumentation.asgi  # noqa: F401  # needed later, missed now
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider

@@ -1,9 +1,10 @@
-"""The model's graphs that aren't networks: tokenizer, voice-activity detection, and PCM → text for WasmEdge's guests.
+"""The model's graphs that are not networks: tokenizer, zlib, voice-activity detection, and PCM → text for other guests.
 
 They follow the protocols of service/guest/wasi_nn.py without importing it: ValueError is a guest's mistake, anything
 else is a fault.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,6 +67,18 @@ class TokenizerGraph:
         if tensor.dtype == np.int32:
             return _utf8(self._tokenizer.decode(tensor.tolist()))
         return np.array(self._tokenizer.encode(tensor.tobytes().decode("utf-8", "replace")), np.int32)
+
+
+class ZlibGraph:
+    """NAME/zlib: u8 [n] → i32 [1], the bytes that zlib makes of them; openai/whisper's compression ratio needs it."""
+
+    def init_execution_context(self, peers: Mapping[int, Any]) -> FunctionContext:
+        return FunctionContext(self._check, lambda tensor: np.array([len(zlib.compress(tensor))], np.int32))
+
+    @staticmethod
+    def _check(tensor: Tensor) -> None:
+        if tensor.ndim != 1 or tensor.dtype != np.uint8:
+            raise ValueError(f"expected u8 [n], got {tensor.dtype} {tensor.shape}")
 
 
 class SpeechGraph:

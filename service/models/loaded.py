@@ -14,7 +14,7 @@ from kernels.checkpoints.common import NoTokenizer
 from kernels.checkpoints.load import Checkpoint, CheckpointError, Dimensions, load_checkpoint
 from service.errors import DeviceLost, DeviceUnavailable, ModelError
 from service.guest.wasi_nn import Graph
-from service.models.graphs import TokenizerGraph
+from service.models.graphs import TokenizerGraph, ZlibGraph
 from service.models.languages import language_name
 from service.models.names import ModelSpec, check_files
 from service.models.places import tokenizer_for
@@ -81,7 +81,10 @@ class Model:
         self.condition_on_prev_tokens = condition_on_prev_tokens
         self.device_failures = 0  # GPU losses and failed openings in a row, without a success in between
         self._reopen_at = -math.inf  # by time.monotonic()
-        self._graphs: dict[str, Graph] = {f"{self.name}/tokenizer": TokenizerGraph(tokenizer)}
+        self._graphs: dict[str, Graph] = {
+            f"{self.name}/tokenizer": TokenizerGraph(tokenizer),
+            f"{self.name}/zlib": ZlibGraph(),
+        }
         self._load_kernels, self._observe = load_kernels, observe
         self._has_loaded = False
         self._loaded = Residence(load=self._load, unload=self._unload)

@@ -8,6 +8,7 @@ raises to 64 MiB once something large has been freed; each thread then keeps tha
 """
 
 import ctypes
+import gc
 import os
 import sys
 import threading
@@ -20,9 +21,20 @@ EVERY_S = 5.0  # trimming takes about a millisecond, and the next job takes its 
 
 
 def _trim() -> None:
-    """glibc's malloc_trim over all arenas; does nothing with another allocator."""
+    """Frees what reference cycles hold, then glibc's malloc_trim over all arenas, which another allocator doesn't have.
+
+    Python itself collects cycles only after many allocations, and an idle server makes none: the buffers and open files
+    of requests whose clients left would stay, held by their exceptions and connections.
+    """
+    gc.collect()
     if _MALLOC_TRIM is not None:
         _MALLOC_TRIM(0)
+
+
+def freeze() -> None:
+    """Exempt what a loaded server consists of from collection: 50,000 objects, looking at which takes 50 ms."""
+    gc.collect()
+    gc.freeze()
 
 
 def keep_little() -> None:

@@ -1,4 +1,4 @@
-"""A graph whose computes belong to one run: each may first wait for the run's turn, and is timed as a stage."""
+"""A graph of one run: `begin` is called before each compute, to wait for the run's turn and time the stage."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -9,7 +9,7 @@ from service.guest.wasi_nn import Errno, ExecutionContext, Graph, WasiNnError
 class Staged:
     """A Graph that calls `begin` before each compute, in the run's thread.
 
-    To the guest, a WispError of either (the run was cancelled, or its time is over) is a runtime error.
+    A WispError of `begin` or `compute` (run cancelled, time over) becomes a runtime error for the guest.
     """
 
     def __init__(self, graph: Graph, begin: Callable[[], None] = lambda: None) -> None:

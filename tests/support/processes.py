@@ -69,12 +69,14 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(model: Path, cache: Path, **settings: object) -> Iterator[ServerProcess]:
+def server_process(model: Path, cache: Path, *, prelude: str = "", **settings: object) -> Iterator[ServerProcess]:
     """Serve `model` on the CPU on a free port, ready; killed at the end if it has not ended. `settings`: others.
+
+    `prelude`: Python that runs first in its process.
 
     Its windows are heard whatever is in them, as synthetic models speak in tones.
     """
-    code = "import sys; from service.cli.main import main; sys.exit(main())"
+    code = f"{prelude}\nimport sys; from service.cli.main import main; sys.exit(main())"
     arguments = ["serve", "--target", "cpu", "--model", str(model), "--port", "0", "--vad", "off"]
     for name, value in settings.items():
         arguments += [f"--{name.replace('_', '-')}", str(value)]

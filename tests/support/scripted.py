@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.guest.runner import Guest
+from service.models.graphs import ZlibGraph
 from tests.conftest import ROOT
 from tests.support.guests import limits
 
@@ -64,6 +65,7 @@ class Script:
             "scripted/encoder": _Graph(lambda peers: _Encoder(self)),
             "scripted/decoder": _Graph(lambda peers: _Decoder(self, peers)),
             "scripted/tokenizer": _Graph(lambda peers: _Tokenizer(self)),
+            "scripted/zlib": ZlibGraph(),
         }
 
 

@@ -5,6 +5,7 @@ vLLM's JSON in `text` and chat completions' chunks in a stream, speaches' clips 
 """
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,71 @@ def test_what_is_wrong_is_400_and_what_is_not_there_404(client: openai.OpenAI, j
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("i-do-not-exist")
     assert client.models.retrieve("tiny_en").id == "tiny_en"
+
+
+def test_subtitles_are_numbered_cues_in_order(client: openai.OpenAI, jfk: bytes) -> None:
+    srt, vtt = (hear(client, jfk, response_format=response_format) for response_format in ("srt", "vtt"))
+    cues = [cue.split("\n", 2) for cue in srt.strip().split("\n\n")]
+    assert [number for number, _, _ in cues] == [str(n + 1) for n in range(len(cues))]
+    times = [re.fullmatch(r"(\d\d:\d\d:\d\d,\d{3}) --> (\d\d:\d\d:\d\d,\d{3})", time) for _, time, _ in cues]
+    spans = [(match[1], match[2]) for match in times if match]
+    assert len(spans) == len(cues) and all(start < end for start, end in spans) and spans == sorted(spans)
+    assert SAID in plain(" ".join(text for _, _, text in cues).replace("\n", " "))
+    assert vtt.startswith("WEBVTT\n\n") and SAID in plain(" ".join(re.sub(r".*-->.*", "", vtt).split()))
+
+
+def test_segments_are_in_order_and_make_the_text(client: openai.OpenAI, jfk: bytes) -> None:
+    answer = hear(client, jfk, response_format="verbose_json", timestamp_granularities=["segment"])
+    assert [segment.id for segment in answer.segments] == list(range(len(answer.segments)))
+    assert "".join(segment.text for segment in answer.segments).strip() == answer.text
+    assert all(segment.start < segment.end for segment in answer.segments) and answer.duration == pytest.approx(11)
+    assert all(segment.tokens and 0 <= segment.no_speech_prob <= 1 for segment in answer.segments)
+
+
+def test_a_prompt_of_any_length_is_taken(client: openai.OpenAI, jfk: bytes) -> None:
+    for prompt in ("", "Kennedy, inaugural address", "A long speech about the nation. " * 500, "演説、" * 300):
+        assert SAID in plain(hear(client, jfk, prompt=prompt).text)
+
+
+@pytest.mark.parametrize("name", ["speech.txt", "speech", "speech.mp3", "речь.flac", "a b;c.wav"])
+def test_a_files_name_may_be_wrong(client: openai.OpenAI, jfk: bytes, name: str) -> None:
+    assert SAID in plain(hear(client, (name, jfk)).text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param"),
+    [
+        ({"response_format": "pdf"}, "response_format"),
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"temperature": 1.5}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"language": "klingon"}, "language"),
+        ({"timestamp_granularities": ["letter"], "response_format": "verbose_json"}, "timestamp_granularities[]"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"),
+        ({"stream": True, "response_format": "srt"}, "response_format"),
+        ({"include": ["everything"]}, "include[]"),
+        ({"file": b""}, "file"),
+        ({"file": b"\0" * 4096}, "file"),
+        ({"file": b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0"}, "file"),
+        ({"file": silence(1)[:1000]}, "file"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(
+    client: openai.OpenAI, jfk: bytes, arguments: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.audio.transcriptions.create(**{"file": jfk, "model": "whisper-1", **arguments})
+    assert bad.value.param == param and bad.value.type == "invalid_request_error"
+
+
+def test_an_unknown_model_is_404_and_the_list_says_which_there_are(client: openai.OpenAI, jfk: bytes) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.audio.transcriptions.create(file=jfk, model="nova-2")
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    page = client.models.list()
+    assert page.object == "list" and page.data[0].id == "tiny_en"
+    for model in page.data:
+        assert (model.object, type(model.created), model.owned_by) == ("model", int, "wisp")
 
 
 # vLLM

@@ -19,8 +19,7 @@ import httpx2
 import pytest
 
 from service.http.connections import AcceptErrors, connections_within, raise_file_limit, thin
-from service.http.lingering_close import Throttle
-from service.http.paced_events import BOTH_LENGTHS, EVENTS_A_TURN, PacedConnection
+from service.http.guards import BOTH_LENGTHS, EVENTS_A_TURN, PacedConnection, Throttle
 from service.http.protocol import ImpatientProtocol
 from service.http.server import Server
 from tests.support.processes import server_process

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.http.lingering_close import MOST_PAUSE_S, Throttle
+from service.http.guards import MOST_PAUSE_S, Throttle
 from service.http.protocol import ImpatientProtocol
 from tests.support import synthetic
 from tests.support.processes import ServerProcess, server_process

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from service.http.guards import GuardedTransport
 from service.http.protocol import ImpatientProtocol
-from service.http.slow_reader import WatchedTransport
 from tests.support.sockets import connection, everything
 
 N_BYTES = 64 * 2**20  # more than sockets hold
@@ -77,7 +77,7 @@ class Buffer:
 def test_what_goes_shows_that_the_client_reads() -> None:
     async def scenario() -> None:
         transport = Buffer()
-        watched = WatchedTransport(transport, patience_s=3600.0)
+        watched = GuardedTransport(transport, lambda: False, reader_patience_s=3600.0)
         watched.write(bytes(100))
         for n_sent, n_more in ((1, 0), (10, 50), (5, 5)):
             transport.waiting -= n_sent

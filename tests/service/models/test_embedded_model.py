@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import json
 import logging
 import re
 import shutil
@@ -13,12 +14,18 @@ import numpy as np
 import pytest
 import soundfile
 from starlette.testclient import TestClient
+from tokenizers import Tokenizer
 
+from kernels.checkpoints.load import load_checkpoint
 from service.audio.decode import SAMPLE_RATE
 from service.http.app import Engine, create_app
 from service.models.places import EMBEDDED_NAME
 from service.settings import Settings
+from tests.conftest import ROOT
 from tests.support.serving import PATH
+
+EMBEDDED = ROOT / "assets" / "embedded"
+MAX_BYTES = 24_000_000
 
 SENTENCE = "The train leaves at nine o'clock."
 TALK = (
@@ -127,3 +134,19 @@ def test_the_log_says_which_model_serves_and_how_to_get_a_better_one(
         engine.close()
     assert "model embedded on the cpu target" in caplog.text
     assert "wisp models pull tiny.en" in caplog.text
+
+
+def test_the_committed_model_is_small_and_laid_out_as_whispers() -> None:
+    assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) <= MAX_BYTES
+    config, generation = (
+        json.loads((EMBEDDED / name).read_text()) for name in ("config.json", "generation_config.json")
+    )
+    tokenizer = Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
+    dims = load_checkpoint(EMBEDDED).dims
+    ids = tokenizer.get_vocab()
+    first, last = (ids[f"<|{seconds:.2f}|>"] for seconds in (0, config["max_source_positions"] / 50))
+    assert dims.n_audio_ctx == config["max_source_positions"] == last - first
+    assert dims.n_vocab == config["vocab_size"] == len(ids) == last + 1
+    assert generation["no_timestamps_token_id"] == first - 1
+    assert generation["decoder_start_token_id"] == ids["<|startoftranscript|>"]
+    assert generation["is_multilingual"] is False

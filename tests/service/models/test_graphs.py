@@ -1,5 +1,6 @@
-"""The tokenizer and speech graphs, as a guest meets them through the calls of WASI-NN."""
+"""The tokenizer, zlib and speech graphs, as a guest meets them through the calls of WASI-NN."""
 
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.guest.wasi_nn import ExecutionContext, Graph
-from service.models.graphs import SpeechGraph, TokenizerGraph
+from service.models.graphs import SpeechGraph, TokenizerGraph, ZlibGraph
 from service.models.tokenizer import Tokenizer
 from tests.support.synthetic import SENTENCE, save_synthetic
 
@@ -34,6 +35,17 @@ def test_text_to_ids_and_back(tokenizer: Tokenizer) -> None:
     context.set_input(0, np.concatenate([[tokenizer.special["sot"], tokenizer.timestamp_begin], ids]).astype(np.int32))
     context.compute()
     assert context.get_output(0).tobytes().decode() == " " + SENTENCE
+
+
+def test_the_size_that_zlib_gives() -> None:
+    context: ExecutionContext = ZlibGraph().init_execution_context(NO_PEERS)
+    for text in ("", SENTENCE, 50 * SENTENCE):
+        context.set_input(0, utf8(text))
+        context.compute()
+        assert context.get_output(0).tolist() == [len(zlib.compress(text.encode()))]
+    for tensor in (np.zeros(3, np.int32), np.zeros((1, 3), np.uint8)):
+        with pytest.raises(ValueError, match="u8"):
+            context.set_input(0, tensor)
 
 
 def test_text_that_is_no_utf8_is_replaced(tokenizer: Tokenizer) -> None:

@@ -1,9 +1,11 @@
 """Freed memory goes back to the system, and that is not done all the time."""
 
 import ctypes
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -64,6 +66,23 @@ def test_the_end_of_a_threads_arena_goes_back_to_the_system() -> None:
 def test_gaps_between_what_is_used_go_back_to_the_system() -> None:
     run = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, cwd=ROOT, check=True)
     assert int(run.stdout) > 40e6
+
+
+def test_what_cycles_hold_is_freed() -> None:
+    class Held:
+        """As an exception and the frame that raised it hold each other."""
+
+    held = Held()
+    held.itself = held  # type: ignore[attr-defined]
+    gone = weakref.ref(held)
+    gc.disable()
+    try:
+        del held
+        assert gone() is not None
+        Trimmer()()
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @needs_glibc
