@@ -162,7 +162,7 @@ class _Pulling:
                 raise PullFailed(str(error)) from None
             entry, _ = service.find(name, Rights())
             described = await asyncio.to_thread(service.model_object, entry)
-            yield frame(progress | {"status": "success", "object": described})
+            yield frame(progress | {"status": "success", "completed": self._total, "object": described})
         except WispError as error:
             log.warning("%s is not pulled: %s", self._repo, error)
             yield frame(error.envelope())
