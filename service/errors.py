@@ -142,6 +142,74 @@ class ModelNotFound(RequestError):
         super().__init__(f"The model '{name}' does not exist; this server has: {', '.join(available) or 'none'}.")
 
 
+class ModelNotAllowed(RequestError):
+    """The request's API key is for other models."""
+
+    status = 403
+    code = "model_not_allowed"
+    param = "model"
+
+    def __init__(self, name: str, allowed: Sequence[str]) -> None:
+        super().__init__(f"This API key is not for the model '{name}'; it is for: {', '.join(allowed)}.")
+
+
+class ModelTooLarge(RequestError):
+    """A model that cannot be loaded here, however many others leave memory."""
+
+    code = "model_too_large"
+    param = "model"
+
+    def __init__(self, name: str, n_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"The model '{name}' takes about {n_bytes / 1e6:.0f} MB of memory, and models may take "
+            f"{limit_bytes / 1e6:.0f} MB here (WISP_MODEL_MEMORY)."
+        )
+
+
+class ModelInUse(RequestError):
+    """A model that transcribes now cannot be unloaded or removed."""
+
+    status = 409
+    code = "model_in_use"
+
+    def __init__(self, name: str, n_users: int) -> None:
+        used = "1 transcription" if n_users == 1 else f"{n_users} transcriptions"
+        super().__init__(f"The model '{name}' is in use by {used}; try again when they have ended.")
+
+
+class ModelNotRemovable(RequestError):
+    """A model whose files are not Wisp's to remove; the sentence says why."""
+
+    status = 409
+    code = "model_not_removable"
+
+
+class ModelBeingRemoved(RequestError):
+    """A model whose files are being removed at this moment."""
+
+    status = 404
+    code = "model_being_removed"
+    param = "model"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The model '{name}' is being removed.")
+
+
+class AdministrationRefused(RequestError):
+    """A route that changes or shows which models are loaded, for a request that may not."""
+
+    status = 403
+    code = "administration_refused"
+
+    def __init__(self, *, has_keys: bool) -> None:
+        super().__init__(
+            "This API key may not administer models: its line in the keys file needs the word admin."
+            if has_keys
+            else "Models are administered with an API key that may, and this server has no keys: give it a keys file, "
+            "or set WISP_ALLOW_ADMIN_WITHOUT_KEY=yes."
+        )
+
+
 class UploadTooSlow(RequestError):
     """The request body arrived too slowly; `is_full`: too slowly for a server whose places are all taken.
 
@@ -270,6 +338,37 @@ class NotReady(WispError):
     status = 503
     code = "not_ready"
     headers = MappingProxyType({"Retry-After": "1"})
+
+
+class ModelBroken(WispError):
+    """A model other than the default cannot be loaded. The reason goes to the log, never to the client."""
+
+    status = 503
+    code = "model_broken"
+    param = "model"
+    headers = MappingProxyType({"x-should-retry": "false"})
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The model '{name}' cannot be loaded; the server's log says why.")
+
+
+class ModelBeingPulled(WispError):
+    """A model that is on its way from the hub."""
+
+    status = 503
+    code = "model_being_pulled"
+    param = "model"
+    headers = MappingProxyType({"Retry-After": "10"})
+
+    def __init__(self, name: str, share: float) -> None:
+        super().__init__(f"The model '{name}' is being pulled: {100 * share:.0f} % of it is here.")
+
+
+class PullFailed(WispError):
+    """A model that a request wanted pulled cannot be; the sentence says why."""
+
+    status = 502
+    code = "pull_failed"
 
 
 class DeviceLost(WispError):

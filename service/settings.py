@@ -31,6 +31,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     variable: str = ""  # the environment variable, if it isn't WISP_NAME
     flag: str = ""  # the command line flag; empty if there is none
+    is_list: bool = False  # wisp serve takes the flag several times
 
     def parse(self, text: str, source: str) -> str | int | float:
         """Convert the user's text to the default's type. Raises ValueError with one sentence that names `source`."""
@@ -91,7 +92,9 @@ class Settings:
     )
     model: str = _field(
         "",
-        "Model to serve: a name, a folder or a weights file; empty means tiny.en",
+        "Models to serve, comma-separated: names, folders or weights files. The first is the default, for requests "
+        "that name none; empty means tiny.en. All other models found here are served too",
+        is_list=True,
     )
     target: str = _field(
         "auto",
@@ -105,9 +108,25 @@ class Settings:
         variable="HF_ENDPOINT",
         flag=False,
     )
+    model_memory: int = _field(
+        0,
+        "Memory for loaded models: the least recently used idle one is unloaded to make room. 0 means three quarters "
+        "of the memory of the machine or container, or of the GPU",
+        unit="bytes",
+    )
+    route_languages: str = _field(
+        "no",
+        "Use a model that knows the request's language when the default doesn't and the request names no other",
+        choices=("no", "yes"),
+    )
+    allow_admin_without_key: str = _field(
+        "no",
+        "Let every request pull, unload and remove models on a server without API keys",
+        choices=("no", "yes"),
+    )
     aliases: str = _field(
         "whisper-1,whisper,whisper-*,gpt-transcribe,gpt-*-transcribe*,gpt-live-transcribe,gpt-realtime-whisper",
-        "Other names of the served model, comma-separated; * matches any letters",
+        "Other names of the default model, comma-separated; * matches any letters",
     )
     unknown_fields: str = _field(
         "warn",
@@ -184,7 +203,7 @@ class Settings:
     )
     idle_unload_s: float = _field(
         0.0,
-        "Idle time after which the model is unloaded until the next request; 0 never unloads it",
+        "Idle time after which a model is unloaded until the next request; 0 never unloads it",
         unit="seconds",
     )
     metrics: str = _field(
@@ -214,6 +233,12 @@ class Settings:
         """Maximum concurrent requests, each counted from the first byte of its upload to its transcript."""
         return self.n_open() + self.queue_length
 
+    def models(self) -> list[str]:
+        """The entries of `model`. The path of an existing file may contain commas."""
+        if os.path.lexists(os.path.expanduser(self.model)):  # noqa: PTH111 (Path's own raises without a home)
+            return [self.model]
+        return [name.strip() for name in self.model.split(",") if name.strip()]
+
     def deadline_s(self, audio_s: float) -> float:
         """The most time that a transcription of so much audio may work."""
         return self.deadline_floor_s + self.deadline_factor * audio_s
@@ -223,7 +248,7 @@ class Settings:
         return Path(os.path.expanduser(self.models_dir))  # noqa: PTH111 (Path.expanduser raises without a home)
 
     def alias_names(self) -> frozenset[str]:
-        """The other names of the served model."""
+        """The other names of the default model."""
         return frozenset(name.strip() for name in self.aliases.split(",") if name.strip())
 
     def cors_origin_list(self) -> list[str]:

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from service.cli.main import _settings
+from service.cli.parser import parse
 from service.settings import TABLE, Settings, markdown_table, read_settings
 from tests.conftest import ROOT
 
@@ -96,3 +98,9 @@ def test_every_setting_is_documented() -> None:
     for setting in TABLE:
         assert f"`{setting.variable}`" in page, f"docs/settings.md says nothing of {setting.variable}"
     assert markdown_table() in page, 'regenerate: python -c "from service.settings import *; print(markdown_table())"'
+
+
+def test_a_server_takes_several_models_by_flags_or_by_commas() -> None:
+    flags = _settings(parse(["serve", "--model", "tiny.en", "--model", "base"]))
+    assert flags.models() == ["tiny.en", "base"] == Settings(model=" tiny.en, base,").models()
+    assert _settings(parse(["transcribe", "--model", "base", "x.wav"])).models() == ["base"]

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from wgpu.backends.wgpu_native import ffi, lib
 from wgpu.backends.wgpu_native.extras import set_instance_extras
 
-from kernels.webgpu.recording import Binding, Buffer, Copy, Dispatch, Pipeline, Recording, View, as_view
+from kernels.webgpu.recording import Binding, Buffer, Copy, Dispatch, Pipeline, Recording, Tally, View, as_view
 from kernels.webgpu.wgsl import Parameters, ShaderError, bindings, expand, variant
 
 # Limits with these prefixes are raised to the adapter's maximum: kernels may need more than WebGPU's defaults.
@@ -137,6 +137,7 @@ class Device:
         features = [name for name in WANTED_FEATURES if name in info.features]
         self._handle: Any = adapter.request_device_sync(required_limits=limits, required_features=features)
         self.info = info
+        self._tally = Tally()
         self.offset_alignment: int = self._handle.limits["min-storage-buffer-offset-alignment"]
         self.max_binding: int = self._handle.limits["max-storage-buffer-binding-size"]  # bytes
         self.workgroup_memory: int = self._handle.limits["max-compute-workgroup-storage-size"]  # bytes
@@ -154,6 +155,11 @@ class Device:
         if self._handle is None:
             raise DeviceError("the device is closed")
         return self._handle
+
+    @property
+    def held_bytes(self) -> int:
+        """Of all its buffers that are open."""
+        return self._tally.held_bytes
 
     @property
     def has_subgroups(self) -> bool:
@@ -193,7 +199,7 @@ class Device:
         if allocated > self.info.limits["max-buffer-size"]:
             raise DeviceError(f"a buffer of {nbytes} bytes is over this device's limit")
         with _told(f"the device has no memory for a buffer of {nbytes} bytes"):
-            made = Buffer(self.handle.create_buffer(size=allocated, usage=usage), nbytes, allocated)
+            made = Buffer(self.handle.create_buffer(size=allocated, usage=usage), nbytes, allocated, self._tally)
         self.write(made, array)
         return made
 

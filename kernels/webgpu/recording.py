@@ -3,23 +3,29 @@
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 MAX_WORKGROUPS = 65_535  # of a dispatch, in each dimension
+
+
+class Tally:
+    """The bytes of all open buffers of one device."""
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+        self.lock = threading.RLock()  # reentrant: garbage collection may close other buffers
 
 
 class Buffer:
     """Device memory. `nbytes` is the requested size; the allocation is rounded up to 16 bytes."""
 
-    held_bytes: ClassVar[int] = 0  # of all buffers that are open
-    _tally: ClassVar[threading.RLock] = threading.RLock()  # reentrant: garbage collection may close other buffers
-
-    def __init__(self, handle: Any, nbytes: int, allocated: int) -> None:
+    def __init__(self, handle: Any, nbytes: int, allocated: int, tally: Tally) -> None:
         self._handle = handle
         self.nbytes = nbytes
         self.allocated = allocated
-        with self._tally:
-            Buffer.held_bytes += allocated
+        self._tally = tally
+        with tally.lock:
+            tally.held_bytes += allocated
 
     def __del__(self) -> None:
         self.close()
@@ -40,10 +46,10 @@ class Buffer:
 
         Not destroyed immediately: submitting a recording bound to a destroyed buffer makes wgpu-native end the process.
         """
-        with self._tally:
+        with self._tally.lock:
             if self._handle is not None:
                 self._handle = None
-                Buffer.held_bytes -= self.allocated
+                self._tally.held_bytes -= self.allocated
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ INTERRUPTED = 130
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     flags = {
-        name.removeprefix("setting_"): value for name, value in vars(arguments).items() if name.startswith("setting_")
+        name.removeprefix("setting_"): ",".join(value) if isinstance(value, list) else value
+        for name, value in vars(arguments).items()
+        if name.startswith("setting_")
     }
     return read_settings(os.environ, flags)
 

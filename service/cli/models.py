@@ -9,8 +9,8 @@ from pathlib import Path
 
 from service.cli.progress import progress_bar
 from service.errors import ModelError
+from service.models.catalogue import files_of, licence_of, origin_of
 from service.models.names import choose_model, find_model, repo_of
-from service.models.packaged import ORIGIN
 from service.models.places import EMBEDDED_NAME, Place, canonical_name, every_place, installed_models
 from service.models.store import Record, damage, megabytes, remove, unfinished_folder
 from service.settings import Settings
@@ -45,7 +45,7 @@ def rows(settings: Settings) -> tuple[list[Row], str]:
     except OSError as error:
         raise ModelError(f"Cannot look for models: {error.filename}: {error.strerror}.") from None
     # For formats other than Hugging Face's, a folder's weights file stands for the folder.
-    serves = [place for place in places if serving and serving.weights in (place.path, *_files(place.path))][:1]
+    serves = [place for place in places if serving and serving.weights in (place.path, *files_of(place.path))][:1]
     if serving and not serves:
         serves = [Place(serving.name, serving.weights, "path")]
         places = [*serves, *places]
@@ -71,20 +71,8 @@ def list_models(settings: Settings, write: Write, style: str = "table") -> str:
 
 
 def _row(place: Place, serves: bool) -> Row:
-    record = Record.read(place.path)
-    licence, origin = UNKNOWN, place.repo or place.source
-    if record is not None:
-        licence, origin = record.licence or UNKNOWN, f"{record.repo}@{record.commit[:8]}"
-    elif place.source == "package":
-        licence, origin = "mit", ORIGIN
-    elif place.source == "Wisp":
-        licence, origin = "mit", "comes with Wisp"
-    n_bytes = sum(path.stat().st_size for path in _files(place.path))
-    return Row(place.name, n_bytes, licence, origin, str(place.path), serves)
-
-
-def _files(place: Path) -> list[Path]:
-    return [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    n_bytes = sum(path.stat().st_size for path in files_of(place.path))
+    return Row(place.name, n_bytes, licence_of(place) or UNKNOWN, origin_of(place), str(place.path), serves)
 
 
 def _short(path: str) -> str:

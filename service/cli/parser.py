@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve the API", description="Serve the API until stopped.")
-    _add_flags(serve, TABLE)
+    _add_flags(serve, TABLE, may_repeat=True)
     transcribe = commands.add_parser(
         "transcribe",
         help="transcribe files",
@@ -165,7 +165,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
+def _add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting], *, may_repeat: bool = False) -> None:
     for setting in settings:
         if not setting.flag:
             continue
@@ -174,6 +174,7 @@ def _add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> 
         parser.add_argument(
             setting.flag,
             dest=f"setting_{setting.name}",
+            action="append" if may_repeat and setting.is_list else "store",
             metavar="|".join(setting.choices) or setting.name.rpartition("_")[2].upper(),
             help=(setting.help + default).replace("%", "%%"),
         )

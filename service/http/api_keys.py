@@ -7,7 +7,8 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.routing import BaseRoute
@@ -17,6 +18,7 @@ from service.errors import InvalidApiKey, StartError
 from service.http.clients import KEY_IN_SCOPE
 from service.http.request_log import error_response
 from service.http.route_table import route_of
+from service.models.places import canonical_name
 from service.settings import Settings
 
 DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
@@ -26,19 +28,37 @@ KEY = re.compile(r"[!-+\--~]+", re.ASCII)  # what a header can carry: no spaces,
 MAX_FILE_BYTES = 1024 * 1024
 KEY_HEADERS = (b"api-key", b"x-api-key")  # Azure's clients send the first, others the second
 MAX_KEYS_SENT = 4
+RIGHTS_IN_SCOPE = "wisp.rights"
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What a request may do."""
+
+    models: tuple[str, ...] | None = None  # the names of those it may use, in any spelling; None for all
+    is_admin: bool = False  # whether it may pull, unload and remove models, and ask which are loaded
+
+    def may_use(self, name: str) -> bool:
+        """Whether it may use the model of this name."""
+        return self.models is None or canonical_name(name) in map(canonical_name, self.models)
 
 
 class ApiKeys:
     """The accepted keys. Without any, every request is admitted."""
 
-    def __init__(self, digests: Collection[bytes]) -> None:
-        """`digests`: the SHA-256 of each key."""
-        self._digests = tuple(digests)
+    def __init__(self, keys: Mapping[bytes, Rights]) -> None:
+        """`keys`: the SHA-256 of each key, and what it may do."""
+        self._rights = dict(keys)
+        self._digests = tuple(keys)
 
     @property
     def are_required(self) -> bool:
         """Whether a request needs a key."""
         return bool(self._digests)
+
+    def rights(self, digest: bytes) -> Rights:
+        """What the known key of that digest may do."""
+        return self._rights[digest]
 
     def accepted(self, authorization: Sequence[str], others: Sequence[str] = ()) -> bytes | None:
         """The digest of the valid key in these Authorization headers, or in these headers that carry just a key.
@@ -70,25 +90,49 @@ def digest_of(key: str) -> bytes:
 def read_api_keys(settings: Settings) -> ApiKeys:
     """The keys of `api_keys_file`, one per line, and of `api_keys`, comma-separated.
 
-    A line may be `sha256:` and the key's digest in hex; empty lines and lines starting with # are skipped. Raises
-    StartError if the file cannot be read, or if keys are configured but none is there or one is malformed: the user
-    asked for protection, so the server must not start without it.
+    A line may be `sha256:` and the key's digest in hex; empty lines and lines starting with # are skipped. Words after
+    the key say what it may do: `admin`, and `models=NAME,NAME` for these models only. A key without words may use all
+    models and administer none. Raises StartError if the file cannot be read or has an unknown word, or if keys are
+    configured but none is there or one is malformed: the user asked for protection, so the server must not start
+    without it.
     """
-    entries: list[tuple[str, str]] = []  # the key's origin, and the key
+    entries: list[tuple[str, list[str]]] = []  # the key's origin, the key and the words after it
     if settings.api_keys_file:
         lines = _read(Path(settings.api_keys_file)).splitlines()
         texts = [(f"line {number} of {settings.api_keys_file}", line.strip()) for number, line in enumerate(lines, 1)]
         found = [(place, text) for place, text in texts if text and not text.startswith("#")]
         if not found:
             raise StartError(f"The API key file {settings.api_keys_file} has no key: write one per line.")
-        entries += found
+        entries += [(place, text.split()) for place, text in found]
     if settings.api_keys:
         listed = [text.strip() for text in settings.api_keys.split(",")]
         found = [(f"number {number} of WISP_API_KEYS", text) for number, text in enumerate(listed, 1) if text]
         if not found:
             raise StartError("WISP_API_KEYS has no key: write comma-separated keys, or unset it.")
-        entries += found
-    return ApiKeys([_digest(place, text) for place, text in entries])
+        entries += [(place, [text]) for place, text in found]
+    keys: dict[bytes, Rights] = {}
+    for place, (key, *words) in entries:
+        digest, rights = _digest(place, key), _rights(place, words)
+        if keys.setdefault(digest, rights) != rights:
+            raise StartError(f"The API key on {place} is a repetition with other words after it.")
+    return ApiKeys(keys)
+
+
+def _rights(place: str, words: Sequence[str]) -> Rights:
+    """What the words after a key allow. Raises StartError for any other word, so that a typo allows nothing."""
+    models: tuple[str, ...] | None = None
+    is_admin = False
+    for word in words:
+        if word == "admin":
+            is_admin = True
+        elif word.startswith("models=") and models is None and all(word.removeprefix("models=").split(",")):
+            models = tuple(word.removeprefix("models=").split(","))
+        else:
+            raise StartError(
+                f"The API key on {place} is followed by an unknown word: use admin, or models=NAME,NAME once. "
+                "A key has no spaces."
+            )
+    return Rights(models, is_admin)
 
 
 def _read(path: Path) -> str:
@@ -147,6 +191,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def rights_of(scope: Scope, settings: Settings) -> Rights:
+    """What a request may do: its key's rights, or where there are no keys those that the settings give everybody."""
+    rights: Rights | None = scope.get(RIGHTS_IN_SCOPE)
+    return rights or Rights(is_admin=settings.allow_admin_without_key == "yes")
+
+
 class KeyGuard:
     """ASGI middleware: 401 without a key, before the body is read, on every route that isn't public.
 
@@ -167,6 +217,7 @@ class KeyGuard:
         if accepted is not None or not self.keys.are_required:
             if accepted is not None:
                 scope[KEY_IN_SCOPE] = accepted.hex()
+                scope[RIGHTS_IN_SCOPE] = self.keys.rights(accepted)
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it is accepted: 403

@@ -51,6 +51,7 @@ def create_app(
     from service.http.form.multipart import find_spool_folder
     from service.http.health import Health
     from service.http.metrics import Metrics
+    from service.http.service import Service
     from service.http.uploads import Uploads
 
     @contextlib.asynccontextmanager
@@ -69,10 +70,12 @@ def create_app(
 
     find_spool_folder()
     uploads = Uploads(engine.settings.n_places(), spool_bytes=engine.settings.spool_bytes)
-    metrics = Metrics(engine.spec.name, engine, uploads.n_under_way)
-    engine.observers.append(metrics.run_ended)
+    engine.served.catalogue.check_settings()
+    metrics = Metrics(engine, uploads.n_under_way)
+    engine.shared.observers.append(metrics.run_ended)
+    engine.shared.model_observers.append(metrics.model_moved)
     if tracing is not None:
-        engine.observers.append(tracing.run_ended)
+        engine.shared.observers.append(tracing.run_ended)
     table: list[BaseRoute] = [*routes.ROUTES]
     if engine.settings.metrics != "off":
         table.append(_metrics_route(metrics))
@@ -87,9 +90,7 @@ def create_app(
     app.router.redirect_slashes = False
     health = Health(engine, fresh_s=engine.settings.probe_after_s, limit_s=engine.settings.probe_limit_s)
     app.state.health = health
-    app.state.service = routes.Service(
-        engine.settings, engine.spec.name, engine.created, engine.loaded, health.readiness, health.liveness, uploads
-    )
+    app.state.service = Service(engine, health.readiness, health.liveness, uploads)
     return app
 
 

@@ -62,6 +62,8 @@ class Health:
             return
         probe = self._begin(transcriber)
         while probe and probe.is_alive() and not transcriber.is_proven(oldest):
+            if not self.engine.is_loaded() and not transcriber.model.device_failures:
+                return  # it has made room for another meanwhile
             if time.monotonic() - asked_at > self.limit_s:
                 log.error("not ready: a probe has not ended in %g s", self.limit_s)
                 break

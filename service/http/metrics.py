@@ -3,10 +3,11 @@
 Labels have few values whatever clients send: routes are the table's, statuses are the server's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from service.transcription.run import OUTCOMES, STAGES, Run
@@ -30,14 +31,34 @@ class Levels(Protocol):
 
     def device_failures(self) -> int: ...
 
-    def is_loaded(self) -> bool: ...
+    def models(self) -> Iterable[tuple[str, bool, int]]: ...
+
+
+class _ModelLevels:
+    """What there is to say of each model at the moment."""
+
+    def __init__(self, levels: Levels) -> None:
+        self._levels = levels
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Called whenever Prometheus reads."""
+        loaded = GaugeMetricFamily("wisp_model_loaded", "1 while the model is in memory", labels=["model"])
+        taken = GaugeMetricFamily(
+            "wisp_model_memory_bytes",
+            "The model's part of WISP_MODEL_MEMORY; 0 unless loaded",
+            labels=["model"],
+        )
+        for name, is_loaded, n_bytes in self._levels.models():
+            loaded.add_metric([name], float(is_loaded))
+            taken.add_metric([name], float(n_bytes))
+        yield from (loaded, taken)
 
 
 class Metrics:
     """All metrics of one server, in their own registry."""
 
-    def __init__(self, model: str, levels: Levels, n_uploads: Callable[[], int]) -> None:
-        """`model`: the name it is served by; `n_uploads`: returns the number of uploads that hold places."""
+    def __init__(self, levels: Levels, n_uploads: Callable[[], int]) -> None:
+        """`n_uploads`: returns the number of uploads that hold places."""
         self._collectors = CollectorRegistry()
         registry = self._collectors  # not the library's global one
         ProcessCollector(registry=registry)
@@ -57,12 +78,15 @@ class Metrics:
             buckets=STAGE_BUCKETS,
             registry=registry,
         )
-        self._ended = Counter("wisp_transcriptions", "Transcriptions that have ended", ["outcome"], registry=registry)
-        self._audio_s = Counter("wisp_audio_seconds", "Audio transcribed completely", registry=registry)
-        self._tokens = Counter("wisp_tokens", "Tokens of the transcripts", registry=registry)
+        self._ended = Counter(
+            "wisp_transcriptions", "Transcriptions that have ended", ["model", "outcome"], registry=registry
+        )
+        self._audio_s = Counter("wisp_audio_seconds", "Audio transcribed completely", ["model"], registry=registry)
+        self._tokens = Counter("wisp_tokens", "Tokens of the transcripts", ["model"], registry=registry)
         self._factor = Histogram(
             "wisp_real_time_factor",
             "Seconds of work per second of audio",
+            ["model"],
             buckets=FACTOR_BUCKETS,
             registry=registry,
         )
@@ -74,13 +98,34 @@ class Metrics:
             ("wisp_device_failures", "GPU failures in a row; 0 once it works", levels.device_failures),
         ):
             Gauge(name, help, registry=registry).set_function(level)
-        loaded = Gauge("wisp_model_loaded", "1 while the model is in memory", ["model"], registry=registry)
-        loaded.labels(model).set_function(levels.is_loaded)
-        # A series that only appears with its first event looks like one that has disappeared.
+        self._load_s = Histogram(
+            "wisp_model_load_seconds",
+            "Time to load a model; its count is the number of loads",
+            ["model"],
+            buckets=STAGE_BUCKETS,
+            registry=registry,
+        )
+        self._unloads = Counter("wisp_model_unloads", "Times that a model was unloaded", ["model"], registry=registry)
+        registry.register(_ModelLevels(levels))
+        # A series that is not there until something happens cannot be told from one that is gone.
         for stage in ("upload", "wait", *STAGES):
             self._stage_s.labels(stage)
+        for name, _, _ in levels.models():
+            self._of_model(name)
+
+    def _of_model(self, name: str) -> None:
         for outcome in OUTCOMES:
-            self._ended.labels(outcome)
+            self._ended.labels(name, outcome)
+        for metric in (self._audio_s, self._tokens, self._factor, self._load_s, self._unloads):
+            metric.labels(name)
+
+    def model_moved(self, name: str, seconds: float | None) -> None:
+        """A model has been loaded in so many seconds, or, with None, unloaded."""
+        self._of_model(name)
+        if seconds is None:
+            self._unloads.labels(name).inc()
+        else:
+            self._load_s.labels(name).observe(seconds)
 
     def request_ended(self, route: str, status: int, seconds: float) -> None:
         """A request has been answered. `route` is the table's path, or NO_ROUTE."""
@@ -94,16 +139,16 @@ class Metrics:
         self._stage_s.labels("upload").observe(seconds)
 
     def run_ended(self, run: Run) -> None:
-        """A transcription has ended, successfully or not."""
-        self._ended.labels(run.outcome).inc()
+        """A transcription has ended, well or not."""
+        self._ended.labels(run.model, run.outcome).inc()
         for stage, seconds in run.seconds.items():
             self._stage_s.labels(stage).observe(seconds)
         taken_s = (run.ended_ns - run.submitted_ns) / NANOSECONDS
         self._stage_s.labels("wait").observe(max(0.0, taken_s - run.worked_s))
         if run.outcome == "done":
-            self._audio_s.inc(run.audio_s)
-            self._tokens.inc(run.n_tokens)
-            self._factor.observe(run.worked_s / run.audio_s)
+            self._audio_s.labels(run.model).inc(run.audio_s)
+            self._tokens.labels(run.model).inc(run.n_tokens)
+            self._factor.labels(run.model).observe(run.worked_s / run.audio_s)
 
     def exposition(self) -> bytes:
         """All metrics, as CONTENT_TYPE says."""

@@ -2,10 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Coroutine
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl
 
@@ -19,99 +16,30 @@ from service.errors import (
     MalformedForm,
     MethodNotAllowed,
     MissingField,
-    ModelNotFound,
-    NotReady,
     RequestError,
     RouteNotFound,
     UploadTooLarge,
     UploadTooSlow,
     WispError,
 )
-from service.http import formats, web_page
+from service.http import administration, formats, web_page
+from service.http.api_keys import rights_of
 from service.http.form.bodies import reader_for
-from service.http.form.fields import Fields, accept
+from service.http.form.fields import Fields
 from service.http.form.multipart import MAX_PARTS, BodyReader
-from service.http.jobs import Job, look_at
+from service.http.jobs import Job
 from service.http.openapi import routes as api_pages
-from service.http.openapi.document import WILDCARDS
 from service.http.request_log import error_response
+from service.http.service import Choice, Service
 from service.http.sse import MEDIA_TYPE, EventStream
-from service.http.uploads import UploadPlace, Uploads
-from service.models.better import embedded_notice
-from service.models.places import EMBEDDED_NAME, canonical_name
-from service.settings import Settings
+from service.http.uploads import UploadPlace
 from service.transcription.reading import Upload
-from service.transcription.transcriber import Options, Transcriber
+from service.transcription.transcriber import Options
 
 log = logging.getLogger("wisp")
 
-LOAD_WAIT_S = 60.0  # how long a transcription waits for the model to load
 FOREIGN_PREFIXES = ("/openai/v1", "/openai/deployments/{deployment}")  # Groq's and Azure's
 QUERY_OF_AZURE = ("api-version",)
-
-
-@dataclass(frozen=True)
-class Service:
-    """What the routes serve: one model, possibly still loading.
-
-    `readiness` raises NotReady while it cannot transcribe, `liveness` once only a restart helps.
-    """
-
-    settings: Settings
-    model_name: str
-    created: int  # Unix time
-    loaded: "Future[Transcriber]"
-    readiness: Callable[[], Awaitable[None]]
-    liveness: Callable[[], None]
-    uploads: Uploads
-    under_way: set[Job] = field(default_factory=set)
-
-    def is_served(self, name: str) -> bool:
-        """Whether the model has this name: its own in any spelling, or an alias in any case.
-
-        Ignores prefixes: `openai/whisper-1`, `Systran/faster-whisper-tiny.en`.
-        """
-        name = name.strip().lower()
-        names = (name, name.rpartition("/")[2].removeprefix("faster-"))
-        return any(
-            canonical_name(spelling) == canonical_name(self.model_name)
-            or any(fnmatchcase(spelling, alias.lower()) for alias in self.settings.alias_names())
-            for spelling in names
-        )
-
-    def names(self) -> list[str]:
-        """The model's own name and its aliases, for errors about other names."""
-        return [self.model_name, *sorted(self.settings.alias_names() - {self.model_name})]
-
-    async def transcriber(self) -> Transcriber:
-        """The loaded model's transcriber, once loaded. Raises NotReady if loading failed or takes too long."""
-        if not self.loaded.done():
-            waiting = asyncio.wrap_future(self.loaded)
-            waiting.add_done_callback(look_at)
-            # Not wait_for: in Python 3.11 it may swallow the cancellation by a stopping server.
-            await asyncio.wait((waiting,), timeout=LOAD_WAIT_S)
-        if not self.loaded.done():
-            raise NotReady("The model is still loading.")
-        try:
-            return self.loaded.result()
-        except Exception:
-            raise NotReady("The model could not be loaded; the server's log says why.") from None
-
-    def model_object(self, name: str) -> dict[str, Any]:
-        """OpenAI's model object; once loaded, with the languages that the model knows, in Whisper's codes.
-
-        The embedded model also gets a description: how to get a better one.
-        """
-        known: dict[str, Any] = {"languages": list(self.languages())} if self.languages() else {}
-        if self.model_name == EMBEDDED_NAME:
-            known["description"] = embedded_notice(self.settings)
-        return {"id": name, "object": "model", "created": self.created, "owned_by": "wisp", **known}
-
-    def languages(self) -> tuple[str, ...]:
-        """Whisper's codes of the model's languages; empty until it is loaded."""
-        if not self.loaded.done() or self.loaded.cancelled() or self.loaded.exception() is not None:
-            return ()
-        return tuple(self.loaded.result().model.tokenizer.languages) or ("en",)
 
 
 async def transcriptions(request: Request) -> Response:
@@ -126,21 +54,19 @@ async def translations(request: Request) -> Response:
 
 async def _answer(request: Request, task: str) -> Response:
     service: Service = request.app.state.service
-    check, admission = accept, None
-    if service.loaded.done():
-        transcriber = await service.transcriber()
-        check, admission = transcriber.check, transcriber.admission
-    check(Options(task=task))
-    fields = _fields(request, service, task, check)
+    choice = Choice(service, rights_of(request.scope, service.settings))
+    choice.check(Options(task=task))
+    fields = _fields(request, service, task, choice)
     # A request rejected by its headers takes no place away from other uploads.
     reader = _body_reader(request, fields, service.settings.max_upload_bytes)
-    with service.uploads.reserve(admission) as place:
+    with service.uploads.reserve(service.admission()) as place:
         file = await _read_form(request, reader, place)
         leaving = asyncio.create_task(_client_leaves(request))
         try:
             options = fields.finish()
             upload = Upload(file, service.settings.max_audio_s)
-            job = Job(await service.transcriber(), upload, options, leaving, service.under_way)
+            async with choice.transcriber(options) as transcriber:
+                job = Job(transcriber, upload, options, leaving, service.under_way)
             place.keep_until(job.run.future)
         except BaseException:
             leaving.cancel()
@@ -159,14 +85,13 @@ async def _answer(request: Request, task: str) -> Response:
     return Response(body, media_type=formats.MEDIA_TYPES[fields.response_format], headers=headers)
 
 
-def _fields(request: Request, service: Service, task: str, check: Callable[[Options], None]) -> Fields:
+def _fields(request: Request, service: Service, task: str, choice: Choice) -> Fields:
     """A request's fields, with those of its URL as defaults: the query's, and Azure's deployment.
 
     Raises MalformedForm for a query of more than MAX_PARTS fields, before parsing it.
     """
     refuses_unknown = service.settings.unknown_fields == "refuse"
-    names = service.names()
-    address = Fields(service.is_served, names, task=task, check=check, refuses_unknown=refuses_unknown)
+    address = Fields(choice.take, task=task, check=choice.check, refuses_unknown=refuses_unknown)
     deployment = request.path_params.get("deployment")
     if deployment is not None:
         address("model", deployment)
@@ -180,7 +105,7 @@ def _fields(request: Request, service: Service, task: str, check: Callable[[Opti
         if name not in QUERY_OF_AZURE and not (name == "model" and deployment is not None):
             address(name, text)
     address.fold()
-    return Fields(service.is_served, names, task=task, check=check, refuses_unknown=refuses_unknown, defaults=address)
+    return Fields(choice.take, task=task, check=choice.check, refuses_unknown=refuses_unknown, defaults=address)
 
 
 def _body_reader(request: Request, fields: Fields, max_bytes: int) -> BodyReader:
@@ -213,19 +138,26 @@ async def _client_leaves(request: Request) -> None:
 
 
 async def models(request: Request) -> Response:
-    """GET /v1/models: the model by its name, then by each alias without wildcards."""
+    """GET /v1/models: the default by its name, then by each alias without wildcards, then the other models.
+
+    POST pulls one.
+    """
+    if request.method == "POST":
+        return await administration.pull(request)
     service: Service = request.app.state.service
-    names = [name for name in service.names() if not WILDCARDS & set(name)]
-    return JSONResponse({"object": "list", "data": [service.model_object(name) for name in names]})
+    rights = rights_of(request.scope, service.settings)
+    return JSONResponse({"object": "list", "data": await asyncio.to_thread(service.listed, rights)})
 
 
 async def model(request: Request) -> Response:
-    """GET /v1/models/{id}, by the model's name or an alias."""
+    """GET /v1/models/{id}, by a model's name or an alias. DELETE unloads or removes it."""
+    if request.method == "DELETE":
+        return await administration.unload(request)
     service: Service = request.app.state.service
     name = request.path_params["id"]
-    if not service.is_served(name):
-        raise ModelNotFound(name, service.names())
-    return JSONResponse(service.model_object(name))
+    entry, by_own_name = service.find(name, rights_of(request.scope, service.settings))
+    described = await asyncio.to_thread(service.model_object, entry, name)
+    return JSONResponse(described if by_own_name else described | {"alias_of": entry.name})
 
 
 async def healthz(request: Request) -> Response:
@@ -239,7 +171,7 @@ async def readyz(request: Request) -> Response:
     """GET /readyz: 200 while the model can transcribe, else 503."""
     service: Service = request.app.state.service
     await service.readiness()
-    return JSONResponse({"status": "ready", "model": service.model_name})
+    return JSONResponse({"status": "ready", "model": service.catalogue.default.name})
 
 
 def _api(prefix: str) -> list[Route]:
@@ -248,14 +180,15 @@ def _api(prefix: str) -> list[Route]:
     return [
         Route(f"{prefix}/audio/transcriptions", transcriptions, methods=["POST"], include_in_schema=is_described),
         Route(f"{prefix}/audio/translations", translations, methods=["POST"], include_in_schema=is_described),
-        Route(f"{prefix}/models", models, include_in_schema=is_described),
-        Route(f"{prefix}/models/{{id:path}}", model, include_in_schema=is_described),
+        Route(f"{prefix}/models", models, methods=["GET", "POST"], include_in_schema=is_described),
+        Route(f"{prefix}/models/{{id:path}}", model, methods=["GET", "DELETE"], include_in_schema=is_described),
     ]
 
 
 ROUTES = [
     *(route for prefix in ("/v1", "", *FOREIGN_PREFIXES) for route in _api(prefix)),
     Route("/inference", transcriptions, methods=["POST"], include_in_schema=False),  # whisper.cpp's
+    Route("/api/ps", administration.loaded, name="loaded"),
     Route("/health", healthz, include_in_schema=False),
     Route("/healthz", healthz),
     Route("/readyz", readyz),

@@ -43,6 +43,7 @@ class Tracing:
         span = self._tracer.start_span("transcription", start_time=run.submitted_ns)
         span.set_attributes(
             {
+                "wisp.model": run.model,
                 "wisp.outcome": run.outcome,
                 "wisp.audio_seconds": run.audio_s,
                 "wisp.tokens": run.n_tokens,

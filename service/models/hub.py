@@ -186,6 +186,7 @@ class Hub:
 
     def _go_on(self, address: str, repo: str, file: HubFile, part: Path, gained: Callable[[int], object]) -> None:
         """Download the rest of `part`."""
+        gained(0)  # a caller who wants no more may raise here, also after attempts that gained nothing
         start = _size(part)
         if start > file.size:
             part.unlink()

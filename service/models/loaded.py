@@ -1,7 +1,9 @@
 """The loaded model: tokenizer, WASI-NN graphs, and device memory."""
 
+import gc
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from service.models.languages import language_name
 from service.models.names import ModelSpec, check_files
 from service.models.places import tokenizer_for
 from service.models.residence import Residence
+from service.models.room import Limits, Occupant, Room
+from service.models.sizes import loaded_bytes
 from service.models.target import Target, choose_target, wanted_target
 from service.models.tokenizer import Tokenizer
 from service.settings import PRELOAD_VARIABLE
@@ -55,13 +59,19 @@ class Model:
         dims: Dimensions,
         tokenizer: Tokenizer,
         target: Target,
-        kernels: Kernels,
-        load_kernels: Callable[[], Kernels],
+        load_kernels: Callable[[], tuple[Kernels, Target]],
         *,
         num_beams: int = 1,
         condition_on_prev_tokens: bool = True,
+        n_bytes: int = 0,
+        room: Room | None = None,
+        observe: Callable[[str, float | None], None] = lambda name, seconds: None,
     ) -> None:
-        """`load_kernels` makes the kernels again after an unload; the decoding options are the checkpoint's."""
+        """`load_kernels` makes the kernels when the model is needed; the decoding options are the checkpoint's.
+
+        `n_bytes`: the memory it takes in `room`. `observe`: called with the name and the seconds that loading took, or
+        with None after an unload.
+        """
         self.name = spec.name
         self.language = spec.language  # Whisper's code, if the preload string has one
         self.dims = dims
@@ -75,10 +85,11 @@ class Model:
             f"{self.name}/tokenizer": TokenizerGraph(tokenizer),
             f"{self.name}/zlib": ZlibGraph(),
         }
-        self._load_kernels = load_kernels
-        self._loaded = Residence(
-            self._with_graphs(kernels), load=self._load, unload=lambda loaded: loaded.kernels.close()
-        )
+        self._load_kernels, self._observe = load_kernels, observe
+        self._has_loaded = False
+        self._loaded = Residence(load=self._load, unload=self._unload)
+        self.room = room or Room(Limits(sys.maxsize, sys.maxsize))
+        self.occupant = Occupant(self.name, n_bytes, lambda: self.is_loaded, self.unload)
 
     def _with_graphs(self, kernels: Kernels) -> _Loaded:
         own = {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
@@ -89,14 +100,28 @@ class Model:
         if started < self._reopen_at:
             raise DeviceLost(self._reopen_at - started)
         try:
-            loaded = self._with_graphs(self._load_kernels())
+            kernels, self.target = self._load_kernels()
         except DeviceUnavailable as error:
+            if not self._has_loaded:
+                raise
             self.device_failures += 1
             self._reopen_at = time.monotonic() + REOPEN_S
             log.error("%s", error)
             raise DeviceLost(REOPEN_S) from error
-        log.info("model %s loaded again in %.2f s", self.name, time.monotonic() - started)
-        return loaded
+        seconds = time.monotonic() - started
+        if self._has_loaded:
+            log.info("model %s loaded again in %.2f s", self.name, seconds)
+        else:
+            log.info("model %s on the %s target. %s", self.name, self.target.name, self.target.reason)
+            if self.target.is_software:
+                log.warning("the GPU's driver is software and slower than the CPU target: use --target cpu here")
+        self._has_loaded = True
+        self._observe(self.name, seconds)
+        return self._with_graphs(kernels)
+
+    def _unload(self, loaded: _Loaded) -> None:
+        loaded.kernels.close()
+        self._observe(self.name, None)
 
     @property
     def is_loaded(self) -> bool:
@@ -104,12 +129,18 @@ class Model:
         return self._loaded.thing is not None
 
     @contextmanager
-    def in_use(self) -> Iterator[Mapping[str, Graph]]:
-        """A block in which the model is loaded, with its graphs.
+    def in_use(self, length: int = 0, check: Callable[[], None] = lambda: None) -> Iterator[Mapping[str, Graph]]:
+        """A block in which the model is loaded, with its graphs. Waits for room in memory, see Room.using().
 
-        Raises ModelError if it cannot be loaded, and DeviceLost if there is no device for it or the device was lost
-        during the block. The next block then gets another device.
+        Raises ModelTooLarge, ModelError if it cannot be loaded, and DeviceLost if there is no device for it or the
+        device was lost during the block. The next block then gets another device.
         """
+        with self.room.using(self.occupant, length, check), self.in_use_again() as graphs:
+            yield graphs
+
+    @contextmanager
+    def in_use_again(self) -> Iterator[Mapping[str, Graph]]:
+        """The same within such a block."""
         with self._loaded.in_use() as loaded:
             try:
                 yield loaded.graphs
@@ -122,11 +153,20 @@ class Model:
                 raise DeviceLost from error
             if self._loaded.thing is loaded:  # else this success says nothing about the next device
                 self.device_failures = 0
+                if held_bytes := self.device_bytes():
+                    self.room.measured(self.occupant, held_bytes)
+
+    def load(self) -> None:
+        """Load it, if it isn't. Raises as in_use() does."""
+        with self.in_use():
+            pass
 
     def unload(self, idle_s: float = 0.0) -> bool:
         """Free its memory, on the device and off it, unless it was used in the last `idle_s` seconds."""
         is_unloaded = self._loaded.unload(idle_s)
         if is_unloaded:
+            if self.target.name == "gpu":
+                gc.collect()  # wgpu's objects refer to each other; until collected, the driver keeps MBs per device
             log.info("model %s unloaded", self.name)
         return is_unloaded
 
@@ -157,25 +197,41 @@ class ReadModel:
     may_fall_back: bool  # to the CPU, because Wisp chose the GPU, not the user
 
     def make_ready(self) -> Model:
-        """Prepare the kernels, which takes seconds on some devices. Raises DeviceUnavailable."""
-        kernels, target = _kernels(self.checkpoint, self.target, self.may_fall_back)
-        log.info("model %s on the %s target. %s", self.spec.name, target.name, target.reason)
-        if target.is_software:
-            log.warning("the GPU's driver is software and slower than the CPU target: use --target cpu here")
+        """The model, loaded, which takes seconds on some devices. Raises DeviceUnavailable."""
+        model = self.make_idle()
+        model.load()
+        return model
 
-        def load_kernels() -> Kernels:
-            return _kernels(read_checkpoint(self.spec), target, may_fall_back=False)[0]
-
+    def make_idle(
+        self,
+        *,
+        workers: int = 1,
+        room: Room | None = None,
+        observe: Callable[[str, float | None], None] = lambda name, seconds: None,
+    ) -> Model:
+        """The model, not loaded: its first user loads it into `room`, for up to `workers` at once."""
         checkpoint = self.checkpoint
+        spec, first = self.spec, [checkpoint]  # the kernels keep what they need of the latter
+        target, may_fall_back = self.target, self.may_fall_back
+
+        def load_kernels() -> tuple[Kernels, Target]:
+            nonlocal target, may_fall_back
+            found = first.pop() if first else read_checkpoint(spec)
+            kernels, target = _kernels(found, target, may_fall_back)
+            may_fall_back = False
+            return kernels, target
+
         return Model(
             self.spec,
             checkpoint.dims,
             self.tokenizer,
             target,
-            kernels,
             load_kernels,
             num_beams=checkpoint.num_beams,
             condition_on_prev_tokens=checkpoint.condition_on_prev_tokens,
+            n_bytes=loaded_bytes(checkpoint.dims, workers),
+            room=room,
+            observe=observe,
         )
 
 
@@ -279,9 +335,7 @@ class _GpuKernels:
         return False
 
     def device_bytes(self) -> int:
-        from kernels.webgpu.recording import Buffer
-
-        return Buffer.held_bytes
+        return self._device.held_bytes
 
     def close(self) -> None:
         self._model.close()

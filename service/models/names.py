@@ -27,7 +27,7 @@ from service.models.places import (
     weights_in,
 )
 from service.models.store import Record
-from service.settings import PRELOAD_VARIABLE, Settings
+from service.settings import Settings
 
 log = logging.getLogger("wisp")
 
@@ -98,24 +98,21 @@ def parse_preload(text: str) -> list[ModelSpec]:
 def model_candidates(settings: Settings) -> list[ModelSpec]:
     """The model to serve, followed by those that may replace it if its files are damaged.
 
-    A model named by --model, WISP_MODEL or the preload string has no replacement. The defaults are tiny_en in the
-    models folder, the packaged tiny.en and the embedded model, if present. Raises ModelError if there is none.
+    The first model named by --model, WISP_MODEL or the preload string has no replacement. The defaults are tiny_en in
+    the models folder, the packaged tiny.en and the embedded model, if present. Raises ModelError if there is none.
     """
-    if not settings.model and settings.preload:
-        preloaded = parse_preload(settings.preload)
-        if len(preloaded) > 1:
-            log.warning("%s names %d models; only the first is served", PRELOAD_VARIABLE, len(preloaded))
-        if preloaded:
-            return preloaded[:1]
+    named = settings.models()
+    if not named and (preloaded := parse_preload(settings.preload)):
+        return preloaded[:1]
     models_dir = settings.models_path()
-    if settings.model:
-        return [find_model(settings.model, models_dir)]
+    if named:
+        return [find_model(named[0], models_dir)]
     found = []
     with _looking("", models_dir):
         installed = installed_models(models_dir).get(DEFAULT_NAME)
         if installed is not None:
-            found.append(_spec(Place(DEFAULT_NAME, installed, "models folder"), models_dir))
-    found += [_spec(place, models_dir) for place in (packaged(), embedded()) if place is not None]
+            found.append(spec_of(Place(DEFAULT_NAME, installed, "models folder"), models_dir))
+    found += [spec_of(place, models_dir) for place in (packaged(), embedded()) if place is not None]
     if not found:
         raise ModelError("No model found: name one with --model, or fetch one with wisp models pull tiny.en.")
     return found
@@ -164,18 +161,18 @@ def repo_of(name: str) -> str:
 def _find(named: str, models_dir: Path) -> ModelSpec:
     canonical = canonical_name(named)
     if canonical in installed_models(models_dir) and (place := find_place(named, models_dir)) is not None:
-        return _spec(place, models_dir)
+        return spec_of(place, models_dir)
     path = Path(os.path.expanduser(named))  # noqa: PTH111 (Path's own raises for a user without a home)
     if path.is_dir():
-        return _spec(Place(canonical_name(path.resolve().name), path, "path"), models_dir)
+        return spec_of(Place(canonical_name(path.resolve().name), path, "path"), models_dir)
     if path.is_file():
-        return _spec(Place(canonical_name(stem_of(path)), path, "path"), models_dir)
+        return spec_of(Place(canonical_name(stem_of(path)), path, "path"), models_dir)
     if (place := find_place(named, models_dir)) is not None:
-        return _spec(place, models_dir)
+        return spec_of(place, models_dir)
     if canonical == EMBEDDED_NAME:
         if (own := embedded()) is None:
             raise ModelError("This installation has no embedded model (assets/embedded).")
-        return _spec(own, models_dir)
+        return spec_of(own, models_dir)
     is_repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) and not named.endswith(WEIGHTS_SUFFIXES)
     if not is_repository and (named.startswith(("~", ".")) or os.sep in named or named.endswith(WEIGHTS_SUFFIXES)):
         raise ModelError(f"{named} does not exist: name an existing model folder or weights file.")
@@ -188,7 +185,7 @@ def _find(named: str, models_dir: Path) -> ModelSpec:
     )
 
 
-def _spec(place: Place, models_dir: Path) -> ModelSpec:
+def spec_of(place: Place, models_dir: Path) -> ModelSpec:
     """The files of a place. Raises OSError."""
     weights = weights_in(place.path) if place.path.is_dir() else place.path
     sums = packaged_sums(place.path) if place.source == "package" else {}

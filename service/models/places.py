@@ -112,6 +112,14 @@ def every_place(models_dir: Path) -> list[Place]:
     return found + [place for place in (embedded(),) if place is not None]
 
 
+def watched(models_dir: Path) -> Iterator[Path]:
+    """The folders and files whose change may mean that there are other models."""
+    whisper = _cache_home() / "whisper"
+    yield from (models_dir, *_folders(models_dir, "*"), _hub_cache(), whisper, *_folders(whisper, "*.pt"))
+    for folder in _folders(_hub_cache(), "models--*--*"):
+        yield from (folder, folder / "refs" / "main", folder / "snapshots", *_folders(folder / "snapshots", "*"))
+
+
 def find_place(named: str, models_dir: Path) -> Place | None:
     """The model called `named`, in any spelling. A full OWNER/NAME means that repository if the hub's cache has it; a
     bare name may be in any place. Raises OSError for `models_dir`."""

@@ -17,11 +17,11 @@ class _Held(Generic[T]):
 
 
 class Residence(Generic[T]):
-    """Holds one `T`; unloads it on request when nobody uses it, and loads it again for the next user. Thread-safe."""
+    """Loads one `T` for its first user; unloads it on request when nobody uses it. Thread-safe."""
 
-    def __init__(self, thing: T, *, load: Callable[[], T], unload: Callable[[T], None]) -> None:
-        """`load` makes another one, in one thread at a time; other users wait for it."""
-        self._held: _Held[T] | None = _Held(thing)
+    def __init__(self, *, load: Callable[[], T], unload: Callable[[T], None]) -> None:
+        """`load` makes one, in one thread at a time; other users wait for it."""
+        self._held: _Held[T] | None = None
         self._load, self._unload = load, unload
         self._lock = threading.Lock()
         self._left_at = time.monotonic()  # when the last user left

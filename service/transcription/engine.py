@@ -3,23 +3,24 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from service.audio.log_mel import SAMPLE_RATE
-from service.errors import ModelError, StartError, WispError
-from service.guest.runner import Guest, GuestError
+from service.errors import ModelError, WispError
+from service.guest.runner import Guest
 from service.models.better import embedded_notice
-from service.models.loaded import ReadModel, read_model
+from service.models.catalogue import Catalogue
+from service.models.loaded import Model, ReadModel, read_model
 from service.models.names import model_candidates
 from service.models.places import EMBEDDED_NAME
 from service.settings import Settings
 from service.transcription.reading import audio_of
 from service.transcription.run import Run
+from service.transcription.served import ServedModels
+from service.transcription.shared import Shared
 from service.transcription.transcriber import Options, Transcriber, Transcription
 
 log = logging.getLogger("wisp")
@@ -50,10 +51,11 @@ class Engine:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._read: ReadModel | None = None
-        self._opened: list[Any] = []
+        self._opened: list[Model] = []
+        self.shared = Shared(settings, self._compile)
+        self.served = ServedModels(Catalogue(settings, lambda: self.spec), self.shared, lambda: self.transcriber)
         self._closing = threading.Event()
         self.is_closed = False
-        self.observers: list[Callable[[Run], None]] = []  # called with every finished run of a request
 
     def start(self) -> None:
         """Start loading. Further calls do nothing."""
@@ -80,32 +82,29 @@ class Engine:
 
     def load(self) -> Transcriber:
         """Load in the calling thread; compiles the guest while reading the model. Raises StartError."""
-        settings = self.settings
+        settings, shared = self.settings, self.shared
         started = time.monotonic()
         with ThreadPoolExecutor(1, thread_name_prefix="wisp-guest") as aside:
-            compiling = aside.submit(
-                Guest, self.guest_wasm, memory_bytes=settings.guest_memory_bytes, cache_folder=self.cache_folder
-            )
+            compiling = aside.submit(shared.guest)
             try:
-                model = self.read().make_ready()
-                self._read = None  # the kernels keep what they need of it
+                read = self.read()
+                model = read.make_idle(
+                    workers=shared.workers(read.target), room=shared.room(read.target), observe=shared.observe_model
+                )
                 self._opened.append(model)
+                self._read = None
+                del read  # the kernels keep what they need of it
+                model.load()
             finally:
-                guest = self._compiled(compiling)
-        transcriber = Transcriber(model, guest, settings, self.observers)
-        self._opened.append(transcriber)
+                guest = compiling.result()
+        transcriber = Transcriber(model, guest, shared)
         if model.name == EMBEDDED_NAME:
             log.warning("%s", embedded_notice(settings))
         log.info("loaded in %.2f s", time.monotonic() - started)
         return transcriber
 
-    def _compiled(self, compiling: "Future[Guest]") -> Guest:
-        try:
-            guest = compiling.result()
-        except (GuestError, OSError) as error:
-            raise StartError(f"The guest cannot be loaded: {error}") from error
-        self._opened.append(guest)
-        return guest
+    def _compile(self) -> Guest:
+        return Guest(self.guest_wasm, memory_bytes=self.settings.guest_memory_bytes, cache_folder=self.cache_folder)
 
     def prove(self, transcriber: Transcriber, run: Run | None = None) -> Transcription:
         """Run a real inference: a second of a soft hum through the guest and the graphs. Raises WispError."""
@@ -120,25 +119,39 @@ class Engine:
 
     def n_running(self) -> int:
         """Transcriptions that are computing."""
-        return self.transcriber.computing.n_held + self.transcriber.reading.n_held if self.transcriber else 0
+        return self.shared.n_running()
 
     def n_waiting(self) -> int:
-        """Transcriptions waiting for a turn or a place."""
-        return max(0, self.transcriber.admission.n_admitted - self.n_running()) if self.transcriber else 0
+        """Transcriptions waiting for a turn, a place, or room in memory."""
+        return self.shared.n_waiting()
 
     def device_bytes(self) -> int:
         """GPU memory in use; 0 on the CPU."""
-        return self.transcriber.model.device_bytes() if self.transcriber else 0
+        return sum(transcriber.model.device_bytes() for transcriber in self.served.transcribers())
 
     def device_failures(self) -> int:
         """GPU losses and failed openings in a row, without a transcription in between."""
         return self.transcriber.model.device_failures if self.transcriber else 0
 
+    def models(self) -> list[tuple[str, bool, int]]:
+        """Of each model asked for so far, the default first: its name, whether it is in memory, its bytes there."""
+        found = [(self.spec.name, False, 0)] if self.transcriber is None else []
+        for transcriber in self.served.transcribers():
+            model = transcriber.model
+            found.append((model.name, model.is_loaded, model.occupant.n_bytes if model.is_loaded else 0))
+        return found
+
     def is_loaded(self) -> bool:
-        """Whether the model is in memory."""
+        """Whether the default model is in memory."""
         return self.transcriber is not None and self.transcriber.model.is_loaded
 
     def _run(self) -> None:
+        self._load_and_prove()
+        if idle_s := self.settings.idle_unload_s:
+            while not self._closing.wait(min(1.0, idle_s / 4)):
+                self.shared.unload_idle(idle_s)
+
+    def _load_and_prove(self) -> None:
         try:
             transcriber = self.load()
         except BaseException as error:
@@ -148,23 +161,23 @@ class Engine:
             return
         self.loaded.set_result(transcriber)
         try:
-            # Clients that waited for the model go first; success for one of them is proof enough.
-            if not transcriber.admission.settle(GRACE_FOR_CLIENTS_S):
+            # Clients that waited for the model go first; its success for one of them is proof enough.
+            if not (transcriber.admission.settle(GRACE_FOR_CLIENTS_S) and transcriber.is_proven(0.0)):
                 self.prove(transcriber)
             self.proven.set_result(None)
             log.info("ready: the first inference succeeded")
         except BaseException as error:
             log.error("not ready, the first inference failed: %s", error)
             self.proven.set_exception(error)
-        if idle_s := self.settings.idle_unload_s:
-            while not self._closing.wait(min(1.0, idle_s / 4)):
-                transcriber.model.unload(idle_s)
 
     def close(self) -> None:
-        """Wait for loading to end, stop running transcriptions, free the model and the guest."""
+        """Wait for loading to end, stop running transcriptions, free the models and the guest."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
+        self.shared.stop()
+        self.served.close()
         while self._opened:
             self._opened.pop().close()
+        self.shared.close()
         self.is_closed = True

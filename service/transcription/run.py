@@ -36,8 +36,9 @@ class Run:
     ClientGone.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, model: str = "", *, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: seconds from any starting point."""
+        self.model = model  # its name
         self.future: Future[Transcription] = Future()
         self.future.set_running_or_notify_cancel()
         self.future.add_done_callback(lambda _: self._end())
@@ -101,7 +102,7 @@ class Run:
             yield
             return
         turn = Turn(turns, step)
-        with self._waiting():
+        with self.waiting():
             turns.take(turn, self.check)
         self._turn = turn
         try:
@@ -113,12 +114,13 @@ class Run:
     def border(self) -> None:
         """Start a piece of work, one turn long; from the second one on, others go first. Raises as check() does."""
         if self._turn is not None:
-            with self._waiting():
+            with self.waiting():
                 self._turn.turns.pass_on(self._turn, self.check)
         self.check()
 
     @contextmanager
-    def _waiting(self) -> Iterator[None]:
+    def waiting(self) -> Iterator[None]:
+        """A block that does not count against the deadline."""
         self._time = (self.elapsed(), None)
         try:
             yield

@@ -2,31 +2,37 @@
 
 import logging
 import math
-import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from service.audio.decode import Audio
-from service.errors import DeadlineExceeded, InternalError, Overloaded, StartError, UnsupportedValue, WispError
+from service.errors import (
+    DeadlineExceeded,
+    InternalError,
+    ModelBroken,
+    Overloaded,
+    StartError,
+    UnsupportedValue,
+    WispError,
+)
 from service.guest.runner import Guest, GuestError
 from service.guest.wasi_nn import Graph
 from service.models.graphs import SpeechGraph, VoiceGraph
 from service.models.languages import language_name
 from service.models.loaded import Model
-from service.models.target import Target
 from service.models.tokenizer import Tokenizer
-from service.settings import Settings
-from service.transcription.admission import Admission, step_of
+from service.transcription.admission import step_of
 from service.transcription.chunking import Chunking
 from service.transcription.reading import Reader, Upload, audio_of
 from service.transcription.recent import Recent
 from service.transcription.run import Run
+from service.transcription.shared import Shared
 from service.transcription.staged import Staged
-from service.transcription.turns import Turns
 from service.transcription.types import TEMPERATURES, Options, Segment, Token, Transcription, Word
 
 __all__ = ["TEMPERATURES", "Options", "Segment", "Token", "Transcriber", "Transcription", "Word", "check_options"]
@@ -34,9 +40,6 @@ __all__ = ["TEMPERATURES", "Options", "Segment", "Token", "Transcriber", "Transc
 log = logging.getLogger("wisp")
 
 RUN_AHEAD = 8  # greedy steps per compute requested by the guest
-GPU_WORKERS, CORES_A_WORKER = 16, 4
-N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 
 SegmentListener = Callable[[Segment], None]
 
@@ -74,17 +77,6 @@ class _Events:
         return tuple(found)
 
 
-def default_workers(target: Target, n_cores: int = N_CORES) -> int:
-    """Transcriptions that compute in parallel by default.
-
-    A GPU decodes that many in the same launches, and a large one encodes as many. On the CPU, one transcription uses
-    all cores where its work can be divided, and a few of them to decode a token.
-    """
-    if target.name == "gpu" and not target.is_software:
-        return GPU_WORKERS
-    return max(2, n_cores // CORES_A_WORKER)
-
-
 def check_options(options: Options, name: str, tokenizer: Tokenizer) -> None:
     """Raise UnsupportedValue for options that this model does not support."""
     if options.task == "translate" and not tokenizer.languages:
@@ -102,21 +94,18 @@ def check_options(options: Options, name: str, tokenizer: Tokenizer) -> None:
 class Transcriber:
     """Transcriptions of one model: some compute in parallel, more take turns with them, the rest wait. Thread-safe.
 
-    Owns its threads.
+    They share threads and turns with those of other models, see Shared.
     """
 
-    def __init__(
-        self, model: Model, guest: Guest, settings: Settings, observers: Sequence[Callable[[Run], None]] = ()
-    ) -> None:
-        """`observers`: called with each submitted run once it has ended, in its request's context."""
-        self.model, self.guest, self.settings, self.observers = model, guest, settings, observers
-        self.vad = settings.vad
+    def __init__(self, model: Model, guest: Guest, shared: Shared) -> None:
+        self.model, self.guest, self.settings, self._shared = model, guest, shared.settings, shared
+        self.vad = self.settings.vad
         self.proven_at = -math.inf  # when a window was last transcribed completely, by time.monotonic()
         self.moved_at = -math.inf  # when a network last started to compute, by the same clock
-        n_open = settings.n_open()
-        workers = settings.workers or min(default_workers(model.target), n_open)
-        self.admission = Admission(n_open=n_open, queue_length=settings.queue_length, n_at_once=workers)
-        self.reading, self.computing = Turns(min(workers, N_CORES)), Turns(workers)
+        self.n_under_way = 0  # submitted transcriptions that have not ended
+        self._counting = threading.Lock()
+        desk = shared.desk(model.target)
+        self.admission, self.reading, self.computing = desk.admission, desk.reading, desk.computing
 
     def is_proven(self, since: float) -> bool:
         """Whether a window has been transcribed since then (by time.monotonic()) without losing the GPU afterwards."""
@@ -132,20 +121,22 @@ class Transcriber:
         `on_segment` is called in the run's thread.
         """
         self.check(options)
-        run = Run()
+        run = Run(self.model.name)
 
         def call() -> Transcription:
             result = self.transcribe(recording, options, on_segment, run)
             self.admission.succeeded(run.elapsed())  # requests only: a probe is shorter
             return result
 
-        run.future.add_done_callback(lambda _: run.context.run(self._report, run))
+        run.future.add_done_callback(lambda _: run.context.run(self._shared.observe_run, run))
         self.admission.submit(run, call, n_bytes=recording.n_bytes() if isinstance(recording, Upload) else 0)
+        self._count(1)
+        run.future.add_done_callback(lambda _: self._count(-1))
         return run
 
-    def _report(self, run: Run) -> None:
-        for observer in self.observers:
-            observer(run)
+    def _count(self, n: int) -> None:
+        with self._counting:
+            self.n_under_way += n
 
     def transcribe(
         self,
@@ -158,7 +149,8 @@ class Transcriber:
 
         `run` measures it and can cancel it. Raises WispError classes only: what decode() raises for an Upload,
         DeadlineExceeded, ClientGone when cancelled, UnreadableAudio if the file breaks off in the middle, DeviceLost,
-        and InternalError for a fault of the guest, whose report goes to the log.
+        ModelTooLarge, ModelBroken if the model cannot be loaded, and InternalError for a fault of the guest. The log
+        has the reports of the last two.
         """
         run = run or Run()
         run.begin(self.settings.deadline_floor_s)
@@ -171,9 +163,9 @@ class Transcriber:
         except GuestError as error:
             log.error("guest failed: %s", error)
             raise InternalError from error
-        except StartError as error:  # of the model, which is reloaded after an idle time
+        except StartError as error:  # the model, which is loaded when it is needed
             log.error("%s", error)
-            raise InternalError from error
+            raise ModelBroken(self.model.name) from error
         except WispError:
             raise
         except Exception as error:
@@ -211,7 +203,8 @@ class Transcriber:
             clips = reader.clips(audio, chunking) if chunking is not None else None
             run.enter("")
         argument = self.argument(options, silence=log_mel.silence, clips=clips)
-        with run.working(self.computing, step_of(audio.duration)), self.graphs(run, recent) as graphs:
+        step = step_of(audio.duration)
+        with self.graphs(run, recent, step) as graphs, run.working(self.computing, step):
             stdin = run.during("features", (block.tobytes() for block in log_mel))
             self.guest.run(argument, stdin, graphs, events, run.check)
         if events.done is None:
@@ -220,20 +213,27 @@ class Transcriber:
         segments = tuple(events.segments)
         run.audio_s, run.n_tokens = audio.duration, sum(len(segment.tokens) for segment in segments)
         made = "1 segment" if len(segments) == 1 else f"{len(segments)} segments"
-        took_s = time.monotonic() - started
-        log.info("transcribed %.2f s of %s in %.3f s, %s", audio.duration, audio.format, took_s, made)
+        took_s, name = time.monotonic() - started, self.model.name
+        log.info("transcribed %.2f s of %s by %s in %.3f s, %s", audio.duration, audio.format, name, took_s, made)
         text, language = events.done["text"].strip(), events.done["language"]
         return Transcription(text, language, audio.duration, segments, options.task)
 
     @contextmanager
-    def graphs(self, run: Run, recent: Recent | None = None) -> Iterator[Mapping[str, Graph]]:
-        """A block in which the model is loaded, with the graphs through which a guest computes for `run`.
+    def graphs(self, run: Run, recent: Recent | None = None, step: int = 0) -> Iterator[Mapping[str, Graph]]:
+        """A block in which the model is loaded, and the graphs by which a guest computes for `run`.
 
-        Others may go first before each window. NAME is a whole transcription within the run's turn. `recent`: the
-        samples for NAME/voice. Raises as Model.in_use() does.
+        It begins before the run has its turn, so that nobody keeps a turn from others while it waits for room in
+        memory. That wait and the loading do not count against the deadline. Before each window others may go first.
+        NAME is a whole transcription within the run's turn. `recent`: what is listened to for NAME/voice. `step`: how
+        long the run is. Raises as Model.in_use() does.
         """
         name = self.model.name
-        with self.model.in_use() as graphs:
+        with ExitStack() as stack:
+            if run.is_working:
+                graphs = stack.enter_context(self.model.in_use_again())
+            else:
+                with run.waiting():
+                    graphs = stack.enter_context(self.model.in_use(step, run.check))
             own: dict[str, Graph] = {
                 name: Staged(SpeechGraph(lambda samples: self._transcribe(run, audio_of(samples), Options()).text)),
                 f"{name}/encoder": Staged(graphs[f"{name}/encoder"], partial(self._begin_window, run)),
@@ -297,7 +297,3 @@ class Transcriber:
                 "times": "sound",
             },
         }
-
-    def close(self) -> None:
-        """Cancel running and waiting transcriptions, and end the threads. Idempotent."""
-        self.admission.close()

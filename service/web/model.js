@@ -1,7 +1,7 @@
-/** Shows the served model and whether it is ready, polling until it is. */
+/** Shows the model and whether it is ready, polling until it is. */
 
-import { offerLanguages } from "./options.js";
-import { readiness, servedModel } from "./server.js";
+import { offerModels } from "./options.js";
+import { readiness, servedModels } from "./server.js";
 
 const EMBEDDED = "embedded"; // the model that comes with Wisp
 const POLL_MS = 1500;
@@ -14,6 +14,16 @@ let isWatched = false;
 function show(state, sentence) {
   line.dataset.state = state;
   if (text.textContent !== sentence) text.textContent = sentence;
+}
+
+function showHint({ id, description }) {
+  hint.hidden = id !== EMBEDDED;
+  notice.textContent = description ?? "";
+}
+
+function showChosen(model) {
+  showHint(model);
+  show(model.id === EMBEDDED ? "poor" : "ready", `Model ${model.id}`);
 }
 
 /**
@@ -31,13 +41,11 @@ export async function watchModel(askForKey) {
 async function ask(askForKey) {
   let name = null;
   try {
-    const model = await servedModel();
+    const [model] = await servedModels();
     name = model.id;
-    hint.hidden = name !== EMBEDDED;
-    notice.textContent = model.description ?? "";
-    await readiness();
-    offerLanguages((await servedModel()).languages ?? []); // they are known once it is loaded
-    show(name === EMBEDDED ? "poor" : "ready", `Model ${name}`);
+    showHint(model);
+    const byDefault = await readiness();
+    offerModels(await servedModels(), byDefault, showChosen); // their languages are known once it is loaded
     return true;
   } catch (error) {
     if (error.needsKey) {

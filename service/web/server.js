@@ -55,20 +55,21 @@ async function get(path) {
   return body;
 }
 
-/** The served model's object. Throws ServerError. */
-export async function servedModel() {
+/** The objects of all models, the default first; without other names of it. Throws ServerError. */
+export async function servedModels() {
   const list = await get("v1/models");
-  return list.data[0];
+  return list.data.filter((model) => !model.alias_of);
 }
 
-/** Resolves once the model can transcribe. Throws ServerError with the reason if it can't yet. */
+/** Resolves with the default model's name once it can transcribe. Throws ServerError with the reason if it can't yet. */
 export async function readiness() {
-  return get("readyz");
+  return (await get("readyz")).model;
 }
 
 function formOf(file, options) {
   const form = new FormData();
   const fields = {
+    model: options.model,
     stream: "true",
     response_format: "verbose_json",
     language: options.language,

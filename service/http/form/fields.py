@@ -10,7 +10,7 @@ from collections import ChainMap, Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from service.errors import InvalidValue, MissingField, ModelNotFound, RequestError, UnknownField, UnsupportedValue
+from service.errors import InvalidValue, MissingField, RequestError, UnknownField, UnsupportedValue
 from service.http.form.table import (
     BEAM_SIZE,
     CHUNKING,
@@ -67,21 +67,20 @@ class Fields:
 
     def __init__(
         self,
-        is_served: Callable[[str], bool],
-        served: Sequence[str],
+        take_model: Callable[[str], object],
         *,
         task: str = "transcribe",
         check: Callable[[Options], None] = accept,
         refuses_unknown: bool = False,
         defaults: "Fields | None" = None,
     ) -> None:
-        """`is_served` knows every spelling of the model's names; `served` lists those to show to a client.
+        """`take_model` gets the requested model's name and raises a RequestError if there is no such model.
 
         `check` raises a RequestError for options that the model does not support. It is called after every field, so
         that a doomed request is read no further. `refuses_unknown`: whether fields that OpenAI's API doesn't have are
         errors. `defaults`: fields whose values apply where this has none.
         """
-        self.is_served, self.served, self.task, self.check = is_served, served, task, check
+        self.take_model, self.task, self.check = take_model, task, check
         self.refuses_unknown = refuses_unknown
         self.table = {field.name: field for field in FIELDS}
         self.own: dict[str, Any] = {}  # a field's name → its value, or the list of them
@@ -207,8 +206,8 @@ class Fields:
                 raise InvalidValue(f"{field.name} has more than {field.most} values.", param=name)
         else:
             value = field.read(text, name)
-            if field is MODEL and not self.is_served(text.strip()):
-                raise ModelNotFound(shown(text), self.served)
+            if field is MODEL:
+                self.take_model(text.strip())
             self.own[field.name] = value
 
     def _take_extra(self, name: str, text: str) -> bool:

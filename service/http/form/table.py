@@ -179,7 +179,7 @@ FILE = Field(
     kind="binary",
     required=True,
 )
-MODEL = Field("model", "The served model's name or one of its aliases; optional.")
+MODEL = Field("model", "A model's name, or an alias of the default model; optional.")
 PROMPT = Field("prompt", "Text that precedes the audio, in its language; Whisper keeps the last 223 tokens.")
 RESPONSE_FORMAT = Field("response_format", "Format of the response.", choices=FORMATS, default="json")
 TEMPERATURE = Field(

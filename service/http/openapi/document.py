@@ -18,14 +18,19 @@ WILDCARDS = set("*?[")  # in an alias: other names are served too
 Operation = dict[str, Any]
 REFUSALS = {  # statuses of a transcription request other than 200
     "400": "A field is not supported, or the file cannot be decoded; param names the field.",
-    "404": "The request names another model.",
+    "403": "The API key is for other models.",
+    "404": "There is no such model.",
     "408": "The upload was too slow.",
     "413": "The upload or the audio is over the limit.",
     "429": "The queue is full; Retry-After says when to retry.",
     "500": "A fault of the server; its log has the cause.",
-    "503": "The model is not ready, the GPU failed, the transcription took too long, or the disk for uploads is full.",
+    "503": "The model is not ready or cannot be loaded, the GPU failed, the transcription took too long, or the disk "
+    "for uploads is full.",
 }
 UNAUTHORIZED = "No API key, or a wrong one."
+OTHER_MODELS = "The API key is for other models."
+NO_ADMIN = "The API key may not administer, or there are no keys."
+PULL = {"type": "object", "properties": {"model": schemas.STRING}, "required": ["model"]}
 
 
 def _error(description: str) -> Operation:
@@ -63,7 +68,7 @@ def _words(summary: str, table: tuple[Field, ...], *, allows_others: bool) -> Op
 def operations(
     names: Sequence[str], languages: Sequence[str], *, allows_others: bool
 ) -> dict[str, dict[str, Operation]]:
-    """Path → method → operation. `names`: the served model's names; `languages`: those it knows, if known."""
+    """Path → method → operation. `names`: the default model's names; `languages`: those it knows, if known."""
     choices: dict[str, tuple[str, ...]] = {}
     if not any(WILDCARDS & set(name) for name in names):
         choices["model"] = tuple(names)
@@ -78,15 +83,55 @@ def operations(
         },
         "/v1/models": {
             "get": {
-                "summary": "The served model, under its name and aliases.",
-                "responses": {"200": _answer("The name, then the aliases.", "ModelList")},
-            }
+                "summary": "The models: the default under its name and aliases, then the others.",
+                "responses": {"200": _answer("The models.", "ModelList")},
+            },
+            "post": {
+                "summary": "Fetch a model from the hub. Needs the right to administer.",
+                "requestBody": {"required": True, "content": {"application/json": {"schema": PULL}}},
+                "responses": {
+                    "200": {
+                        "description": "Progress as server-sent events, the last with the model or an error.",
+                        "content": {"text/event-stream": {"x-event-schema": schemas.reference("PullEvent")}},
+                    },
+                    "400": _error("No model is known by that name, or the body is malformed."),
+                    "403": _error(NO_ADMIN),
+                    "502": _error("The hub does not have it, or does not answer."),
+                    "503": _error("It is being pulled already."),
+                },
+            },
         },
         "/v1/models/{id}": {
             "get": {
-                "summary": "The served model, by its name or an alias.",
+                "summary": "A model, by its name or an alias.",
                 "parameters": [path_id],
-                "responses": {"200": _answer("The model.", "Model"), "404": _error("No such model.")},
+                "responses": {
+                    "200": _answer("The model.", "Model"),
+                    "403": _error(OTHER_MODELS),
+                    "404": _error("No such model."),
+                    "503": _error("It is being pulled."),
+                },
+            },
+            "delete": {
+                "summary": "Unload a model until its next request, or remove one that was pulled. Needs the right to "
+                "administer.",
+                "parameters": [
+                    path_id,
+                    {"name": "remove", "in": "query", "schema": {"type": "string", "enum": ["true", "false"]}},
+                ],
+                "responses": {
+                    "200": _answer("What was done.", "Unloaded"),
+                    "400": _error("remove is neither true nor false."),
+                    "403": _error(NO_ADMIN),
+                    "404": _error("No such model."),
+                    "409": _error("It is in use, or its files are not Wisp's to remove."),
+                },
+            },
+        },
+        "/api/ps": {
+            "get": {
+                "summary": "The models in memory, as Ollama lists them. Needs the right to administer.",
+                "responses": {"200": _answer("The models.", "LoadedModels"), "403": _error(NO_ADMIN)},
             }
         },
         "/healthz": {

@@ -16,8 +16,8 @@ def _document(request: Request) -> dict[str, Any]:
     paths = {route.path.replace(":path}", "}") for route in request.app.routes}
     has_keys = bool(settings.api_keys or settings.api_keys_file)
     return openapi.document(
-        service.names(),
-        service.languages(),
+        service.default_names(),
+        () if service.others_may_know() else service.known_languages(),
         paths=paths,
         has_keys=has_keys,
         allows_others=settings.unknown_fields != "refuse",

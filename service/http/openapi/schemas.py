@@ -151,9 +151,51 @@ COMPONENTS: Schema = {
             "owned_by": STRING,
             "description": {"type": "string", "description": "A notice about the model, if there is one."},
             "languages": {"type": "array", "items": {"type": "string", "enum": list(LANGUAGES)}},
+            "size": COUNT | {"description": "Bytes on disk."},
+            "licence": {"type": ["string", "null"]},
+            "source": {"type": "string", "description": "The hub's repository, or the place it was found in."},
+            "loaded": {"type": "boolean", "description": "Whether it is in memory."},
+            "alias_of": {"type": "string", "description": "The model that this is another name of."},
         },
-        "required": ["id", "object", "created", "owned_by"],
+        "required": ["id", "object", "created", "owned_by", "size", "licence", "source", "loaded"],
     },
+    "PullEvent": {
+        "description": "The data of one event of a pull.",
+        "oneOf": [
+            record(
+                {
+                    "status": {"type": "string", "enum": ["pulling", "success"]},
+                    "model": STRING,
+                    "completed": COUNT,
+                    "total": COUNT | {"description": "Bytes."},
+                    "object": reference("Model"),
+                },
+                optional=("object",),
+            ),
+            reference("Error"),
+        ],
+    },
+    "Unloaded": record(
+        {"id": STRING, "object": _constant("model"), "deleted": {"type": "boolean"}, "unloaded": {"type": "boolean"}}
+    ),
+    "LoadedModels": record(
+        {
+            "models": {
+                "type": "array",
+                "items": record(
+                    {
+                        "name": STRING,
+                        "model": STRING,
+                        "size": COUNT | {"description": "Bytes in memory."},
+                        "size_vram": COUNT | {"description": "Bytes of them on the GPU."},
+                        "details": record({"family": STRING, "target": {"type": "string", "enum": ["gpu", "cpu"]}}),
+                        "in_use": COUNT | {"description": "Transcriptions."},
+                        "expires_at": STRING,
+                    }
+                ),
+            }
+        }
+    ),
     "ModelList": record({"object": _constant("list"), "data": array("Model")}),
     "Health": {"type": "object", "properties": {"status": STRING}, "required": ["status"]},
 }

@@ -15,7 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from service.errors import StartError
 from service.http import api_keys, routes
-from service.http.api_keys import ApiKeys, digest_of, is_loopback, read_api_keys, refuse_to_expose
+from service.http.api_keys import ApiKeys, Rights, digest_of, is_loopback, read_api_keys, refuse_to_expose
 from service.http.app import create_app, serve
 from service.settings import Settings, read_settings
 from tests.support import synthetic
@@ -160,7 +160,7 @@ def test_keys_are_kept_as_digests_only() -> None:
     keys = read_api_keys(Settings(api_keys=ALICE))
     assert keys.accepted([f"Bearer {ALICE}"])
     assert ALICE not in str(vars(keys)) and ALICE not in repr(Settings(api_keys=ALICE))
-    assert ApiKeys([digest_of(BOB)]).accepted([f"Bearer {BOB}"])
+    assert ApiKeys({digest_of(BOB): Rights()}).accepted([f"Bearer {BOB}"])
 
 
 # What stops the start
@@ -172,6 +172,12 @@ def test_keys_are_kept_as_digests_only() -> None:
         (b"", "has no key"),
         (b"\n# only a comment\n  \n", "has no key"),
         (b"good-key\nsecret with spaces\n", "line 2"),
+        (b"good-key\nother-key admin Models=base\n", "line 2"),
+        (b"good-key admins\n", "line 1"),
+        (b"good-key models=\n", "line 1"),
+        (b"good-key models=base,,tiny\n", "line 1"),
+        (b"good-key models=base models=tiny\n", "line 1"),
+        (b"good-key admin\ngood-key\n", "line 2"),
         (b"secret,with,commas", "line 1"),
         ("secrèt".encode(), "line 1"),
         (b"sha256:secret", "line 1"),
@@ -227,21 +233,21 @@ def test_an_address_that_others_reach_needs_a_key(host: str) -> None:
         serve(Settings(host=host))
     assert host in str(raised.value) and "WISP_ALLOW_PUBLIC_WITHOUT_KEY=yes" in str(raised.value)
     refuse_to_expose(Settings(host=host), read_api_keys(Settings(api_keys=ALICE)))
-    refuse_to_expose(Settings(host=host, allow_public_without_key="yes"), ApiKeys([]))
+    refuse_to_expose(Settings(host=host, allow_public_without_key="yes"), ApiKeys({}))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_this_machine_alone_needs_none(host: str) -> None:
     assert is_loopback(host)
-    refuse_to_expose(Settings(host=host), ApiKeys([]))
+    refuse_to_expose(Settings(host=host), ApiKeys({}))
 
 
 @pytest.mark.parametrize("published", ["8080", "0.0.0.0:8080", "192.168.1.5:8080", "[::]:8080", ":8080"])
 def test_a_container_without_a_key_is_published_on_this_machine_only(published: str) -> None:
     with pytest.raises(StartError, match=re.escape(published)):
-        refuse_to_expose(Settings(host="0.0.0.0", published=published), ApiKeys([]))
+        refuse_to_expose(Settings(host="0.0.0.0", published=published), ApiKeys({}))
     with pytest.raises(StartError):
-        refuse_to_expose(Settings(host="127.0.0.1", published=published), ApiKeys([]))
+        refuse_to_expose(Settings(host="127.0.0.1", published=published), ApiKeys({}))
     refuse_to_expose(Settings(host="0.0.0.0", published=published), read_api_keys(Settings(api_keys=ALICE)))
     for local in ("127.0.0.1:8080", "[::1]:8080"):
-        refuse_to_expose(Settings(host="0.0.0.0", published=local), ApiKeys([]))
+        refuse_to_expose(Settings(host="0.0.0.0", published=local), ApiKeys({}))

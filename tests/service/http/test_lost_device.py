@@ -114,7 +114,7 @@ def test_a_gpu_that_stays_away_requires_a_restart(engine: Engine, monkeypatch: p
             assert_error(post(client), 503, "device_lost")
             assert model.device_failures == n_failures
         assert_error(client.get("/readyz"), 503, "not_ready")
-        assert "restarted" in assert_error(client.get("/healthz"), 503, "not_ready")
+        assert "restart the server" in assert_error(client.get("/healthz"), 503, "not_ready")
         patched.setattr(models, "REOPEN_S", 3600.0)
         assert_error(post(client), 503, "device_lost")
         n_failures = model.device_failures
@@ -169,7 +169,7 @@ def test_a_guest_that_can_never_load_requires_a_restart(folder: Path) -> None:
         client = TestClient(create_app(engine))
         assert client.get("/healthz").status_code == 200
         ready(engine)
-        assert "restarted" in assert_error(client.get("/healthz"), 503, "not_ready")
+        assert "restart the server" in assert_error(client.get("/healthz"), 503, "not_ready")
 
 
 def test_a_hanging_computation_requires_a_restart(folder: Path) -> None:
@@ -192,8 +192,8 @@ def test_a_hanging_computation_requires_a_restart(folder: Path) -> None:
 
 
 def test_a_discarded_model_is_closed_with_its_last_user() -> None:
-    made, unloaded = iter(["second", "third"]), list[str]()
-    residence = Residence("first", load=lambda: next(made), unload=unloaded.append)
+    made, unloaded = iter(["first", "second", "third"]), list[str]()
+    residence = Residence(load=lambda: next(made), unload=unloaded.append)
     with residence.in_use() as outer, residence.in_use():
         assert residence.discard(outer) and not residence.discard(outer)
         assert not residence.unload(), "there is nothing in memory for the next user"

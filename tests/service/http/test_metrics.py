@@ -47,15 +47,17 @@ def value(series: Series, name: str, **labels: str) -> float:
 
 def test_a_transcription_is_counted_with_its_stages(client: TestClient) -> None:
     before = read(client)
-    assert value(before, "wisp_transcriptions_total", outcome="done") == 0, "what Wisp asks itself is no one's request"
+    assert value(before, "wisp_transcriptions_total", model="synthetic", outcome="done") == 0, (
+        "what Wisp asks itself is no one's request"
+    )
     assert post(client, wav(7.0)).status_code == 200
     after = read(client)
     assert value(after, "wisp_requests_total", route=PATH, status="200") == 1
     assert value(after, "wisp_request_seconds_count", route=PATH) == 1
-    assert value(after, "wisp_transcriptions_total", outcome="done") == 1
-    assert value(after, "wisp_audio_seconds_total") == 7.0
-    assert value(after, "wisp_tokens_total") > 0
-    assert value(after, "wisp_real_time_factor_count") == 1
+    assert value(after, "wisp_transcriptions_total", model="synthetic", outcome="done") == 1
+    assert value(after, "wisp_audio_seconds_total", model="synthetic") == 7.0
+    assert value(after, "wisp_tokens_total", model="synthetic") > 0
+    assert value(after, "wisp_real_time_factor_count", model="synthetic") == 1
     for stage in ("upload", "wait", *STAGES):
         assert value(after, "wisp_stage_seconds_count", stage=stage) == 1, stage
     assert value(after, "wisp_model_loaded", model="synthetic") == 1
@@ -68,8 +70,8 @@ def test_refused_requests_are_counted(client: TestClient) -> None:
     assert_error(post(client, b"no sound"), 400, "unreadable_audio", "file")
     after = read(client)
     assert value(after, "wisp_requests_total", route=PATH, status="400") == 1
-    assert value(after, "wisp_transcriptions_total", outcome="refused") == 1
-    assert value(after, "wisp_audio_seconds_total") == 0
+    assert value(after, "wisp_transcriptions_total", model="synthetic", outcome="refused") == 1
+    assert value(after, "wisp_audio_seconds_total", model="synthetic") == 0
 
 
 def test_paths_that_clients_make_up_are_one_label(client: TestClient) -> None:
@@ -100,7 +102,7 @@ def test_a_full_queue_is_reported(folder: Path) -> None:
             run.cancel()
         assert runs[0].future.exception(60)
         until(
-            lambda: value(read(client), "wisp_transcriptions_total", outcome="cancelled") == 2,
+            lambda: value(read(client), "wisp_transcriptions_total", model="synthetic", outcome="cancelled") == 2,
             "both are counted, which follows the answer",
         )
 

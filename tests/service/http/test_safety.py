@@ -13,7 +13,7 @@ import soundfile
 from starlette.testclient import TestClient
 
 from service.http.app import create_app
-from service.http.routes import Service
+from service.http.service import Service
 from tests.support.serving import PATH, assert_error, engine_for, post, settings_for, wav
 
 MIB = 1024 * 1024
@@ -133,7 +133,7 @@ def test_other_origins_can_read_nothing_by_default(client: TestClient) -> None:
 
 
 def test_a_page_can_read_a_server_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Service, name: str) -> dict[str, Any]:
+    def broken(self: Service, *_: object) -> dict[str, Any]:
         raise RuntimeError("the secret reason")
 
     monkeypatch.setattr(Service, "model_object", broken)

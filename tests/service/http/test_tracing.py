@@ -34,7 +34,7 @@ def test_a_request_is_traced_from_its_upload_to_its_tokens(tmp_path: Path) -> No
     with engine_for(settings_for(folder)) as engine:
         client = TestClient(create_app(ready(engine), Tracing(provider)))
         ended = threading.Event()
-        engine.observers.append(lambda run: ended.set())  # after tracing's own
+        engine.shared.observers.append(lambda run: ended.set())  # after tracing's own
         headers = {"traceparent": f"00-{TRACE}-{CALLER}-01", "x-request-id": "r-1"}
         files = {"file": ("secret.wav", wav(7.0))}
         assert client.post(PATH, headers=headers, data={"prompt": "secret"}, files=files).status_code == 200

@@ -137,7 +137,7 @@ def test_closing_ends_jobs_that_wait_for_their_turns(folder: Path) -> None:
         running = Job(transcriber, LONG_S).arrive()
         others = [Job(transcriber, LONG_S) for _ in range(3)]
         wait_until_waiting(transcriber, 3)
-        closing = threading.Thread(target=transcriber.close)
+        closing = threading.Thread(target=engine.shared.stop)
         closing.start()
         for job in others:
             with pytest.raises(ClientGone):

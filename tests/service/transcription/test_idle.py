@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from service.errors import DeviceUnavailable, InternalError
+from service.errors import DeviceUnavailable, ModelBroken
 from service.http.app import Engine, create_app
 from service.models.residence import Residence
 from service.models.target import choose_target
@@ -82,7 +82,7 @@ def test_a_model_whose_files_have_gone_is_an_internal_error(tmp_path: Path) -> N
         transcriber = engine.load()
         assert transcriber.model.unload()
         (folder / "model.safetensors").unlink()
-        with pytest.raises(InternalError) as raised:
+        with pytest.raises(ModelBroken) as raised:
             transcriber.transcribe(tone_audio(1.0), Options())
         assert str(tmp_path) not in str(raised.value)
         synthetic.save_synthetic(folder)
@@ -91,7 +91,9 @@ def test_a_model_whose_files_have_gone_is_an_internal_error(tmp_path: Path) -> N
 
 def test_a_closed_residence_loads_nothing() -> None:
     unloaded: list[str] = []
-    residence = Residence("thing", load=lambda: "another", unload=unloaded.append)
+    residence = Residence(load=lambda: "thing", unload=unloaded.append)
+    with residence.in_use():
+        pass
     residence.close()
     residence.close()
     assert unloaded == ["thing"]

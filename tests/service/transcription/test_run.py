@@ -19,6 +19,7 @@ from service.models.names import find_model
 from service.settings import Settings
 from service.transcription.reading import Upload
 from service.transcription.run import STAGES, Run
+from service.transcription.shared import Shared
 from service.transcription.transcriber import Options, Transcriber
 from tests.support import synthetic
 from tests.support.serving import tone, wav
@@ -87,7 +88,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Transcriber
         model = load_model(find_model(str(folder), folder.parent), "cpu")
         stack.callback(model.close)
         guest = stack.enter_context(Guest(GUEST_WASM))
-        transcriber = Transcriber(model, guest, Settings(), [runs.put])
+        shared = Shared(Settings(), lambda: guest)
+        shared.observers.append(runs.put)
+        transcriber = Transcriber(model, guest, shared)
         stack.callback(transcriber.admission.close)
         yield transcriber, runs
 

@@ -26,7 +26,8 @@ from service.guest.wasi_nn import WasiNnError
 from service.models.target import Target
 from service.transcription.reading import audio_of
 from service.transcription.run import Run
-from service.transcription.transcriber import TEMPERATURES, Options, Segment, Transcriber, default_workers
+from service.transcription.shared import default_workers
+from service.transcription.transcriber import TEMPERATURES, Options, Segment, Transcriber
 from tests.support import serving, synthetic
 from tests.support.serving import engine_for, settings_for, tone, tone_audio
 
@@ -206,7 +207,7 @@ def test_closing_stops_running_and_waiting_jobs(folder: Path) -> None:
     with engine_for(settings, guest=serving.HOSTILE_GUEST) as engine:
         transcriber = engine.load()
         runs = loop(transcriber), loop(transcriber)
-        transcriber.close()
+        engine.shared.stop()
         for run in runs:
             with pytest.raises(ClientGone):
                 run.future.result(timeout=60)

@@ -12,7 +12,11 @@ from service.transcription.transcriber import TEMPERATURES, Options
 
 
 def fields_of(*fields: tuple[str, str], **further: Any) -> Fields:
-    parsed = Fields(lambda name: name in ("tiny_en", "whisper-1"), ["tiny_en", "whisper-1"], **further)
+    def take(name: str) -> None:
+        if name not in ("tiny_en", "whisper-1"):
+            raise ModelNotFound(name, ["tiny_en", "whisper-1"])
+
+    parsed = Fields(take, **further)
     for name, text in fields:
         parsed(name, text)
     return parsed

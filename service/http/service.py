@@ -1,0 +1,279 @@
+"""What the routes serve: the models there are, which of them a request gets, and how one is described."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from service.errors import (
+    ModelBeingPulled,
+    ModelError,
+    ModelNotAllowed,
+    ModelNotFound,
+    NotReady,
+    UnsupportedValue,
+)
+from service.http.api_keys import Rights
+from service.http.form.table import shown
+from service.http.jobs import Job, look_at
+from service.http.openapi.document import WILDCARDS
+from service.http.uploads import Uploads
+from service.models.better import embedded_notice
+from service.models.catalogue import Catalogue, Entry
+from service.models.places import EMBEDDED_NAME, canonical_name
+from service.settings import Settings
+from service.transcription.admission import Admission
+from service.transcription.engine import Engine
+from service.transcription.transcriber import Options, Transcriber, check_options
+
+log = logging.getLogger("wisp")
+
+LOAD_WAIT_S = 60.0  # how long a transcription waits for a model that is still being read or loaded
+
+
+@dataclass(frozen=True)
+class Service:
+    """Many models, of which the default may still be loading.
+
+    `readiness` raises NotReady while the default is of no use, `liveness` where it never will be again.
+    """
+
+    engine: Engine
+    readiness: Callable[[], Awaitable[None]]
+    liveness: Callable[[], None]
+    uploads: Uploads
+    under_way: set[Job] = field(default_factory=set)
+    pulls: dict[str, float] = field(default_factory=dict)  # of models on their way: the name → the share that is here
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self.engine.settings
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Which models there are."""
+        return self.engine.served.catalogue
+
+    def admission(self) -> Admission | None:
+        """The places of all models' transcriptions; None before the first model is loaded."""
+        return self.engine.shared.admission()
+
+    def find(self, name: str, rights: Rights) -> tuple[Entry, bool]:
+        """The model that a client means, and whether by its own name, in any spelling. An alias, in any case, means the
+        default.
+
+        Ignores prefixes: `openai/whisper-1`. Raises ModelNotFound, ModelBeingPulled, ModelNotAllowed.
+        """
+        found = self._find(name, rights)
+        if not rights.may_use(found[0].name):
+            raise ModelNotAllowed(found[0].name, rights.models or ())
+        return found
+
+    def _find(self, name: str, rights: Rights) -> tuple[Entry, bool]:
+        aliases = {alias.lower() for alias in self.settings.alias_names()}
+        plain = name.strip().lower()
+        spellings = (plain, plain.rpartition("/")[2].removeprefix("faster-"))
+        if any(spelling in aliases for spelling in spellings):
+            return self.catalogue.default, False
+        if (found := self.catalogue.find(name)) is not None:
+            return found, True
+        for being_pulled, share in self.pulls.items():
+            if canonical_name(spellings[1]) == being_pulled:
+                raise ModelBeingPulled(being_pulled, share)
+        if any(fnmatchcase(spelling, alias) for spelling in spellings for alias in aliases):
+            return self.catalogue.default, False
+        raise ModelNotFound(shown(name), self.names(rights))
+
+    def names(self, rights: Rights) -> list[str]:
+        """All that the request may name: the default's name, its aliases, the other models."""
+        default, *others = self.catalogue.entries()
+        names = self.default_names() if rights.may_use(default.name) else []
+        return [*names, *(entry.name for entry in others if rights.may_use(entry.name))]
+
+    def default_names(self) -> list[str]:
+        """The default's name, then its aliases."""
+        name = self.catalogue.default.name
+        return [name, *sorted(self.settings.alias_names() - {name})]
+
+    def default(self, rights: Rights) -> Entry:
+        """The model of a request that names none. Raises ModelNotAllowed."""
+        entry = self.catalogue.default
+        if not rights.may_use(entry.name):
+            raise ModelNotAllowed(entry.name, rights.models or ())
+        return entry
+
+    @asynccontextmanager
+    async def transcriber(self, entry: Entry) -> AsyncIterator[Transcriber]:
+        """A block in which a transcription by that model can be submitted: waits until it is there.
+
+        Raises NotReady, ModelBroken, ModelNotFound, ModelBeingRemoved.
+        """
+        if entry.spec is self.catalogue.default.spec:
+            yield await self._default()
+            return
+        with self.engine.served.claimed(entry) as coming:
+            await _ended(coming)
+            yield coming.result()
+
+    async def _default(self) -> Transcriber:
+        """The default's, waiting for it. Raises NotReady when it failed to load or takes too long."""
+        loaded = self.engine.loaded
+        await _ended(loaded)
+        try:
+            return loaded.result()
+        except Exception:
+            raise NotReady("The model could not be loaded; the server's log says why.") from None
+
+    def check(self, entry: Entry, options: Options) -> None:
+        """Raise UnsupportedValue for what the model is known not to do; pass while it has not been read."""
+        if (transcriber := self.engine.served.transcriber(entry)) is not None:
+            transcriber.check(options)
+
+    def others_may_know(self) -> bool:
+        """Whether a model besides the default may know more than English."""
+        return any(entry.may_know_others() for entry in self.catalogue.entries()[1:])
+
+    def able(self, options: Options, rights: Rights) -> Entry | None:
+        """A model besides the default that can do what is asked: its multilingual sibling, else the smallest.
+
+        Reads files. None where there is none.
+        """
+        default, *others = self.catalogue.entries()
+        sibling = canonical_name(default.name).removesuffix("_en")
+        usable = [entry for entry in others if entry.may_know_others() and rights.may_use(entry.name)]
+        for entry in sorted(usable, key=lambda entry: (canonical_name(entry.name) != sibling, entry.n_bytes())):
+            try:
+                languages = entry.languages()
+            except ModelError as error:
+                log.warning("model %s: %s", entry.name, error)
+                continue
+            wanted = {options.language} - {None} or set(options.languages)
+            speaks = not wanted or wanted & set(languages)
+            if speaks and (options.task != "translate" or len(languages) > 1):
+                return entry
+        return None
+
+    def model_object(self, entry: Entry, name: str = "") -> dict[str, Any]:
+        """OpenAI's model object by that name, with what else is known of the model. Reads its files.
+
+        The embedded model's has a description too: how to get a better one.
+        """
+        transcriber = self.engine.served.transcriber(entry)
+        described: dict[str, Any] = {
+            "id": name or entry.name,
+            "object": "model",
+            "created": self.engine.created,
+            "owned_by": "wisp",
+        }
+        if languages := self.languages(entry):
+            described["languages"] = languages
+        described |= {
+            "size": entry.n_bytes(),
+            "licence": entry.licence(),
+            "source": entry.repo or entry.source,
+            "loaded": transcriber is not None and transcriber.model.is_loaded,
+        }
+        if entry.name == EMBEDDED_NAME:
+            described["description"] = embedded_notice(self.settings)
+        return described
+
+    def languages(self, entry: Entry) -> list[str]:
+        """Whisper's codes of the languages that a model knows; none where its files cannot be read.
+
+        None while the default is still loading either: reading other files would slow that down.
+        """
+        if (transcriber := self.engine.served.transcriber(entry)) is not None:
+            return list(transcriber.model.tokenizer.languages) or ["en"]
+        if not self.engine.loaded.done():
+            return []
+        try:
+            return list(entry.languages())
+        except ModelError as error:
+            log.warning("model %s: %s", entry.name, error)
+            return []
+
+    def known_languages(self) -> list[str]:
+        """Those of the default; none while it is not loaded."""
+        return self.languages(self.catalogue.default) if self.engine.transcriber is not None else []
+
+    def listed(self, rights: Rights) -> list[dict[str, Any]]:
+        """The model objects of those that the request may use: the default, its aliases that are one name, the others.
+
+        Reads files.
+        """
+        first, *others = self.catalogue.entries()
+        found = [self.model_object(entry) for entry in others if rights.may_use(entry.name)]
+        if not rights.may_use(first.name):
+            return found
+        own = self.model_object(first)
+        aliases = sorted(name for name in self.settings.alias_names() - {first.name} if not WILDCARDS & set(name))
+        return [own, *(own | {"id": name, "alias_of": first.name} for name in aliases), *found]
+
+
+class Choice:
+    """Which model one request gets, as its fields come."""
+
+    def __init__(self, service: Service, rights: Rights) -> None:
+        self._service, self._rights = service, rights
+        self._named: Entry | None = None
+        self._by_own_name = False
+
+    def take(self, name: str) -> None:
+        """Take the request's `model`. Raises ModelNotFound, ModelNotAllowed, ModelBeingPulled."""
+        self._named, self._by_own_name = self._service.find(name, self._rights)
+
+    def check(self, options: Options) -> None:
+        """Raise UnsupportedValue for what can be refused already: another model may still be named, or be better."""
+        try:
+            self._service.check(self._named or self._service.catalogue.default, options)
+        except UnsupportedValue:
+            if not self._service.others_may_know():
+                raise
+
+    @asynccontextmanager
+    async def transcriber(self, options: Options) -> AsyncIterator[Transcriber]:
+        """A block in which the transcription can be submitted, by the model that it is for. All fields are known.
+
+        Raises what Service.transcriber() raises, ModelNotAllowed, and UnsupportedValue, which names the model that
+        could do it.
+        """
+        service = self._service
+        entry = self._named or service.default(self._rights)
+        async with service.transcriber(entry) as transcriber:
+            refusal = _refusal(transcriber, options)
+            if refusal is None:
+                yield transcriber
+                return
+        other = await asyncio.to_thread(service.able, options, self._rights)
+        if other is None:
+            raise refusal
+        if self._by_own_name or service.settings.route_languages != "yes":
+            advice = f" This server's {other.name} can: send model={other.name}."
+            raise UnsupportedValue(refusal.message + advice, param=refusal.param)
+        log.info("routed to %s: %s", other.name, refusal)
+        async with service.transcriber(other) as transcriber:
+            yield transcriber
+
+
+def _refusal(transcriber: Transcriber, options: Options) -> UnsupportedValue | None:
+    try:
+        check_options(options, transcriber.model.name, transcriber.model.tokenizer)
+    except UnsupportedValue as error:
+        return error
+    return None
+
+
+async def _ended(future: Any) -> None:
+    """Wait for a thread's future to end. Raises NotReady where that takes too long."""
+    if future.done():
+        return
+    waiting = asyncio.wrap_future(future)
+    waiting.add_done_callback(look_at)
+    # Not wait_for: that of Python 3.11 may swallow the cancellation of a stopping server.
+    await asyncio.wait((waiting,), timeout=LOAD_WAIT_S)
+    if not future.done():
+        raise NotReady("The model is still loading.")

@@ -1,0 +1,206 @@
+"""Room for models in memory: each is loaded within a budget, and the least recently used idle one leaves first.
+
+Transcriptions go in the order in which they came. One whose model is loaded goes on at once, unless another waits for
+room: then it waits behind that one, so that no stream of requests for a loaded model keeps others out for ever. Those
+that waited when their model was loaded all go on with it, so that models are not swapped for each of them. And nobody
+waits beside a longer transcription that uses the same model, as that keeps the model in memory anyway.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from service.errors import ModelInUse, ModelTooLarge
+
+TICK_S = 0.05  # how late a request that waits for room notices that it was cancelled
+
+
+@dataclass(eq=False)
+class Occupant:
+    """One model: how to unload it, which returns False where it is in use, and the bytes that it takes once loaded."""
+
+    name: str
+    n_bytes: int
+    is_loaded: Callable[[], bool]
+    unload: Callable[[], bool]
+    users: Counter[int] = field(default_factory=Counter)  # by the length of their audio, see admission.step_of
+    left_at: float = -1.0  # when the last of them went, by time.monotonic()
+    is_in: bool = False  # its bytes are taken
+    is_moving: bool = False  # it is being unloaded, or room is being made for it
+    admitted: int = 0  # the last ticket that waited when it was loaded
+
+    @property
+    def n_users(self) -> int:
+        """Transcriptions that use it now."""
+        return self.users.total()
+
+
+@dataclass(eq=False)
+class _Ticket:
+    occupant: Occupant
+    length: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes: of all models that are loaded, and of one that is loaded alone, where that may be more."""
+
+    together: int
+    alone: int
+
+
+class Room:
+    """The models of one kind of memory. Thread-safe."""
+
+    def __init__(self, limits: Limits | Callable[[], Limits], *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`limits`: or what finds them out, once there is a second model: the first is loaded in any case then."""
+        self._limits, self._clock = limits, clock
+        self._changed = threading.Condition()
+        self._occupants: list[Occupant] = []
+        self._queue: list[_Ticket] = []  # the first has waited longest
+        self._n_tickets = 0
+
+    @property
+    def limits(self) -> Limits:
+        """In force."""
+        if not isinstance(self._limits, Limits):
+            self._limits = self._limits()
+        return self._limits
+
+    def n_bytes(self) -> int:
+        """Taken now."""
+        return sum(occupant.n_bytes for occupant in self._occupants if occupant.is_in)
+
+    def n_waiting(self) -> int:
+        """Transcriptions that wait for room."""
+        return len(self._queue)
+
+    @contextmanager
+    def using(self, occupant: Occupant, length: int = 0, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """A block in which the model may be loaded and is not unloaded. Waits until there is room.
+
+        `check` is called now and then while it waits; what it raises ends the wait. Raises ModelTooLarge where there
+        never will be room.
+        """
+        self._enter(occupant, length, check)
+        try:
+            yield
+        finally:
+            with self._changed:
+                occupant.users[length] -= 1
+                occupant.left_at = self._clock()
+                if not occupant.n_users:
+                    occupant.is_in = occupant.is_loaded()
+                self._changed.notify_all()
+
+    def _enter(self, occupant: Occupant, length: int, check: Callable[[], None]) -> None:
+        with self._changed:
+            is_first = callable(self._limits) and self._occupants in ([], [occupant])
+            if not is_first and occupant.n_bytes > self.limits.alone:
+                raise ModelTooLarge(occupant.name, occupant.n_bytes, self.limits.alone)
+            if occupant not in self._occupants:
+                self._occupants.append(occupant)
+            self._n_tickets += 1
+            ticket = _Ticket(occupant, length, self._n_tickets)
+            self._queue.append(ticket)
+            try:
+                while not self._has_entered(ticket):
+                    self._changed.wait(TICK_S)
+                    check()
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
+
+    def _has_entered(self, ticket: _Ticket) -> bool:
+        """Enter if that is possible now. Holds the lock, but for the time that others take to unload."""
+        occupant = ticket.occupant
+        if occupant.is_moving:
+            return False
+        ahead = self._queue[: self._queue.index(ticket)]
+        is_first = all(other.occupant is occupant for other in ahead)
+        if not occupant.is_in:
+            if not is_first or not self._make_room(occupant):
+                return False
+            occupant.admitted = self._n_tickets
+        elif not (is_first or ticket.number <= occupant.admitted or _outlasts(occupant, ticket.length)):
+            return False
+        occupant.users[ticket.length] += 1
+        return True
+
+    def _make_room(self, occupant: Occupant) -> bool:
+        """Unload as many idle models as have to leave for `occupant`, none where all of them would be too few."""
+        if not any(other.is_in for other in self._occupants):
+            occupant.is_in = True
+            return True
+        missing = self.n_bytes() + occupant.n_bytes - self.limits.together
+        idle = sorted((other for other in self._occupants if self._is_idle(other)), key=lambda other: other.left_at)
+        leaving = []
+        while missing > 0 and idle:
+            leaving.append(idle.pop(0))
+            missing -= leaving[-1].n_bytes
+        if missing > 0 and any(other.is_in and other not in leaving for other in self._occupants):
+            return False
+        occupant.is_in = occupant.is_moving = True
+        try:
+            return all(self._unload(other) for other in leaving)
+        finally:
+            occupant.is_moving = False
+            if any(other.is_in for other in leaving):
+                occupant.is_in = False
+
+    @staticmethod
+    def _is_idle(occupant: Occupant) -> bool:
+        return occupant.is_in and not occupant.is_moving and not occupant.n_users
+
+    def _unload(self, occupant: Occupant) -> bool:
+        """Unload an idle one, without the lock meanwhile. False where it is used by somebody who did not ask here."""
+        occupant.is_moving = True
+        self._changed.release()
+        try:
+            occupant.unload()
+        finally:
+            self._changed.acquire()
+            occupant.is_moving, occupant.is_in = False, occupant.is_loaded()
+            self._changed.notify_all()
+        return not occupant.is_in
+
+    def measured(self, occupant: Occupant, n_bytes: int) -> None:
+        """It takes so much, as its device says."""
+        with self._changed:
+            occupant.n_bytes = n_bytes
+            self._changed.notify_all()
+
+    def leaves_in(self, occupant: Occupant, idle_s: float) -> float:
+        """Seconds until unload_idle(idle_s) would unload it, if nobody uses it any more."""
+        return idle_s if occupant.n_users else max(0.0, occupant.left_at + idle_s - self._clock())
+
+    def unload_idle(self, idle_s: float) -> None:
+        """Unload each that nobody has used for `idle_s` seconds."""
+        with self._changed:
+            for occupant in [other for other in self._occupants if self._is_idle(other)]:
+                if self._is_idle(occupant) and self._clock() - occupant.left_at >= idle_s:
+                    self._unload(occupant)
+
+    def unload(self, occupant: Occupant) -> bool:
+        """Unload it now; False where it was not loaded. Raises ModelInUse."""
+        with self._changed:
+            n_users = occupant.n_users + sum(ticket.occupant is occupant for ticket in self._queue)
+            if n_users or occupant.is_moving:
+                raise ModelInUse(occupant.name, max(1, n_users))
+            return self._is_idle(occupant) and self._unload(occupant)
+
+    def forget(self, occupant: Occupant) -> None:
+        """It is not this room's any more. Raises ModelInUse."""
+        self.unload(occupant)
+        with self._changed:
+            if occupant in self._occupants:
+                self._occupants.remove(occupant)
+
+
+def _outlasts(occupant: Occupant, length: int) -> bool:
+    """Whether a longer transcription uses it."""
+    return any(n and longer > length for longer, n in occupant.users.items())

@@ -1,0 +1,187 @@
+"""The models that one server serves besides its default: each is read, loaded and freed on its own."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from service.errors import (
+    ModelBeingRemoved,
+    ModelBroken,
+    ModelError,
+    ModelInUse,
+    ModelNotFound,
+    ModelNotRemovable,
+    Overloaded,
+    WispError,
+)
+from service.models.catalogue import Catalogue, Entry
+from service.models.loaded import Model, read_model
+from service.models.store import Record, remove
+from service.transcription.shared import Shared
+from service.transcription.transcriber import Transcriber
+
+log = logging.getLogger("wisp")
+
+
+@dataclass(eq=False)
+class _Served:
+    """One model: its files as they were when it was read, and what came of that."""
+
+    entry: Entry
+    state: tuple[object, ...]
+    transcriber: "Future[Transcriber]" = field(default_factory=Future)
+    n_claims: int = 0  # requests that are about to submit a transcription
+
+    def result(self) -> Transcriber | None:
+        """What it can be transcribed with, once it is read."""
+        future = self.transcriber
+        return future.result() if future.done() and future.exception() is None else None
+
+    def n_users(self) -> int:
+        """Requests that would fail without it."""
+        transcriber = self.result()
+        return self.n_claims + (transcriber.n_under_way if transcriber is not None else 0)
+
+
+class ServedModels:
+    """The catalogue, and what of it has been asked for. Thread-safe."""
+
+    def __init__(self, catalogue: Catalogue, shared: Shared, default: Callable[[], Transcriber | None]) -> None:
+        """`default`: the default model's transcriber, once it is loaded."""
+        self.catalogue, self._shared, self._default = catalogue, shared, default
+        self._lock = threading.RLock()
+        self._served: dict[str, _Served] = {}  # by the entry's name
+        self._removing: set[str] = set()
+        self._threads: set[threading.Thread] = set()
+        self._is_closed = False
+
+    def transcribers(self) -> list[Transcriber]:
+        """Those there are, the default's first; a model need not be in memory."""
+        with self._lock:
+            found = [self._default(), *(served.result() for served in self._served.values())]
+        return [transcriber for transcriber in found if transcriber is not None]
+
+    def transcriber(self, entry: Entry) -> Transcriber | None:
+        """The transcriber of that model, where there is one already."""
+        return next((found for found in self.transcribers() if found.model.name == entry.name), None)
+
+    @contextmanager
+    def claimed(self, entry: Entry) -> "Iterator[Future[Transcriber]]":
+        """A block in which a model other than the default is neither removed nor replaced, and its transcriber to come.
+
+        The first block reads its files, in a thread. Those that come meanwhile share that, and its failure, until the
+        files change. Raises ModelNotFound, ModelBeingRemoved; the future raises ModelBroken.
+        """
+        with self._lock:
+            served = self._claim(entry)
+            served.n_claims += 1
+        try:
+            yield served.transcriber
+        finally:
+            with self._lock:
+                served.n_claims -= 1
+
+    def _claim(self, entry: Entry) -> _Served:
+        if entry.name in self._removing:
+            raise ModelBeingRemoved(entry.name)
+        if self._is_closed or not entry.path.exists():
+            raise ModelNotFound(entry.name, [other.name for other in self.catalogue.entries()])
+        served, state = self._served.get(entry.name), entry.state()
+        if served is not None and served.state != state:
+            with suppress(ModelInUse):  # then this request gets it as it was read
+                self._let_go(served)
+                served = None
+        if served is None:
+            served = self._served[entry.name] = _Served(entry, state)
+            thread = threading.Thread(target=self._open, args=(served,), name=f"wisp-read-{entry.name}", daemon=True)
+            self._threads.add(thread)
+            try:
+                thread.start()
+            except RuntimeError:  # the system's limit of threads
+                self._threads.discard(thread)
+                del self._served[entry.name]
+                raise Overloaded from None
+        return served
+
+    def _open(self, served: _Served) -> None:
+        try:
+            transcriber = self._read(served.entry)
+        except BaseException as error:
+            log.error("model %s: %s", served.entry.name, error, exc_info=not isinstance(error, WispError))
+            if not isinstance(error, ModelError):  # no fault of its files, so that the next request tries again
+                with self._lock:
+                    self._served.pop(served.entry.name, None)
+            broken = ModelBroken(served.entry.name)
+            broken.__cause__ = error
+            served.transcriber.set_exception(broken)
+        else:
+            served.transcriber.set_result(transcriber)
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _read(self, entry: Entry) -> Transcriber:
+        """Read its files; the first transcription loads it. Raises StartError."""
+        shared, asked = self._shared, self._shared.settings.target
+        default = self._default()
+        if asked == "auto" and entry.spec.target is None and default is not None:
+            asked = default.model.target.name
+        read = read_model(entry.spec, asked)
+        model = read.make_idle(
+            workers=shared.workers(read.target), room=shared.room(read.target), observe=shared.observe_model
+        )
+        return Transcriber(model, shared.guest(), shared)
+
+    def unload(self, entry: Entry) -> bool:
+        """Free its memory until the next request; False where it holds none. Raises ModelInUse."""
+        transcriber = self.transcriber(entry)
+        return transcriber is not None and transcriber.model.room.unload(transcriber.model.occupant)
+
+    def remove(self, entry: Entry) -> None:
+        """Free its memory and remove its files. Raises ModelInUse, ModelNotRemovable, ModelError."""
+        if entry.spec is self.catalogue.default.spec:
+            raise ModelNotRemovable(f"The model '{entry.name}' is the server's default, and stays.")
+        if entry.source != "models folder" or Record.read(entry.path) is None:
+            raise ModelNotRemovable(
+                f"The files of the model '{entry.name}' were not pulled by Wisp ({entry.source}), so it doesn't remove "
+                "them."
+            )
+        with self._lock:
+            if entry.name in self._removing:
+                raise ModelBeingRemoved(entry.name)
+            served = self._served.get(entry.name)
+            if served is not None:
+                self._let_go(served)
+            self._removing.add(entry.name)
+        try:
+            remove(entry.path)
+        finally:
+            with self._lock:
+                self._removing.discard(entry.name)
+
+    def _let_go(self, served: _Served) -> None:
+        """Forget it, and free its memory. Raises ModelInUse."""
+        if not served.transcriber.done() or served.n_users():
+            raise ModelInUse(served.entry.name, max(1, served.n_users()))
+        if (transcriber := served.result()) is not None:
+            self._free(transcriber.model)
+        self._served.pop(served.entry.name, None)
+
+    @staticmethod
+    def _free(model: Model) -> None:
+        model.room.forget(model.occupant)
+        model.close()
+
+    def close(self) -> None:
+        """Wait for what is being read, and free all. Once nothing transcribes any more."""
+        with self._lock:
+            self._is_closed = True
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join()
+        for served in self._served.values():
+            if (transcriber := served.result()) is not None:
+                transcriber.model.close()

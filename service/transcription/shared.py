@@ -1,0 +1,141 @@
+"""What the models of one server share: the guest, the threads and turns of transcriptions, the room in memory."""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.errors import StartError
+from service.guest.runner import Guest, GuestError
+from service.models.room import Limits, Room
+from service.models.sizes import SHARE, device_bytes, machine_bytes
+from service.models.target import Target
+from service.settings import Settings
+from service.transcription.admission import Admission
+from service.transcription.run import Run
+from service.transcription.turns import Turns
+
+GPU_WORKERS, CORES_A_WORKER = 16, 4
+N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers(target: Target, n_cores: int = N_CORES) -> int:
+    """Transcriptions that compute in parallel by default.
+
+    A GPU decodes that many in the same launches, and a large one encodes as many. On the CPU, one transcription uses
+    all cores where its work can be divided, and a few of them to decode a token.
+    """
+    if target.name == "gpu" and not target.is_software:
+        return GPU_WORKERS
+    return max(2, n_cores // CORES_A_WORKER)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where transcriptions of one target's models work: threads and places, turns at reading and computing."""
+
+    admission: Admission
+    reading: Turns
+    computing: Turns
+
+
+class Shared:
+    """Made when it is needed, then the same for every model. Thread-safe; close() is idempotent."""
+
+    def __init__(self, settings: Settings, compile_guest: Callable[[], Guest]) -> None:
+        self.settings = settings
+        self.observers: list[Callable[[Run], None]] = []  # called with every request's run once it has ended
+        # Called with a model's name and the seconds that loading took, or None when it has been unloaded.
+        self.model_observers: list[Callable[[str, float | None], None]] = []
+        self._compile = compile_guest
+        self._lock = threading.Lock()
+        self._guest: Guest | None = None
+        self._desks: dict[str, Desk] = {}
+        self._rooms: dict[str, Room] = {}
+
+    def guest(self) -> Guest:
+        """The compiled guest. Raises StartError."""
+        with self._lock:
+            if self._guest is None:
+                try:
+                    self._guest = self._compile()
+                except (GuestError, OSError) as error:
+                    raise StartError(f"The guest cannot be loaded: {error}") from error
+            return self._guest
+
+    def workers(self, target: Target) -> int:
+        """Transcriptions that compute at once on that target."""
+        return self.settings.workers or min(default_workers(target), self.settings.n_open())
+
+    def desk(self, target: Target) -> Desk:
+        """That of the models on that target."""
+        with self._lock:
+            if target.name not in self._desks:
+                self._desks[target.name] = self._new_desk(self.workers(target))
+            return self._desks[target.name]
+
+    def _new_desk(self, workers: int) -> Desk:
+        for other in self._desks.values():
+            return Desk(other.admission, other.reading, Turns(workers))
+        settings = self.settings
+        admission = Admission(n_open=settings.n_open(), queue_length=settings.queue_length, n_at_once=workers)
+        return Desk(admission, Turns(min(workers, N_CORES)), Turns(workers))
+
+    def room(self, target: Target) -> Room:
+        """That of the models on that target; one for all where the settings say how large."""
+        given = self.settings.model_memory
+        with self._lock:
+            kind = "given" if given else target.name
+            if kind not in self._rooms:
+                self._rooms[kind] = Room(Limits(given, given) if given else lambda: _limits(target))
+            return self._rooms[kind]
+
+    def admission(self) -> Admission | None:
+        """That of all models; None before the first of them is read."""
+        desks = list(self._desks.values())
+        return desks[0].admission if desks else None
+
+    def n_running(self) -> int:
+        """Transcriptions that compute now."""
+        desks = list(self._desks.values())
+        return sum(desk.computing.n_held for desk in desks) + sum(desk.reading.n_held for desk in desks[:1])
+
+    def n_waiting(self) -> int:
+        """Transcriptions that wait for their turn, for room, or for another to end."""
+        admission = self.admission()
+        return max(0, admission.n_admitted - self.n_running()) if admission is not None else 0
+
+    def observe_run(self, run: Run) -> None:
+        """Pass a run that has ended on to the observers."""
+        for observer in self.observers:
+            observer(run)
+
+    def observe_model(self, name: str, seconds: float | None) -> None:
+        """Pass the loading or unloading of a model on to the observers."""
+        for observer in self.model_observers:
+            observer(name, seconds)
+
+    def unload_idle(self, idle_s: float) -> None:
+        """Unload every model that nobody has used for `idle_s` seconds."""
+        for room in list(self._rooms.values()):
+            room.unload_idle(idle_s)
+
+    def stop(self) -> None:
+        """Cancel what runs and waits, and end the threads."""
+        admission = self.admission()
+        if admission is not None:
+            admission.close()
+
+    def close(self) -> None:
+        """Free the guest, after the models."""
+        self.stop()
+        with self._lock:
+            if self._guest is not None:
+                self._guest.close()
+
+
+def _limits(target: Target) -> Limits:
+    """A GPU's own memory where its driver says how much; else the machine's, of which only a share is for models."""
+    own = device_bytes() if target.name == "gpu" and not target.is_software else None
+    there_is = own or machine_bytes()
+    return Limits(int(there_is * SHARE), there_is)
