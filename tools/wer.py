@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--model", default="", help="as wisp serve takes it; default: what it chooses")
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--target", choices=("auto", "gpu", "cpu"), default="cpu")
-    parser.add_argument("--limit", type=int, help="only the first so many clips")
+    parser.add_argument("--limit", type=int, help="only the first N clips")
     parser.add_argument("--greedy", action="store_true", help="one beam, at temperature 0 alone")
     parser.add_argument("--texts", type=Path, help="where to write what was heard, a JSON line a clip")
     arguments = parser.parse_args()

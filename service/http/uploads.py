@@ -1,7 +1,7 @@
 """Uploads in progress: each holds the place of its future job, and disk space.
 
-An upload holds a place from its first kilobytes on, so a connection that sends a byte now and then holds none. When all
-places are taken, or the disk is full, the slowest of the slow uploads gives way.
+An upload takes a place after its first 4 KB, so a connection that only trickles bytes holds none. When places or disk
+run out, the slowest of the slow uploads loses its place.
 """
 
 import asyncio

@@ -1,10 +1,9 @@
 """Which jobs are open, each in a thread, and which wait: long ones leave room for short ones, clients for each other.
 
-A job is taken for short until it shows how long it is. At most `n_open` short ones are open, and as many of the
-longest; of shorter ones one more at each step of `STEPS_S`. So a short job finds a place that is soon free, however
-many long ones there are. A job that turns out longer than there is room for is set aside: it gives its place up, before
-it has answered anything, and begins again once there is room. A client with fewer open jobs goes first, then who came
-first or sent little.
+Each job counts as short until it proves long. Up to `n_open` short jobs are open. The longest ones may also be `n_open`;
+each shorter step of `STEPS_S` may have one more, so a short job always finds a place that is free soon. A job too long
+for the room left is set aside: it gives up its place before answering and restarts later. The client with the fewest
+open jobs goes first, then the earliest job, smaller uploads before larger ones.
 """
 
 import contextvars
@@ -25,15 +24,15 @@ FIRST_GUESS_S = 1.0  # how long a job works, before any has finished: only Retry
 LONGEST_RETRY_S = 60
 RESERVE = 4  # one extra for every 4 places: for clients that hold few, and for short jobs
 STEPS_S = (30.0, 120.0, 600.0)  # of audio: one window, some, many
-WAIT_PACE = 64 * 1024  # bytes of its upload for which a job waits as if it had come a second later
+WAIT_PACE = 64 * 1024  # bytes of its upload that delay a job's rank by one second
 
 current_client: contextvars.ContextVar[str] = contextvars.ContextVar("client", default="")  # who sent the request
 
 
 def has_room(held: Mapping[str, int], client: str, n_places: int) -> bool:
-    """Whether `client` may hold one more place, of those that clients hold.
+    """Whether `client` may take one more place.
 
-    Where all are taken, a quarter more is for clients that hold few. Places of nobody known count as anybody's.
+    When all are taken, clients with few places share a quarter more. Places of unknown clients count against everyone.
     """
     n_held = sum(held.values())
     n_own = sum(n for name, n in held.items() if name in (client, ""))
