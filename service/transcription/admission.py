@@ -1,7 +1,7 @@
 """Which jobs are open, each in a thread, and which wait: long ones leave room for short ones, clients for each other.
 
-Each job counts as short until it proves long. Up to `n_open` short jobs are open. The longest ones may also be `n_open`;
-each shorter step of `STEPS_S` may have one more, so a short job always finds a place that is free soon. A job too long
+Each job counts as short until it proves long. Up to `n_open` short jobs are open, and as many of the longest; each
+shorter step of `STEPS_S` may have one more, so a short job always finds a place that is free soon. A job too long
 for the room left is set aside: it gives up its place before answering and restarts later. The client with the fewest
 open jobs goes first, then the earliest job, smaller uploads before larger ones.
 """
