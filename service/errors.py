@@ -39,6 +39,10 @@ class ModelError(StartError):
     """The requested model is missing, incomplete or broken; the sentence says what to do."""
 
 
+class TokenizerMissing(ModelError):
+    """A model without a vocabulary, and no other model here to take one from."""
+
+
 class HubError(StartError):
     """A model cannot be downloaded from the hub; the sentence says why and what to do."""
 
@@ -139,7 +143,8 @@ class ModelNotFound(RequestError):
     param = "model"
 
     def __init__(self, name: str, available: Sequence[str]) -> None:
-        super().__init__(f"The model '{name}' does not exist; this server has: {', '.join(available) or 'none'}.")
+        has = f"; this server has: {', '.join(available)}" if available else ""
+        super().__init__(f"The model '{name}' does not exist{has}.")
 
 
 class ModelNotAllowed(RequestError):

@@ -24,6 +24,7 @@ from service.errors import (
     MissingField,
     ModelBeingPulled,
     ModelError,
+    ModelNotAllowed,
     ModelNotRemovable,
     PullFailed,
     WispError,
@@ -66,6 +67,16 @@ async def pull(request: Request) -> Response:
     except ModelError as error:
         raise InvalidValue(str(error), param="model") from None
     name = canonical_name(repo.rpartition("/")[2])
+    rights = rights_of(request.scope, service.settings)
+    if not name:
+        raise InvalidValue(f"'{named}' has no model's name.", param="model")
+    if not rights.may_use(name):
+        raise ModelNotAllowed(name, rights.models or ())
+    default, folder = service.catalogue.default, service.settings.models_path() / name
+    if folder in (default.path, default.spec.weights, *default.spec.weights.parents):
+        raise ModelNotRemovable(
+            f"The model '{name}' is the server's default: pull it with wisp models pull, and restart the server."
+        )
     if name in service.pulls:
         raise ModelBeingPulled(name, service.pulls[name])
     service.pulls[name] = 0.0
@@ -201,7 +212,9 @@ async def loaded(request: Request) -> Response:
     """GET /api/ps: the models in memory, in Ollama's shape."""
     service = _service(request)
     models = [transcriber.model for transcriber in service.engine.served.transcribers()]
-    return JSONResponse({"models": [_loaded(model, service) for model in models if model.is_loaded]})
+    rights = rights_of(request.scope, service.settings)
+    shown = [model for model in models if model.is_loaded and rights.may_use(model.name)]
+    return JSONResponse({"models": [_loaded(model, service) for model in shown]})
 
 
 def _loaded(model: Model, service: Service) -> dict[str, Any]:

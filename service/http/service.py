@@ -81,8 +81,8 @@ class Service:
             return self.catalogue.default, False
         if (found := self.catalogue.find(name)) is not None:
             return found, True
-        for being_pulled, share in self.pulls.items():
-            if canonical_name(spellings[1]) == being_pulled:
+        for being_pulled, share in list(self.pulls.items()):
+            if canonical_name(spellings[1]) == being_pulled and rights.may_use(being_pulled):
                 raise ModelBeingPulled(being_pulled, share)
         if any(fnmatchcase(spelling, alias) for spelling in spellings for alias in aliases):
             return self.catalogue.default, False

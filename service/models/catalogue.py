@@ -36,7 +36,7 @@ class Entry:
 
     def n_bytes(self) -> int:
         """On disk."""
-        return sum(path.stat().st_size for path in files_of(self.path))
+        return sum(_stamp(path)[-1] for path in files_of(self.path))
 
     def state(self) -> tuple[object, ...]:
         """Differs once its files have changed."""
@@ -93,8 +93,13 @@ class Catalogue:
 
     def check_settings(self) -> None:
         """Raise ModelError unless all models that the settings name are there."""
-        for _ in self._named():
-            pass
+        for name in self._settings.models()[1:]:
+            find_model(name, self._settings.models_path())
+        parse_preload(self._settings.preload)
+
+    def is_named(self, entry: Entry) -> bool:
+        """Whether a setting names the model."""
+        return any(spec.weights == entry.spec.weights for spec in self._named())
 
     def find(self, named: str) -> Entry | None:
         """The model called `named`: by its repository, by its name in any spelling, or with another owner before it.
@@ -139,9 +144,12 @@ class Catalogue:
                     yield Entry(name, dataclasses.replace(spec, name=name), place.path, place.source, repo)
 
     def _named(self) -> Iterator[ModelSpec]:
-        """The models that the settings name besides the default. Raises ModelError."""
+        """The models that the settings name besides the default, but for those that are no longer there."""
         for name in self._settings.models()[1:]:
-            yield find_model(name, self._settings.models_path())
+            try:
+                yield find_model(name, self._settings.models_path())
+            except ModelError as error:
+                log.error("%s", error)
         if self._settings.preload:
             yield from parse_preload(self._settings.preload)
 
@@ -173,7 +181,10 @@ def origin_of(place: Place) -> str:
 def files_of(path: Path) -> list[Path]:
     """A file itself, or all files in a folder and below it."""
     if path.is_dir():
-        return [file for file in sorted(path.rglob("*")) if file.is_file()]
+        try:
+            return [file for file in sorted(path.rglob("*")) if file.is_file()]
+        except OSError:  # being removed
+            return []
     return [path] if path.is_file() else []
 
 
@@ -182,12 +193,13 @@ def _repo(place: Place) -> str:
     return record.repo if record is not None else place.repo
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
+def _stamp(path: Path) -> tuple[str, int, int, int]:
+    """Path, times of its content's and its rights' last change, bytes; zeros where there is nothing."""
     try:
         status = path.stat()
     except OSError:
-        return (str(path), 0, 0)
-    return (str(path), status.st_mtime_ns, status.st_size)
+        return (str(path), 0, 0, 0)
+    return (str(path), status.st_mtime_ns, status.st_ctime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from kernels.checkpoints.common import NoTokenizer
 from kernels.checkpoints.load import Checkpoint, CheckpointError, Dimensions, load_checkpoint
-from service.errors import DeviceLost, DeviceUnavailable, ModelError
+from service.errors import DeviceLost, DeviceUnavailable, ModelError, TokenizerMissing
 from service.guest.wasi_nn import Graph
 from service.models.graphs import TokenizerGraph, ZlibGraph
 from service.models.languages import language_name
@@ -265,7 +265,7 @@ def read_checkpoint(spec: ModelSpec) -> Checkpoint:
             tokenizer_for=lambda dims: tokenizer_for(dims.n_vocab, spec.models_dir),
         )
     except NoTokenizer as error:
-        raise ModelError(
+        raise TokenizerMissing(
             f"{trouble}: {error}. Any model of that kind that is found here lends its own: "
             f"wisp models pull {'tiny' if error.is_multilingual else 'tiny.en'} fetches one."
         ) from error

@@ -149,7 +149,10 @@ class Engine:
         self._load_and_prove()
         if idle_s := self.settings.idle_unload_s:
             while not self._closing.wait(min(1.0, idle_s / 4)):
-                self.shared.unload_idle(idle_s)
+                try:
+                    self.shared.unload_idle(idle_s)
+                except Exception:
+                    log.exception("an idle model cannot be unloaded")
 
     def _load_and_prove(self) -> None:
         try:

@@ -15,6 +15,7 @@ from service.errors import (
     ModelNotFound,
     ModelNotRemovable,
     Overloaded,
+    TokenizerMissing,
     WispError,
 )
 from service.models.catalogue import Catalogue, Entry
@@ -88,7 +89,9 @@ class ServedModels:
         if entry.name in self._removing:
             raise ModelBeingRemoved(entry.name)
         if self._is_closed or not entry.path.exists():
-            raise ModelNotFound(entry.name, [other.name for other in self.catalogue.entries()])
+            raise ModelNotFound(entry.name, [])  # without others' names: the key may be limited to some
+        # The upload took time, in which the model may have been pulled again.
+        entry = next((other for other in self.catalogue.entries() if other.name == entry.name), entry)
         served, state = self._served.get(entry.name), entry.state()
         if served is not None and served.state != state:
             with suppress(ModelInUse):  # then this request gets it as it was read
@@ -111,7 +114,8 @@ class ServedModels:
             transcriber = self._read(served.entry)
         except BaseException as error:
             log.error("model %s: %s", served.entry.name, error, exc_info=not isinstance(error, WispError))
-            if not isinstance(error, ModelError):  # no fault of its files, so that the next request tries again
+            # No fault of its own files: the next request tries again.
+            if not isinstance(error, ModelError) or isinstance(error, TokenizerMissing):
                 with self._lock:
                     self._served.pop(served.entry.name, None)
             broken = ModelBroken(served.entry.name)
@@ -144,6 +148,8 @@ class ServedModels:
         """Free its memory and remove its files. Raises ModelInUse, ModelNotRemovable, ModelError."""
         if entry.spec is self.catalogue.default.spec:
             raise ModelNotRemovable(f"The model '{entry.name}' is the server's default, and stays.")
+        if self.catalogue.is_named(entry):
+            raise ModelNotRemovable(f"The model '{entry.name}' is named by the server's settings, and stays.")
         if entry.source != "models folder" or Record.read(entry.path) is None:
             raise ModelNotRemovable(
                 f"The files of the model '{entry.name}' were not pulled by Wisp ({entry.source}), so it doesn't remove "

@@ -1,5 +1,6 @@
 """GET /openapi.json and GET /docs: the API's description for programs and for people."""
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -26,12 +27,12 @@ def _document(request: Request) -> dict[str, Any]:
 
 async def description(request: Request) -> Response:
     """GET /openapi.json."""
-    return JSONResponse(_document(request))
+    return JSONResponse(await asyncio.to_thread(_document, request))
 
 
 async def docs(request: Request) -> Response:
     """GET /docs."""
-    return HTMLResponse(docs_page.page(_document(request)))
+    return HTMLResponse(docs_page.page(await asyncio.to_thread(_document, request)))
 
 
 async def style(request: Request) -> Response:

@@ -90,6 +90,16 @@ def test_a_key_may_be_limited_to_models(folder: Path, models: Path) -> None:
         assert ask(USER).status_code == ask(USER, model="pulled").status_code == 200
 
 
+def test_an_operator_limited_to_models_administers_only_those(folder: Path, models: Path, hub: FakeHub) -> None:
+    keys = models.parent / "keys"
+    keys.write_text(f"{LIMITED} models=copied admin\n")
+    with serving(folder, models, api_keys_file=str(keys), hub=hub.url) as (client, _):
+        client.headers |= bearer(LIMITED)
+        assert post(client, model="copied").status_code == 200
+        assert [entry["name"] for entry in client.get("/api/ps").json()["models"]] == ["copied"]
+        assert_error(pull(client, "openai/whisper-tiny.en"), 403, "model_not_allowed", "model")
+
+
 # Unloading and removing
 
 
@@ -221,6 +231,12 @@ def test_what_cannot_be_pulled_is_refused(
     with serving(folder, models, hub=hub.url) as (client, _):
         assert_error(client.post("/v1/models", content=body), status, code, param)
         assert client.app.state.service.pulls == {}  # type: ignore[attr-defined]
+
+
+def test_the_default_is_not_pulled_again_under_its_users(models: Path, hub: FakeHub) -> None:
+    with serving(models / "pulled", models, hub=hub.url) as (client, _):
+        assert "restart" in assert_error(pull(client, "someone/pulled"), 409, "model_not_removable")
+        assert_error(pull(client, "someone/whisper_"), 400, "invalid_value", "model")
 
 
 def test_a_pull_that_fails_ends_with_the_reason(folder: Path, models: Path, hub: FakeHub) -> None:

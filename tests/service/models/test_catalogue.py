@@ -101,6 +101,18 @@ def test_the_settings_name_several(home: Path, folder: Path, both: Path) -> None
         catalogue_of(home, model=f"{folder},./nothing").check_settings()
 
 
+def test_a_named_model_that_has_gone_hides_no_other(home: Path, folder: Path, both: Path) -> None:
+    shutil.copytree(both, home / "models" / "base")
+    catalogue = catalogue_of(home, model=f"{folder},base")
+    catalogue.check_settings()
+    assert catalogue.is_named(found(catalogue, "base")) and not catalogue.is_named(found(catalogue, "embedded"))
+    shutil.rmtree(home / "models" / "base")
+    shutil.copytree(both, home / "models" / "small")
+    assert "small" in names(catalogue) and "base" not in names(catalogue)
+    with pytest.raises(ModelError, match="base"):
+        catalogue.check_settings()
+
+
 def test_every_preload_string_is_one(home: Path, folder: Path, both: Path) -> None:
     preload = f"default:Burn:CPU:{folder / 'model.safetensors'} Other:Burn:CPU:{both / 'model.safetensors'}"
     catalogue = catalogue_of(home, preload=preload)
