@@ -10,7 +10,7 @@ import math
 import threading
 import time
 
-from service.errors import NotReady, WispError
+from service.errors import ClientGone, NotReady, WispError
 from service.transcription.engine import Engine
 from service.transcription.run import Run
 from service.transcription.transcriber import Transcriber
@@ -57,13 +57,14 @@ class Health:
             raise NotReady("The model could not be loaded; the server's log says why.")
         asked_at = time.monotonic()
         oldest = asked_at - max(self.fresh_s, self._took_s / PROBE_SHARE)
-        # An unloaded idle model is reloaded for requests, not for probes.
-        if transcriber.is_proven(oldest) or not (self.engine.is_loaded() or transcriber.model.device_failures):
-            return
-        probe = self._begin(transcriber)
-        while probe and probe.is_alive() and not transcriber.is_proven(oldest):
-            if not self.engine.is_loaded() and not transcriber.model.device_failures:
-                return  # it has made room for another meanwhile
+        probe: threading.Thread | None = None
+        while not transcriber.is_proven(oldest):
+            if not (self.engine.is_loaded() or transcriber.model.device_failures):
+                self._run.cancel()  # a model that has left is loaded for requests, not for probes
+                return
+            probe = probe or self._begin(transcriber)
+            if probe is None or not probe.is_alive():
+                break
             if time.monotonic() - asked_at > self.limit_s:
                 log.error("not ready: a probe has not ended in %g s", self.limit_s)
                 break
@@ -81,30 +82,35 @@ class Health:
             return
         if transcriber.model.device_failures >= GPU_FAILURES:
             raise NotReady("The GPU keeps failing; restart the server.")
-        still_s = time.monotonic() - max(self._began_at, transcriber.moved_at)
+        moved_at = max(found.moved_at for found in (transcriber, *engine.served.transcribers()))
+        still_s = time.monotonic() - max(self._began_at, moved_at)
         if probe is not None and probe.is_alive() and still_s > self.hang_s:
             raise NotReady(f"Nothing has been computed for {still_s:.0f} s; restart the server.")
 
     def _begin(self, transcriber: Transcriber) -> threading.Thread | None:
         """The running probe or a new one; None too soon after a failed one."""
         with self._lock:
-            if self._probe is not None and self._probe.is_alive():
+            if self._probe is not None and self._probe.is_alive() and not self._run.is_cancelled:
                 return self._probe
             if time.monotonic() - self._failed_at < AFTER_FAILURE_S:
                 return None
             self._run = Run()
             if self.is_stopping:
                 self._run.cancel()
-            self._probe = threading.Thread(target=self._try, args=(transcriber,), name="wisp-probe", daemon=True)
+            self._probe = threading.Thread(
+                target=self._try, args=(transcriber, self._run), name="wisp-probe", daemon=True
+            )
             self._began_at = time.monotonic()
             self._probe.start()
             return self._probe
 
-    def _try(self, transcriber: Transcriber) -> None:
+    def _try(self, transcriber: Transcriber, run: Run) -> None:
         started = time.monotonic()
         try:
-            self.engine.prove(transcriber, self._run)
+            self.engine.prove(transcriber, run)
             self._took_s = time.monotonic() - started
+        except ClientGone:
+            pass
         except WispError as error:
             self._failed_at = time.monotonic()
             if not self.is_stopping:

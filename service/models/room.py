@@ -31,6 +31,10 @@ class Occupant:
     is_in: bool = False  # its bytes are taken
     is_moving: bool = False  # it is being unloaded, or room is being made for it
     admitted: int = 0  # the last ticket that waited when it was loaded
+    estimate: int = field(init=False)  # its bytes before anything was measured
+
+    def __post_init__(self) -> None:
+        self.estimate = self.n_bytes
 
     @property
     def n_users(self) -> int:
@@ -100,8 +104,8 @@ class Room:
     def _enter(self, occupant: Occupant, length: int, check: Callable[[], None]) -> None:
         with self._changed:
             is_first = callable(self._limits) and self._occupants in ([], [occupant])
-            if not is_first and occupant.n_bytes > self.limits.alone:
-                raise ModelTooLarge(occupant.name, occupant.n_bytes, self.limits.alone)
+            if not is_first and occupant.estimate > self.limits.alone:
+                raise ModelTooLarge(occupant.name, occupant.estimate, self.limits.alone)
             if occupant not in self._occupants:
                 self._occupants.append(occupant)
             self._n_tickets += 1
@@ -145,12 +149,12 @@ class Room:
         if missing > 0 and any(other.is_in and other not in leaving for other in self._occupants):
             return False
         occupant.is_in = occupant.is_moving = True
-        try:
-            return all(self._unload(other) for other in leaving)
+        is_made = False
+        try:  # each unload releases the lock: meanwhile another of them may have been entered, or unloaded
+            is_made = all(not other.is_in or (self._is_idle(other) and self._unload(other)) for other in leaving)
         finally:
-            occupant.is_moving = False
-            if any(other.is_in for other in leaving):
-                occupant.is_in = False
+            occupant.is_moving, occupant.is_in = False, is_made
+        return is_made
 
     @staticmethod
     def _is_idle(occupant: Occupant) -> bool:
@@ -169,10 +173,23 @@ class Room:
         return not occupant.is_in
 
     def measured(self, occupant: Occupant, n_bytes: int) -> None:
-        """It takes so much, as its device says."""
+        """Its device says that it takes this much, which counts where it is more than the estimate.
+
+        It counts up to the limit for one model, so that a model that works is never refused.
+        """
         with self._changed:
-            occupant.n_bytes = n_bytes
+            most = self._limits.alone if isinstance(self._limits, Limits) else n_bytes
+            occupant.n_bytes = max(occupant.estimate, min(n_bytes, most))
             self._changed.notify_all()
+
+    def take_over(self, occupant: Occupant, other: "Room") -> None:
+        """It takes its bytes here from now on, no longer in the other room. Nobody may use it meanwhile."""
+        with other._changed:
+            other._occupants.remove(occupant)
+            other._changed.notify_all()
+        with self._changed:
+            occupant.admitted = 0  # its ticket was the other room's
+            self._occupants.append(occupant)
 
     def leaves_in(self, occupant: Occupant, idle_s: float) -> float:
         """Seconds until unload_idle(idle_s) would unload it, if nobody uses it any more."""

@@ -2,8 +2,9 @@
 
 Each job counts as short until it proves long. Up to `n_open` short jobs are open, and as many of the longest; each
 shorter step of `STEPS_S` may have one more, so a short job always finds a place that is free soon. A job too long
-for the room left is set aside: it gives up its place before answering and restarts later. The client with the fewest
-open jobs goes first, then the earliest job, smaller uploads before larger ones.
+for the room left is set aside: it gives up its place before answering and restarts later. One that waits for its model
+steps aside: it stays open, but others may be open in its place. The client with the fewest open jobs goes first, then
+the earliest job, smaller uploads before larger ones.
 """
 
 import contextvars
@@ -13,7 +14,8 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from service.errors import ClientGone, Overloaded, QueueFull, SetAside
@@ -118,16 +120,37 @@ class Admission:
 
     def _fits(self, job: Run) -> bool:
         """Whether there is room to open a job of that length."""
-        n_short = sum(not other.length for other in self._open)
-        if len(self._open) >= self._n_open + max(len(STEPS_S), reserve(self._n_open)):
+        counted = [other for other in self._open if not other.is_aside]
+        most = self._n_open + max(len(STEPS_S), reserve(self._n_open))
+        if len(counted) >= most or len(self._open) >= 2 * most or self._waits_enough(job.model):
             return False
         if not job.length:
-            return n_short < self._n_open
+            return sum(not other.length for other in counted) < self._n_open
         return all(self._n_more(step) > 0 for step in range(1, job.length + 1))
 
     def _n_more(self, step: int) -> int:
         """How many more jobs of at least that many steps may be open; below 0 where there are too many."""
-        return self._n_open + len(STEPS_S) - step - sum(other.length >= step for other in self._open)
+        n_as_long = sum(other.length >= step for other in self._open if not other.is_aside)
+        return self._n_open + len(STEPS_S) - step - n_as_long
+
+    def _waits_enough(self, model: str) -> bool:
+        """Whether jobs wait for this model and no more of its jobs should open: they would only wait too."""
+        same = [job for job in self._open if job.model == model]
+        return len(same) >= self._n_open and any(job.is_aside for job in same)
+
+    @contextmanager
+    def stepped_aside(self, job: Run) -> Iterator[None]:
+        """A block in which the job waits for its model and others may be open in its place. For its own thread."""
+        self._step(job, is_aside=True)
+        try:
+            yield
+        finally:
+            self._step(job, is_aside=False)
+
+    def _step(self, job: Run, *, is_aside: bool) -> None:
+        with self._changed:
+            job.is_aside = is_aside
+            self._open_next()
 
     def _run(self, job: Run) -> None:
         try:

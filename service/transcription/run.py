@@ -59,6 +59,7 @@ class Run:
         self.client = ""
         self.rank = 0.0  # of waiting runs, the lowest starts first
         self.length = 0  # number of length steps it is known to exceed
+        self.is_aside = False  # it waits for its model, and leaves its place to others meanwhile
         self.on_cancel: Callable[[], None] = lambda: None
 
     def begin(self, deadline_s: float) -> None:

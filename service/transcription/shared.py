@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from service.errors import StartError
 from service.guest.runner import Guest, GuestError
+from service.models.loaded import Model
 from service.models.room import Limits, Room
 from service.models.sizes import SHARE, device_bytes, machine_bytes
 from service.models.target import Target
@@ -82,13 +83,24 @@ class Shared:
         return Desk(admission, Turns(min(workers, N_CORES)), Turns(workers))
 
     def room(self, target: Target) -> Room:
-        """That of the models on that target; one for all where the settings say how large."""
+        """That of the models on that target: one for all, unless the target is a GPU with memory of its own."""
         given = self.settings.model_memory
+        own = None if given else _own_bytes(target)
         with self._lock:
-            kind = "given" if given else target.name
+            kind = "machine" if own is None else "gpu"
             if kind not in self._rooms:
-                self._rooms[kind] = Room(Limits(given, given) if given else lambda: _limits(target))
+                self._rooms[kind] = Room(Limits(given, given) if given else lambda: _limits(own or machine_bytes()))
             return self._rooms[kind]
+
+    def house(self, model: Model) -> None:
+        """Have it take its bytes in its target's room, which is another after a fallback from the GPU to the CPU.
+
+        Before anybody uses it.
+        """
+        room = self.room(model.target)
+        if model.room is not room and model.room in list(self._rooms.values()):
+            room.take_over(model.occupant, model.room)
+            model.room = room
 
     def admission(self) -> Admission | None:
         """That of all models; None before the first of them is read."""
@@ -134,8 +146,11 @@ class Shared:
                 self._guest.close()
 
 
-def _limits(target: Target) -> Limits:
-    """A GPU's own memory where its driver says how much; else the machine's, of which only a share is for models."""
-    own = device_bytes() if target.name == "gpu" and not target.is_software else None
-    there_is = own or machine_bytes()
+def _own_bytes(target: Target) -> int | None:
+    """A GPU's own memory, where it has some and its driver says how much."""
+    return (device_bytes() or None) if target.name == "gpu" and not target.is_software else None
+
+
+def _limits(there_is: int) -> Limits:
+    """Only a share of the memory is for models, unless there is just one."""
     return Limits(int(there_is * SHARE), there_is)

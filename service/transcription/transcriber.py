@@ -104,6 +104,7 @@ class Transcriber:
         self.moved_at = -math.inf  # when a network last started to compute, by the same clock
         self.n_under_way = 0  # submitted transcriptions that have not ended
         self._counting = threading.Lock()
+        shared.house(model)
         desk = shared.desk(model.target)
         self.admission, self.reading, self.computing = desk.admission, desk.reading, desk.computing
 
@@ -223,7 +224,8 @@ class Transcriber:
         """A block in which the model is loaded, and the graphs by which a guest computes for `run`.
 
         It begins before the run has its turn, so that nobody keeps a turn from others while it waits for room in
-        memory. That wait and the loading do not count against the deadline. Before each window others may go first.
+        memory. That wait and the loading do not count against the deadline, and leave the run's place to others. Before
+        each window others may go first.
         NAME is a whole transcription within the run's turn. `recent`: what is listened to for NAME/voice. `step`: how
         long the run is. Raises as Model.in_use() does.
         """
@@ -232,8 +234,7 @@ class Transcriber:
             if run.is_working:
                 graphs = stack.enter_context(self.model.in_use_again())
             else:
-                with run.waiting():
-                    graphs = stack.enter_context(self.model.in_use(step, run.check))
+                graphs = stack.enter_context(self._loaded(run, step))
             own: dict[str, Graph] = {
                 name: Staged(SpeechGraph(lambda samples: self._transcribe(run, audio_of(samples), Options()).text)),
                 f"{name}/encoder": Staged(graphs[f"{name}/encoder"], partial(self._begin_window, run)),
@@ -242,6 +243,21 @@ class Transcriber:
             if recent is not None:
                 own[f"{name}/voice"] = VoiceGraph(recent.has_speech)
             yield {**graphs, **own}
+
+    @contextmanager
+    def _loaded(self, run: Run, step: int) -> Iterator[Mapping[str, Graph]]:
+        with ExitStack() as stack:
+            with run.waiting(), ExitStack() as aside:
+
+                def check() -> None:  # called once it has to wait for room
+                    run.check()
+                    if not run.is_aside:
+                        aside.enter_context(self.admission.stepped_aside(run))
+
+                if not self.model.is_loaded:
+                    check()
+                graphs = stack.enter_context(self.model.in_use(step, check))
+            yield graphs
 
     def _begin_window(self, run: Run) -> None:
         self.moved_at = time.monotonic()

@@ -1,8 +1,10 @@
 """Many models in one server: each request is answered by the one it names, within the memory there is for them."""
 
+import asyncio
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,12 +15,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from kernels.checkpoints.load import Checkpoint
-from service.errors import ModelError
+from service.errors import ModelError, NotReady
 from service.http.app import create_app
+from service.http.health import Health
 from service.models import loaded
 from service.transcription.engine import Engine
+from service.transcription.transcriber import Options, Segment, Transcriber
 from tests.support import synthetic
-from tests.support.serving import PATH, assert_error, engine_for, post, ready, settings_for, wav
+from tests.support.serving import PATH, assert_error, engine_for, post, ready, settings_for, tone_audio, wav
+from tests.support.waiting import until
 
 GERMAN = [{"code": "de"}]  # what the multilingual model hears in everything
 
@@ -180,6 +185,71 @@ def test_within_a_budget_for_one_they_alternate_and_none_fails(models: Path) -> 
         assert sum(is_loaded for _, is_loaded, _ in engine.models()) == 1
         assert len(taken) >= 3 and max(taken) <= budget
         assert client.get("/readyz").status_code == 200
+
+
+class Long:
+    """A long transcription that computes until it may end."""
+
+    def __init__(self, transcriber: Transcriber) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.run = transcriber.submit(tone_audio(150.0), Options(), self._gate)
+        assert self.begun.wait(60)
+
+    def _gate(self, segment: Segment) -> None:
+        self.begun.set()
+        assert self.may_end.wait(60)
+
+    def end(self) -> None:
+        self.may_end.set()
+        self.run.cancel()
+        assert self.run.future.exception(60) is not None
+
+
+def test_short_requests_pass_any_number_that_wait_for_room(models: Path) -> None:
+    changes = {"workers": 2, "open_jobs": 2}
+    with serving(models, **changes) as (_, engine):
+        budget = int(estimated_bytes(engine) * 1.2)
+    with serving(models, model_memory=budget, **changes) as (client, engine), ThreadPoolExecutor(13) as pool:
+        assert engine.transcriber is not None
+        long = Long(engine.transcriber)
+        try:
+            waiting = [pool.submit(post, client, model="both") for _ in range(12)]
+            until(lambda: engine.transcriber.model.room.n_waiting() == 2, "two wait for room")  # type: ignore[union-attr]
+            for _ in range(3):
+                assert pool.submit(post, client).result(60).json()["languages"] == [{"code": "en"}]
+            assert not any(answer.done() for answer in waiting)
+        finally:
+            long.end()
+        assert [answer.result(60).json()["languages"] for answer in waiting] == [GERMAN] * 12
+
+
+def test_a_probe_that_waits_for_room_is_no_failure(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(models) as (_, engine):
+        budget = int(estimated_bytes(engine) * 1.2)
+    with serving(models, model_memory=budget) as (client, engine):
+        assert post(client, model="both").status_code == 200
+        default, other = engine.served.transcribers()
+        long = Long(other)
+        try:
+            health = Health(engine, fresh_s=0.0, limit_s=60.0, hang_s=0.2)
+            default.proven_at = default.moved_at = float("-inf")
+            probe = health._begin(default)
+            assert probe is not None
+            until(lambda: default.model.room.n_waiting() == 1, "the probe waits for room")
+            health._began_at = float("-inf")
+            other.moved_at = time.monotonic()
+            health.liveness()
+            other.moved_at = float("-inf")
+            with pytest.raises(NotReady, match="Nothing has been computed"):
+                health.liveness()
+            asyncio.run(health.readiness())
+            probe.join(60)
+            assert not probe.is_alive() and health._failed_at == float("-inf")
+            health.liveness()
+            assert "not ready" not in caplog.text
+        finally:
+            long.end()
+        assert post(client).status_code == 200
 
 
 def test_a_model_that_can_never_fit_is_refused_with_the_figures(models: Path) -> None:

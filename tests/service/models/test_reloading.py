@@ -23,11 +23,13 @@ def test_each_load_takes_the_same_of_the_device_and_gives_all_back(folder: Path,
     model.close()
 
 
-def test_what_the_device_says_replaces_the_estimate(folder: Path, device: Device) -> None:
+def test_what_the_device_says_counts_where_it_is_more_than_the_estimate(folder: Path, device: Device) -> None:
     model = read_model(ModelSpec("synthetic", folder), "gpu").make_idle(workers=4)
     estimated = model.occupant.n_bytes
     model.load()
-    assert 0 < model.occupant.n_bytes == model.device_bytes() < estimated
+    assert 0 < model.device_bytes() < estimated == model.occupant.n_bytes
+    model.room.measured(model.occupant, estimated + 1)
+    assert model.occupant.n_bytes == estimated + 1
     model.close()
 
 

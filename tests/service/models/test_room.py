@@ -222,6 +222,63 @@ def test_idle_ones_leave_after_their_time() -> None:
     assert (one.is_loaded, other.is_loaded) == (False, True)
 
 
+def test_what_is_measured_never_makes_a_model_that_works_too_large() -> None:
+    room = Room(Limits(75, 100))
+    one, other = Thing(room, "one", 60), Thing(room, "other", 20)
+    for measured, counted in ((130, 100), (90, 90), (10, 60)):
+        with one.used():
+            room.measured(one.occupant, measured)
+        assert one.occupant.n_bytes == counted
+    room.measured(one.occupant, 130)
+    with other.used():
+        assert not one.is_loaded, "it leaves, as there is no room beside what was measured"
+    with one.used():
+        assert one.n_loads == 2 and not other.is_loaded
+
+
+def test_one_that_is_entered_while_another_leaves_stays(room: Room) -> None:
+    """Unloading releases the lock, so that those idle before may no longer be."""
+    first, second, large = Thing(room, "first", 40), Thing(room, "second", 40), Thing(room, "large", 90)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def unload_slowly() -> bool:
+        begun.set()
+        assert may_end.wait(60)
+        first.is_loaded = False
+        return True
+
+    first.occupant.unload = unload_slowly
+    with first.used():
+        pass
+    with second.used():
+        pass
+    second.occupant.admitted = 10**9  # its users waited when it was loaded
+    waits = User(large)
+    assert begun.wait(60)
+    user = User(second)
+    assert user.is_in.wait(60)
+    may_end.set()
+    until(lambda: not first.occupant.is_in, "the first has left")
+    waiting(room, 1)
+    assert [second.is_loaded, waits.is_in.is_set()] == [True, False]
+    user.end()
+    assert waits.is_in.wait(60)
+    assert [second.is_loaded, second.n_loads, room.n_bytes()] == [False, 1, 90]
+    waits.end()
+
+
+def test_a_room_takes_a_loaded_model_over(room: Room) -> None:
+    other = Room(Limits(100, 100))
+    one, large = Thing(other, "one", 60), Thing(room, "large", 60)
+    with one.used():
+        pass
+    room.take_over(one.occupant, other)
+    one.room = room
+    assert (other.n_bytes(), room.n_bytes()) == (0, 60)
+    with large.used():
+        assert not one.is_loaded
+
+
 def test_many_threads_never_take_more_than_there_is() -> None:
     room = Room(Limits(100, 100))
     things = [Thing(room, name, n_bytes) for name, n_bytes in (("a", 60), ("b", 50), ("c", 40), ("d", 100))]

@@ -100,6 +100,38 @@ def test_a_shorter_job_behind_many_longer_ones_finds_a_place(behind_s: float) ->
         assert len(made.admission._open) <= 2 + len(STEPS_S)
 
 
+def test_jobs_that_wait_for_their_model_leave_their_places_to_those_of_others() -> None:
+    with jobs(n_open=2) as made:
+        admission, loaded = made.admission, threading.Event()
+
+        def submit(model: str) -> Run:
+            run = Run(model)
+
+            def call() -> None:
+                with admission.stepped_aside(run):
+                    assert loaded.wait(60)
+
+            admission.submit(run, call)
+            return run
+
+        try:
+            waiting = [submit("b") for _ in range(9)]
+            until(lambda: sum(run.is_aside for run in waiting) == 2, "as many as may be open wait for it")
+            for n in range(3):
+                made.submit(f"short {n}")()
+            made.submit("long", lasts_s=3600.0)
+            made.wait_for("long goes on")
+            assert sum(run in admission._open for run in waiting) == 2, "and no more of them"
+            many = [submit(f"model {n % 5}") for n in range(50)]
+            most = 2 * (2 + len(STEPS_S))
+            until(lambda: len(admission._open) == most, "with many models there is a limit to all")
+        finally:
+            loaded.set()
+        for run in waiting + many:
+            run.future.result(60)
+            assert not run.is_aside
+
+
 def test_a_job_that_is_set_aside_ends_with_its_result_and_in_its_turn() -> None:
     with jobs(n_open=1) as made:
         first = made.submit("first", lasts_s=3600.0)
