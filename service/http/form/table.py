@@ -116,6 +116,9 @@ class Field:
         value: dict[str, Any]
         if self.parts:
             value = {"type": "object", **object_schema(self.parts)}
+            for part in self.parts:
+                if not part.required:  # null is as good as absent
+                    value["properties"][part.wire_name]["type"] = [part.kind, "null"]
             if self.choices:
                 value = {"anyOf": [{"type": "string", "enum": list(self.choices)}, value]}
         elif self.kind == "binary":
