@@ -90,7 +90,7 @@ def answered_throughout(server: ServerProcess, file: bytes, *, n_least: int = 5)
 
 
 def returns(server: ServerProcess, before: Held, *, memory_bytes: int, files: int = 4, threads: int = 6) -> None:
-    """What it holds comes down to what it held before, but for what is meant to stay (docs/operations.md)."""
+    """Assert that memory, threads and files return to their earlier level (docs/operations.md lists what may stay)."""
 
     def is_back() -> bool:
         now = Held.by(server)

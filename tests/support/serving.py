@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 import uvicorn
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from starlette.types import Scope
 from service.audio.decode import SAMPLE_RATE, Audio
 from service.errors import WispError
 from service.http.app import Engine, create_app
+from service.models import loaded
 from service.settings import Settings
 from service.transcription.reading import audio_of
 
@@ -153,3 +155,17 @@ def served(engine: Engine) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def hold_loading(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Make the next load wait: the first event says that it has begun, setting the second lets it go on."""
+    begun, may_end = threading.Event(), threading.Event()
+    kernels = loaded._kernels
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        assert may_end.wait(60)
+        return kernels(*arguments)
+
+    monkeypatch.setattr(loaded, "_kernels", slow)
+    return begun, may_end

@@ -13,12 +13,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.http.app import create_app
-from service.models import loaded
 from service.models.store import Record
 from service.transcription.engine import Engine
 from tests.support import synthetic
 from tests.support.fake_hub import FakeHub, fake_hub
-from tests.support.serving import assert_error, engine_for, events, post, ready, served, settings_for, wav
+from tests.support.serving import assert_error, engine_for, events, hold_loading, post, ready, served, settings_for, wav
 from tests.support.waiting import until
 
 OPERATOR, USER, LIMITED = "operator-1", "user-2", "limited-3"
@@ -137,15 +136,7 @@ def test_one_that_is_in_use_is_neither_unloaded_nor_removed(
     folder: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(folder, models) as (client, _):
-        begun, may_end = threading.Event(), threading.Event()
-        kernels = loaded._kernels
-
-        def slow(*arguments: Any) -> Any:
-            begun.set()
-            assert may_end.wait(60)
-            return kernels(*arguments)
-
-        monkeypatch.setattr(loaded, "_kernels", slow)
+        begun, may_end = hold_loading(monkeypatch)
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(post, client, model="pulled")
             assert begun.wait(60)

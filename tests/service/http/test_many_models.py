@@ -22,7 +22,17 @@ from service.models import loaded
 from service.transcription.engine import Engine
 from service.transcription.transcriber import Options, Segment, Transcriber
 from tests.support import synthetic
-from tests.support.serving import PATH, assert_error, engine_for, post, ready, settings_for, tone_audio, wav
+from tests.support.serving import (
+    PATH,
+    assert_error,
+    engine_for,
+    hold_loading,
+    post,
+    ready,
+    settings_for,
+    tone_audio,
+    wav,
+)
 from tests.support.waiting import until
 
 GERMAN = [{"code": "de"}]  # what the multilingual model hears in everything
@@ -150,15 +160,7 @@ def test_requests_share_one_load(models: Path) -> None:
 
 def test_requests_of_other_models_go_on_while_one_is_loaded(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(models, workers=1) as (client, _):
-        begun, may_end = threading.Event(), threading.Event()
-        kernels = loaded._kernels
-
-        def slow(*arguments: Any) -> Any:
-            begun.set()
-            assert may_end.wait(60)
-            return kernels(*arguments)
-
-        monkeypatch.setattr(loaded, "_kernels", slow)
+        begun, may_end = hold_loading(monkeypatch)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(post, client, model="both")
             assert begun.wait(60)

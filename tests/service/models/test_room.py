@@ -35,7 +35,7 @@ class Thing:
 
 
 class User:
-    """A thread that uses a thing until it is told to end."""
+    """A thread that uses the thing until `may_end` is set."""
 
     def __init__(self, thing: Thing, length: int = 0) -> None:
         self.is_in, self.may_end, self.cancelled = threading.Event(), threading.Event(), threading.Event()
