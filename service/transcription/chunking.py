@@ -30,7 +30,7 @@ class Gate:
 
     def __init__(self, step_s: float, chunking: Chunking) -> None:
         """`step_s`: the seconds that each probability covers."""
-        self._step_s, self._chunking = step_s, chunking
+        self._step_s, self.chunking = step_s, chunking
         self._n_steps = 0
         self.start = self.end = -1.0  # of the current stretch, without padding
 
@@ -39,11 +39,11 @@ class Gate:
         now, after = self._n_steps * self._step_s, (self._n_steps + 1) * self._step_s
         self._n_steps += 1
         if self.start < 0:
-            if probability >= self._chunking.threshold:
+            if probability >= self.chunking.threshold:
                 self.start, self.end = now, after
-        elif probability >= self._chunking.threshold - HYSTERESIS:
+        elif probability >= self.chunking.threshold - HYSTERESIS:
             self.end = after
-        elif self.silence_s >= self._chunking.silence_duration_ms / 1000:
+        elif self.silence_s >= self.chunking.silence_duration_ms / 1000:
             return self.close()
         return None
 
