@@ -99,6 +99,11 @@ class Listener:
         self._n_samples += len(rest)
         return [*found, self._stop(self._open)]
 
+    async def idle(self) -> None:
+        """Wait until no pass is due."""
+        for utterance in list(self._all):
+            await utterance.idle()
+
     def clear(self) -> None:
         """Forget the current utterance, and what could begin the next."""
         if self._open is not None:

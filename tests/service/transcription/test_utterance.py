@@ -13,7 +13,7 @@ from service.transcription.types import Options
 from service.transcription.utterance import Heard, Utterance, Words
 from tests.support.live import FakeTranscriber, T
 
-Hears = Callable[[float, Options], Sequence[int] | None | WispError]
+Hears = Callable[[float, Options], Sequence[int] | WispError | None]
 
 
 def second(n: float = 1.0) -> Samples:
@@ -115,6 +115,7 @@ def test_a_long_silence_at_the_end_is_heard_too() -> None:
 @pytest.mark.parametrize("has_pairs", [False, True])
 def test_hours_are_heard_in_windows(has_pairs: bool) -> None:
     """Each second has a word of its own, which is in the result once; the audio kept is bounded."""
+    live: Session
 
     def hears(seconds: float, options: Options) -> list[int]:
         n_settled = sum(token < T for token in options.settled or ())
@@ -126,8 +127,6 @@ def test_hours_are_heard_in_windows(has_pairs: bool) -> None:
         return found
 
     async def session() -> None:
-        nonlocal live
-        live = Session(hears)
         await live.say(100)
         assert len(live.utterance._samples) <= 31 * 16_000
         heard = await live.end()
@@ -136,8 +135,12 @@ def test_hours_are_heard_in_windows(has_pairs: bool) -> None:
         prompts = [options.prompt for _, options in live.transcriber.passes if options.prompt]
         assert prompts and heard.text.startswith(prompts[0])
 
-    live: Session
-    run(session)
+    async def with_session() -> None:
+        nonlocal live
+        live = Session(hears)
+        await session()
+
+    run(with_session)
 
 
 def test_a_burst_is_heard_window_by_window() -> None:
