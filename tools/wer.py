@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from service.settings import read_settings
 from service.transcription.chunking import Chunking
 from service.transcription.listener import Listener, Stopped
 from service.transcription.transcriber import TEMPERATURES, Options, Transcriber
+from service.transcription.utterance import Utterance
 
 ALL = "all"  # the group of every clip
 BLOCK = SAMPLE_RATE // 10  # samples that a live session gets at a time
@@ -95,6 +97,7 @@ def transcribe(clips: Iterable[Clip], flags: Mapping[str, str], options: Options
 
 def transcribe_live(clips: Iterable[Clip], flags: Mapping[str, str]) -> list[str]:
     """What a live session hears of each clip, if the machine keeps up. Raises WispError."""
+    Utterance.busy_share = math.inf
     engine = Engine(read_settings({}, flags), cache_folder=user_cache_folder())
     try:
         transcriber = engine.load()

@@ -18,6 +18,7 @@ from service.transcription.utterance import Utterance, Words
 from service.transcription.vad import STEP_S, LiveVad
 
 PAUSE_S = 0.2  # of silence, after which an utterance is heard as if it were over
+LEAD_S = 0.3  # before the padding: the first sound of a word is often too soft to count as speech
 MIN_COMMIT_S = 0.1  # OpenAI's
 ASIDE_S = 0.5  # a longer block of audio is analysed in a thread, this much at a time
 
@@ -142,7 +143,7 @@ class Listener:
     def _keep(self, step: Samples) -> None:
         padding_s = self.cutting.prefix_padding_ms / 1000 if self.cutting is not None else 0.0
         self._kept.append(step)
-        while (len(self._kept) - 1) * N_STEP >= (padding_s + MIN_SPEECH_S + 2 * STEP_S) * SAMPLE_RATE:
+        while (len(self._kept) - 1) * N_STEP >= (LEAD_S + padding_s + MIN_SPEECH_S + 2 * STEP_S) * SAMPLE_RATE:
             self._kept.popleft()
 
     def _start(self, at: int, *, has_speech: bool = True) -> Started:
@@ -150,10 +151,10 @@ class Listener:
         utterance = self._open = Utterance(self.transcriber, self.options, self._on_words)
         self._all.add(utterance)
         kept = np.concatenate(self._kept) if self._kept else np.empty(0, np.float32)
-        at = max(at, self._n_samples - len(kept))
         self._kept.clear()
-        utterance.add(kept[len(kept) - (self._n_samples - at) :], has_speech=has_speech)
-        return Started(utterance, at / SAMPLE_RATE)
+        first = max(0, len(kept) - (self._n_samples - at) - int(LEAD_S * SAMPLE_RATE))
+        utterance.add(kept[first:], has_speech=has_speech)
+        return Started(utterance, max(at, self._n_samples - len(kept)) / SAMPLE_RATE)
 
     def _stop(self, utterance: Utterance) -> Stopped:
         utterance.stop()

@@ -21,8 +21,8 @@ N_WINDOW = CHUNK_SECONDS * SAMPLE_RATE
 CUT_S = 15.0  # from this length on, settled segments are cut off, as in Macháček et al.'s
 MOST_SETTLED = 160  # tokens in one window: a decoder has room for 224 after the prompt
 N_CONTEXT = 200  # characters of settled text that prompt the next window
-BUSY_SHARE = 0.5  # of the time that one session may compute: slower passes come less often
 SILENCE_S = 2.0  # at the end: more than this is heard, too, as voice-activity detection may have missed speech in it
+LEAST_S = 0.2  # of speech after the last segment, to listen again
 RETRY_S = 0.25  # before a last pass that found no place is tried again
 LEAST_LOGPROB, MOST_COMPRESSION = -1.0, 2.4  # openai/whisper's checks: a pass that fails them settles nothing
 
@@ -63,6 +63,8 @@ class _Pass:
 
 class Utterance:
     """Owned by one event loop, where `on_words` is called too. Its passes take turns with all other transcriptions."""
+
+    busy_share = 0.5  # of the time that passes may take: slower ones come less often
 
     def __init__(
         self, transcriber: Transcriber, options: Options, on_words: Callable[["Utterance", Words], None]
@@ -184,7 +186,7 @@ class Utterance:
             log.debug("a step of live speech is skipped: %s", error)
             self.n_skipped += 1
             self._is_pausing = False
-        busy = int((time.monotonic() - started) / BUSY_SHARE * SAMPLE_RATE)
+        busy = int((time.monotonic() - started) / self.busy_share * SAMPLE_RATE)
         self._due_at = n_samples + max(self._step, busy)
         if heard is None:
             return
@@ -194,8 +196,8 @@ class Utterance:
             self._at_pause, self._n_done = heard, n_samples
         if heard.is_sure:
             self._say(heard, self._agreement.take(heard.tokens, heard.language), after=settled)
-            if not is_pause and n_samples - self._n_before >= CUT_S * SAMPLE_RATE:
-                self._drop(self._agreement.cut())
+            if not is_pause:
+                self._drop(self._agreement.cut(is_long=n_samples - self._n_before >= CUT_S * SAMPLE_RATE))
 
     async def _hear_window(self) -> None:
         """A pass over a full window, which ends it."""
@@ -211,11 +213,19 @@ class Utterance:
 
     async def _hear_end(self) -> None:
         """The last pass, unless one has been made in the silence at the end."""
-        settled, is_silent = self._agreement.settled, self._n_voice <= self._n_done
-        if not is_silent or self._n_samples - self._n_done > SILENCE_S * SAMPLE_RATE or not self.n_passes:
+        if (
+            self._n_voice > self._n_done
+            or self._n_samples - self._n_done > SILENCE_S * SAMPLE_RATE
+            or not self.n_passes
+        ):
             self._at_pause = await self._hear_surely()
-        if (heard := self._at_pause) is not None:
+        while (heard := self._at_pause) is not None:
+            settled = self._agreement.settled
             self._say(heard, self._agreement.take_all(heard.tokens), after=settled)
+            self._drop(self._agreement.cut(is_long=False))
+            # The decoder may close a segment and stop, although more is said.
+            is_over = self._agreement.settled == heard.tokens or self._n_voice - self._n_before < LEAST_S * SAMPLE_RATE
+            self._at_pause = None if is_over else await self._hear_surely()
 
     async def _hear_surely(self, n: int | None = None) -> _Pass:
         """A pass that waits for a place for as long as it takes. Raises WispError."""

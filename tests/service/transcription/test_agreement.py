@@ -50,7 +50,7 @@ def test_only_whole_words_settle(before: list[int], now: list[int], language: st
 
 def test_settled_segments_are_cut_off_and_later_times_count_from_there() -> None:
     agreed = agreement()
-    heard = [T, 1, T + 50, T + 60, 2, T + 100, T + 110, 3, T + 150]
+    heard = [T, 1, T + 50, T + 60, 2, T + 100, T + 110, 3, 4, T + 150]
     agreed.take(heard, "en")
     assert agreed.cut() == 0
     agreed.take(heard, "en")
@@ -83,4 +83,14 @@ def test_the_end_settles_all() -> None:
     agreed.take([T, 1, 2], "en")
     assert agreed.take_all([T, 1, 5, 60, T + 90]) == (1, 5, 60)
     assert agreed.rest == ()
-    assert agreed.settled == (T, 1, 5, 60)
+    assert agreed.settled == (T, 1, 5, 60, T + 90)
+
+
+def test_a_segment_that_the_decoder_closes_is_whole() -> None:
+    agreed = agreement()
+    heard = [T, 1, 2, T + 50, T + 50]
+    assert agreed.take(heard, "en") == ()
+    assert agreed.cut(is_long=False) == 0
+    assert agreed.take(heard, "en") == (1, 2)
+    assert agreed.cut(is_long=False) == pytest.approx(1.0)
+    assert agreed.settled == (T,)

@@ -155,6 +155,32 @@ def test_a_burst_is_heard_window_by_window() -> None:
     run(session)
 
 
+def test_what_follows_a_segment_that_the_decoder_closes_is_heard() -> None:
+    """It says the end of text after two seconds of any window, with a pair of timestamps."""
+
+    def hears(seconds: float, options: Options) -> list[int]:
+        said = [token for token in options.settled or () if token < T]
+        start = live.utterance._n_before // 16_000
+        found = [start + n + 1 for n in range(len(said), min(2, int(seconds)))]
+        is_closed = len(options.settled or ()) > 1 and (options.settled or ())[-1] >= T
+        end = [T + 100, T + 100] if seconds >= 2 and not is_closed else []
+        return [*([] if options.settled else [T]), *found, *end]
+
+    live: Session
+
+    async def session() -> None:
+        nonlocal live
+        for pauses in (False, True):
+            live = Session(hears)
+            await live.say(7)
+            if pauses:
+                live.utterance.pause()
+                await live.utterance.idle()
+            assert (await live.end()).text == "w1 w2 w3 w4 w5 w6 w7"
+
+    run(session)
+
+
 def test_unsure_passes_settle_nothing() -> None:
     async def session() -> None:
         live = Session()
