@@ -17,6 +17,7 @@ from service.transcription.types import Options
 from service.transcription.utterance import Utterance, Words
 from service.transcription.vad import STEP_S, LiveVad
 
+CONTINUES_S = 3.0  # an utterance that begins this soon after another has that one's text as its prompt
 PAUSE_S = 0.2  # of silence, after which an utterance is heard as if it were over
 LEAD_S = 0.3  # before the padding: the first sound of a word is often too soft to count as speech
 MIN_COMMIT_S = 0.1  # OpenAI's
@@ -56,6 +57,7 @@ class Listener:
         """`cutting`: what counts as silence; None ends an utterance only by commit(). Both may be replaced later."""
         self.transcriber, self.options, self._on_words = transcriber, options, on_words
         self._open: Utterance | None = None
+        self._last: Utterance | None = None
         self._all: set[Utterance] = set()  # those with audio that no pass has heard
         self._vad = LiveVad()
         self._n_samples = self._n_ended = 0  # of the stream; up to the end of the last utterance
@@ -148,7 +150,8 @@ class Listener:
 
     def _start(self, at: int, *, has_speech: bool = True) -> Started:
         """An utterance that begins with the kept samples from `at` on."""
-        utterance = self._open = Utterance(self.transcriber, self.options, self._on_words)
+        before = self._last if at - self._n_ended < CONTINUES_S * SAMPLE_RATE else None
+        self._last = utterance = self._open = Utterance(self.transcriber, self.options, self._on_words, before)
         self._all.add(utterance)
         kept = np.concatenate(self._kept) if self._kept else np.empty(0, np.float32)
         self._kept.clear()

@@ -67,10 +67,20 @@ class Utterance:
     busy_share = 0.5  # of the time that passes may take: slower ones come less often
 
     def __init__(
-        self, transcriber: Transcriber, options: Options, on_words: Callable[["Utterance", Words], None]
+        self,
+        transcriber: Transcriber,
+        options: Options,
+        on_words: Callable[["Utterance", Words], None],
+        before: "Utterance | None" = None,
     ) -> None:
-        """Starts to listen. `options`: temperatures and beams are for the passes over pauses and whole windows."""
+        """Starts to listen. `options`: temperatures and beams are for the passes over pauses and whole windows.
+
+        `before`: the utterance that this one continues.
+        """
         self._transcriber, self._options, self._on_words = transcriber, options, on_words
+        self._before = before
+        if before is not None:
+            before._before = None
         self._tokenizer = transcriber.model.tokenizer
         self._step = int(transcriber.settings.live_step_s * SAMPLE_RATE)
         self._agreement = Agreement(self._tokenizer)
@@ -240,8 +250,10 @@ class Utterance:
         if self._blocks:
             self._samples, self._blocks = np.concatenate([self._samples, *self._blocks]), []
         came_at, settled = self._came_at, self._agreement.settled
-        n_before = len(self._text) - len(self._tokenizer.decode(settled))
-        prompt = " ".join(filter(None, (options.prompt, self._text[max(0, n_before - N_CONTEXT) : max(0, n_before)])))
+        n_before = max(0, len(self._text) - len(self._tokenizer.decode(settled)))
+        context = f"{self._before._text} " if self._before is not None else ""
+        context = (context + self._text[:n_before])[-N_CONTEXT:]
+        prompt = " ".join(filter(None, (options.prompt, context.strip())))
         options = replace(options, prompt=prompt or None, language=self._language, settled=settled)
         run = self._transcriber.submit(audio_of(self._samples[:n]), options)
         try:
