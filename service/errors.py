@@ -123,6 +123,15 @@ class AudioTooLong(RequestError):
         super().__init__(f"The audio is longer than this server's limit of {maximum_seconds:g} s.")
 
 
+class NothingToCommit(RequestError):
+    """Live audio was committed before there was enough of it."""
+
+    code = "input_audio_buffer_commit_empty"
+
+    def __init__(self) -> None:
+        super().__init__("The audio buffer has less than 100 ms of audio: append some before you commit it.")
+
+
 class UploadTooLarge(RequestError):
     """The request body is over the size limit, by its Content-Length or by the bytes read."""
 

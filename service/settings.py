@@ -165,6 +165,13 @@ class Settings:
         "only the stretches of speech, as chunking_strategy=auto does; off leaves it to the model",
         choices=("skip", "cut", "off"),
     )
+    live_step_s: float = _field(
+        1.0,
+        "How much new live speech is heard before its words are looked for again; under load it is more",
+        unit="seconds",
+        minimum=0.2,
+        maximum=10.0,
+    )
     workers: int = _field(
         0,
         "Transcriptions that compute in parallel, one window of audio per turn; 0 means 16 on a GPU and, on the CPU, "

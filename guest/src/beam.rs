@@ -26,7 +26,7 @@ impl Decoder<'_> {
         let max_candidates = round_half_even(beam_size as f64 * patience) as usize;
         let mut finished = Vec::new();
         // All beams start as the prompt: a single one, until its extensions differ.
-        let mut beams = vec![Candidate::default()];
+        let mut beams = vec![self.begun()];
         for step in 1.. {
             let mut extensions = self.extensions(&beams, beam_size + 1);
             extensions.sort_by(|a, b| b.sum_logprob.total_cmp(&a.sum_logprob));

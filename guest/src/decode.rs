@@ -61,6 +61,7 @@ pub struct Decoder<'a> {
     /// [sot], or [sot, language, task]; and no_timestamps.
     sot_sequence: Vec<i32>,
     prefix: Vec<i32>,
+    settled: &'a [i32],
     sample_len: usize,
 }
 
@@ -89,11 +90,12 @@ impl<'a> Decoder<'a> {
             logits: Vec::new(),
             sot_sequence,
             prefix,
+            settled: options.settled.as_deref().unwrap_or_default(),
             sample_len: options.sample_len.unwrap_or(half),
         })
     }
 
-    /// [sot_prev, prompt…] sot sequence [prefix…]: the prompt's last n_text_ctx / 2 − 1 tokens.
+    /// [sot_prev, prompt…] sot sequence [prefix…] [settled…]: the prompt's last n_text_ctx / 2 − 1 tokens.
     fn initial_tokens(&self, prompt: &[i32]) -> Result<Vec<i32>> {
         let n_text_ctx = self.argument.dims.n_text_ctx;
         let mut tokens = Vec::new();
@@ -103,6 +105,7 @@ impl<'a> Decoder<'a> {
         }
         tokens.extend(&self.sot_sequence);
         tokens.extend(&self.prefix);
+        tokens.extend(self.settled);
         if tokens.len() > n_text_ctx {
             return Err(Error(format!(
                 "prompt and prefix take {} tokens where the model has room for {n_text_ctx}",
@@ -116,13 +119,14 @@ impl<'a> Decoder<'a> {
     pub fn decode(&mut self, model: &mut dyn Model, prompt: &[i32], temperature: f64) -> Result<DecodingResult> {
         let options = &self.argument.options;
         let initial = self.initial_tokens(prompt)?;
-        let max_sampled = self.sample_len.min(self.argument.dims.n_text_ctx + 1 - initial.len());
+        let room = self.argument.dims.n_text_ctx + 1 - initial.len();
+        let max_sampled = self.sample_len.saturating_sub(self.settled.len()).clamp(1, room);
         model.restart()?;
         let beam_size = options.beam_size.filter(|_| temperature == 0.0);
         let (candidates, no_speech_prob) = if temperature == 0.0 && beam_size.is_none() {
             self.greedy(model, &initial, max_sampled)?
         } else {
-            model.set_rules(&self.rules.tensor(0, initial.len()))?;
+            model.set_rules(&self.rules.tensor(0, initial.len() - self.settled.len()))?;
             let (context, rest) = self.split_at_sot(&initial);
             let no_speech_prob = self.prime(model, context)?;
             if !rest.is_empty() {
@@ -143,13 +147,18 @@ impl<'a> Decoder<'a> {
         let text = strip(&text);
         let compressed_size = model.compressed_size(text)?;
         Ok(DecodingResult {
-            avg_logprob: f64::from(sum_logprob) / (tokens.len() + 1) as f64,
+            avg_logprob: f64::from(sum_logprob) / (tokens.len() - self.settled.len() + 1) as f64,
             tokens,
             logprobs,
             no_speech_prob,
             temperature,
             compression_ratio: text.len() as f64 / compressed_size as f64,
         })
+    }
+
+    /// A sequence before its first sampled token.
+    pub(crate) fn begun(&self) -> Candidate {
+        Candidate { tokens: self.settled.to_vec(), logprobs: vec![0.0; self.settled.len()], sum_logprob: 0.0 }
     }
 
     /// The prompt up to the start of the transcript, where no_speech_prob is read, and the rest.
@@ -174,27 +183,29 @@ impl<'a> Decoder<'a> {
         max_sampled: usize,
     ) -> Result<(Vec<Candidate>, Option<f64>)> {
         let eot = self.argument.tokens.eot;
+        let sample_begin = initial.len() - self.settled.len();
+        let max_len = self.settled.len() + max_sampled;
         let (context, rest) = self.split_at_sot(initial);
         // Logits are only of the last computed position: with no prompt left after sot, choose one token there first.
         let mut n_steps = usize::from(rest.is_empty());
-        model.set_rules(&self.rules.tensor(n_steps, initial.len()))?;
+        model.set_rules(&self.rules.tensor(n_steps, sample_begin))?;
         let no_speech_prob = self.prime(model, context)?;
-        let mut candidate = Candidate::default();
+        let mut candidate = self.begun();
         let mut next = rest.to_vec();
         loop {
             if next.is_empty() {
                 let (tokens, logprobs) = model.chosen(n_steps)?;
                 for (&token, &logprob) in tokens.iter().zip(&logprobs) {
-                    if !candidate.push(token, logprob, eot) || candidate.tokens.len() == max_sampled {
+                    if !candidate.push(token, logprob, eot) || candidate.tokens.len() == max_len {
                         return Ok((vec![candidate], no_speech_prob));
                     }
                 }
                 next.push(*tokens.last().ok_or_else(|| Error("the decoder chose no token".to_string()))?);
             }
-            let wanted = self.argument.options.run_ahead.min(max_sampled - candidate.tokens.len());
+            let wanted = self.argument.options.run_ahead.min(max_len - candidate.tokens.len());
             if wanted != n_steps {
                 n_steps = wanted;
-                model.set_rules(&self.rules.tensor(n_steps, initial.len()))?;
+                model.set_rules(&self.rules.tensor(n_steps, sample_begin))?;
             }
             model.append(&next, 1, None)?;
             next.clear();

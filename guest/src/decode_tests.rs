@@ -87,6 +87,27 @@ fn avg_logprob_counts_the_end_of_text() {
 }
 
 #[test]
+fn settled_tokens_count_as_sampled() {
+    // [T, 5, T + 50] is settled: the rules allow only a timestamp, of at least T + 50, or the end.
+    let script = |_: usize, sequence: &[i32]| match sampled(sequence).len() {
+        3 => vec![(7, 50.0), (T + 40, 40.0), (T + 50, 20.0)],
+        4 => vec![(6, 20.0)],
+        _ => vec![(EOT, 20.0)],
+    };
+    for (options, temperature) in [(json!({}), 0.0), (json!({"beam_size": 2}), 0.0), (json!({}), 0.3)] {
+        let mut options = options;
+        options["settled"] = json!([T, 5, T + 50]);
+        let result = decode(&argument(options), &mut FakeModel::new(script), &[9], temperature);
+        assert_eq!(result.tokens, [T, 5, T + 50, T + 50, 6]);
+        assert_eq!(result.logprobs[..3], [0.0; 3]);
+        assert!(result.avg_logprob > -0.1 && result.logprobs.iter().all(|logprob| *logprob > -0.1));
+    }
+    let full = json!({"without_timestamps": true, "settled": vec![5; 220]});
+    let result = decode(&argument(full), &mut FakeModel::new(|_, _| vec![(6, 50.0)]), &[], 0.0);
+    assert_eq!(result.tokens, [[5; 220].as_slice(), &[6; 4]].concat(), "half the context, as ever");
+}
+
+#[test]
 fn without_an_end_sampling_stops_at_half_the_context() {
     for temperature in [0.0, 0.5] {
         let argument = argument(json!({"without_timestamps": true}));

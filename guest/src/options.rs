@@ -116,6 +116,9 @@ pub struct Options {
     pub max_initial_timestamp: Option<f64>,
     pub suppress_blank: bool,
     pub prefix: Option<String>,
+    /// For live speech: transcribe the first window only, as one segment that begins with these tokens. The rules
+    /// count them as sampled.
+    pub settled: Option<Vec<i32>>,
     pub initial_prompt: Option<String>,
     pub carry_initial_prompt: bool,
     pub condition_on_previous_text: bool,
@@ -154,6 +157,7 @@ impl Default for Options {
             max_initial_timestamp: Some(1.0),
             suppress_blank: true,
             prefix: None,
+            settled: None,
             initial_prompt: None,
             carry_initial_prompt: false,
             condition_on_previous_text: true,
@@ -252,7 +256,9 @@ impl Argument {
         let specials = [tokens.sot, tokens.eot, tokens.transcribe, tokens.translate, tokens.sot_lm, tokens.sot_prev];
         let ids = specials.iter().chain(&tokens.no_speech).chain(&tokens.suppress).chain(&tokens.blank);
         let ids = ids.chain(tokens.languages.values()).chain([&tokens.no_timestamps, &tokens.timestamp_begin]);
-        require(ids.copied().all(|id| (id as usize) < n_vocab && id >= 0), "a token id is not below n_vocab")?;
+        let in_vocabulary = |id: &i32| *id >= 0 && (*id as usize) < n_vocab;
+        require(ids.clone().all(in_vocabulary), "a token id is not below n_vocab")?;
+        require(options.settled.iter().flatten().all(in_vocabulary), "a settled token is not below n_vocab")?;
 
         match &options.language {
             Some(language) if self.is_multilingual => require(
@@ -316,6 +322,7 @@ mod tests {
             (json!({"task": "translate"}), "an English-only model cannot translate"),
             (json!({"language": "de"}), "no other language than `en`"),
             (json!({"run_ahead": 0}), "run_ahead must be at least 1"),
+            (json!({"settled": [5000]}), "a settled token is not below n_vocab"),
             (json!({"best_of": 0}), "best_of must be at least 1"),
             (json!({"beam_size": 0}), "beam_size must be at least 1"),
             (json!({"patience": 2.0}), "patience needs beam_size"),

@@ -50,7 +50,7 @@ impl Decoder<'_> {
         temperature: f64,
     ) -> Result<Vec<Candidate>> {
         let (n_vocab, eot) = (self.argument.dims.n_vocab, self.argument.tokens.eot);
-        let mut candidates = vec![Candidate::default(); n];
+        let mut candidates = vec![self.begun(); n];
         // Open sequences, in the order of the cached ones; at first they share the prompt's cache.
         let mut open: Vec<usize> = (0..n).collect();
         let mut rows = vec![0; n];

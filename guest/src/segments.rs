@@ -66,6 +66,13 @@ pub fn cut(tokens: &[i32], timestamp_begin: i32, time_offset: f64, segment_size:
     Cut { slices, advance, single_timestamp_ending }
 }
 
+/// The whole window as one segment.
+pub fn uncut(tokens: &[i32], time_offset: f64, segment_size: usize) -> Cut {
+    let end = time_offset + segment_size as f64 / crate::options::FRAMES_PER_SECOND;
+    let slice = Slice { start: time_offset, end, first: 0, tokens: tokens.to_vec() };
+    Cut { slices: vec![slice], advance: segment_size, single_timestamp_ending: false }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

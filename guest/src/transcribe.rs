@@ -8,7 +8,7 @@ use crate::fallback::{fall_back, is_silence};
 use crate::features::Features;
 use crate::model::Model;
 use crate::options::{Argument, NoSpeech, Times, FRAMES_PER_SECOND};
-use crate::segments::{cut, Slice};
+use crate::segments::{cut, uncut, Slice};
 use crate::sound::{leading_silence, NoiseFloor, Sound};
 use crate::transcript::Transcript;
 use crate::words::{frames, last_word_end, respect_silence, Heard, WordAligner};
@@ -35,7 +35,11 @@ pub fn transcribe<R: Read, W: Write>(
     let mut floor = NoiseFloor::default();
     let mut before = Vec::new();
     let mut after_silence = false;
-    for (start, end) in clips(&options.clip_timestamps.0) {
+    let clips = match options.settled {
+        Some(_) => vec![(0, Some(n_frames))],
+        None => clips(&options.clip_timestamps.0),
+    };
+    for (start, end) in clips {
         let mut seek = start;
         while end.map_or(true, |end| seek < end) {
             let wanted = end.map_or(n_frames, |end| n_frames.min(end - seek));
@@ -75,7 +79,10 @@ pub fn transcribe<R: Read, W: Write>(
             }
             before = text_tokens(argument, &result.tokens);
             let time_offset = seek as f64 / FRAMES_PER_SECOND;
-            let cut = cut(&result.tokens, argument.tokens.timestamp_begin, time_offset, segment_size);
+            let cut = match options.settled {
+                Some(_) => uncut(&result.tokens, time_offset, segment_size),
+                None => cut(&result.tokens, argument.tokens.timestamp_begin, time_offset, segment_size),
+            };
             let mut next_seek = seek + cut.advance;
             let mut segments = Vec::new();
             for slice in cut.slices {

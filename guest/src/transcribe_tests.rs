@@ -50,6 +50,19 @@ fn windows_follow_the_last_timestamp_and_prompt_the_next() {
 }
 
 #[test]
+fn live_speech_is_one_window_as_one_segment() {
+    let says: &[&[i32]] = &[&[T, 5, T + 500, T + 500, 6], &[T, 7, T + 100]];
+    let mut model = FakeModel::saying(says);
+    let events = run(&argument(json!({"settled": [T, 5], "emit_tokens": true})), &mut model, 3400);
+    let segments = of(&events, "segment");
+    assert_eq!((segments.len(), model.n_encoded), (1, 1));
+    assert_eq!(segments[0]["tokens"], json!(says[0]));
+    assert_eq!((&segments[0]["start"], &segments[0]["end"]), (&json!(0.0), &json!(30.0)));
+    assert_eq!(segments[0]["logprobs"].as_array().unwrap().len(), 5);
+    assert_eq!(events.last().unwrap()["text"], " w5 w6");
+}
+
+#[test]
 fn no_audio_is_no_text() {
     let events = run(&argument(json!({})), &mut FakeModel::saying(&[]), 0);
     assert_eq!(events, [json!({"event": "done", "text": "", "language": "en"})]);

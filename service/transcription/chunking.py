@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 MIN_SPEECH_S = 0.1  # anything shorter is a click
 HYSTERESIS = 0.15  # speech continues down to this much below the threshold, as in Silero's own tools
@@ -24,34 +25,57 @@ class Chunking:
     silence_duration_ms: int = 200
 
 
+class Gate:
+    """Where speech starts and ends, from one probability after another."""
+
+    def __init__(self, step_s: float, chunking: Chunking) -> None:
+        """`step_s`: the seconds that each probability covers."""
+        self._step_s, self.chunking = step_s, chunking
+        self._n_steps = 0
+        self.start = self.end = -1.0  # of the current stretch, without padding
+
+    def take(self, probability: float) -> tuple[float, float] | None:
+        """The next step → the stretch that its silence ends: start and end in seconds, without padding."""
+        now, after = self._n_steps * self._step_s, (self._n_steps + 1) * self._step_s
+        self._n_steps += 1
+        if self.start < 0:
+            if probability >= self.chunking.threshold:
+                self.start, self.end = now, after
+        elif probability >= self.chunking.threshold - HYSTERESIS:
+            self.end = after
+        elif self.silence_s >= self.chunking.silence_duration_ms / 1000:
+            return self.close()
+        return None
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since the end of the current stretch."""
+        return round(self._n_steps * self._step_s - self.end, DECIMALS)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the current stretch is longer than a click."""
+        return self.start >= 0 and self.end - self.start >= MIN_SPEECH_S
+
+    def close(self) -> tuple[float, float] | None:
+        """End the current stretch, if it is longer than a click."""
+        stretch = (self.start, self.end) if self.is_open else None
+        self.start = self.end = -1.0
+        return stretch
+
+
 def stretches(probabilities: Iterable[float], step_s: float, chunking: Chunking) -> Iterator[tuple[float, float]]:
     """(start, end) in seconds of each stretch of speech with its padding; each probability covers `step_s` of audio.
 
     In order, without overlaps. The last one may end after the audio.
     """
-    silence_s = chunking.silence_duration_ms / 1000
-    before = 0.0  # end of the last stretch, with its padding
-    start = end = -1.0  # of the current stretch, without padding
-
-    def padded() -> Iterator[tuple[float, float]]:
-        nonlocal before
-        if end - start >= MIN_SPEECH_S:
-            stretch = max(before, start - chunking.prefix_padding_ms / 1000), end + silence_s
-            before = stretch[1]
-            yield stretch
-
-    for number, probability in enumerate(probabilities):
-        now, after = number * step_s, (number + 1) * step_s
-        if start < 0:
-            if probability >= chunking.threshold:
-                start, end = now, after
-        elif probability >= chunking.threshold - HYSTERESIS:
-            end = after
-        elif round(after - end, DECIMALS) >= silence_s:
-            yield from padded()
-            start = -1.0
-    if start >= 0:
-        yield from padded()
+    gate, before = Gate(step_s, chunking), 0.0
+    for found in chain(map(gate.take, probabilities), map(Gate.close, [gate])):
+        if found is not None:
+            start, end = found
+            start = max(before, start - chunking.prefix_padding_ms / 1000)
+            before = end + chunking.silence_duration_ms / 1000
+            yield start, before
 
 
 def chunks(speech: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:

@@ -122,14 +122,16 @@ class Transcriber:
         `on_segment` is called in the run's thread.
         """
         self.check(options)
-        run = Run(self.model.name)
+        run, is_pass = Run(self.model.name), options.settled is not None
 
         def call() -> Transcription:
             result = self.transcribe(recording, options, on_segment, run)
-            self.admission.succeeded(run.elapsed())  # requests only: a probe is shorter
+            if not is_pass:
+                self.admission.succeeded(run.elapsed())  # requests only: a probe is shorter, and so is a pass
             return result
 
-        run.future.add_done_callback(lambda _: run.context.run(self._shared.observe_run, run))
+        if not is_pass:
+            run.future.add_done_callback(lambda _: run.context.run(self._shared.observe_run, run))
         self.admission.submit(run, call, n_bytes=recording.n_bytes() if isinstance(recording, Upload) else 0)
         self._count(1)
         run.future.add_done_callback(lambda _: self._count(-1))
@@ -215,7 +217,8 @@ class Transcriber:
         run.audio_s, run.n_tokens = audio.duration, sum(len(segment.tokens) for segment in segments)
         made = "1 segment" if len(segments) == 1 else f"{len(segments)} segments"
         took_s, name = time.monotonic() - started, self.model.name
-        log.info("transcribed %.2f s of %s by %s in %.3f s, %s", audio.duration, audio.format, name, took_s, made)
+        level = logging.INFO if options.settled is None else logging.DEBUG  # a live session has a pass every second
+        log.log(level, "transcribed %.2f s of %s by %s in %.3f s, %s", audio.duration, audio.format, name, took_s, made)
         text, language = events.done["text"].strip(), events.done["language"]
         return Transcription(text, language, audio.duration, segments, options.task)
 
@@ -300,6 +303,7 @@ class Transcriber:
                 "beam_size": n_beams if n_beams > 1 else None,
                 "without_timestamps": options.without_timestamps,
                 "seed": options.seed,
+                "settled": options.settled,
                 "initial_prompt": ". ".join(text for text in prompts if text) or None,
                 "carry_initial_prompt": bool(options.keywords),
                 "condition_on_previous_text": model.condition_on_prev_tokens,

@@ -16,7 +16,8 @@ class Options:
     candidates for detection; empty means all of the model's. `task`: `transcribe`, or `translate` into English.
     `logprobs`: return each token's log-probability. `chunking`: cut at silence; None uses the model's own windows.
     `uncut`: don't cut even if the server does by default. `beam_size`: 0 means the server's. `without_timestamps`:
-    decode without timestamp tokens. `seed`: for sampling above temperature 0.
+    decode without timestamp tokens. `seed`: for sampling above temperature 0. `settled`: for live speech, the tokens
+    with which the result begins; only the first window is transcribed, as one segment.
     """
 
     language: str | None = None
@@ -32,6 +33,7 @@ class Options:
     beam_size: int = 0
     without_timestamps: bool = False
     seed: int = 0
+    settled: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Loudness is normalised first, because the model hears nothing in very quiet audi
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ BLOCK_STEPS = 32  # per call: one second
 N_LOUDNESS = 2 * SAMPLE_RATE // 5  # 400 ms, over which EBU R 128 measures loudness
 LOUD = 0.1  # target for the root mean square of the loudest 400 ms: −20 dB of full scale
 MOST_GAIN = 1000.0  # 60 dB; anything quieter is silence
+FORGETTING = 0.5 ** (STEP_S / 30)  # of a stream's loudness, per step: half in 30 s
 SPEECH = 0.5  # threshold: hum and noise stay below 0.41, a single word in 30 s of noise reaches 0.66
 
 Samples = NDArray[np.float32]
@@ -33,10 +35,46 @@ def speech_probabilities(blocks: Iterable[Samples], loudest: float) -> Iterator[
     `loudest`: root mean square of the recording's loudest 400 ms.
     """
     silero = Silero()
-    gain = np.float32(min(LOUD / loudest, MOST_GAIN) if loudest > 0 else 1.0)
+    factor = np.float32(gain(loudest))
     steps = _pieces(blocks, N_STEP)
     while some := list(itertools.islice(steps, BLOCK_STEPS)):
-        yield from silero.probabilities(np.clip(np.array(some) * gain, -1.0, 1.0)).tolist()
+        yield from silero.probabilities(np.clip(np.array(some) * factor, -1.0, 1.0)).tolist()
+
+
+class LiveVad:
+    """Voice-activity detection of a stream without end. Its loudness is that of the loudest of the last half minute."""
+
+    def __init__(self) -> None:
+        self._silero = Silero()
+        self._rest = np.empty(0, np.float32)
+        self._powers = np.zeros(N_LOUDNESS // N_STEP, np.float64)  # mean squares of the last steps
+        self._loudest = 0.0
+
+    def take(self, samples: Samples) -> Iterator[tuple[Samples, float]]:
+        """(n,) f32 of 16 kHz → each whole step, (512,), with its probability of speech; the rest waits for more."""
+        samples = np.concatenate((self._rest, samples))
+        n = len(samples) // N_STEP * N_STEP
+        self._rest = samples[n:]
+        for step in samples[:n].reshape(-1, N_STEP):
+            self._powers = np.append(self._powers[1:], np.mean(np.square(step, dtype=np.float64)))
+            self._loudest = max(self._loudest * FORGETTING, math.sqrt(self._powers.mean()))
+            loud = np.clip(step * np.float32(gain(self._loudest)), -1.0, 1.0)
+            yield step, float(self._silero.probabilities(loud[None])[0])
+
+    @property
+    def n_rest(self) -> int:
+        """Samples that wait."""
+        return len(self._rest)
+
+    def take_rest(self) -> Samples:
+        """What waits, without a probability."""
+        rest, self._rest = self._rest, np.empty(0, np.float32)
+        return rest
+
+
+def gain(loudest: float) -> float:
+    """The factor that brings a root mean square to `LOUD`."""
+    return min(LOUD / loudest, MOST_GAIN) if loudest > 0 else 1.0
 
 
 def has_speech(samples: Samples) -> bool:
