@@ -256,7 +256,9 @@ class Session:
             transcriber = await self._interruptible(entering)
             assert transcriber is not None  # there is no time limit
             if self._listener is not None and self._listener.transcriber is transcriber:
-                self._listener.options, self._listener.cutting = configuration.options, configuration.cutting
+                self._listener.options = configuration.options
+                if self._listener.cutting != configuration.cutting:
+                    self._listener.cutting = configuration.cutting
                 return
             if self._listener is not None:
                 with suppress(NothingToCommit):
@@ -299,10 +301,7 @@ class Session:
             raise NothingToCommit
         if (rest := self._decoder.rest()).size:
             await self._hear(rest)
-        borders = self._listener.commit()
-        if not borders:
-            raise NothingToCommit
-        self._items.take(borders, self._offset_s, has_vad=self._listener.cutting is not None)
+        self._items.take(self._listener.commit(), self._offset_s, has_vad=False)
 
     def _clear(self) -> None:
         self._decoder.rest()
