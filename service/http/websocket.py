@@ -86,6 +86,7 @@ class WebSocket(WebSocketsSansIOProtocol):
         self.lost = asyncio.Event()
         self._unparsed = bytearray()
         self.conn.reject = _rejection  # type: ignore[method-assign]
+        self.conn.debug = False  # it would log keys and frames
 
     def lateness(self, now: float) -> float:
         """Never closed for others: a session's own limits end it. See service.http.connections.Connection."""
@@ -161,6 +162,11 @@ class WebSocket(WebSocketsSansIOProtocol):
         self._n_partial = 0
         self._large_ended()
         super().send_receive_event_to_app()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True  # refused; uvicorn would log an error
 
     async def receive(self) -> Any:
         message = await super().receive()

@@ -1,6 +1,7 @@
 """The routes of live speech: /v1/realtime, a WebSocket, and those that make client secrets for it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -34,18 +35,17 @@ async def realtime(websocket: WebSocket) -> None:
             await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None)
         except WebSocketDisconnect:
             return
-        model = websocket.path_params.get("deployment") or next(
-            (named for name in ("model", "deployment") if (named := websocket.query_params.get(name))), ""
-        )
-        session = Session(
-            websocket,
-            service,
-            rights_of(websocket.scope, service.settings),
-            place,
-            configuration=secret.configuration if secret is not None else Configuration(),
-            model=model,
-        )
-        await session.run()
+        configuration = secret.configuration if secret is not None else Configuration()
+        if not configuration.model:
+            configuration = replace(configuration, model=_model(websocket))
+        rights = rights_of(websocket.scope, service.settings)
+        await Session(websocket, service, rights, place, configuration).run()
+
+
+def _model(websocket: WebSocket) -> str:
+    """That of the address; empty if it names none."""
+    named = (websocket.query_params.get(name, "") for name in ("model", "deployment"))
+    return str(websocket.path_params.get("deployment") or next(filter(None, named), ""))
 
 
 async def plain(request: Request) -> Response:
