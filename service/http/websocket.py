@@ -147,7 +147,8 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def handle_ping(self) -> None:
         self._n_frames += 1
-        super().handle_ping()
+        if not self.transport.is_closing():
+            super().handle_ping()
 
     def handle_pong(self, event: Any) -> None:
         self._n_frames += 1

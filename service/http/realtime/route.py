@@ -108,16 +108,11 @@ def _seconds(expires: Any, param: str) -> int:
 
 
 def routes(prefix: str) -> list[BaseRoute]:
-    """All under a prefix; only OpenAI's own are in the schema."""
-    is_described = prefix == "/v1"
+    """All under a prefix. OpenAPI has no words for a WebSocket's events, so docs/realtime.md describes them."""
+    made = f"{prefix}/realtime"
     return [
-        WebSocketRoute(f"{prefix}/realtime", realtime, name="realtime"),
-        Route(f"{prefix}/realtime", plain, methods=["GET"], include_in_schema=False),
-        Route(f"{prefix}/realtime/client_secrets", client_secrets, methods=["POST"], include_in_schema=is_described),
-        Route(
-            f"{prefix}/realtime/transcription_sessions",
-            transcription_sessions,
-            methods=["POST"],
-            include_in_schema=is_described,
-        ),
+        WebSocketRoute(made, realtime, name="realtime"),
+        Route(made, plain, methods=["GET"], include_in_schema=False),
+        Route(f"{made}/client_secrets", client_secrets, methods=["POST"], include_in_schema=False),
+        Route(f"{made}/transcription_sessions", transcription_sessions, methods=["POST"], include_in_schema=False),
     ]
