@@ -198,6 +198,13 @@ def test_a_message_over_the_limit_ends_the_connection() -> None:
             client.recv(10)
 
 
+def test_text_that_is_none_ends_the_connection_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    with listening(Echo()) as (_, port), opened(port) as client:
+        client.sendall(frame(b"\xff\xfe"))
+        assert struct.pack("!H", 1007) in everything(client)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_no_compression_is_agreed_on() -> None:
     with listening(Echo()) as (_, port), connect(f"ws://127.0.0.1:{port}/echo", proxy=None) as client:
         assert not client.protocol.extensions
