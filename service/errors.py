@@ -296,6 +296,23 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
+class UpgradeRequired(RequestError):
+    """A plain request to a route that is a WebSocket."""
+
+    status = 426
+    code = "upgrade_required"
+    headers = MappingProxyType({"Upgrade": "websocket"})
+
+    def __init__(self) -> None:
+        super().__init__("This route is a WebSocket: connect with ws:// or, through a TLS proxy, wss://.")
+
+
+class MalformedEvent(RequestError):
+    """A live session's client sent something other than an event of the protocol."""
+
+    code = "malformed_event"
+
+
 class ClientGone(RequestError):
     """The client closed its connection before the response was ready. Only logged, with nginx's status."""
 
@@ -317,6 +334,30 @@ class QueueFull(WispError):
         super().__init__(f"The server's queue is full; try again in {max(1, retry_after_s)} s.")
         self.retry_after_s = max(1, retry_after_s)
         self.headers = {"Retry-After": str(self.retry_after_s)}
+
+
+class LiveSessionsFull(WispError):
+    """As many live sessions are open as there may be, or this client has its share of them."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "live_sessions_full"
+    headers = MappingProxyType({"Retry-After": "5"})
+
+    def __init__(self) -> None:
+        super().__init__("All live sessions are taken (WISP_LIVE_SESSIONS); try again later.")
+
+
+class ClientSecretsFull(WispError):
+    """As many client secrets are valid as there may be, or this client has its share of them."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "client_secrets_full"
+    headers = MappingProxyType({"Retry-After": "60"})
+
+    def __init__(self) -> None:
+        super().__init__("Too many client secrets are valid (WISP_LIVE_SECRETS); try again when some have expired.")
 
 
 class SetAside(WispError):

@@ -125,7 +125,8 @@ class Settings:
         choices=("no", "yes"),
     )
     aliases: str = _field(
-        "whisper-1,whisper,whisper-*,gpt-transcribe,gpt-*-transcribe*,gpt-live-transcribe,gpt-realtime-whisper",
+        "whisper-1,whisper,whisper-*,gpt-transcribe,gpt-*-transcribe*,gpt-live-transcribe,gpt-realtime-whisper,"
+        "gpt-realtime*,gpt-*-realtime*",
         "Other names of the default model, comma-separated; * matches any letters",
     )
     unknown_fields: str = _field(
@@ -190,6 +191,26 @@ class Settings:
         "(by key or address) may exceed it by a quarter",
         unit="requests",
     )
+    live_sessions: int = _field(
+        32,
+        "Live sessions at once; more get 429. Clients with few of them (by key or address) may exceed it by a quarter",
+        unit="sessions",
+        minimum=1,
+    )
+    live_idle_s: float = _field(
+        300.0, "Time without any event from its client after which a live session ends", unit="seconds", minimum=1
+    )
+    live_max_s: float = _field(3600.0, "Longest live session; its last words are still sent", unit="seconds", minimum=1)
+    live_buffer_s: float = _field(
+        30.0,
+        "Live audio of a session that may wait to be transcribed; beyond it the server reads no more from the client",
+        unit="seconds",
+        minimum=1,
+    )
+    live_append_bytes: int = _field(
+        15 * MIB, "Largest piece of live audio in one event; OpenAI's limit too", unit="bytes", minimum=KIB
+    )
+    live_secrets: int = _field(1000, "Client secrets that are valid at once; more get 429", unit="secrets", minimum=1)
     max_connections: int = _field(
         2048,
         "Open connections; the longest idle one makes room for a new one. Fewer if the limit on open files is low",
@@ -239,6 +260,10 @@ class Settings:
     def n_places(self) -> int:
         """Maximum concurrent requests, each counted from the first byte of its upload to its transcript."""
         return self.n_open() + self.queue_length
+
+    def live_message_bytes(self) -> int:
+        """The largest message of a live session: `live_append_bytes` as base64, and what is around it."""
+        return self.live_append_bytes * 4 // 3 + 64 * KIB
 
     def models(self) -> list[str]:
         """The entries of `model`. The path of an existing file may contain commas."""

@@ -75,7 +75,7 @@ def decode(
     kept: list[Samples] | None = []
     n_samples = last_rate = 0  # at the current rate
     duration = before = peak = 0.0  # before: seconds at earlier rates
-    resample = _Resampler()
+    resample = Resampler()
     with closing(_opened(file, limits, lambda: on_block(duration))) as sound:
         for rate, channels, block in _mono(sound):
             if rate != last_rate:
@@ -107,7 +107,7 @@ def _decode_again(
     file: BinaryIO, limits: Limits, on_block: Callable[[float], None], gain: np.float32
 ) -> Iterator[Samples]:
     """The 16 kHz mono blocks of a file that decode() has accepted."""
-    n_samples, resample = 0, _Resampler()
+    n_samples, resample = 0, Resampler()
     with closing(_opened(file, limits, lambda: on_block(n_samples / SAMPLE_RATE))) as sound:
         for rate, _, block in _mono(sound):
             if (resampled := resample(rate, block)).size:
@@ -161,7 +161,7 @@ def _mono(sound: "PlainWav | Decoder") -> Iterator[tuple[int, int, Samples]]:
         yield from ((*shape, mixed) for mixed in mixer.rest())
 
 
-class _Resampler:
+class Resampler:
     """Blocks at a changing rate → blocks at 16 kHz; each rate is resampled as one signal."""
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class _Resampler:
     def __call__(self, rate: int, block: Samples) -> Samples:
         before = np.empty(0, np.float32)
         if rate != self._rate:
-            before, self._rate, self._stream = self.rest(), rate, None
+            before, self._rate = self.rest(), rate
             if rate != SAMPLE_RATE:
                 import soxr  # imported here because `wisp transcribe` may not need it
 
@@ -179,6 +179,7 @@ class _Resampler:
         return np.concatenate([before, samples]) if before.size else samples
 
     def rest(self) -> Samples:
-        """The samples left in the filter after the last block."""
+        """The samples left in the filter after the last block. A block after them is a signal of its own."""
         nothing = np.empty(0, np.float32)
-        return nothing if self._stream is None else self._stream.resample_chunk(nothing, last=True)
+        stream, self._rate, self._stream = self._stream, SAMPLE_RATE, None
+        return nothing if stream is None else stream.resample_chunk(nothing, last=True)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import threading
@@ -11,7 +10,7 @@ from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service.errors import (
@@ -20,7 +19,6 @@ from service.errors import (
     HubError,
     InternalError,
     InvalidValue,
-    MalformedForm,
     MissingField,
     ModelBeingPulled,
     ModelError,
@@ -32,6 +30,7 @@ from service.errors import (
 from service.http.api_keys import Rights, rights_of
 from service.http.jobs import look_at
 from service.http.service import Service
+from service.http.small_body import json_object
 from service.http.sse import COMMENT, MEDIA_TYPE, frame
 from service.models.loaded import Model
 from service.models.names import repo_of
@@ -93,20 +92,7 @@ async def pull(request: Request) -> Response:
 
 async def _named(request: Request) -> str:
     """The `model` of a small JSON object. Raises MalformedForm, MissingField, InvalidValue."""
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise MalformedForm(f"The body has more than {MAX_BODY_BYTES} bytes.")
-    except ClientDisconnect:
-        raise ClientGone from None
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise MalformedForm('The body is a JSON object: {"model": NAME}.')
+    fields = await json_object(request, MAX_BODY_BYTES, '{"model": NAME}')
     named = fields.get("model")
     if not named:
         raise MissingField("model")

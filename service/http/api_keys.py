@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import InvalidApiKey, StartError
 from service.http.clients import KEY_IN_SCOPE
+from service.http.realtime.secrets import SECRET_IN_SCOPE, ClientSecrets
 from service.http.request_log import error_response
 from service.http.route_table import route_of
 from service.models.places import canonical_name
@@ -27,6 +28,7 @@ EMPTY = hashlib.sha256(b"").digest()  # of an empty key, as in `Bearer ` alone
 KEY = re.compile(r"[!-+\--~]+", re.ASCII)  # what a header can carry: no spaces, and no comma, which separates keys
 MAX_FILE_BYTES = 1024 * 1024
 KEY_HEADERS = (b"api-key", b"x-api-key")  # Azure's clients send the first, others the second
+KEY_SUBPROTOCOL = "openai-insecure-api-key."  # a page cannot set a WebSocket's headers
 MAX_KEYS_SENT = 4
 RIGHTS_IN_SCOPE = "wisp.rights"
 
@@ -66,20 +68,25 @@ class ApiKeys:
         One valid key is enough: `Bearer KEY`, `KEY`, or one of the others. Two Authorization headers count as none. A
         key is compared with all keys, each in constant time, so that the response time reveals nothing.
         """
-        keys = [*others]
-        if len(authorization) == 1:
-            scheme, _, key = authorization[0].strip().partition(" ")
-            if not key:
-                keys.append(scheme)
-            elif scheme.lower() == "bearer":
-                keys.append(key)
         found = None
-        for key in keys[:MAX_KEYS_SENT]:
-            sent = digest_of(key.strip())
+        for key in sent_keys(authorization, others):
+            sent = digest_of(key)
             for known in self._digests:
-                if hmac.compare_digest(known, sent) and key.strip():
+                if hmac.compare_digest(known, sent) and key:
                     found = known
         return found
+
+
+def sent_keys(authorization: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The first few keys that a request carries; see ApiKeys.accepted()."""
+    keys = [*others]
+    if len(authorization) == 1:
+        scheme, _, key = authorization[0].strip().partition(" ")
+        if not key:
+            keys.append(scheme)
+        elif scheme.lower() == "bearer":
+            keys.append(key)
+    return [key.strip() for key in keys[:MAX_KEYS_SENT]]
 
 
 def digest_of(key: str) -> bytes:
@@ -203,24 +210,40 @@ class KeyGuard:
     A path belongs to the first route that matches it, as in routing; paths without a route are guarded too.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, routes: Sequence[BaseRoute], public: Collection[str]) -> None:
-        """`public`: names of the routes that need no key."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: ApiKeys,
+        routes: Sequence[BaseRoute],
+        public: Collection[str],
+        secrets: ClientSecrets | None = None,
+    ) -> None:
+        """`public`: names of the routes that need no key. `secrets`: admit WebSockets too."""
         self.app, self.keys, self.routes, self.public = app, keys, routes, frozenset(public)
+        self.secrets = secrets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or not self.keys.are_required or self._is_public(scope):
+        if scope["type"] == "lifespan" or self._is_public(scope):
             await self.app(scope, receive, send)
             return
         sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
         others = [value.decode("latin-1") for name, value in scope["headers"] if name in KEY_HEADERS]
-        accepted = self.keys.accepted(sent, others)
+        if scope["type"] == "websocket":
+            others += [
+                offered.removeprefix(KEY_SUBPROTOCOL)
+                for offered in scope.get("subprotocols", ())
+                if offered.startswith(KEY_SUBPROTOCOL)
+            ]
+            if self.secrets is not None and (secret := self.secrets.find(sent_keys(sent, others))) is not None:
+                scope[SECRET_IN_SCOPE], scope[KEY_IN_SCOPE], scope[RIGHTS_IN_SCOPE] = secret, secret.key, secret.rights
+                await self.app(scope, receive, send)
+                return
+        accepted = self.keys.accepted(sent, others) if self.keys.are_required else None
         if accepted is not None or not self.keys.are_required:
             if accepted is not None:
                 scope[KEY_IN_SCOPE] = accepted.hex()
                 scope[RIGHTS_IN_SCOPE] = self.keys.rights(accepted)
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it is accepted: 403
         else:
             await error_response(InvalidApiKey(is_absent=not (sent or others)))(scope, receive, send)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # imported where used: `wisp transcribe` serves nothing
 
     from service.http.api_keys import ApiKeys
     from service.http.metrics import Metrics
+    from service.http.realtime.secrets import ClientSecrets
     from service.http.tracing import Tracing
 
 __all__ = ["GUEST_WASM", "Engine", "create_app", "serve"]
@@ -51,6 +52,8 @@ def create_app(
     from service.http.form.multipart import find_spool_folder
     from service.http.health import Health
     from service.http.metrics import Metrics
+    from service.http.realtime.places import LiveSessions
+    from service.http.realtime.secrets import ClientSecrets
     from service.http.service import Service
     from service.http.uploads import Uploads
 
@@ -72,6 +75,9 @@ def create_app(
     uploads = Uploads(engine.settings.n_places(), spool_bytes=engine.settings.spool_bytes)
     engine.served.catalogue.check_settings()
     metrics = Metrics(engine, uploads.n_under_way)
+    live = LiveSessions(engine.settings.live_sessions, metrics)
+    metrics.watch_live(live.n_open)
+    secrets = ClientSecrets(engine.settings.live_secrets)
     engine.shared.observers.append(metrics.run_ended)
     engine.shared.model_observers.append(metrics.model_moved)
     if tracing is not None:
@@ -83,14 +89,14 @@ def create_app(
         routes=table,
         exception_handlers=routes.EXCEPTION_HANDLERS,
         middleware=_middleware(
-            engine.settings, keys or read_api_keys(engine.settings), table, metrics, tracing, check_host
+            engine.settings, keys or read_api_keys(engine.settings), secrets, table, metrics, tracing, check_host
         ),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     health = Health(engine, fresh_s=engine.settings.probe_after_s, limit_s=engine.settings.probe_limit_s)
     app.state.health = health
-    app.state.service = Service(engine, health.readiness, health.liveness, uploads)
+    app.state.service = Service(engine, health.readiness, health.liveness, uploads, live, secrets)
     return app
 
 
@@ -110,6 +116,7 @@ def _metrics_route(metrics: "Metrics") -> "BaseRoute":
 def _middleware(
     settings: Settings,
     keys: "ApiKeys",
+    secrets: "ClientSecrets",
     table: "Sequence[BaseRoute]",
     metrics: "Metrics",
     tracing: "Tracing | None",
@@ -161,7 +168,7 @@ def _middleware(
         )
     )
     public = routes.PUBLIC_ROUTES | ({METRICS_ROUTE} if settings.metrics == "public" else set())
-    stack.append(Middleware(KeyGuard, keys=keys, routes=table, public=public))
+    stack.append(Middleware(KeyGuard, keys=keys, routes=table, public=public, secrets=secrets))
     stack.append(Middleware(NamedClient))
     stack.append(
         Middleware(
@@ -201,6 +208,8 @@ def serve(settings: Settings) -> None:
         app.state.service.under_way,
         grace_s=settings.grace_s,
         on_stop=app.state.health.stop,
+        end_sessions=app.state.service.live.stop,
+        message_bytes=settings.live_message_bytes(),
         most_connections=connections_within(n_files, settings.n_places(), settings.max_connections),
     )
     with _listen(settings.host, settings.port) as listener:

@@ -16,6 +16,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 NO_ROUTE = "none"  # label for paths without a route
 REJECTED = 429
 NANOSECONDS = 1e9
+LIVE_OUTCOMES = ("done", "failed", "cancelled")
 STAGE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)  # seconds
 FACTOR_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # seconds of work per second of audio
 
@@ -106,6 +107,20 @@ class Metrics:
             registry=registry,
         )
         self._unloads = Counter("wisp_model_unloads", "Times that a model was unloaded", ["model"], registry=registry)
+        self._utterances = Counter(
+            "wisp_live_utterances", "Live utterances that have ended", ["outcome"], registry=registry
+        )
+        self._live_delay_s = Histogram(
+            "wisp_live_delay_seconds",
+            "From the newest audio that a pass over live speech heard to the words that it settled",
+            buckets=STAGE_BUCKETS,
+            registry=registry,
+        )
+        self._live_skipped = Counter(
+            "wisp_live_steps_skipped", "Passes over live speech that were left out under load", registry=registry
+        )
+        for outcome in LIVE_OUTCOMES:
+            self._utterances.labels(outcome)
         registry.register(_ModelLevels(levels))
         # A series that is not there until something happens cannot be told from one that is gone.
         for stage in ("upload", "wait", *STAGES):
@@ -149,6 +164,20 @@ class Metrics:
             self._audio_s.labels(run.model).inc(run.audio_s)
             self._tokens.labels(run.model).inc(run.n_tokens)
             self._factor.labels(run.model).observe(run.worked_s / run.audio_s)
+
+    def watch_live(self, n_open: Callable[[], int]) -> None:
+        """`n_open`: returns the number of live sessions in progress."""
+        level = Gauge("wisp_live_sessions", "Live sessions in progress", registry=self._collectors)
+        level.set_function(n_open)
+
+    def words_settled(self, delay_s: float) -> None:
+        """A pass over live speech has settled words, so long after its newest audio came."""
+        self._live_delay_s.observe(delay_s)
+
+    def utterance_ended(self, outcome: str, n_skipped: int) -> None:
+        """A live utterance has ended; `n_skipped` of its passes were left out."""
+        self._utterances.labels(outcome).inc()
+        self._live_skipped.inc(n_skipped)
 
     def exposition(self) -> bytes:
         """All metrics, as CONTENT_TYPE says."""

@@ -41,8 +41,6 @@ class OriginGuard:
         refusal = self._refusal(scope) if is_checked else None
         if refusal is None:
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it is accepted: 403
         else:
             await error_response(refusal)(scope, receive, send)
 

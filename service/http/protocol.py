@@ -62,6 +62,7 @@ class ImpatientProtocol(H11Protocol):
     _behind: asyncio.TimerHandle | None = None
     _n_bytes = 0  # received since
     _since = 0.0  # the server waits for a request
+    _is_upgraded = False  # to a WebSocket, which has its own protocol from then on: websocket.py
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -94,6 +95,8 @@ class ImpatientProtocol(H11Protocol):
             return
         is_unread = self._is_unread()
         super().data_received(data)
+        if self._is_upgraded:
+            return
         if is_unread:
             self._rest(len(data))
             self._keep_alive()
@@ -105,6 +108,8 @@ class ImpatientProtocol(H11Protocol):
             return
         self.conn.allow(self.events_a_turn)
         super().handle_events()
+        if self._is_upgraded:
+            return
         is_over = self.conn.n_extra > 0 or self.conn.is_behind
         if is_over and not self.transport.is_closing():
             self.transport.pause_reading()
@@ -118,6 +123,8 @@ class ImpatientProtocol(H11Protocol):
         if self.conn.is_behind:
             is_unread = self._is_unread()
             self.handle_events()
+            if self._is_upgraded:
+                return
             if is_unread:
                 self._keep_alive()
             self._watch()
@@ -126,7 +133,22 @@ class ImpatientProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         self._since, self._n_bytes = self.loop.time(), 0
         super().on_response_complete()
-        self._watch()
+        if not self._is_upgraded:
+            self._watch()
+
+    def _should_upgrade(self) -> bool:
+        """Only as RFC 6455 has it: a GET without a body. Anything else is a plain request."""
+        sent = dict(self.headers)
+        has_body = sent.get(b"content-length", b"0").strip(b"0") or b"transfer-encoding" in sent
+        return not has_body and self.scope["method"] == "GET" and super()._should_upgrade()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._is_upgraded = True
+        self._trust()
+        for timer in (self._resting, self._behind):
+            if timer is not None:
+                timer.cancel()
+        super().handle_websocket_upgrade(event)
 
     def lateness(self, now: float) -> float:
         """See service.http.connections.Connection."""
@@ -182,7 +204,7 @@ class ImpatientProtocol(H11Protocol):
 
     def _is_sending(self) -> bool:
         """In the middle of a body, or of what is no HTTP."""
-        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
+        return not self._is_upgraded and self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def _is_unread(self) -> bool:
         """Whether a body still comes that is answered already."""

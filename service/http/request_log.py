@@ -7,16 +7,18 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from urllib.parse import quote
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import InternalError, NotReady, Overloaded, WispError
+from service.errors import InternalError, NotReady, Overloaded, RouteNotFound, WispError
 
 log = logging.getLogger("wisp")
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
+SWITCHED = 101  # the status of a WebSocket that was accepted
 SAFE_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 # Only this server's files run or are drawn, and no text can become markup or a script.
 PAGE_POLICY = "; ".join(
@@ -70,7 +72,7 @@ class RequestLog:
         self.app, self.on_end, self.wrap = app, on_end, wrap
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
@@ -81,11 +83,19 @@ class RequestLog:
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 status = message["status"]
                 own = message["headers"]
                 message["headers"] = [*own, (b"x-request-id", identity.encode("ascii")), *_safe(own)]
-            await send(message)
+            elif message["type"] == "websocket.accept":
+                status = SWITCHED
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity.encode("ascii"))]
+            elif message["type"] == "websocket.close" and not status:  # routing found nothing
+                missing = RouteNotFound(f"{scope['path']} does not exist.")
+                await error_response(missing)(scope, receive, send_with_id)
+                return
+            with suppress(OSError) if scope["type"] == "websocket" and status != SWITCHED else nullcontext():
+                await send(message)  # the client may be gone before its refusal
 
         try:
             await self.app(scope, receive, send_with_id)
@@ -106,6 +116,11 @@ class RequestLog:
         finally:
             seconds = time.monotonic() - started
             path = quote(scope["path"])  # a line break in it would start a forged log line
-            fields = {"method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 6)}
+            fields = {
+                "method": scope.get("method", "GET"),
+                "path": path,
+                "status": status,
+                "seconds": round(seconds, 6),
+            }
             log.info("%s %s %d %.3f s", *fields.values(), extra={"fields": fields})
             self.on_end(scope, status, seconds)

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from service.errors import (
     ClientGone,
@@ -29,6 +29,7 @@ from service.http.form.fields import Fields
 from service.http.form.multipart import MAX_PARTS, BodyReader
 from service.http.jobs import Job
 from service.http.openapi import routes as api_pages
+from service.http.realtime import route as realtime
 from service.http.request_log import error_response
 from service.http.service import Choice, Service
 from service.http.sse import MEDIA_TYPE, EventStream
@@ -174,20 +175,22 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "ready", "model": service.catalogue.default.name})
 
 
-def _api(prefix: str) -> list[Route]:
+def _api(prefix: str) -> list[BaseRoute]:
     """The API's routes under a prefix; only OpenAI's own are in the schema."""
     is_described = prefix == "/v1"
     return [
         Route(f"{prefix}/audio/transcriptions", transcriptions, methods=["POST"], include_in_schema=is_described),
         Route(f"{prefix}/audio/translations", translations, methods=["POST"], include_in_schema=is_described),
+        *realtime.routes(prefix),
         Route(f"{prefix}/models", models, methods=["GET", "POST"], include_in_schema=is_described),
         Route(f"{prefix}/models/{{id:path}}", model, methods=["GET", "DELETE"], include_in_schema=is_described),
     ]
 
 
-ROUTES = [
+ROUTES: list[BaseRoute] = [
     *(route for prefix in ("/v1", "", *FOREIGN_PREFIXES) for route in _api(prefix)),
     Route("/inference", transcriptions, methods=["POST"], include_in_schema=False),  # whisper.cpp's
+    WebSocketRoute("/openai/realtime", realtime.realtime, name="realtime"),  # Azure's
     Route("/api/ps", administration.loaded, name="loaded"),
     Route("/health", healthz, include_in_schema=False),
     Route("/healthz", healthz),

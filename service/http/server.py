@@ -16,6 +16,7 @@ import uvicorn
 from service.http.connections import THINNED_WITHOUT_FILES, AcceptErrors, thin
 from service.http.jobs import Job
 from service.http.protocol import KEEP_ALIVE_S, MOST_CONNECTIONS, Config, ImpatientProtocol
+from service.http.websocket import WebSocket
 
 log = logging.getLogger("wisp")
 
@@ -23,6 +24,8 @@ ANSWER_S = 1.0  # time for cancelled requests to send that error
 TICK_S = 0.05
 BACKLOG = 2048  # connections the kernel holds until they are accepted
 ACCEPTED_AT_ONCE = 32  # per loop turn; asyncio's default is the backlog's size
+MESSAGE_BYTES = 1024 * 1024  # of a WebSocket
+PING_S = 20.0  # between two pings, and for the answer to one
 
 
 class Server(uvicorn.Server):
@@ -35,16 +38,24 @@ class Server(uvicorn.Server):
         *,
         grace_s: float,
         on_stop: Callable[[], None] = lambda: None,
+        end_sessions: Callable[[], None] = lambda: None,
         most_connections: int = MOST_CONNECTIONS,
+        message_bytes: int = MESSAGE_BYTES,
     ) -> None:
         """`app`: an ASGI application; `under_way`: the jobs still running when `grace_s` seconds are over.
 
-        `on_stop`: called as soon as the server starts to stop. `most_connections`: beyond it, the longest idle ones are
-        closed.
+        `on_stop`: called as soon as the server starts to stop. `end_sessions`: called in the event loop then, so that
+        WebSocket sessions end by themselves. `most_connections`: beyond it, the longest idle ones are closed.
+        `message_bytes`: the largest message of a WebSocket.
         """
         config = Config(
             app,
             http=ImpatientProtocol,
+            ws=WebSocket,
+            ws_max_size=message_bytes,
+            ws_per_message_deflate=False,  # audio in base64 gains little for much time and memory
+            ws_ping_interval=PING_S,
+            ws_ping_timeout=PING_S,
             timeout_keep_alive=KEEP_ALIVE_S,
             log_config=None,
             access_log=False,
@@ -55,7 +66,8 @@ class Server(uvicorn.Server):
         # The last resort, for a task that ignores cancellation; everything else has ended by then.
         config.timeout_graceful_shutdown = int(grace_s + 3 * ANSWER_S)
         super().__init__(config)
-        self.under_way, self.grace_s, self.on_stop = under_way, grace_s, on_stop
+        self.under_way, self.grace_s = under_way, grace_s
+        self.on_stop, self.end_sessions = on_stop, end_sessions
         self.hurried = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -102,6 +114,7 @@ class Server(uvicorn.Server):
             log.info(
                 "stopping: %s may take %g s more; a second Ctrl-C stops immediately", self._counted(), self.grace_s
             )
+        self.end_sessions()
         ending = asyncio.create_task(self._end_requests())
         await super().shutdown(sockets)
         await ending

@@ -20,6 +20,8 @@ from service.http.api_keys import Rights
 from service.http.form.table import shown
 from service.http.jobs import Job, look_at
 from service.http.openapi.document import WILDCARDS
+from service.http.realtime.places import LiveSessions
+from service.http.realtime.secrets import ClientSecrets
 from service.http.uploads import Uploads
 from service.models.better import embedded_notice
 from service.models.catalogue import Catalogue, Entry
@@ -45,6 +47,8 @@ class Service:
     readiness: Callable[[], Awaitable[None]]
     liveness: Callable[[], None]
     uploads: Uploads
+    live: LiveSessions
+    secrets: ClientSecrets
     under_way: set[Job] = field(default_factory=set)
     pulls: dict[str, float] = field(default_factory=dict)  # of models on their way: the name → the share that is here
 

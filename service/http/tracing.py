@@ -63,7 +63,7 @@ class Tracing:
             route = getattr(route_of(scope, routes), "path", "")
             known = {"http.route": route} if route else {}
             return (
-                f"{scope['method']} {route}" if route else "request",
+                f"{scope.get('method', 'GET')} {route}" if route else "request",
                 {"wisp.request_id": request_id.get(), "url.path": route, "url.query": "", **known},
             )
 
