@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from service.audio.log_mel import CHUNK_SECONDS, SAMPLE_RATE, Samples
+from service.audio.log_mel import HOP_LENGTH, SAMPLE_RATE, Samples
 from service.errors import ClientGone, Overloaded, QueueFull, WispError
 from service.transcription.agreement import Agreement
 from service.transcription.reading import audio_of
@@ -17,7 +17,6 @@ from service.transcription.types import Options, Token
 
 log = logging.getLogger("wisp")
 
-N_WINDOW = CHUNK_SECONDS * SAMPLE_RATE
 CUT_S = 15.0  # from this length on, settled segments are cut off, as in Macháček et al.'s
 MOST_SETTLED = 160  # tokens in one window: a decoder has room for 224 after the prompt
 N_CONTEXT = 200  # characters of settled text that prompt the next window
@@ -84,6 +83,7 @@ class Utterance:
         self._tokenizer = transcriber.model.tokenizer
         self._step = int(transcriber.settings.live_step_s * SAMPLE_RATE)
         self._agreement = Agreement(self._tokenizer)
+        self._n_window = 2 * transcriber.model.dims.n_audio_ctx * HOP_LENGTH  # samples: 30 s
         self._samples: Samples = np.empty(0, np.float32)  # of the current window and what follows it
         self._blocks: list[Samples] = []  # directly after them
         self._n_before = 0  # samples before the current window
@@ -158,7 +158,7 @@ class Utterance:
 
     def _is_full(self) -> bool:
         """Whether the window is: of audio, or of settled tokens, which take the decoder's room."""
-        return self._n_samples - self._n_before >= N_WINDOW or len(self._agreement.settled) >= MOST_SETTLED
+        return self._n_samples - self._n_before >= self._n_window or len(self._agreement.settled) >= MOST_SETTLED
 
     def _is_due(self) -> bool:
         if self._is_pausing:
@@ -211,7 +211,7 @@ class Utterance:
 
     async def _hear_window(self) -> None:
         """A pass over a full window, which ends it."""
-        n = min(N_WINDOW, self._n_samples - self._n_before)
+        n = min(self._n_window, self._n_samples - self._n_before)
         settled = self._agreement.settled
         heard = await self._hear_surely(n)
         new, seconds = self._agreement.end_window(heard.tokens, n / SAMPLE_RATE)
