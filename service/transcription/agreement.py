@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from service.models.tokenizer import Tokenizer
 
+N_CONTEXT = 50  # tokens of settled text that prompt the next window
 TIME_PRECISION = 0.02  # seconds per timestamp token
 WITHOUT_SPACES = ("zh", "ja", "th", "lo", "my", "yue")  # as in openai/whisper's `split_to_word_tokens`
 
@@ -17,6 +18,7 @@ class Agreement:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self.context: tuple[int, ...] = ()  # text before the window
         self.settled: tuple[int, ...] = ()  # with timestamps, from the window's start
         self.rest: tuple[int, ...] = ()  # text that the last pass heard after them
 
@@ -48,6 +50,7 @@ class Agreement:
         if at is None or not (is_long or at == len(tokens) - 1):
             return 0.0
         offset = tokens[at - 1] - begin
+        self._leave(tokens[:at])
         self.settled = tuple(token - offset if token >= begin else token for token in tokens[at:])
         return offset * TIME_PRECISION
 
@@ -62,8 +65,23 @@ class Agreement:
         if at is not None and at > len(self.settled):
             heard, seconds = heard[:at], (heard[at - 1] - begin) * TIME_PRECISION
         text = self.take_all(heard)
-        self.settled = self.rest = ()
+        self.restart()
         return text, seconds
+
+    def restart(self) -> None:
+        """Start another window, of which nothing is settled."""
+        self._leave(self.settled)
+        self.settled = self.rest = ()
+
+    def end_at(self, seconds: float) -> None:
+        """The audio so far ends here: the decoder likes to put the last timestamp later."""
+        last = self._tokenizer.timestamp_begin + int(seconds / TIME_PRECISION)
+        if self.settled and self.settled[-1] > last:
+            self.settled = (*self.settled[:-1], max(last, *self.settled[:-1]))
+
+    def _leave(self, tokens: Sequence[int]) -> None:
+        text = (token for token in tokens if token < self._tokenizer.eot)
+        self.context = (*self.context, *text)[-N_CONTEXT:]
 
     def _text_after(self, heard: Sequence[int]) -> tuple[int, ...]:
         return tuple(token for token in heard[len(self.settled) :] if token < self._tokenizer.eot)

@@ -17,7 +17,7 @@ from service.transcription.types import Options
 from service.transcription.utterance import Utterance, Words
 from service.transcription.vad import STEP_S, LiveVad
 
-CONTINUES_S = 3.0  # an utterance that begins this soon after another has that one's text as its prompt
+CONTINUES_S = 3.0  # an utterance that begins this soon after another is taken to continue it
 PAUSE_S = 0.2  # of silence, after which an utterance is heard as if it were over
 LEAD_S = 0.3  # before the padding: the first sound of a word is often too soft to count as speech
 MIN_COMMIT_S = 0.1  # OpenAI's
@@ -150,12 +150,13 @@ class Listener:
 
     def _start(self, at: int, *, has_speech: bool = True) -> Started:
         """An utterance that begins with the kept samples from `at` on."""
-        before = self._last if at - self._n_ended < CONTINUES_S * SAMPLE_RATE else None
-        self._last = utterance = self._open = Utterance(self.transcriber, self.options, self._on_words, before)
-        self._all.add(utterance)
         kept = np.concatenate(self._kept) if self._kept else np.empty(0, np.float32)
         self._kept.clear()
         first = max(0, len(kept) - (self._n_samples - at) - int(LEAD_S * SAMPLE_RATE))
+        gap = self._n_samples - len(kept) + first - self._n_ended
+        before = self._last if gap < CONTINUES_S * SAMPLE_RATE else None
+        self._last = utterance = self._open = Utterance(self.transcriber, self.options, self._on_words, before, gap)
+        self._all.add(utterance)
         utterance.add(kept[first:], has_speech=has_speech)
         return Started(utterance, max(at, self._n_samples - len(kept)) / SAMPLE_RATE)
 

@@ -19,8 +19,8 @@ log = logging.getLogger("wisp")
 
 CUT_S = 15.0  # from this length on, settled segments are cut off, as in Macháček et al.'s
 MOST_SETTLED = 160  # tokens in one window: a decoder has room for 224 after the prompt
-N_CONTEXT = 200  # characters of settled text that prompt the next window
 SILENCE_S = 2.0  # at the end: more than this is heard, too, as voice-activity detection may have missed speech in it
+CONTINUED_S = 12.0  # of the utterance before, which is heard again
 LEAST_S = 0.2  # of speech after the last segment, to listen again
 RETRY_S = 0.25  # before a last pass that found no place is tried again
 LEAST_LOGPROB, MOST_COMPRESSION = -1.0, 2.4  # openai/whisper's checks: a pass that fails them settles nothing
@@ -71,15 +71,14 @@ class Utterance:
         options: Options,
         on_words: Callable[["Utterance", Words], None],
         before: "Utterance | None" = None,
+        gap: int = 0,
     ) -> None:
         """Starts to listen. `options`: temperatures and beams are for the passes over pauses and whole windows.
 
-        `before`: the utterance that this one continues.
+        `before`: the utterance that this one continues, after `gap` samples.
         """
         self._transcriber, self._options, self._on_words = transcriber, options, on_words
-        self._before = before
-        if before is not None:
-            before._before = None
+        self._before, self._gap = before, gap
         self._tokenizer = transcriber.model.tokenizer
         self._step = int(transcriber.settings.live_step_s * SAMPLE_RATE)
         self._agreement = Agreement(self._tokenizer)
@@ -165,8 +164,24 @@ class Utterance:
             return self._n_voice > self._n_done
         return self._n_voice > self._n_heard and self._n_samples >= self._due_at
 
+    def _continue(self) -> None:
+        """Let the window begin with the utterance before, so that the decoder hears the whole sentence."""
+        before, self._before = self._before, None
+        if before is None or not before._task.done() or before._task.cancelled() or before._task.exception():
+            return
+        self._agreement, window = before._agreement, before._samples
+        window = window[round(self._agreement.cut() * SAMPLE_RATE) :]
+        if not self._agreement.settled or len(window) + self._gap > CONTINUED_S * SAMPLE_RATE:
+            self._agreement.restart()
+            return
+        self._agreement.end_at(len(window) / SAMPLE_RATE)
+        self._samples = np.concatenate([window, np.zeros(self._gap, np.float32)])
+        self._n_before = -len(self._samples)
+
     async def _listen(self) -> None:
         try:
+            await self._due.wait()
+            self._continue()
             while True:
                 if self._is_full():
                     await self._hear_window()
@@ -250,10 +265,8 @@ class Utterance:
         if self._blocks:
             self._samples, self._blocks = np.concatenate([self._samples, *self._blocks]), []
         came_at, settled = self._came_at, self._agreement.settled
-        n_before = max(0, len(self._text) - len(self._tokenizer.decode(settled)))
-        context = f"{self._before._text} " if self._before is not None else ""
-        context = (context + self._text[:n_before])[-N_CONTEXT:]
-        prompt = " ".join(filter(None, (options.prompt, context.strip())))
+        context = self._tokenizer.decode(self._agreement.context).strip("\ufffd ")
+        prompt = " ".join(filter(None, (options.prompt, context)))
         options = replace(options, prompt=prompt or None, language=self._language, settled=settled)
         run = self._transcriber.submit(audio_of(self._samples[:n]), options)
         try:
@@ -261,6 +274,11 @@ class Utterance:
         finally:
             run.cancel()
         self.n_passes += 1
+        heard = transcription.segments[0].tokens if transcription.segments else settled
+        if len(heard) <= len(settled) and self._n_before < 0:  # it takes the utterance before for all
+            self._agreement.restart()
+            self._drop(-self._n_before / SAMPLE_RATE)
+            return await self._hear(options, n)
         if not transcription.segments:
             return _Pass(settled, (), True, transcription.language, came_at)
         (segment,) = transcription.segments
