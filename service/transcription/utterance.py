@@ -108,11 +108,14 @@ class Utterance:
 
     @property
     def unheard_s(self) -> float:
-        """Seconds of audio that no pass has heard yet."""
-        return 0.0 if self._task.done() else (self._n_samples - self._n_heard) / SAMPLE_RATE
+        """Seconds of audio that wait for a pass; 0 while none is due."""
+        is_waiting = not self._task.done() and not self._idle.is_set()
+        return (self._n_samples - self._n_heard) / SAMPLE_RATE if is_waiting else 0.0
 
     def add(self, samples: Samples, *, has_speech: bool = True) -> None:
-        """(n,) f32 samples of 16 kHz, directly after the last."""
+        """(n,) f32 samples of 16 kHz, directly after the last. After a failure they are dropped."""
+        if self._task.done():
+            return
         self._blocks.append(samples)
         self._n_samples += len(samples)
         self._came_at = time.monotonic()

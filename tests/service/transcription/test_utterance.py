@@ -217,9 +217,11 @@ def test_a_slow_pass_skips_steps() -> None:
         for _ in range(5):
             live.utterance.add(second())
             await asyncio.sleep(0)
+        assert live.utterance.unheard_s == 5
         live.transcriber.held = False
         live.transcriber.release()
         await live.utterance.idle()
+        assert live.utterance.unheard_s == 0
         assert [seconds for seconds, _ in live.transcriber.passes] == [1, 5]
         assert live.utterance.n_skipped == 3
         assert (await live.end()).text == "w1 w2 w3 w4 w5"
@@ -247,6 +249,8 @@ def test_a_failed_step_is_skipped_and_a_failed_end_is_reported() -> None:
         live.utterance.stop()
         with pytest.raises(InternalError):
             await live.utterance.result()
+        live.utterance.add(second())
+        assert live.utterance.seconds == 3, "no audio is kept for nobody"
 
     run(session)
 
@@ -266,5 +270,62 @@ def test_a_cancelled_utterance_ends_at_once() -> None:
         live.utterance.add(second(2))
         assert live.words == []
         assert live.utterance.unheard_s == 0
+
+    run(session)
+
+
+def following(session: Session, hears: Hears, gap: float) -> Session:
+    """A session's next utterance."""
+    after = Session(hears)
+    after.utterance.cancel()
+    after.utterance = Utterance(
+        cast(Any, after.transcriber),
+        Options(),
+        lambda _, words: after.words.append(words),
+        session.utterance,
+        int(gap * 16_000),
+    )
+    return after
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_an_utterance_is_heard_after_the_one_that_it_continues(goes_on: bool) -> None:
+    """The decoder may also take the first one for all; then the second is heard alone."""
+
+    def on(seconds: float, options: Options) -> list[int]:
+        said = [token for token in options.settled or () if token < T]
+        if said[:2] == [1, 2]:
+            return list(range(len(said) + 1, int(seconds) + 1)) if goes_on else []
+        return [*([] if options.settled else [T]), *range(len(said) + 3, int(seconds) + 3)]
+
+    async def session() -> None:
+        first = Session()
+        await first.say(2)
+        await first.end()
+        second = following(first, on, 0.0)
+        await second.say(2)
+        assert (await second.end()).text == "w3 w4"
+        seconds, options = second.transcriber.passes[0]
+        assert (seconds, options.settled) == (3.0, (T, 1, 2))
+        assert second.transcriber.passes[-1][1].prompt == (None if goes_on else "w1 w2")
+
+    run(session)
+
+
+def test_a_long_or_failed_utterance_before_is_not_heard_again() -> None:
+    async def session() -> None:
+        long, failed = Session(), Session(lambda *_: InternalError())
+        await long.say(14)
+        await long.end()
+        await failed.say(1)
+        failed.utterance.stop()
+        with pytest.raises(InternalError):
+            await failed.utterance.result()
+        for before, prompt in ((long, "w1 w2"), (failed, None)):
+            second = following(before, word_a_second, 1.0)
+            await second.say(2)
+            assert (await second.end()).text == "w1 w2"
+            assert [seconds for seconds, _ in second.transcriber.passes] == [1, 2, 2]
+            assert (second.transcriber.passes[0][1].prompt or "").startswith(prompt or "")
 
     run(session)
