@@ -30,6 +30,14 @@ ARROWS = {
         "service.models",
         "service.transcription",
     },
+    "service.wyoming": {
+        "service.errors",
+        "service.settings",
+        "service.audio",
+        "service.models",
+        "service.transcription",
+        "service.http",
+    },
     "service.cli": {
         "service.errors",
         "service.settings",
@@ -38,6 +46,7 @@ ARROWS = {
         "service.models",
         "service.transcription",
         "service.http",
+        "service.wyoming",
         "kernels",  # wisp doctor reports the machine's hardware, wisp models convert writes a checkpoint
     },
     "kernels.rules": set(),
@@ -54,6 +63,7 @@ ONLY_IMPORTER = {  # library → the package, or the module, that alone may impo
     "prometheus_client": "service.http.metrics",
     "python_multipart": "service.http.form",
     "shtab": "service.cli.completion",
+    "sounddevice": "service.cli.listen.sources",
     "soundfile": "service.audio.wav",
     "soxr": "service.audio.decode",
     "starlette": "service.http",
@@ -62,6 +72,8 @@ ONLY_IMPORTER = {  # library → the package, or the module, that alone may impo
     "uvicorn": "service.http",
     "wasmtime": "service.guest",
     "wgpu": "kernels.webgpu.device",
+    "wyoming": "service.wyoming",
+    "zeroconf": "service.wyoming.announcement",
 }
 
 
