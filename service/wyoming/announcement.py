@@ -9,6 +9,7 @@ from contextlib import suppress
 log = logging.getLogger("wisp")
 
 SERVICE = "_wyoming._tcp.local."
+MAX_NAME = 50  # bytes; with "wisp-" and a number after it, DNS allows 63
 MULTICAST = ("224.0.0.251", 5353)
 
 
@@ -38,22 +39,19 @@ class Announcement:
             log.info("Home Assistant isn't told of the Wyoming port: zeroconf is not installed")
             return
         try:
-            name = f"wisp-{socket.gethostname().partition('.')[0]}"
+            name = f"wisp-{socket.gethostname().partition('.')[0][:MAX_NAME]}"
             service = AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}", port=self._port, addresses=[self._address()])
             multicast = AsyncZeroconf()
-        except OSError as error:
-            log.info("Home Assistant isn't told of the Wyoming port: %s", error.strerror)
-            return
-        try:
-            await multicast.async_register_service(service, allow_name_change=True)
-            log.debug("announced %s", service.name)
-            await asyncio.Event().wait()
+            try:
+                await multicast.async_register_service(service, allow_name_change=True)
+                log.debug("announced %s", service.name)
+                await asyncio.Event().wait()
+            finally:
+                with suppress(OSError, Error):
+                    await multicast.async_unregister_all_services()
+                await multicast.async_close()
         except (OSError, Error) as error:
             log.info("Home Assistant isn't told of the Wyoming port: %s", error)
-        finally:
-            with suppress(OSError, Error):
-                await multicast.async_unregister_all_services()
-            await multicast.async_close()
 
     def _address(self) -> bytes:
         """One at which others reach this machine."""

@@ -1,5 +1,6 @@
 """One utterance of a Wyoming client: from its first audio to its transcript, its words while it is spoken."""
 
+import logging
 from collections.abc import Callable
 
 from wyoming.asr import Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
@@ -12,6 +13,8 @@ from service.transcription.transcriber import Transcriber
 from service.transcription.types import Options
 from service.transcription.utterance import Utterance, Words
 from service.wyoming.events import Eventable
+
+log = logging.getLogger("wisp")
 
 Send = Callable[[Eventable], None]
 
@@ -43,7 +46,7 @@ class Hearing:
 
     def __init__(self, transcriber: Transcriber, options: Options, send: Send, observer: Observer) -> None:
         """`send`: raises Gone."""
-        self._buffer_s = transcriber.settings.live_buffer_s
+        self._buffer_s, self._name = transcriber.settings.live_buffer_s, transcriber.model.name
         self._observer, self._answer = observer, Answer(send, options.language)
         self._listener = Listener(transcriber, options, cutting=None, on_words=self._words)
         self._decoder = PcmDecoder()
@@ -76,6 +79,7 @@ class Hearing:
             raise
         self._observer.utterance_ended("done", self._utterance.n_skipped)
         self._utterance = None
+        log.info("transcribed %.2f s of live speech by %s", heard.seconds, self._name)
         self._answer.end(heard.text, heard.language)
 
     def close(self) -> None:

@@ -6,14 +6,14 @@ After an error the connection ends: Home Assistant ignores error events, and wou
 import asyncio
 import logging
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
 from wyoming.error import Error
 from wyoming.ping import Pong
 
 from service.audio.pcm import PcmFormat
-from service.errors import InternalError, InvalidValue, WispError
+from service.errors import InternalError, InvalidValue, NotReady, WispError
 from service.http.api_keys import Rights
 from service.http.form.fields import DETECTED
 from service.http.form.table import MAX_KEYWORDS, shown
@@ -68,6 +68,10 @@ class Session:
             pass
         except WispError as error:
             await self._fail(error)
+        except asyncio.CancelledError:  # the server waits no longer
+            with suppress(Gone):
+                self._send(_error(NotReady("The server is stopping.")))
+            raise
         except Exception:
             log.exception("a Wyoming session failed")
             await self._fail(InternalError())
@@ -109,7 +113,8 @@ class Session:
                 await self._answered()
                 self._ask(head)
             case "audio-start":
-                await self._begin(_format(head))
+                _format(head)
+                await self._begin()
             case "audio-chunk":
                 await self._hear(head)
                 return
@@ -134,7 +139,7 @@ class Session:
         self._model = head.text("name") or ""
         self._asked = Options(language=code, keywords=keywords[:MAX_KEYWORDS])
 
-    async def _begin(self, format: PcmFormat) -> None:
+    async def _begin(self) -> None:
         """A new utterance. Raises WispError if no model here can transcribe it."""
         if self._hearing is not None:  # without the last one's audio-stop
             await self._stop()
@@ -148,7 +153,7 @@ class Session:
     async def _hear(self, head: Head) -> None:
         format = _format(head)
         if self._hearing is None:
-            await self._begin(format)
+            await self._begin()
         assert self._hearing is not None
         n_left = head.n_payload
         while n_left:
@@ -193,12 +198,16 @@ class Session:
 async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, error: WispError, linger_s: float) -> None:
     """End a connection with an error. Closing it at once could take the error from a client that still sends."""
     try:
-        send(writer, Error(str(error), code=error.code))
+        send(writer, _error(error))
         writer.write_eof()
         async with asyncio.timeout(linger_s):
             await discard(reader)
     except (Gone, OSError, TimeoutError):
         pass
+
+
+def _error(error: WispError) -> Error:
+    return Error(str(error), code=error.code)
 
 
 def _format(head: Head) -> PcmFormat:

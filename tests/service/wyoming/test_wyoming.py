@@ -3,6 +3,8 @@
 import asyncio
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from difflib import SequenceMatcher
@@ -497,6 +499,24 @@ def test_a_stopping_server_sends_the_last_words(folder: Path, tmp_path: Path) ->
     assert server.log.rstrip().endswith("stopped") and "Traceback" not in server.log, server.log
 
 
+def test_wyoming_bench_is_content(tiny_en: Path, shared: Path, tmp_path: Path) -> None:
+    corpus, number = tmp_path / "corpus", free_port()
+    corpus.mkdir()
+    (corpus / "jfk.wav").write_bytes((shared / "speech" / "jfk.wav").read_bytes())
+    (corpus / "jfk.txt").write_text(WORDS)
+    with server_process(tiny_en, tmp_path, wyoming=number):
+        bench = [sys.executable, "-c", "from wyoming_bench.cli import main; main()", "stt", f"127.0.0.1:{number}"]
+        ended = subprocess.run(
+            [*bench, "--corpus", str(corpus), "--rounds", "1", "--warmup", "0", "--timeout", "120"],
+            capture_output=True,
+            text=True,
+        )
+    assert ended.returncode == 0, ended.stderr
+    for mode in ("non_streaming", "streaming"):
+        assert f"[{mode}] ok=1 fail=0" in ended.stdout
+    assert all(float(rate) < 20 for rate in re.findall(r"WER=([\d.]+)%", ended.stdout)), ended.stdout
+
+
 def free_port() -> int:
     from service.http.app import listen
 
@@ -539,8 +559,6 @@ def test_a_taken_port_is_a_sentence(folder: Path, capsys: pytest.CaptureFixture[
 def test_without_the_package_there_is_a_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sys
-
     for name in [
         name for name in sys.modules if name.partition(".")[0] == "wyoming" or name.startswith("service.wyoming")
     ]:
