@@ -71,6 +71,7 @@ ONLY_IMPORTER = {  # library → the package, or the module, that alone may impo
     "tqdm": "service.cli.progress",
     "uvicorn": "service.http",
     "wasmtime": "service.guest",
+    "websockets": "service.http.websocket",
     "wgpu": "kernels.webgpu.device",
     "wyoming": "service.wyoming",
     "zeroconf": "service.wyoming.announcement",

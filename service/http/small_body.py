@@ -9,7 +9,7 @@ from service.errors import ClientGone, MalformedForm
 
 
 async def json_object(request: Request, max_bytes: int, example: str) -> dict[str, Any]:
-    """The body; an empty one is {}. Raises MalformedForm, whose message shows the example, and ClientGone."""
+    """The body. Raises MalformedForm, whose message shows the example, and ClientGone."""
     body = bytearray()
     try:
         async for chunk in request.stream():
@@ -19,7 +19,7 @@ async def json_object(request: Request, max_bytes: int, example: str) -> dict[st
     except ClientDisconnect:
         raise ClientGone from None
     try:
-        fields = json.loads(body or b"{}")
+        fields = json.loads(body)
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):

@@ -15,6 +15,7 @@ import asyncio
 import json
 import math
 from collections import deque
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ LOST_IN_SCOPE = "wisp.lost"  # an asyncio.Event, set once the connection is lost
 SMALL_BYTES = 512 * 1024  # of an unfinished message
 LARGE_AT_ONCE = 4
 LARGE_S = 60.0
-TRY_AGAIN_LATER = 1013  # a close code
+INVALID_DATA, TRY_AGAIN_LATER = 1007, 1013  # close codes
 PIECE_BYTES = 4096  # parsed together: at most 682 frames, which take 10 ms
 FRAMES_A_TURN = 64
 FRAME_PACE = 5000  # frames a second beyond those, of all connections together
@@ -86,6 +87,7 @@ class WebSocket(WebSocketsSansIOProtocol):
         self.lost = asyncio.Event()
         self._unparsed = bytearray()
         self.conn.reject = _rejection  # type: ignore[method-assign]
+        self.conn.debug = False  # it would log keys and frames
 
     def lateness(self, now: float) -> float:
         """Never closed for others: a session's own limits end it. See service.http.connections.Connection."""
@@ -146,7 +148,8 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def handle_ping(self) -> None:
         self._n_frames += 1
-        super().handle_ping()
+        if not self.transport.is_closing():
+            super().handle_ping()
 
     def handle_pong(self, event: Any) -> None:
         self._n_frames += 1
@@ -160,7 +163,16 @@ class WebSocket(WebSocketsSansIOProtocol):
         self._n_frames += 1
         self._n_partial = 0
         self._large_ended()
+        if self.curr_msg_data_type == "text" and not _is_text(self.frames) and not self.close_sent:
+            self.conn.fail(INVALID_DATA, "the message isn't UTF-8")  # uvicorn would log it with a traceback
+            self.handle_parser_exception()
+            return
         super().send_receive_event_to_app()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True  # refused; uvicorn would log an error
 
     async def receive(self) -> Any:
         message = await super().receive()
@@ -215,6 +227,14 @@ class WebSocket(WebSocketsSansIOProtocol):
         self._large_ended()
         super().connection_lost(exc)
         self.lost.set()
+
+
+def _is_text(frames: Sequence[bytes]) -> bool:
+    try:
+        b"".join(frames).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _rejection(status: int, text: str) -> Response:

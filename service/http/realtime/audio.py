@@ -35,7 +35,7 @@ def _ulaw() -> Samples:
     """(256,) the samples of G.711's µ-law bytes."""
     code = ~np.arange(256, dtype=np.int32) & 0xFF
     size = ((((code & 15) << 3) + 0x84) << ((code >> 4) & 7)) - 0x84
-    return (np.where(code & 0x80, -size, size) / 32768).astype(np.float32)
+    return np.asarray(np.where(code & 0x80, -size, size) / 32768, np.float32)
 
 
 def _alaw() -> Samples:
@@ -43,7 +43,7 @@ def _alaw() -> Samples:
     code = np.arange(256, dtype=np.int32) ^ 0x55
     exponent = (code >> 4) & 7
     size = (((code & 15) << 4) + np.where(exponent > 0, 0x108, 8)) << np.maximum(exponent - 1, 0)
-    return (np.where(code & 0x80, size, -size) / 32768).astype(np.float32)
+    return np.asarray(np.where(code & 0x80, size, -size) / 32768, np.float32)
 
 
 _TABLES = {ULAW: _ulaw(), ALAW: _alaw()}
@@ -80,4 +80,5 @@ class Decoder:
     def _samples(self, data: bytes) -> Samples:
         if self._format.type == PCM:
             return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
-        return _TABLES[self._format.type][np.frombuffer(data, np.uint8)]
+        samples: Samples = _TABLES[self._format.type][np.frombuffer(data, np.uint8)]
+        return samples

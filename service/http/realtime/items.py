@@ -42,7 +42,10 @@ class Items:
         self.has_hypotheses = False  # whether the client wants words that may still change
 
     def take(self, borders: list[Border], offset_s: float, *, has_vad: bool) -> None:
-        """Tell what begins and ends. `offset_s`: when in the session the listener's time began."""
+        """Tell what begins and ends. `offset_s`: when in the session the listener's time began.
+
+        `has_vad`: whether what begins was found by voice-activity detection.
+        """
         for border in borders:
             milliseconds = round((offset_s + border.at_s) * 1000)
             if isinstance(border, Started):

@@ -1,4 +1,4 @@
-"""What a live session sends, in order. While a slow client has many frames to read, the session reads no more events."""
+"""What a live session sends, in order; and when its client reads too slowly for more of its events to be taken."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """The routes of live speech: /v1/realtime, a WebSocket, and those that make client secrets for it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -34,18 +35,17 @@ async def realtime(websocket: WebSocket) -> None:
             await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None)
         except WebSocketDisconnect:
             return
-        model = websocket.path_params.get("deployment") or next(
-            (named for name in ("model", "deployment") if (named := websocket.query_params.get(name))), ""
-        )
-        session = Session(
-            websocket,
-            service,
-            rights_of(websocket.scope, service.settings),
-            place,
-            configuration=secret.configuration if secret is not None else Configuration(),
-            model=model,
-        )
-        await session.run()
+        configuration = secret.configuration if secret is not None else Configuration()
+        if not configuration.model:
+            configuration = replace(configuration, model=_model(websocket))
+        rights = rights_of(websocket.scope, service.settings)
+        await Session(websocket, service, rights, place, configuration).run()
+
+
+def _model(websocket: WebSocket) -> str:
+    """That of the address; empty if it names none."""
+    named = (websocket.query_params.get(name, "") for name in ("model", "deployment"))
+    return str(websocket.path_params.get("deployment") or next(filter(None, named), ""))
 
 
 async def plain(request: Request) -> Response:
@@ -108,16 +108,11 @@ def _seconds(expires: Any, param: str) -> int:
 
 
 def routes(prefix: str) -> list[BaseRoute]:
-    """All under a prefix; only OpenAI's own are in the schema."""
-    is_described = prefix == "/v1"
+    """All under a prefix. OpenAPI has no words for a WebSocket's events, so docs/realtime.md describes them."""
+    made = f"{prefix}/realtime"
     return [
-        WebSocketRoute(f"{prefix}/realtime", realtime, name="realtime"),
-        Route(f"{prefix}/realtime", plain, methods=["GET"], include_in_schema=False),
-        Route(f"{prefix}/realtime/client_secrets", client_secrets, methods=["POST"], include_in_schema=is_described),
-        Route(
-            f"{prefix}/realtime/transcription_sessions",
-            transcription_sessions,
-            methods=["POST"],
-            include_in_schema=is_described,
-        ),
+        WebSocketRoute(made, realtime, name="realtime"),
+        Route(made, plain, methods=["GET"], include_in_schema=False),
+        Route(f"{made}/client_secrets", client_secrets, methods=["POST"], include_in_schema=False),
+        Route(f"{made}/transcription_sessions", transcription_sessions, methods=["POST"], include_in_schema=False),
     ]

@@ -87,11 +87,9 @@ class Session:
         rights: Rights,
         place: LivePlace,
         configuration: Configuration,
-        model: str,
     ) -> None:
-        """`model`: of the address; it serves until an update names another."""
         self._websocket, self._service, self._rights, self._place = websocket, service, rights, place
-        self._configuration, self._model = configuration, model
+        self._configuration = configuration
         self._settings = service.settings
         self._loop = asyncio.get_running_loop()
         self._id, self._ends_at = new_id("sess"), self._loop.time() + self._settings.live_max_s
@@ -147,7 +145,7 @@ class Session:
 
     async def _until_end(self) -> None:
         try:
-            if self._model or self._configuration.model:
+            if self._configuration.model:
                 await self._begin()
             while True:
                 await self._interruptible(self._outgoing.room())
@@ -240,8 +238,8 @@ class Session:
     async def _configure(self, configuration: Configuration) -> None:
         """Work as this says from now on. Raises WispError; then as before."""
         choice = Choice(self._service, self._rights)
-        if name := configuration.model or self._model:
-            choice.take(name)
+        if configuration.model:
+            choice.take(configuration.model)
         choice.check(configuration.options)
         await self._listen(choice, configuration)
         self._configuration = configuration
@@ -256,7 +254,9 @@ class Session:
             transcriber = await self._interruptible(entering)
             assert transcriber is not None  # there is no time limit
             if self._listener is not None and self._listener.transcriber is transcriber:
-                self._listener.options, self._listener.cutting = configuration.options, configuration.cutting
+                self._listener.options = configuration.options
+                if self._listener.cutting != configuration.cutting:
+                    self._listener.cutting = configuration.cutting
                 return
             if self._listener is not None:
                 with suppress(NothingToCommit):
@@ -299,10 +299,7 @@ class Session:
             raise NothingToCommit
         if (rest := self._decoder.rest()).size:
             await self._hear(rest)
-        borders = self._listener.commit()
-        if not borders:
-            raise NothingToCommit
-        self._items.take(borders, self._offset_s, has_vad=self._listener.cutting is not None)
+        self._items.take(self._listener.commit(), self._offset_s, has_vad=False)
 
     def _clear(self) -> None:
         self._decoder.rest()
@@ -343,6 +340,6 @@ class Session:
         self._outgoing.put(server_event(kind, **fields))
 
     def _shown(self, *, flat: bool = False) -> dict[str, Any]:
-        model = self._model or self._service.catalogue.default.name
+        model = self._service.catalogue.default.name
         session = self._configuration.shown_flat(model) if flat else self._configuration.shown(model)
         return {"id": self._id, "expires_at": self._expires_at, **session}

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.routing import Route
-from starlette.testclient import TestClient
-from starlette.websockets import WebSocketDisconnect
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from service.errors import StartError
 from service.http import api_keys, routes
@@ -99,6 +98,11 @@ def test_every_route_but_the_public_ones_is_guarded(client: TestClient) -> None:
     assert {route.name for route in table} >= routes.PUBLIC_ROUTES, "a public route that is none"
     guarded = 0
     for route in table:
+        if isinstance(route, WebSocketRoute):
+            with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect(route.path):
+                pass
+            assert refused.value.status_code == 401
+            continue
         assert isinstance(route, Route), "say here how its paths are walked"
         for method in route.methods or ():
             path = route.path.replace("{id:path}", "whisper-1").replace("{deployment}", "whisper")
@@ -115,10 +119,10 @@ def test_unknown_paths_are_guarded_too(client: TestClient, path: str) -> None:
     assert client.request("OPTIONS", f"http://testserver{path}").status_code == 401
 
 
-def test_a_websocket_without_a_key_is_closed_before_it_is_accepted(client: TestClient) -> None:
-    with pytest.raises(WebSocketDisconnect) as closed, client.websocket_connect("/v1/realtime"):
+def test_a_websocket_without_a_key_is_refused_before_it_is_accepted(client: TestClient) -> None:
+    with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect("/v1/realtime"):
         pass
-    assert closed.value.code == 1008
+    assert_error(refused.value, 401, "invalid_api_key")
 
 
 def test_health_needs_no_key(client: TestClient) -> None:

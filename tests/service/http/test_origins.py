@@ -6,8 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from starlette.testclient import TestClient
-from starlette.websockets import WebSocketDisconnect
+from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from service.errors import StartError
 from service.http import app as wiring
@@ -102,12 +101,12 @@ def test_a_public_server_accepts_any_name() -> None:
     assert status({"Host": "wisp.lan:8080", "Origin": EVIL}, check_host=False) == FOREIGN
 
 
-def test_a_web_socket_of_a_foreign_page_is_closed_before_it_is_open() -> None:
+def test_a_web_socket_of_a_foreign_page_is_refused_before_it_is_open() -> None:
     guard = OriginGuard(welcome, origins="", hosts=[], check_host=True)
     client = TestClient(guard, base_url="http://localhost")
-    with pytest.raises(WebSocketDisconnect) as closed, client.websocket_connect("/", headers={"Origin": EVIL}):
+    with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect("/", headers={"Origin": EVIL}):
         pass
-    assert closed.value.code == 1008
+    assert_error(refused.value, 403, "foreign_origin")
 
 
 def test_a_foreign_page_is_refused_before_its_upload_is_read(folder: Path) -> None:

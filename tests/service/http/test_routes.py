@@ -149,7 +149,9 @@ def test_models_are_listed_and_found(client: TestClient) -> None:
     assert client.get("/v1/models/synthetic").json() == model
     assert client.get("/v1/models/whisper-1").json()["id"] == "whisper-1"
     for refusal in (client.get("/v1/models/gpt-5"), post(client, model="gpt-5")):
-        assert "synthetic, gpt-*-transcribe*, " in assert_error(refusal, 404, "model_not_found", "model")
+        assert "synthetic, gpt-*-realtime*, gpt-*-transcribe*, " in assert_error(
+            refusal, 404, "model_not_found", "model"
+        )
     assert client.get("/v1/models/openai/whisper-1/").json()["id"] == "openai/whisper-1"
     assert_error(client.get("/v1/models/openai/nothing"), 404, "model_not_found", "model")
 
