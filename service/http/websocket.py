@@ -2,7 +2,8 @@
 
 What uvicorn leaves open, and what is done about each:
 
-- **A client that leaves while nothing is read from it**, because its audio waits: `LOST_IN_SCOPE` tells the session.
+- **A client that leaves while nothing is read from it**, because its audio waits: the connection is looked at every
+  `LOOK_S`, and `LOST_IN_SCOPE` tells the session.
 - **A client that answers no ping because nothing is read from it, or because a large message is under way**: it isn't
   taken for gone.
 - **Many large messages at once**: only `LARGE_AT_ONCE` connections are read beyond `SMALL_BYTES` of an unfinished
@@ -14,6 +15,7 @@ What uvicorn leaves open, and what is done about each:
 import asyncio
 import json
 import math
+import select
 from collections import deque
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -27,6 +29,8 @@ from service.errors import InternalError, RequestError, WispError
 from service.http.guards import MOST_EVENT_PAUSE_S, Throttle
 
 LOST_IN_SCOPE = "wisp.lost"  # an asyncio.Event, set once the connection is lost
+LOOK_S = 1.0
+LEFT = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 SMALL_BYTES = 512 * 1024  # of an unfinished message
 LARGE_AT_ONCE = 4
 LARGE_S = 60.0
@@ -81,6 +85,7 @@ class WebSocket(WebSocketsSansIOProtocol):
     _n_bytes_at_ping = 0
     _is_held = False  # reading waits for other connections' large messages
     _large: asyncio.TimerHandle | None = None
+    _looking: asyncio.TimerHandle | None = None
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -208,6 +213,16 @@ class WebSocket(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if not self.close_sent:
             cast(dict[str, Any], self.scope)[LOST_IN_SCOPE] = self.lost
+            self._looking = self.loop.call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """Notice that the client has left although nothing is read from it."""
+        self._looking = self.loop.call_later(LOOK_S, self._look)
+        if not self.transport.is_closing() and not self.transport.is_reading():
+            poll = select.poll()
+            poll.register(self.transport.get_extra_info("socket"), LEFT)
+            if poll.poll(0):
+                self.transport.abort()
 
     def send_keepalive_ping(self) -> None:
         self._n_bytes_at_ping = self._n_bytes
@@ -222,8 +237,9 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         cast(Any, self.transport).lost()
-        if self._behind is not None:
-            self._behind.cancel()
+        for timer in (self._behind, self._looking):
+            if timer is not None:
+                timer.cancel()
         self._large_ended()
         super().connection_lost(exc)
         self.lost.set()

@@ -26,19 +26,26 @@ class Agreement:
         `heard`: the window's tokens, which begin with `settled`.
         """
         text = self._text_after(heard)
-        n = self._n_whole_words(text, _n_common(text, self.rest), language)
-        return self._settle(heard, text, n)
+        n = _n_common(text, self.rest)
+        if n == len(text) > 0 and _last_pair(heard, self._tokenizer.timestamp_begin) == len(heard) - 1:
+            self.settled, self.rest = tuple(heard), ()
+            return text
+        return self._settle(heard, text, self._n_whole_words(text, n, language))
 
     def take_all(self, heard: Sequence[int]) -> tuple[int, ...]:
-        """Settle everything in the last pass over an utterance → its new text tokens."""
+        """Settle everything in a pass → its new text tokens. cut() may then drop all that it heard."""
         text = self._text_after(heard)
-        return self._settle(heard, text, len(text))
+        self.settled, self.rest = tuple(heard), ()
+        return text
 
-    def cut(self) -> float:
-        """Drop the settled segments before the last pair of timestamps → their seconds, 0 without such a pair."""
+    def cut(self, *, is_long: bool = True) -> float:
+        """Drop the settled segments before the last pair of timestamps → their seconds, 0 without such a pair.
+
+        Unless the window `is_long`, only where nothing follows the pair: the decoder would end there for good.
+        """
         begin, tokens = self._tokenizer.timestamp_begin, self.settled
         at = _last_pair(tokens, begin)
-        if at is None:
+        if at is None or not (is_long or at == len(tokens) - 1):
             return 0.0
         offset = tokens[at - 1] - begin
         self.settled = tuple(token - offset if token >= begin else token for token in tokens[at:])
@@ -70,13 +77,15 @@ class Agreement:
         return text[:n]
 
     def _n_whole_words(self, text: Sequence[int], n: int, language: str) -> int:
-        """The most of the first `n` tokens after which a word begins, or nothing follows."""
+        """The most of the first `n` tokens after which another word begins: the last one may be half a word."""
         while n and not self._is_border(text, n, language):
             n -= 1
         return n
 
     def _is_border(self, text: Sequence[int], n: int, language: str) -> bool:
-        if n == len(text) or self._tokenizer.token_bytes(text[n]).startswith(b" "):
+        if n == len(text):
+            return False
+        if self._tokenizer.token_bytes(text[n]).startswith(b" "):
             return True
         # "\ufffd" may be the end of a character's first half.
         return language in WITHOUT_SPACES and not self._tokenizer.decode(text[:n]).endswith("\ufffd")

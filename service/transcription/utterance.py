@@ -21,8 +21,8 @@ N_WINDOW = CHUNK_SECONDS * SAMPLE_RATE
 CUT_S = 15.0  # from this length on, settled segments are cut off, as in Macháček et al.'s
 MOST_SETTLED = 160  # tokens in one window: a decoder has room for 224 after the prompt
 N_CONTEXT = 200  # characters of settled text that prompt the next window
-BUSY_SHARE = 0.5  # of the time that one session may compute: slower passes come less often
 SILENCE_S = 2.0  # at the end: more than this is heard, too, as voice-activity detection may have missed speech in it
+LEAST_S = 0.2  # of speech after the last segment, to listen again
 RETRY_S = 0.25  # before a last pass that found no place is tried again
 LEAST_LOGPROB, MOST_COMPRESSION = -1.0, 2.4  # openai/whisper's checks: a pass that fails them settles nothing
 
@@ -64,11 +64,23 @@ class _Pass:
 class Utterance:
     """Owned by one event loop, where `on_words` is called too. Its passes take turns with all other transcriptions."""
 
+    busy_share = 0.5  # of the time that passes may take: slower ones come less often
+
     def __init__(
-        self, transcriber: Transcriber, options: Options, on_words: Callable[["Utterance", Words], None]
+        self,
+        transcriber: Transcriber,
+        options: Options,
+        on_words: Callable[["Utterance", Words], None],
+        before: "Utterance | None" = None,
     ) -> None:
-        """Starts to listen. `options`: temperatures and beams are for the passes over pauses and whole windows."""
+        """Starts to listen. `options`: temperatures and beams are for the passes over pauses and whole windows.
+
+        `before`: the utterance that this one continues.
+        """
         self._transcriber, self._options, self._on_words = transcriber, options, on_words
+        self._before = before
+        if before is not None:
+            before._before = None
         self._tokenizer = transcriber.model.tokenizer
         self._step = int(transcriber.settings.live_step_s * SAMPLE_RATE)
         self._agreement = Agreement(self._tokenizer)
@@ -184,7 +196,7 @@ class Utterance:
             log.debug("a step of live speech is skipped: %s", error)
             self.n_skipped += 1
             self._is_pausing = False
-        busy = int((time.monotonic() - started) / BUSY_SHARE * SAMPLE_RATE)
+        busy = int((time.monotonic() - started) / self.busy_share * SAMPLE_RATE)
         self._due_at = n_samples + max(self._step, busy)
         if heard is None:
             return
@@ -194,8 +206,8 @@ class Utterance:
             self._at_pause, self._n_done = heard, n_samples
         if heard.is_sure:
             self._say(heard, self._agreement.take(heard.tokens, heard.language), after=settled)
-            if not is_pause and n_samples - self._n_before >= CUT_S * SAMPLE_RATE:
-                self._drop(self._agreement.cut())
+            if not is_pause:
+                self._drop(self._agreement.cut(is_long=n_samples - self._n_before >= CUT_S * SAMPLE_RATE))
 
     async def _hear_window(self) -> None:
         """A pass over a full window, which ends it."""
@@ -211,11 +223,19 @@ class Utterance:
 
     async def _hear_end(self) -> None:
         """The last pass, unless one has been made in the silence at the end."""
-        settled, is_silent = self._agreement.settled, self._n_voice <= self._n_done
-        if not is_silent or self._n_samples - self._n_done > SILENCE_S * SAMPLE_RATE or not self.n_passes:
+        if (
+            self._n_voice > self._n_done
+            or self._n_samples - self._n_done > SILENCE_S * SAMPLE_RATE
+            or not self.n_passes
+        ):
             self._at_pause = await self._hear_surely()
-        if (heard := self._at_pause) is not None:
+        while (heard := self._at_pause) is not None:
+            settled = self._agreement.settled
             self._say(heard, self._agreement.take_all(heard.tokens), after=settled)
+            self._drop(self._agreement.cut(is_long=False))
+            # The decoder may close a segment and stop, although more is said.
+            is_over = self._agreement.settled == heard.tokens or self._n_voice - self._n_before < LEAST_S * SAMPLE_RATE
+            self._at_pause = None if is_over else await self._hear_surely()
 
     async def _hear_surely(self, n: int | None = None) -> _Pass:
         """A pass that waits for a place for as long as it takes. Raises WispError."""
@@ -230,8 +250,10 @@ class Utterance:
         if self._blocks:
             self._samples, self._blocks = np.concatenate([self._samples, *self._blocks]), []
         came_at, settled = self._came_at, self._agreement.settled
-        n_before = len(self._text) - len(self._tokenizer.decode(settled))
-        prompt = " ".join(filter(None, (options.prompt, self._text[max(0, n_before - N_CONTEXT) : max(0, n_before)])))
+        n_before = max(0, len(self._text) - len(self._tokenizer.decode(settled)))
+        context = f"{self._before._text} " if self._before is not None else ""
+        context = (context + self._text[:n_before])[-N_CONTEXT:]
+        prompt = " ".join(filter(None, (options.prompt, context.strip())))
         options = replace(options, prompt=prompt or None, language=self._language, settled=settled)
         run = self._transcriber.submit(audio_of(self._samples[:n]), options)
         try:

@@ -36,7 +36,7 @@ class FakeTranscriber:
     A pass ends at once, unless `held` is true: then with release().
     """
 
-    def __init__(self, hears: Callable[[float, Options], Sequence[int] | None | WispError], *, step_s: float = 1.0):
+    def __init__(self, hears: Callable[[float, Options], Sequence[int] | WispError | None], *, step_s: float = 1.0):
         self.settings, self.model, self.hears = Settings(live_step_s=step_s), FakeModel(), hears
         self.passes: list[tuple[float, Options]] = []  # seconds of audio
         self.held, self._waiting = False, list[Callable[[], None]]()

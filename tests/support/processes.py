@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,10 +30,11 @@ class ServerProcess:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._grown:
-                self.log += line
-                self._grown.notify_all()
+        with suppress(ValueError):  # closed, because the test has ended
+            for line in self.process.stderr:
+                with self._grown:
+                    self.log += line
+                    self._grown.notify_all()
         with self._grown:
             self._grown.notify_all()
 

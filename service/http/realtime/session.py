@@ -285,14 +285,18 @@ class Session:
         self._items.take(await self._listener.hear(samples), self._offset_s, has_vad=has_vad)
 
     async def _until_heard(self) -> None:
-        """Wait while much audio waits; not once the session ends, when what has come is all there will be."""
+        """Wait while much audio waits; not once the session ends, when what has come is all there will be.
+
+        Raises _Gone.
+        """
         assert self._listener is not None
-        while self._listener.buffered_s > self._settings.live_buffer_s and self._loop.time() < self._ends_at:
-            await asyncio.wait(self._watch, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
+        while True:
             if self._lost.is_set() or self._failed.is_set():
                 raise _Gone
-            if self._place.stopping.is_set():
+            is_ending = self._place.stopping.is_set() or self._loop.time() >= self._ends_at
+            if is_ending or self._listener.buffered_s <= self._settings.live_buffer_s:
                 return
+            await asyncio.wait(self._watch, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
 
     async def _commit(self) -> None:
         if self._listener is None:

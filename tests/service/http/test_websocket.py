@@ -261,6 +261,19 @@ def test_few_large_messages_are_received_at_once(monkeypatch: pytest.MonkeyPatch
         waiting.join()
 
 
+@pytest.mark.parametrize("how", ["FIN", "RST"])
+def test_a_client_that_leaves_while_it_is_not_read(how: str) -> None:
+    app = Echo()
+    with listening(app) as (server, port), opened(port) as client:
+        app.may_read.clear()
+        client.sendall(frame(b"a") * 100)
+        if how == "RST":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+        until(lambda: not server.server_state.connections, "it is noticed", 5)
+        app.may_read.set()
+
+
 @pytest.mark.parametrize("leaves", [False, True])
 def test_a_large_message_that_does_not_come_gives_its_turn_back(monkeypatch: pytest.MonkeyPatch, leaves: bool) -> None:
     monkeypatch.setattr(WebSocket, "large_messages", LargeMessages(1))

@@ -141,7 +141,7 @@ def test_two_hundred_hostile_sessions(server: ServerProcess) -> None:
 
     with ExitStack() as stack:
         stack.callback(peak.set)
-        stack.enter_context(together(watch, *[lambda number=number: attack(number) for number in range(200)]))  # type: ignore[misc]
+        stack.enter_context(together(watch, *[lambda number=number: attack(number) for number in range(200)]))
         time.sleep(1)
         with answered_throughout(server, GOOD):
             while time.monotonic() < end:

@@ -129,7 +129,7 @@ def test_a_real_server_that_is_terminated(folder: Path, tmp_path: Path) -> None:
 def test_a_missing_key_is_told_before_the_handshake(folder: Path) -> None:
     with serving(folder, api_keys=ALICE) as server:
         for options in ({}, bearer("wrong"), {"subprotocols": ["realtime", "openai-insecure-api-key.wrong"]}):
-            answer = refused(server, **options)  # type: ignore[arg-type]
+            answer = refused(server, **options)
             assert_error(answer, 401, "invalid_api_key")
             assert answer.headers["www-authenticate"] == "Bearer" and "wrong" not in answer.text
         for path in ("/realtime", "/openai/realtime", "/nothing"):
@@ -201,7 +201,7 @@ def test_a_client_secret_opens_sessions_and_nothing_else(folder: Path) -> None:
         assert made["session"]["type"] == "transcription" and made["session"]["expires_at"] == made["expires_at"]
         as_subprotocol = {"subprotocols": ["realtime", f"openai-insecure-api-key.{made['value']}"]}
         for options in (bearer(made["value"]), as_subprotocol):
-            with server.connect(**options) as client:  # type: ignore[arg-type]
+            with server.connect(**options) as client:
                 shown = client.recv()["session"]["audio"]["input"]
                 assert shown["transcription"]["prompt"] == "Wisp." and shown["turn_detection"] is None
         answer = httpx2.get(server.url + "/v1/models", headers={"Authorization": f"Bearer {made['value']}"})
