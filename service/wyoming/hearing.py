@@ -1,5 +1,6 @@
 """One utterance of a Wyoming client: from its first audio to its transcript, its words while it is spoken."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -7,11 +8,12 @@ from wyoming.asr import Transcript, TranscriptChunk, TranscriptStart, Transcript
 
 from service.audio.pcm import PcmDecoder, PcmFormat
 from service.errors import NothingToCommit, WispError
+from service.http.jobs import look_at
 from service.http.realtime.places import Observer
-from service.transcription.listener import Border, Listener
+from service.transcription.listener import Border, Listener, Started
 from service.transcription.transcriber import Transcriber
 from service.transcription.types import Options
-from service.transcription.utterance import Utterance, Words
+from service.transcription.utterance import Heard, Utterance, Words
 from service.wyoming.events import Eventable
 
 log = logging.getLogger("wisp")
@@ -51,10 +53,13 @@ class Hearing:
         self._listener = Listener(transcriber, options, cutting=None, on_words=self._words)
         self._decoder = PcmDecoder()
         self._utterance: Utterance | None = None
+        self._result: asyncio.Task[Heard] | None = None
 
     async def hear(self, format: PcmFormat, data: bytes) -> None:
-        """The next audio; waits while much of it has not been heard."""
+        """The next audio; waits while much of it has not been heard. Raises WispError once the utterance has failed."""
         self._take(await self._listener.hear(self._decoder(format, data)))
+        if self._result is not None and self._result.done():
+            await self._heard(self._result)
         if self._utterance is not None and self._listener.buffered_s > self._buffer_s:
             await self._utterance.idle()
 
@@ -68,30 +73,40 @@ class Hearing:
 
     async def answer(self) -> None:
         """Send the transcript, after stop(). Raises WispError, Gone."""
-        if self._utterance is None:
+        if self._utterance is None or self._result is None:
             self._answer.end("", None)
             return
-        try:
-            heard = await self._utterance.result()
-        except WispError:
-            self._observer.utterance_ended("failed", self._utterance.n_skipped)
-            self._utterance = None
-            raise
-        self._observer.utterance_ended("done", self._utterance.n_skipped)
-        self._utterance = None
+        heard = await self._heard(self._result)
         log.info("transcribed %.2f s of live speech by %s", heard.seconds, self._name)
         self._answer.end(heard.text, heard.language)
 
     def close(self) -> None:
         """Cancel what is unfinished. Idempotent."""
-        if self._utterance is not None:
-            self._observer.utterance_ended("cancelled", self._utterance.n_skipped)
-            self._utterance = None
+        self._ended("cancelled")
+        if self._result is not None:
+            self._result.cancel()
         self._listener.close()
+
+    async def _heard(self, result: "asyncio.Task[Heard]") -> Heard:
+        try:
+            heard = await result
+        except WispError:
+            self._ended("failed")
+            raise
+        self._ended("done")
+        return heard
+
+    def _ended(self, outcome: str) -> None:
+        if self._utterance is not None:
+            self._observer.utterance_ended(outcome, self._utterance.n_skipped)
+            self._utterance = None
 
     def _take(self, borders: list[Border]) -> None:
         for border in borders:
-            self._utterance = border.utterance
+            if isinstance(border, Started):
+                self._utterance = border.utterance
+                self._result = asyncio.create_task(border.utterance.result())
+                self._result.add_done_callback(look_at)
 
     def _words(self, _: Utterance, words: Words) -> None:
         if words.settled:

@@ -110,6 +110,7 @@ class Session:
             case "ping":
                 self._send(Pong(head.text("text")))
             case "transcribe":
+                await self._stop()
                 await self._answered()
                 self._ask(head)
             case "audio-start":

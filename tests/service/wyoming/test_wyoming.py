@@ -274,6 +274,41 @@ def test_what_cannot_be_done_is_an_error_and_the_end(
     assert error.code == code and says in error.text
 
 
+@pytest.mark.parametrize("seconds", [1.0, 31.0])
+def test_a_failure_is_an_error_and_the_end(folder: Path, opened: Opened, seconds: float) -> None:
+    """A long utterance's is known before it ends."""
+
+    async def work(engine: Engine) -> Error:
+        async with opened(engine) as port, port.client() as client:
+            sound = pcm(serving.tone(seconds))
+            await say(client, sound, stops=seconds < 30, transcript_names=[serving.TRAP])
+            speaking = asyncio.create_task(say(client, bytes(3200) * 600, size=3200, pace=1.0, stops=False))
+            try:
+                return await last_error(client)
+            finally:
+                speaking.cancel()
+                with suppress(asyncio.CancelledError, OSError):
+                    await speaking
+
+    with engine_for(settings_for(folder), guest=serving.HOSTILE_GUEST) as engine:
+        error = run(work(ready(engine)))
+    assert error.code == "internal_error" and "Traceback" not in error.text
+
+
+def test_a_new_question_ends_the_last_one(tmp_path: Path, opened: Opened) -> None:
+    """Without its audio-stop; the language of the new one counts."""
+    many = synthetic.save_synthetic(tmp_path / "many", multilingual=True)
+
+    async def work(engine: Engine) -> list[str | None]:
+        async with opened(engine) as port, port.client() as client:
+            await say(client, pcm(serving.tone(1.0)), language="de", stops=False)
+            await say(client, pcm(serving.tone(1.0)), language="en")
+            return [transcript_of(await heard(client)).language for _ in range(2)]
+
+    with engine_for(settings_for(many)) as engine:
+        assert run(work(ready(engine))) == ["de", "en"]
+
+
 def test_a_language_goes_to_a_model_that_speaks_it(tmp_path: Path, opened: Opened) -> None:
     english = synthetic.save_synthetic(tmp_path / "models" / "english")
     synthetic.save_synthetic(tmp_path / "models" / "many", multilingual=True)
