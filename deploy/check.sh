@@ -13,7 +13,7 @@ trap 'rm -r "$work"' EXIT
 "$work/venv/bin/check-jsonschema" --builtin-schema vendor.compose-spec compose.yaml compose.keys.yaml
 compose=${COMPOSE:-docker compose}
 if $compose version >/dev/null 2>&1; then
-    for profile in cpu nvidia dri; do
+    for profile in cpu home-assistant nvidia dri; do
         $compose --profile "$profile" config --quiet
         $compose -f compose.yaml -f compose.keys.yaml --profile "$profile" config --quiet
     done

@@ -211,6 +211,15 @@ class Settings:
         15 * MIB, "Largest piece of live audio in one event; OpenAI's limit too", unit="bytes", minimum=KIB
     )
     live_secrets: int = _field(1000, "Client secrets that are valid at once; more get 429", unit="secrets", minimum=1)
+    wyoming: int = _field(
+        0, "Port for Home Assistant's Wyoming protocol, which has no API keys, such as 10300; 0 is off", maximum=65535
+    )
+    wyoming_published: str = _field(
+        "",
+        "Address and port where a container's Wyoming port is published, such as 127.0.0.1:10300; decides who can "
+        "reach it",
+        flag=False,
+    )
     max_connections: int = _field(
         2048,
         "Open connections; the longest idle one makes room for a new one. Fewer if the limit on open files is low",

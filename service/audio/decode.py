@@ -162,24 +162,24 @@ def _mono(sound: "PlainWav | Decoder") -> Iterator[tuple[int, int, Samples]]:
 
 
 class Resampler:
-    """Blocks at a changing rate → blocks at 16 kHz; each rate is resampled as one signal."""
+    """Blocks at a changing rate → blocks at one rate, 16 kHz; each rate is resampled as one signal."""
 
-    def __init__(self) -> None:
-        self._rate, self._stream = SAMPLE_RATE, None
+    def __init__(self, to: int = SAMPLE_RATE) -> None:
+        self._to, self._rate, self._stream = to, to, None
 
     def __call__(self, rate: int, block: Samples) -> Samples:
         before = np.empty(0, np.float32)
         if rate != self._rate:
             before, self._rate = self.rest(), rate
-            if rate != SAMPLE_RATE:
+            if rate != self._to:
                 import soxr  # imported here because `wisp transcribe` may not need it
 
-                self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32", "HQ")
+                self._stream = soxr.ResampleStream(rate, self._to, 1, "float32", "HQ")
         samples = block if self._stream is None else self._stream.resample_chunk(block)
         return np.concatenate([before, samples]) if before.size else samples
 
     def rest(self) -> Samples:
         """The samples left in the filter after the last block. A block after them is a signal of its own."""
         nothing = np.empty(0, np.float32)
-        stream, self._rate, self._stream = self._stream, SAMPLE_RATE, None
+        stream, self._rate, self._stream = self._stream, self._to, None
         return nothing if stream is None else stream.resample_chunk(nothing, last=True)

@@ -14,6 +14,7 @@ from service.settings import Settings, read_settings
 
 FAILED = 1  # a start or a file failed, with a sentence on stderr
 INTERRUPTED = 130
+LOCAL_ONLY = ("target", "models_dir", "vad", "live_step_s")  # wisp listen's flags that no server is told of
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -71,6 +72,8 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
             return _serve(settings)
         case "transcribe":
             return _transcribe(settings, arguments)
+        case "listen":
+            return _listen(settings, arguments)
         case "models":
             return _models(settings, arguments)
         case "completion":
@@ -98,9 +101,19 @@ def _failed(complaints: Iterable[str]) -> int:
 
 
 def _serve(settings: Settings) -> int:
+    from service.errors import StartError
     from service.http.app import serve
 
-    serve(settings)
+    doors = []
+    if settings.wyoming:
+        try:
+            from service.wyoming.server import wyoming_door
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "wyoming":
+                raise
+            raise StartError("The Wyoming port needs the extra [wyoming]: pip install 'wisp[wyoming]'.") from None
+        doors.append(wyoming_door(settings))
+    serve(settings, doors)
     return 0
 
 
@@ -124,6 +137,39 @@ def _transcribe(settings: Settings, arguments: argparse.Namespace) -> int:
         return _failed(transcribe_files(settings, wanted))
     except RequestError as error:  # before any file: the model does not know the language
         return _fail(str(error), USAGE)
+
+
+def _listen(settings: Settings, arguments: argparse.Namespace) -> int:
+    from service.cli.listen.command import Wanted, listen
+    from service.errors import RequestError
+
+    code = 0
+
+    def complain(sentence: str) -> None:
+        nonlocal code
+        code = _fail(sentence, FAILED)
+
+    try:
+        wanted = Wanted.of(
+            arguments.source,
+            device=arguments.device,
+            rate=arguments.rate,
+            channels=arguments.channels,
+            format=arguments.format,
+            language=arguments.language,
+            prompt=arguments.prompt,
+            keywords=arguments.keywords,
+            url=arguments.url,
+            api_key=arguments.api_key,
+            model=arguments.setting_model or "",
+        )
+        local_only = [name for name in LOCAL_ONLY if getattr(arguments, f"setting_{name}") is not None]
+        if wanted.url and local_only:
+            raise ValueError(f"--{local_only[0].replace('_', '-')} is for the local model, not for a server.")
+        listen(settings, wanted, complain, printable)
+    except (ValueError, RequestError) as error:
+        return _fail(str(error), USAGE)
+    return code
 
 
 def _models(settings: Settings, arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ USAGE = 2  # argparse's exit code for a bad command line
 TRANSCRIPT_FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 SAVED_DTYPES = ("int8", "int8-coarse", "f16", "f32")  # kernels.checkpoints.save's
 SHELLS = ("bash", "zsh", "fish")
+CAPTION_FORMATS = ("text", "json")
 SHARED_FLAGS = ("model", "target", "models_dir", "vad", "log_level")  # of commands that transcribe; serve has all
 MODELS_FLAGS = ("models_dir", "log_level")  # of wisp models
 
@@ -54,6 +55,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--output-dir.",
     )
     _add_transcribe(transcribe)
+    listen = commands.add_parser(
+        "listen",
+        help="show live captions",
+        description="Write down what a microphone hears, or sound on stdin, while it is spoken.",
+        epilog="Ctrl-C or the end of the sound finishes what was said. Exit codes: 0 success, 1 if the sound or a part "
+        "of the speech failed, 2 bad command line, 130 a second Ctrl-C, which waits for nothing.",
+    )
+    _add_listen(listen)
     models = commands.add_parser(
         "models",
         help="fetch, list, convert, verify and remove models",
@@ -73,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="List the GPUs, show the chosen target and model and why, and transcribe a second of sound.",
     )
     _add_flags(doctor, (setting for setting in TABLE if setting.name in SHARED_FLAGS))
-    for command in (serve, transcribe, models, completion, doctor):
+    for command in (serve, transcribe, listen, models, completion, doctor):
         command.set_defaults(parser=command)
     return parser
 
@@ -107,6 +116,31 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--word-timestamps", action="store_true", help="time each word; with verbose_json")
     _add_flags(parser, (setting for setting in TABLE if setting.name in SHARED_FLAGS))
+
+
+def _add_listen(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        nargs="?",
+        metavar="-",
+        help="raw 16-bit PCM on stdin, with or without a WAV head; default: the microphone",
+    )
+    parser.add_argument("--device", help="microphone: its number, or part of its name; default: the system's")
+    parser.add_argument("--rate", type=int, help="samples per second on stdin; default: 16000, or the WAV head's")
+    parser.add_argument("--channels", type=int, help="channels on stdin; default: 1, or the WAV head's")
+    parser.add_argument(
+        "--format",
+        choices=CAPTION_FORMATS,
+        default="text",
+        metavar="|".join(CAPTION_FORMATS),
+        help="text (default): captions on a terminal, else a line per utterance; json: a line per event",
+    )
+    parser.add_argument("--language", default="", help="spoken language, such as en; default: detect it")
+    parser.add_argument("--prompt", default="", help="text before the speech, or names to spell correctly")
+    parser.add_argument("--keywords", default="", help="names and terms to expect, comma-separated")
+    parser.add_argument("--url", default="", help="server that transcribes, such as http://localhost:8080")
+    parser.add_argument("--api-key", default="", help="the server's; OPENAI_API_KEY is safer and is used without it")
+    _add_flags(parser, (setting for setting in TABLE if setting.name in (*SHARED_FLAGS, "live_step_s")))
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from service.errors import StartError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # imported where used: `wisp transcribe` serves nothing
     from service.http.api_keys import ApiKeys
     from service.http.metrics import Metrics
     from service.http.realtime.secrets import ClientSecrets
+    from service.http.server import Door
+    from service.http.service import Service
     from service.http.tracing import Tracing
 
 __all__ = ["GUEST_WASM", "Engine", "create_app", "serve"]
@@ -182,8 +184,11 @@ def _middleware(
     return stack
 
 
-def serve(settings: Settings) -> None:
-    """Serve until stopped. Raises StartError, before listening, for bad keys, address, model or port."""
+def serve(settings: Settings, doors: "Sequence[Callable[[Service], Door]]" = ()) -> None:
+    """Serve until stopped. Raises StartError, before listening, for bad keys, address, model or port.
+
+    `doors`: make other ports, which are open meanwhile.
+    """
     from service.http.api_keys import is_local, read_api_keys, refuse_to_expose
     from service.http.connections import connections_within, raise_file_limit
     from service.http.logs import dress
@@ -209,10 +214,11 @@ def serve(settings: Settings) -> None:
         grace_s=settings.grace_s,
         on_stop=app.state.health.stop,
         end_sessions=app.state.service.live.stop,
+        doors=[door(app.state.service) for door in doors],
         message_bytes=settings.live_message_bytes(),
         most_connections=connections_within(n_files, settings.n_places(), settings.max_connections),
     )
-    with _listen(settings.host, settings.port) as listener:
+    with listen(settings.host, settings.port) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         log.info("listening on http://%s:%d (loading the model)", host, listener.getsockname()[1])
         try:
@@ -224,7 +230,8 @@ def serve(settings: Settings) -> None:
                 os._exit(INTERRUPTED)  # a normal exit would wait for it
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, setting: str = "PORT") -> socket.socket:
+    """A socket that accepts connections. `setting`: the port's, without WISP_. Raises StartError."""
     from service.http.server import BACKLOG
 
     try:
@@ -234,9 +241,9 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         other = port + 1 if port < LAST_PORT else port - 1
-        example = f" (WISP_PORT={other} make run)" if error.errno == errno.EADDRINUSE else ""
+        example = f" (WISP_{setting}={other} make run)" if error.errno == errno.EADDRINUSE else ""
         sentence = (
-            f"Cannot listen on {host} port {port}: {reason}; choose others with --host and --port "
-            f"or WISP_HOST and WISP_PORT{example}."
+            f"Cannot listen on {host} port {port}: {reason}; choose others with --host and --{setting.lower()} "
+            f"or WISP_HOST and WISP_{setting}{example}."
         )
         raise StartError(sentence) from None

@@ -7,9 +7,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 
@@ -28,6 +28,16 @@ MESSAGE_BYTES = 1024 * 1024  # of a WebSocket
 PING_S = 20.0  # between two pings, and for the answer to one
 
 
+class Door(Protocol):
+    """A port with another protocol."""
+
+    async def open(self, tasks: "set[asyncio.Task[Any]]") -> None:
+        """Begin to accept connections, each of which has a task among these while it lasts."""
+
+    async def close(self) -> None:
+        """Accept no more. Idempotent."""
+
+
 class Server(uvicorn.Server):
     """uvicorn's server around the application. A second SIGINT or SIGTERM ends the wait for running requests."""
 
@@ -39,6 +49,7 @@ class Server(uvicorn.Server):
         grace_s: float,
         on_stop: Callable[[], None] = lambda: None,
         end_sessions: Callable[[], None] = lambda: None,
+        doors: Sequence[Door] = (),
         most_connections: int = MOST_CONNECTIONS,
         message_bytes: int = MESSAGE_BYTES,
     ) -> None:
@@ -46,7 +57,7 @@ class Server(uvicorn.Server):
 
         `on_stop`: called as soon as the server starts to stop. `end_sessions`: called in the event loop then, so that
         WebSocket sessions end by themselves. `most_connections`: beyond it, the longest idle ones are closed.
-        `message_bytes`: the largest message of a WebSocket.
+        `doors`: other ports, open while this server is. `message_bytes`: the largest message of a WebSocket.
         """
         config = Config(
             app,
@@ -67,7 +78,7 @@ class Server(uvicorn.Server):
         config.timeout_graceful_shutdown = int(grace_s + 3 * ANSWER_S)
         super().__init__(config)
         self.under_way, self.grace_s = under_way, grace_s
-        self.on_stop, self.end_sessions = on_stop, end_sessions
+        self.on_stop, self.end_sessions, self.doors = on_stop, end_sessions, doors
         self.hurried = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -107,6 +118,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)
+        for door in self.doors:
+            await door.open(self.server_state.tasks)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more connections, let requests finish or cancel them, close the application."""
@@ -115,6 +128,8 @@ class Server(uvicorn.Server):
                 "stopping: %s may take %g s more; a second Ctrl-C stops immediately", self._counted(), self.grace_s
             )
         self.end_sessions()
+        for door in self.doors:
+            await door.close()
         ending = asyncio.create_task(self._end_requests())
         await super().shutdown(sockets)
         await ending

@@ -221,8 +221,10 @@ class Service:
 class Choice:
     """Which model one request gets, as its fields come."""
 
-    def __init__(self, service: Service, rights: Rights) -> None:
+    def __init__(self, service: Service, rights: Rights, *, may_route: bool | None = None) -> None:
+        """`may_route`: whether another model than the default may serve a language; None leaves it to the setting."""
         self._service, self._rights = service, rights
+        self._may_route = service.settings.route_languages == "yes" if may_route is None else may_route
         self._named: Entry | None = None
         self._by_own_name = False
 
@@ -255,7 +257,7 @@ class Choice:
         other = await asyncio.to_thread(service.able, options, self._rights)
         if other is None:
             raise refusal
-        if self._by_own_name or service.settings.route_languages != "yes":
+        if self._by_own_name or not self._may_route:
             advice = f" This server's {other.name} can: send model={other.name}."
             raise UnsupportedValue(refusal.message + advice, param=refusal.param)
         log.info("routed to %s: %s", other.name, refusal)

@@ -172,7 +172,7 @@ def test_every_service_can_have_its_keys_from_a_secret() -> None:
         assert set(service["environment"]) <= VARIABLES
 
 
-@pytest.mark.parametrize("name", ["cpu", "nvidia", "dri"])
+@pytest.mark.parametrize("name", ["cpu", "home-assistant", "nvidia", "dri"])
 def test_every_service_is_locked_down_and_limited(name: str) -> None:
     service = compose()["services"][name]
     assert service["profiles"] == [name]
@@ -187,6 +187,18 @@ def test_every_service_is_locked_down_and_limited(name: str) -> None:
         f"{word} {rest.split('=')[0]}" for word, rest in instructions()
     }
     assert set(service["environment"]) <= VARIABLES
+
+
+def test_home_assistant_reaches_its_port_from_this_machine_alone() -> None:
+    service, plain = compose()["services"]["home-assistant"], compose()["services"]["cpu"]
+    published = "${WISP_WYOMING_PUBLISH:-127.0.0.1:10300}"
+    assert service["ports"] == [*plain["ports"], f"{published}:10300"]
+    added = dict(service["environment"].items() - plain["environment"].items())
+    assert added == {"WISP_WYOMING": 10300, "WISP_WYOMING_PUBLISHED": published}
+
+
+def test_the_image_speaks_wyoming_without_multicast() -> None:
+    assert "wyoming" in locked() and "zeroconf" not in locked()
 
 
 def test_the_gpu_services_reach_their_gpu() -> None:
