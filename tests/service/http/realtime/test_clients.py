@@ -1,18 +1,22 @@
 """OpenAI's clients, as they are, hear recorded speech as it is spoken. Others: make clients."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from tests.conftest import ROOT
-from tests.support.realtime import LiveServer, live_server
+from tests.support.realtime import LiveServer, append, live_server
 from tests.support.serving import engine_for, ready, settings_for
 
+SAID_LAST = "can do for your country"
 SAID = "ask not what your country can do for you"
 NODE = ROOT / "tests" / "node"
 
@@ -47,3 +51,27 @@ def test_openais_node_client_over_tls(environment: dict[str, str]) -> None:
         ["node", "--test", "realtime.test.mjs"], cwd=NODE, env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_delta_is_ever_taken_back(server: LiveServer, shared: Path) -> None:
+    """Speech at four times its speed, cut by voice-activity detection."""
+    samples, rate = soundfile.read(shared / "speech" / "jfk.wav", dtype="int16")
+    said: dict[str, str] = {}
+    with server.session() as client:
+        client.configure(format={"type": "audio/pcm", "rate": rate})
+        for first in range(0, len(samples), rate // 10):
+            client.send(append(samples[first : first + rate // 10].tobytes()))
+            time.sleep(0.025)
+        client.send({"type": "input_audio_buffer.commit"})
+        committed, completed = set(), dict[str, str]()
+        while not any(SAID_LAST in text for text in completed.values()):
+            event = client.recv()
+            kind = event["type"].rpartition(".")[2]
+            if kind == "delta":
+                said[event["item_id"]] = said.get(event["item_id"], "") + event["delta"]
+            elif kind == "committed":
+                committed.add(event["item_id"])
+            elif kind == "completed":
+                completed[event["item_id"]] = event["transcript"]
+                assert event["item_id"] in committed and event["transcript"] == said.get(event["item_id"], "")
+    assert SAID in re.sub(r"[^\w\s]", "", " ".join(completed.values()).lower())
