@@ -95,6 +95,11 @@ bench: $(VENV)/.test
 bench-together: $(VENV)/.test
 	$(BIN)/python -m bench.together
 
+# Measure how late the words of live sessions are, alone and together, with files meanwhile
+.PHONY: bench-live
+bench-live: $(VENV)/.test
+	$(BIN)/python -m bench.live
+
 # Compare every recorded call of openai/whisper with Wisp's on WebGPU; TARGET=cpu for the CPU
 .PHONY: parity
 parity: $(VENV)/.test

@@ -5,8 +5,10 @@ A manifest is `manifest.jsonl` with `{"audio", "text"}` lines (and "voice" to gr
 """
 
 import argparse
+import asyncio
 import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,15 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jiwer
+import numpy as np
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from service.audio.decode import decode
+from service.audio.decode import SAMPLE_RATE, decode
 from service.guest.code_cache import user_cache_folder
 from service.http.app import Engine
 from service.settings import read_settings
-from service.transcription.transcriber import TEMPERATURES, Options
+from service.transcription.chunking import Chunking
+from service.transcription.listener import Listener, Stopped
+from service.transcription.transcriber import TEMPERATURES, Options, Transcriber
+from service.transcription.utterance import Utterance
 
 ALL = "all"  # the group of every clip
+BLOCK = SAMPLE_RATE // 10  # samples that a live session gets at a time
+SERVER_VAD = Chunking(silence_duration_ms=500)  # OpenAI's, for live speech
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,30 @@ def transcribe(clips: Iterable[Clip], flags: Mapping[str, str], options: Options
         engine.close()
 
 
+def transcribe_live(clips: Iterable[Clip], flags: Mapping[str, str]) -> list[str]:
+    """What a live session hears of each clip, if the machine keeps up. Raises WispError."""
+    Utterance.busy_share = math.inf
+    engine = Engine(read_settings({}, flags), cache_folder=user_cache_folder())
+    try:
+        transcriber = engine.load()
+        return [asyncio.run(_hear(transcriber, clip)) for clip in clips]
+    finally:
+        engine.close()
+
+
+async def _hear(transcriber: Transcriber, clip: Clip) -> str:
+    listener = Listener(transcriber, Options(), cutting=SERVER_VAD, on_words=lambda *_: None)
+    with clip.audio.open("rb") as file:
+        samples = np.concatenate([*decode(file).blocks(), np.zeros(SAMPLE_RATE, np.float32)])
+    texts = []
+    for first in range(0, len(samples), BLOCK):
+        for border in await listener.hear(samples[first : first + BLOCK]):
+            if isinstance(border, Stopped):
+                texts.append((await border.utterance.result()).text)
+        await listener.idle()
+    return " ".join(texts)
+
+
 def main() -> None:
     """`python -m tools.wer --model FOLDER --manifest FILE`: one JSON object per group, the last one for all clips."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -95,6 +127,7 @@ def main() -> None:
     parser.add_argument("--target", choices=("auto", "gpu", "cpu"), default="cpu")
     parser.add_argument("--limit", type=int, help="only the first N clips")
     parser.add_argument("--greedy", action="store_true", help="one beam, at temperature 0 alone")
+    parser.add_argument("--live", action="store_true", help="as a live session hears it")
     parser.add_argument("--texts", type=Path, help="where to write what was heard, a JSON line a clip")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -103,7 +136,10 @@ def main() -> None:
     clips = read_manifest(arguments.manifest)[: arguments.limit]
     options = Options(temperature=(0.0,) if arguments.greedy else TEMPERATURES)
     flags = {"model": arguments.model, "target": arguments.target}
-    heard = transcribe(clips, flags | ({"beam_size": "1"} if arguments.greedy else {}), options)
+    if arguments.live:
+        heard = transcribe_live(clips, flags)
+    else:
+        heard = transcribe(clips, flags | ({"beam_size": "1"} if arguments.greedy else {}), options)
     if arguments.texts:
         pairs = zip(clips, heard, strict=True)
         rows = [json.dumps({"audio": clip.audio.name, "said": clip.said, "heard": text}) for clip, text in pairs]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from service.models.tokenizer import Tokenizer
 
+N_CONTEXT = 50  # tokens of settled text that prompt the next window
 TIME_PRECISION = 0.02  # seconds per timestamp token
 WITHOUT_SPACES = ("zh", "ja", "th", "lo", "my", "yue")  # as in openai/whisper's `split_to_word_tokens`
 
@@ -17,6 +18,7 @@ class Agreement:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self.context: tuple[int, ...] = ()  # text before the window
         self.settled: tuple[int, ...] = ()  # with timestamps, from the window's start
         self.rest: tuple[int, ...] = ()  # text that the last pass heard after them
 
@@ -26,21 +28,29 @@ class Agreement:
         `heard`: the window's tokens, which begin with `settled`.
         """
         text = self._text_after(heard)
-        n = self._n_whole_words(text, _n_common(text, self.rest), language)
-        return self._settle(heard, text, n)
+        n = _n_common(text, self.rest)
+        if n == len(text) > 0 and _last_pair(heard, self._tokenizer.timestamp_begin) == len(heard) - 1:
+            self.settled, self.rest = tuple(heard), ()
+            return text
+        return self._settle(heard, text, self._n_whole_words(text, n, language))
 
     def take_all(self, heard: Sequence[int]) -> tuple[int, ...]:
-        """Settle everything in the last pass over an utterance → its new text tokens."""
+        """Settle everything in a pass → its new text tokens. cut() may then drop all that it heard."""
         text = self._text_after(heard)
-        return self._settle(heard, text, len(text))
+        self.settled, self.rest = tuple(heard), ()
+        return text
 
-    def cut(self) -> float:
-        """Drop the settled segments before the last pair of timestamps → their seconds, 0 without such a pair."""
+    def cut(self, *, is_long: bool = True) -> float:
+        """Drop the settled segments before the last pair of timestamps → their seconds, 0 without such a pair.
+
+        Unless the window `is_long`, only where nothing follows the pair: the decoder would end there for good.
+        """
         begin, tokens = self._tokenizer.timestamp_begin, self.settled
         at = _last_pair(tokens, begin)
-        if at is None:
+        if at is None or not (is_long or at == len(tokens) - 1):
             return 0.0
         offset = tokens[at - 1] - begin
+        self._leave(tokens[:at])
         self.settled = tuple(token - offset if token >= begin else token for token in tokens[at:])
         return offset * TIME_PRECISION
 
@@ -55,8 +65,23 @@ class Agreement:
         if at is not None and at > len(self.settled):
             heard, seconds = heard[:at], (heard[at - 1] - begin) * TIME_PRECISION
         text = self.take_all(heard)
-        self.settled = self.rest = ()
+        self.restart()
         return text, seconds
+
+    def restart(self) -> None:
+        """Start another window, of which nothing is settled."""
+        self._leave(self.settled)
+        self.settled = self.rest = ()
+
+    def end_at(self, seconds: float) -> None:
+        """The audio so far ends here: the decoder likes to put the last timestamp later."""
+        last = self._tokenizer.timestamp_begin + int(seconds / TIME_PRECISION)
+        if self.settled and self.settled[-1] > last:
+            self.settled = (*self.settled[:-1], max(last, *self.settled[:-1]))
+
+    def _leave(self, tokens: Sequence[int]) -> None:
+        text = (token for token in tokens if token < self._tokenizer.eot)
+        self.context = (*self.context, *text)[-N_CONTEXT:]
 
     def _text_after(self, heard: Sequence[int]) -> tuple[int, ...]:
         return tuple(token for token in heard[len(self.settled) :] if token < self._tokenizer.eot)
@@ -70,13 +95,15 @@ class Agreement:
         return text[:n]
 
     def _n_whole_words(self, text: Sequence[int], n: int, language: str) -> int:
-        """The most of the first `n` tokens after which a word begins, or nothing follows."""
+        """The most of the first `n` tokens after which another word begins: the last one may be half a word."""
         while n and not self._is_border(text, n, language):
             n -= 1
         return n
 
     def _is_border(self, text: Sequence[int], n: int, language: str) -> bool:
-        if n == len(text) or self._tokenizer.token_bytes(text[n]).startswith(b" "):
+        if n == len(text):
+            return False
+        if self._tokenizer.token_bytes(text[n]).startswith(b" "):
             return True
         # "\ufffd" may be the end of a character's first half.
         return language in WITHOUT_SPACES and not self._tokenizer.decode(text[:n]).endswith("\ufffd")

@@ -17,7 +17,9 @@ from service.transcription.types import Options
 from service.transcription.utterance import Utterance, Words
 from service.transcription.vad import STEP_S, LiveVad
 
+CONTINUES_S = 3.0  # an utterance that begins this soon after another is taken to continue it
 PAUSE_S = 0.2  # of silence, after which an utterance is heard as if it were over
+LEAD_S = 0.3  # before the padding: the first sound of a word is often too soft to count as speech
 MIN_COMMIT_S = 0.1  # OpenAI's
 ASIDE_S = 0.5  # a longer block of audio is analysed in a thread, this much at a time
 
@@ -55,6 +57,7 @@ class Listener:
         """`cutting`: what counts as silence; None ends an utterance only by commit(). Both may be replaced later."""
         self.transcriber, self.options, self._on_words = transcriber, options, on_words
         self._open: Utterance | None = None
+        self._last: Utterance | None = None
         self._all: set[Utterance] = set()  # those with audio that no pass has heard
         self._vad = LiveVad()
         self._n_samples = self._n_ended = 0  # of the stream; up to the end of the last utterance
@@ -99,6 +102,11 @@ class Listener:
         self._n_samples += len(rest)
         return [*found, self._stop(self._open)]
 
+    async def idle(self) -> None:
+        """Wait until no pass is due."""
+        for utterance in list(self._all):
+            await utterance.idle()
+
     def clear(self) -> None:
         """Forget the current utterance, and what could begin the next."""
         if self._open is not None:
@@ -137,18 +145,20 @@ class Listener:
     def _keep(self, step: Samples) -> None:
         padding_s = self.cutting.prefix_padding_ms / 1000 if self.cutting is not None else 0.0
         self._kept.append(step)
-        while (len(self._kept) - 1) * N_STEP >= (padding_s + MIN_SPEECH_S + 2 * STEP_S) * SAMPLE_RATE:
+        while (len(self._kept) - 1) * N_STEP >= (LEAD_S + padding_s + MIN_SPEECH_S + 2 * STEP_S) * SAMPLE_RATE:
             self._kept.popleft()
 
     def _start(self, at: int, *, has_speech: bool = True) -> Started:
         """An utterance that begins with the kept samples from `at` on."""
-        utterance = self._open = Utterance(self.transcriber, self.options, self._on_words)
-        self._all.add(utterance)
         kept = np.concatenate(self._kept) if self._kept else np.empty(0, np.float32)
-        at = max(at, self._n_samples - len(kept))
         self._kept.clear()
-        utterance.add(kept[len(kept) - (self._n_samples - at) :], has_speech=has_speech)
-        return Started(utterance, at / SAMPLE_RATE)
+        first = max(0, len(kept) - (self._n_samples - at) - int(LEAD_S * SAMPLE_RATE))
+        gap = self._n_samples - len(kept) + first - self._n_ended
+        before = self._last if gap < CONTINUES_S * SAMPLE_RATE else None
+        self._last = utterance = self._open = Utterance(self.transcriber, self.options, self._on_words, before, gap)
+        self._all.add(utterance)
+        utterance.add(kept[first:], has_speech=has_speech)
+        return Started(utterance, max(at, self._n_samples - len(kept)) / SAMPLE_RATE)
 
     def _stop(self, utterance: Utterance) -> Stopped:
         utterance.stop()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from service.audio.log_mel import CHUNK_SECONDS, SAMPLE_RATE, Samples
+from service.audio.log_mel import HOP_LENGTH, SAMPLE_RATE, Samples
 from service.errors import ClientGone, Overloaded, QueueFull, WispError
 from service.transcription.agreement import Agreement
 from service.transcription.reading import audio_of
@@ -17,12 +17,11 @@ from service.transcription.types import Options, Token
 
 log = logging.getLogger("wisp")
 
-N_WINDOW = CHUNK_SECONDS * SAMPLE_RATE
 CUT_S = 15.0  # from this length on, settled segments are cut off, as in Macháček et al.'s
 MOST_SETTLED = 160  # tokens in one window: a decoder has room for 224 after the prompt
-N_CONTEXT = 200  # characters of settled text that prompt the next window
-BUSY_SHARE = 0.5  # of the time that one session may compute: slower passes come less often
 SILENCE_S = 2.0  # at the end: more than this is heard, too, as voice-activity detection may have missed speech in it
+CONTINUED_S = 12.0  # of the utterance before, which is heard again
+LEAST_S = 0.2  # of speech after the last segment, to listen again
 RETRY_S = 0.25  # before a last pass that found no place is tried again
 LEAST_LOGPROB, MOST_COMPRESSION = -1.0, 2.4  # openai/whisper's checks: a pass that fails them settles nothing
 
@@ -64,14 +63,26 @@ class _Pass:
 class Utterance:
     """Owned by one event loop, where `on_words` is called too. Its passes take turns with all other transcriptions."""
 
+    busy_share = 0.5  # of the time that passes may take: slower ones come less often
+
     def __init__(
-        self, transcriber: Transcriber, options: Options, on_words: Callable[["Utterance", Words], None]
+        self,
+        transcriber: Transcriber,
+        options: Options,
+        on_words: Callable[["Utterance", Words], None],
+        before: "Utterance | None" = None,
+        gap: int = 0,
     ) -> None:
-        """Starts to listen. `options`: temperatures and beams are for the passes over pauses and whole windows."""
+        """Starts to listen. `options`: temperatures and beams are for the passes over pauses and whole windows.
+
+        `before`: the utterance that this one continues, after `gap` samples.
+        """
         self._transcriber, self._options, self._on_words = transcriber, options, on_words
+        self._before, self._gap = before, gap
         self._tokenizer = transcriber.model.tokenizer
         self._step = int(transcriber.settings.live_step_s * SAMPLE_RATE)
         self._agreement = Agreement(self._tokenizer)
+        self._n_window = 2 * transcriber.model.dims.n_audio_ctx * HOP_LENGTH  # samples: 30 s
         self._samples: Samples = np.empty(0, np.float32)  # of the current window and what follows it
         self._blocks: list[Samples] = []  # directly after them
         self._n_before = 0  # samples before the current window
@@ -146,15 +157,31 @@ class Utterance:
 
     def _is_full(self) -> bool:
         """Whether the window is: of audio, or of settled tokens, which take the decoder's room."""
-        return self._n_samples - self._n_before >= N_WINDOW or len(self._agreement.settled) >= MOST_SETTLED
+        return self._n_samples - self._n_before >= self._n_window or len(self._agreement.settled) >= MOST_SETTLED
 
     def _is_due(self) -> bool:
         if self._is_pausing:
             return self._n_voice > self._n_done
         return self._n_voice > self._n_heard and self._n_samples >= self._due_at
 
+    def _continue(self) -> None:
+        """Let the window begin with the utterance before, so that the decoder hears the whole sentence."""
+        before, self._before = self._before, None
+        if before is None or not before._task.done() or before._task.cancelled() or before._task.exception():
+            return
+        self._agreement, window = before._agreement, before._samples
+        window = window[round(self._agreement.cut() * SAMPLE_RATE) :]
+        if not self._agreement.settled or len(window) + self._gap > CONTINUED_S * SAMPLE_RATE:
+            self._agreement.restart()
+            return
+        self._agreement.end_at(len(window) / SAMPLE_RATE)
+        self._samples = np.concatenate([window, np.zeros(self._gap, np.float32)])
+        self._n_before = -len(self._samples)
+
     async def _listen(self) -> None:
         try:
+            await self._due.wait()
+            self._continue()
             while True:
                 if self._is_full():
                     await self._hear_window()
@@ -184,7 +211,7 @@ class Utterance:
             log.debug("a step of live speech is skipped: %s", error)
             self.n_skipped += 1
             self._is_pausing = False
-        busy = int((time.monotonic() - started) / BUSY_SHARE * SAMPLE_RATE)
+        busy = int((time.monotonic() - started) / self.busy_share * SAMPLE_RATE)
         self._due_at = n_samples + max(self._step, busy)
         if heard is None:
             return
@@ -194,12 +221,12 @@ class Utterance:
             self._at_pause, self._n_done = heard, n_samples
         if heard.is_sure:
             self._say(heard, self._agreement.take(heard.tokens, heard.language), after=settled)
-            if not is_pause and n_samples - self._n_before >= CUT_S * SAMPLE_RATE:
-                self._drop(self._agreement.cut())
+            if not is_pause:
+                self._drop(self._agreement.cut(is_long=n_samples - self._n_before >= CUT_S * SAMPLE_RATE))
 
     async def _hear_window(self) -> None:
         """A pass over a full window, which ends it."""
-        n = min(N_WINDOW, self._n_samples - self._n_before)
+        n = min(self._n_window, self._n_samples - self._n_before)
         settled = self._agreement.settled
         heard = await self._hear_surely(n)
         new, seconds = self._agreement.end_window(heard.tokens, n / SAMPLE_RATE)
@@ -211,11 +238,19 @@ class Utterance:
 
     async def _hear_end(self) -> None:
         """The last pass, unless one has been made in the silence at the end."""
-        settled, is_silent = self._agreement.settled, self._n_voice <= self._n_done
-        if not is_silent or self._n_samples - self._n_done > SILENCE_S * SAMPLE_RATE or not self.n_passes:
+        if (
+            self._n_voice > self._n_done
+            or self._n_samples - self._n_done > SILENCE_S * SAMPLE_RATE
+            or not self.n_passes
+        ):
             self._at_pause = await self._hear_surely()
-        if (heard := self._at_pause) is not None:
+        while (heard := self._at_pause) is not None:
+            settled = self._agreement.settled
             self._say(heard, self._agreement.take_all(heard.tokens), after=settled)
+            self._drop(self._agreement.cut(is_long=False))
+            # The decoder may close a segment and stop, although more is said.
+            is_over = self._agreement.settled == heard.tokens or self._n_voice - self._n_before < LEAST_S * SAMPLE_RATE
+            self._at_pause = None if is_over else await self._hear_surely()
 
     async def _hear_surely(self, n: int | None = None) -> _Pass:
         """A pass that waits for a place for as long as it takes. Raises WispError."""
@@ -230,8 +265,8 @@ class Utterance:
         if self._blocks:
             self._samples, self._blocks = np.concatenate([self._samples, *self._blocks]), []
         came_at, settled = self._came_at, self._agreement.settled
-        n_before = len(self._text) - len(self._tokenizer.decode(settled))
-        prompt = " ".join(filter(None, (options.prompt, self._text[max(0, n_before - N_CONTEXT) : max(0, n_before)])))
+        context = self._tokenizer.decode(self._agreement.context).strip("\ufffd ")
+        prompt = " ".join(filter(None, (options.prompt, context)))
         options = replace(options, prompt=prompt or None, language=self._language, settled=settled)
         run = self._transcriber.submit(audio_of(self._samples[:n]), options)
         try:
@@ -239,6 +274,11 @@ class Utterance:
         finally:
             run.cancel()
         self.n_passes += 1
+        heard = transcription.segments[0].tokens if transcription.segments else settled
+        if len(heard) <= len(settled) and self._n_before < 0:  # it takes the utterance before for all
+            self._agreement.restart()
+            self._drop(-self._n_before / SAMPLE_RATE)
+            return await self._hear(options, n)
         if not transcription.segments:
             return _Pass(settled, (), True, transcription.language, came_at)
         (segment,) = transcription.segments

@@ -1,6 +1,8 @@
 /** Gets audio: chosen, dropped, pasted, or recorded from the microphone. */
 
+import { Captions } from "./captions.js";
 import { clock } from "./formats.js";
+import { currentOptions } from "./options.js";
 import { Recorder, whyNot } from "./recorder.js";
 import { drawLevels, oncePerFrame } from "./waveform.js";
 
@@ -47,6 +49,7 @@ function listenForRecording({ onFile, onError, announce }) {
   element("record-note").hidden = !reason;
   element("record-note").textContent = reason ?? "";
   let recorder = null;
+  let captions = null;
   let levels = [];
 
   const paint = oncePerFrame(() => {
@@ -58,8 +61,17 @@ function listenForRecording({ onFile, onError, announce }) {
     element("recorder").hidden = !isRecording;
     element("drop").hidden = isRecording;
   };
+  const showWords = (said, rest) => {
+    element("captions").hidden = !said && !rest;
+    element("captions-said").textContent = said;
+    element("captions-rest").textContent = rest;
+    element("captions").scrollTop = element("captions").scrollHeight;
+  };
   const end = () => {
+    captions?.close();
+    captions = null;
     recorder = null;
+    showWords("", "");
     levels = [];
     show(false);
     element("recorder-time").textContent = clock(0); // for the next recording, before its first frame
@@ -75,8 +87,9 @@ function listenForRecording({ onFile, onError, announce }) {
     if (recorder) return;
     onError("");
     const starting = new Recorder({
-      onLevel: (peak) => {
+      onBlock: (block, peak) => {
         levels = [...levels.slice(-MAX_LEVELS), peak];
+        captions?.add(block);
         paint();
       },
       onLost: () => stop(starting),
@@ -89,6 +102,7 @@ function listenForRecording({ onFile, onError, announce }) {
       onError(error.message);
       return;
     }
+    captions = new Captions({ rate: starting.rate, options: currentOptions(), onWords: showWords });
     show(true);
     paint();
     element("recorder-stop").focus();

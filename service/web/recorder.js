@@ -28,9 +28,9 @@ export class Recorder {
   #ended = null;
   #stopped = null;
 
-  /** `onLevel(peak)`: 0 to 1, per block; `onLost()`: the microphone was lost during the recording. */
-  constructor({ onLevel, onLost }) {
-    Object.assign(this, { onLevel, onLost });
+  /** `onBlock(block, peak)`: an Int16Array of sound, its loudness from 0 to 1; `onLost()`: the microphone was lost. */
+  constructor({ onBlock, onLost }) {
+    Object.assign(this, { onBlock, onLost });
   }
 
   /** Start. Throws an Error with a sentence for the user. */
@@ -72,7 +72,12 @@ export class Recorder {
   #take({ block, peak }) {
     this.#blocks.push(block);
     this.#n += block.length;
-    this.onLevel(peak);
+    this.onBlock(block, peak);
+  }
+
+  /** Samples a second, once it has started. */
+  get rate() {
+    return this.#context.sampleRate;
   }
 
   /** Seconds recorded so far. */

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from kernels.checkpoints.common import Dimensions
 from service.audio.decode import Audio
 from service.errors import WispError
 from service.settings import Settings
 from service.transcription.run import Run
 from service.transcription.types import Options, Segment, Token, Transcription
 
+DIMS = Dimensions(80, 1500, 8, 1, 1, 1700, 448, 8, 1, 1)
 EOT, T = 100, 110  # the end of text, the first timestamp
 
 
@@ -27,7 +29,7 @@ class FakeTokenizer:
 
 
 class FakeModel:
-    name, tokenizer = "fake", FakeTokenizer()
+    name, tokenizer, dims = "fake", FakeTokenizer(), DIMS
 
 
 class FakeTranscriber:
@@ -36,7 +38,7 @@ class FakeTranscriber:
     A pass ends at once, unless `held` is true: then with release().
     """
 
-    def __init__(self, hears: Callable[[float, Options], Sequence[int] | None | WispError], *, step_s: float = 1.0):
+    def __init__(self, hears: Callable[[float, Options], Sequence[int] | WispError | None], *, step_s: float = 1.0):
         self.settings, self.model, self.hears = Settings(live_step_s=step_s), FakeModel(), hears
         self.passes: list[tuple[float, Options]] = []  # seconds of audio
         self.held, self._waiting = False, list[Callable[[], None]]()

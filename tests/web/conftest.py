@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import soundfile
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserType, ConsoleMessage, Page, expect, sync_playwright
 
 from service.http.app import Engine, create_app
 from service.http.server import Server
@@ -54,21 +54,26 @@ def site_for(engine: Engine) -> Iterator[Site]:
 @pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Chromium, whose microphone hears a soft A4 over and over; a skip where it is not installed."""
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed (Debian's package: chromium)")
     heard = tmp_path_factory.mktemp("microphone") / "heard.wav"
     soundfile.write(heard, tone(MICROPHONE_SECONDS), 16_000)
+    expect.set_options(timeout=WAIT_MS)
+    with sync_playwright() as playwright:
+        browser = launched(playwright.chromium, heard)
+        yield browser
+        browser.close()
+
+
+def launched(chromium: BrowserType, heard: Path) -> Browser:
+    """Chromium, whose microphone hears this file over and over; a skip where it is not installed."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (Debian's package: chromium)")
     arguments = [
         "--no-sandbox",  # root has none
         "--use-fake-device-for-media-stream",
         "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-audio-capture={heard}",
     ]
-    expect.set_options(timeout=WAIT_MS)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
+    return chromium.launch(executable_path=CHROMIUM, args=arguments)
 
 
 @pytest.fixture(scope="package")
@@ -99,6 +104,13 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     `may_fail=True` lets requests fail, and `is_ready=False` waits for nothing. At the end no page may have asked
     another origin, or logged an error: what breaks the content security policy is one.
     """
+    with opener(browser) as open_one:
+        yield open_one
+
+
+@contextmanager
+def opener(browser: Browser) -> Iterator[OpenPage]:
+    """See open_page."""
     faults: list[str] = []
     with ExitStack() as stack:
 

@@ -13,7 +13,7 @@ from service.transcription.types import Options
 from service.transcription.utterance import Heard, Utterance, Words
 from tests.support.live import FakeTranscriber, T
 
-Hears = Callable[[float, Options], Sequence[int] | None | WispError]
+Hears = Callable[[float, Options], Sequence[int] | WispError | None]
 
 
 def second(n: float = 1.0) -> Samples:
@@ -115,6 +115,7 @@ def test_a_long_silence_at_the_end_is_heard_too() -> None:
 @pytest.mark.parametrize("has_pairs", [False, True])
 def test_hours_are_heard_in_windows(has_pairs: bool) -> None:
     """Each second has a word of its own, which is in the result once; the audio kept is bounded."""
+    live: Session
 
     def hears(seconds: float, options: Options) -> list[int]:
         n_settled = sum(token < T for token in options.settled or ())
@@ -126,8 +127,6 @@ def test_hours_are_heard_in_windows(has_pairs: bool) -> None:
         return found
 
     async def session() -> None:
-        nonlocal live
-        live = Session(hears)
         await live.say(100)
         assert len(live.utterance._samples) <= 31 * 16_000
         heard = await live.end()
@@ -136,8 +135,12 @@ def test_hours_are_heard_in_windows(has_pairs: bool) -> None:
         prompts = [options.prompt for _, options in live.transcriber.passes if options.prompt]
         assert prompts and heard.text.startswith(prompts[0])
 
-    live: Session
-    run(session)
+    async def with_session() -> None:
+        nonlocal live
+        live = Session(hears)
+        await session()
+
+    run(with_session)
 
 
 def test_a_burst_is_heard_window_by_window() -> None:
@@ -148,6 +151,32 @@ def test_a_burst_is_heard_window_by_window() -> None:
         counted = [*range(1, 31), *range(1, 31), *range(1, 11)]
         assert heard.text == " ".join(f"w{n}" for n in counted)
         assert live.utterance.unheard_s == 0
+
+    run(session)
+
+
+def test_what_follows_a_segment_that_the_decoder_closes_is_heard() -> None:
+    """It says the end of text after two seconds of any window, with a pair of timestamps."""
+
+    def hears(seconds: float, options: Options) -> list[int]:
+        said = [token for token in options.settled or () if token < T]
+        start = live.utterance._n_before // 16_000
+        found = [start + n + 1 for n in range(len(said), min(2, int(seconds)))]
+        is_closed = len(options.settled or ()) > 1 and (options.settled or ())[-1] >= T
+        end = [T + 100, T + 100] if seconds >= 2 and not is_closed else []
+        return [*([] if options.settled else [T]), *found, *end]
+
+    live: Session
+
+    async def session() -> None:
+        nonlocal live
+        for pauses in (False, True):
+            live = Session(hears)
+            await live.say(7)
+            if pauses:
+                live.utterance.pause()
+                await live.utterance.idle()
+            assert (await live.end()).text == "w1 w2 w3 w4 w5 w6 w7"
 
     run(session)
 
