@@ -82,7 +82,7 @@ async function heard(realtime) {
   realtime.send({ type: "input_audio_buffer.clear" });
   const text = await done;
   realtime.close();
-  return text.toLowerCase().replaceAll(/[^\w\s]/g, "");
+  return text.toLowerCase().replaceAll(/[^\w\s]/g, "").replaceAll(/\s+/g, " ");
 }
 
 const client = () => new OpenAI({

