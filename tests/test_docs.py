@@ -36,6 +36,8 @@ REASONS = (
     "downloads packages",
     "needs the reference data",
     "takes hours",
+    "needs a microphone",
+    "needs a browser",
 )
 # Where a page begins on a fresh machine, with the packaged tiny.en. The others have the synthetic one installed.
 WITHOUT_MODEL = ("README.md", "docs/models.md")

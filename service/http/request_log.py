@@ -18,6 +18,7 @@ from service.errors import InternalError, NotReady, Overloaded, RouteNotFound, W
 log = logging.getLogger("wisp")
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
+POLICY = 1008  # a close code
 SWITCHED = 101  # the status of a WebSocket that was accepted
 SAFE_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 # Only this server's files run or are drawn, and no text can become markup or a script.
@@ -80,6 +81,8 @@ class RequestLog:
         request_id.set(identity)
         started = time.monotonic()
         status = 0
+        # A WebSocket under a server that cannot answer its handshake with more than 403.
+        is_mute = scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {})
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -87,6 +90,10 @@ class RequestLog:
                 status = message["status"]
                 own = message["headers"]
                 message["headers"] = [*own, (b"x-request-id", identity.encode("ascii")), *_safe(own)]
+                if is_mute:
+                    message = {"type": "websocket.close", "code": POLICY}
+            elif message["type"] == "websocket.http.response.body" and is_mute:
+                return
             elif message["type"] == "websocket.accept":
                 status = SWITCHED
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity.encode("ascii"))]

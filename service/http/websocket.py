@@ -17,7 +17,6 @@ import json
 import math
 import select
 from collections import deque
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -165,14 +164,25 @@ class WebSocket(WebSocketsSansIOProtocol):
         super().handle_cont(event)
 
     def send_receive_event_to_app(self) -> None:
+        """uvicorn's, which would log text that isn't UTF-8 with a traceback."""
         self._n_frames += 1
         self._n_partial = 0
         self._large_ended()
-        if self.curr_msg_data_type == "text" and not _is_text(self.frames) and not self.close_sent:
-            self.conn.fail(INVALID_DATA, "the message isn't UTF-8")  # uvicorn would log it with a traceback
-            self.handle_parser_exception()
+        data, self.frames = b"".join(self.frames), []
+        if self.close_sent:
             return
-        super().send_receive_event_to_app()
+        if self.curr_msg_data_type == "bytes":
+            self.queue.put_nowait({"type": "websocket.receive", "bytes": data})
+        else:
+            try:
+                self.queue.put_nowait({"type": "websocket.receive", "text": data.decode()})
+            except UnicodeDecodeError:
+                self.conn.fail(INVALID_DATA, "the message isn't UTF-8")
+                self.handle_parser_exception()
+                return
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
 
     async def send(self, message: Any) -> None:
         await super().send(message)
@@ -243,14 +253,6 @@ class WebSocket(WebSocketsSansIOProtocol):
         self._large_ended()
         super().connection_lost(exc)
         self.lost.set()
-
-
-def _is_text(frames: Sequence[bytes]) -> bool:
-    try:
-        b"".join(frames).decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _rejection(status: int, text: str) -> Response:

@@ -67,6 +67,20 @@ def test_a_request_is_traced_from_its_upload_to_its_tokens(tmp_path: Path) -> No
     assert "secret" not in "".join(span.to_json() for group in spans.values() for span in group)
 
 
+def test_a_live_session_is_a_span_without_its_key(tmp_path: Path) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with engine_for(settings_for(synthetic.save_synthetic(tmp_path / "synthetic"), api_keys="sk-secret")) as engine:
+        client = TestClient(create_app(ready(engine), Tracing(provider)))
+        offered = ["realtime", "openai-insecure-api-key.sk-secret"]
+        with client.websocket_connect("/v1/realtime?model=whisper-1", subprotocols=offered) as socket:
+            assert socket.receive_json()["type"] == "session.created"
+    [span] = [span for span in exporter.get_finished_spans() if span.name == "GET /v1/realtime"]
+    assert span.attributes and span.attributes["http.route"] == "/v1/realtime"
+    assert "secret" not in "".join(span.to_json() for span in exporter.get_finished_spans())
+
+
 @pytest.fixture
 def collector() -> Iterator[tuple[str, "Queue[tuple[str, bytes]]"]]:
     """A local OTLP collector: its address, and the requests it receives as (path, body)."""

@@ -63,9 +63,8 @@ class Echo:
     async def _watch(self) -> None:
         while True:
             began = time.monotonic()
-            await asyncio.sleep(0)
-            self.turn_s = max(self.turn_s, time.monotonic() - began)
             await asyncio.sleep(0.001)
+            self.turn_s = max(self.turn_s, time.monotonic() - began)
 
 
 @contextmanager

@@ -34,6 +34,18 @@ def serving(folder: Path, *, grace_s: float = 20.0, **settings: Any) -> Iterator
         yield server
 
 
+@pytest.fixture(scope="module")
+def keyed(folder: Path) -> Iterator[LiveServer]:
+    with serving(folder, api_keys=ALICE) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def open_to_all(folder: Path) -> Iterator[LiveServer]:
+    with serving(folder) as server:
+        yield server
+
+
 def refused(server: LiveServer, path: str = "/v1/realtime", **options: Any) -> httpx2.Response:
     """The answer before the handshake."""
     with pytest.raises(InvalidStatus) as raised, server.connect(path, **options):
@@ -126,14 +138,13 @@ def test_a_real_server_that_is_terminated(folder: Path, tmp_path: Path) -> None:
 # Keys, origins
 
 
-def test_a_missing_key_is_told_before_the_handshake(folder: Path) -> None:
-    with serving(folder, api_keys=ALICE) as server:
-        for options in ({}, bearer("wrong"), {"subprotocols": ["realtime", "openai-insecure-api-key.wrong"]}):
-            answer = refused(server, **options)
-            assert_error(answer, 401, "invalid_api_key")
-            assert answer.headers["www-authenticate"] == "Bearer" and "wrong" not in answer.text
-        for path in ("/realtime", "/openai/realtime", "/nothing"):
-            assert_error(refused(server, path), 401, "invalid_api_key")
+def test_a_missing_key_is_told_before_the_handshake(keyed: LiveServer) -> None:
+    for options in ({}, bearer("wrong"), {"subprotocols": ["realtime", "openai-insecure-api-key.wrong"]}):
+        answer = refused(keyed, **options)
+        assert_error(answer, 401, "invalid_api_key")
+        assert answer.headers["www-authenticate"] == "Bearer" and "wrong" not in answer.text
+    for path in ("/realtime", "/openai/realtime", "/nothing"):
+        assert_error(refused(keyed, path), 401, "invalid_api_key")
 
 
 @pytest.mark.parametrize(
@@ -144,13 +155,13 @@ def test_a_missing_key_is_told_before_the_handshake(folder: Path) -> None:
         ([f"openai-insecure-api-key.{ALICE}"], None),
     ],
 )
-def test_a_page_sends_its_key_as_a_subprotocol(folder: Path, offered: list[str], chosen: str | None) -> None:
-    with serving(folder, api_keys=ALICE) as server, server.session(subprotocols=offered) as client:
+def test_a_page_sends_its_key_as_a_subprotocol(keyed: LiveServer, offered: list[str], chosen: str | None) -> None:
+    with keyed.session(subprotocols=offered) as client:
         assert client.connection.subprotocol == chosen
 
 
-def test_no_subprotocol_is_chosen_where_none_is_offered(folder: Path) -> None:
-    with serving(folder) as server, server.session() as client:
+def test_no_subprotocol_is_chosen_where_none_is_offered(open_to_all: LiveServer) -> None:
+    with open_to_all.session() as client:
         assert client.connection.subprotocol is None
 
 
@@ -191,22 +202,21 @@ def secret(server: LiveServer, key: str = "", **body: Any) -> httpx2.Response:
     return httpx2.post(f"{server.url}/v1/realtime/client_secrets", json=body, headers=headers)
 
 
-def test_a_client_secret_opens_sessions_and_nothing_else(folder: Path) -> None:
-    with serving(folder, api_keys=ALICE) as server:
-        assert_error(secret(server), 401, "invalid_api_key")
-        heard = {"transcription": {"prompt": "Wisp.", "language": "en"}, "turn_detection": None}
-        made = secret(server, ALICE, session={"type": "transcription", "audio": {"input": heard}}).json()
-        assert made["value"].startswith("ek_") and len(made["value"]) > 40
-        assert made["session"]["audio"]["input"]["transcription"]["prompt"] == "Wisp."
-        assert made["session"]["type"] == "transcription" and made["session"]["expires_at"] == made["expires_at"]
-        as_subprotocol = {"subprotocols": ["realtime", f"openai-insecure-api-key.{made['value']}"]}
-        for options in (bearer(made["value"]), as_subprotocol):
-            with server.connect(**options) as client:
-                shown = client.recv()["session"]["audio"]["input"]
-                assert shown["transcription"]["prompt"] == "Wisp." and shown["turn_detection"] is None
-        answer = httpx2.get(server.url + "/v1/models", headers={"Authorization": f"Bearer {made['value']}"})
-        assert_error(answer, 401, "invalid_api_key")
-        assert_error(secret(server, made["value"]), 401, "invalid_api_key")
+def test_a_client_secret_opens_sessions_and_nothing_else(keyed: LiveServer) -> None:
+    assert_error(secret(keyed), 401, "invalid_api_key")
+    heard = {"transcription": {"prompt": "Wisp.", "language": "en"}, "turn_detection": None}
+    made = secret(keyed, ALICE, session={"type": "transcription", "audio": {"input": heard}}).json()
+    assert made["value"].startswith("ek_") and len(made["value"]) > 40
+    assert made["session"]["audio"]["input"]["transcription"]["prompt"] == "Wisp."
+    assert made["session"]["type"] == "transcription" and made["session"]["expires_at"] == made["expires_at"]
+    as_subprotocol = {"subprotocols": ["realtime", f"openai-insecure-api-key.{made['value']}"]}
+    for options in (bearer(made["value"]), as_subprotocol):
+        with keyed.connect(**options) as client:
+            shown = client.recv()["session"]["audio"]["input"]
+            assert shown["transcription"]["prompt"] == "Wisp." and shown["turn_detection"] is None
+    answer = httpx2.get(keyed.url + "/v1/models", headers={"Authorization": f"Bearer {made['value']}"})
+    assert_error(answer, 401, "invalid_api_key")
+    assert_error(secret(keyed, made["value"]), 401, "invalid_api_key")
 
 
 def test_a_secret_has_the_rights_of_the_key_that_made_it(folder: Path, tmp_path: Path) -> None:
@@ -224,11 +234,10 @@ def test_a_secret_has_the_rights_of_the_key_that_made_it(folder: Path, tmp_path:
             assert client.configure(transcription={"model": "whisper-1"})["code"] == "model_not_allowed"
 
 
-def test_without_keys_there_are_secrets_too(folder: Path) -> None:
-    with serving(folder) as server:
-        made = secret(server, expires_after={"anchor": "created_at", "seconds": 60}).json()
-        with server.session(**bearer(made["value"])):
-            pass
+def test_without_keys_there_are_secrets_too(open_to_all: LiveServer) -> None:
+    made = secret(open_to_all, expires_after={"anchor": "created_at", "seconds": 60}).json()
+    with open_to_all.session(**bearer(made["value"])):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -242,18 +251,16 @@ def test_without_keys_there_are_secrets_too(folder: Path) -> None:
         ({"session": {"audio": {"input": {"format": "mp3"}}}}, "session.audio.input.format"),
     ],
 )
-def test_what_a_secret_cannot_be_for(folder: Path, body: dict[str, Any], param: str) -> None:
-    with serving(folder) as server:
-        assert_error(secret(server, **body), 400, "invalid_value", param)
+def test_what_a_secret_cannot_be_for(open_to_all: LiveServer, body: dict[str, Any], param: str) -> None:
+    assert_error(secret(open_to_all, **body), 400, "invalid_value", param)
 
 
-def test_the_betas_route(folder: Path) -> None:
-    with serving(folder) as server:
-        body = {"input_audio_format": "g711_ulaw", "client_secret": {"expires_at": {"seconds": 30}}}
-        made = httpx2.post(server.url + "/v1/realtime/transcription_sessions", json=body).json()
-        assert made["input_audio_format"] == "g711_ulaw" and made["client_secret"]["value"].startswith("ek_")
-        with server.connect(**bearer(made["client_secret"]["value"])) as client:
-            assert client.recv()["session"]["audio"]["input"]["format"]["type"] == "audio/pcmu"
+def test_the_betas_route(open_to_all: LiveServer) -> None:
+    body = {"input_audio_format": "g711_ulaw", "client_secret": {"expires_at": {"seconds": 30}}}
+    made = httpx2.post(open_to_all.url + "/v1/realtime/transcription_sessions", json=body).json()
+    assert made["input_audio_format"] == "g711_ulaw" and made["client_secret"]["value"].startswith("ek_")
+    with open_to_all.connect(**bearer(made["client_secret"]["value"])) as client:
+        assert client.recv()["session"]["audio"]["input"]["format"]["type"] == "audio/pcmu"
 
 
 def test_secrets_end_and_are_bounded() -> None:
