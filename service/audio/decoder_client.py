@@ -27,20 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from service.audio.decoder_process import (
-    BEGINS,
-    BLOCK,
-    CRASHED,
-    DISK,
-    END,
-    ENDS,
-    HEAD,
-    NOT_BEGUN,
-    REFUSED,
-    REQUEST,
-    SHAPE,
-    START,
-)
+from service.audio import decoder_process as protocol
 from service.audio.sandbox import Limits
 from service.audio.wav import Floats
 from service.errors import DecoderLost, UnreadableAudio
@@ -103,10 +90,10 @@ class _Server:
         """Have a file decoded; returns the number to end it by. Raises OSError."""
         number = os.getpid() << 32 | next(self._numbers)  # unique even in a fork of this process
         try:
-            self._send((START, number, start, *limits), file, out)
+            self._send((protocol.START, number, start, *limits), file, out)
         except OSError:  # it has died, and its processes with it
             self.start()
-            self._send((START, number, start, *limits), file, out)
+            self._send((protocol.START, number, start, *limits), file, out)
         return number
 
     def end(self, number: int) -> int | None:
@@ -114,7 +101,7 @@ class _Server:
         read, write = os.pipe()
         with open(read) as answer:  # noqa: PTH123
             try:
-                self._send((END, number, 0, 0, 0.0, 0), write)
+                self._send((protocol.END, number, 0, 0, 0.0, 0), write)
             except OSError:
                 return None
             finally:
@@ -123,7 +110,7 @@ class _Server:
         return os.waitstatus_to_exitcode(int(status)) if status else None
 
     def _send(self, request: tuple[Any, ...], *fds: int) -> None:
-        socket.send_fds(self.start(), [REQUEST.pack(*request)], fds)
+        socket.send_fds(self.start(), [protocol.REQUEST.pack(*request)], fds)
 
     def _drop(self) -> None:
         if self._control is not None:
@@ -165,7 +152,7 @@ class Decoder:
                 os.close(out)
             self._poll = select.poll()
             self._poll.register(self._pipe, select.POLLIN)
-            self.format, codec = self._message(BEGINS).decode().split(",")
+            self.format, codec = self._message(protocol.BEGINS).decode().split(",")
         except BaseException:
             self.close()
             raise
@@ -185,35 +172,36 @@ class Decoder:
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """(Hz, (n, channels) f32), … in order."""
-        while data := self._message(BLOCK):
-            name, rate, channels, n, k = SHAPE.unpack_from(data)
+        while data := self._message(protocol.BLOCK):
+            name, rate, channels, n, k = protocol.SHAPE.unpack_from(data)
             name = name.rstrip(b"\0").decode("ascii", "replace")
             dtype, silence, full_scale = _TYPES.get(name.removesuffix("p"), ("", 0, 0))
-            if not dtype or not n * channels or len(data) - SHAPE.size != k * n * channels * np.dtype(dtype).itemsize:
+            size = protocol.SHAPE.size + k * n * channels * np.dtype(dtype or "u1").itemsize
+            if not dtype or not n * channels or len(data) != size:
                 raise self._broken("a block of wrong size")
-            values = _as_floats(np.frombuffer(data, dtype, offset=SHAPE.size), silence, full_scale)
+            values = _as_floats(np.frombuffer(data, dtype, offset=protocol.SHAPE.size), silence, full_scale)
             if name.endswith("p"):
                 values = values.reshape(k, channels, n).transpose(0, 2, 1)
             yield rate, values.reshape(k * n, channels)
 
     def _message(self, expected: bytes) -> bytes:
         """The next message's content; empty at the regular end. Raises the error that any other message reports."""
-        kind, length = HEAD.unpack(self._read(HEAD.size))
+        kind, length = protocol.HEAD.unpack(self._read(protocol.HEAD.size))
         if length > MAX_MESSAGE_BYTES:
             raise self._broken(f"a message of {length} bytes")
         data = self._read(length)
         if kind == expected:
             return data
-        if kind == ENDS:
+        if kind == protocol.ENDS:
             lost_bytes, lost_s = data.decode().split(",")
             if int(lost_bytes) >= LOST_BYTES or float(lost_s):
                 self.lost = f"{int(lost_bytes)} bytes cannot be decoded, {float(lost_s):g} s are missing"
             return b""
-        if kind == DISK:
+        if kind == protocol.DISK:
             raise OSError(*json.loads(data))
-        if kind == REFUSED:
+        if kind == protocol.REFUSED:
             raise UnreadableAudio(data.decode("utf-8", "replace")[:MAX_SENTENCE])
-        raise self._broken(data.decode("utf-8", "replace") if kind == CRASHED else f"a message {kind!r}")
+        raise self._broken(data.decode("utf-8", "replace") if kind == protocol.CRASHED else f"a message {kind!r}")
 
     def _read(self, count: int) -> bytes:
         data = bytearray(count)
@@ -230,7 +218,7 @@ class Decoder:
     def _died(self) -> Exception:
         end, self._end = self._end, lambda: None
         code = end()
-        if code in (None, -signal.SIGKILL, NOT_BEGUN):
+        if code in (None, -signal.SIGKILL, protocol.NOT_BEGUN):
             log.warning("a decoding process failed to start or was killed: is memory short?")
             return DecoderLost()
         if code < 0 and -code in TIME_IS_UP:

@@ -14,21 +14,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from service.errors import (
-    AdministrationRefused,
-    ClientGone,
-    HubError,
-    InternalError,
-    InvalidValue,
-    MalformedForm,
-    MissingField,
-    ModelBeingPulled,
-    ModelError,
-    ModelNotAllowed,
-    ModelNotRemovable,
-    PullFailed,
-    WispError,
-)
+from service import errors
 from service.http.api_keys import Rights, rights_of
 from service.http.jobs import look_at
 from service.http.service import Service
@@ -51,7 +37,7 @@ def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     if not rights_of(request.scope, service.settings).is_admin:
         has_keys = bool(service.settings.api_keys or service.settings.api_keys_file)
-        raise AdministrationRefused(has_keys=has_keys)
+        raise errors.AdministrationRefused(has_keys=has_keys)
     return service
 
 
@@ -64,21 +50,21 @@ async def pull(request: Request) -> Response:
     named = await _named(request)
     try:
         repo = repo_of(named)
-    except ModelError as error:
-        raise InvalidValue(str(error), param="model") from None
+    except errors.ModelError as error:
+        raise errors.InvalidValue(str(error), param="model") from None
     name = canonical_name(repo.rpartition("/")[2])
     rights = rights_of(request.scope, service.settings)
     if not name:
-        raise InvalidValue(f"'{named}' has no model's name.", param="model")
+        raise errors.InvalidValue(f"'{named}' has no model's name.", param="model")
     if not rights.may_use(name):
-        raise ModelNotAllowed(name, rights.models or ())
+        raise errors.ModelNotAllowed(name, rights.models or ())
     default, folder = service.catalogue.default, service.settings.models_path() / name
     if folder in (default.path, default.spec.weights, *default.spec.weights.parents):
-        raise ModelNotRemovable(
+        raise errors.ModelNotRemovable(
             f"The model '{name}' is the server's default: pull it with wisp models pull, and restart the server."
         )
     if name in service.pulls:
-        raise ModelBeingPulled(name, service.pulls[name])
+        raise errors.ModelBeingPulled(name, service.pulls[name])
     service.pulls[name] = 0.0
     pulling = _Pulling(service, repo, name)
     try:
@@ -98,20 +84,20 @@ async def _named(request: Request) -> str:
         async for chunk in request.stream():
             body += chunk
             if len(body) > MAX_BODY_BYTES:
-                raise MalformedForm(f"The body has more than {MAX_BODY_BYTES} bytes.")
+                raise errors.MalformedForm(f"The body has more than {MAX_BODY_BYTES} bytes.")
     except ClientDisconnect:
-        raise ClientGone from None
+        raise errors.ClientGone from None
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise MalformedForm('The body is a JSON object: {"model": NAME}.')
+        raise errors.MalformedForm('The body is a JSON object: {"model": NAME}.')
     named = fields.get("model")
     if not named:
-        raise MissingField("model")
+        raise errors.MissingField("model")
     if not isinstance(named, str):
-        raise InvalidValue("The field 'model' is a name.", param="model")
+        raise errors.InvalidValue("The field 'model' is a name.", param="model")
     return named.strip()
 
 
@@ -133,8 +119,8 @@ class _Pulling:
         try:
             hub = self._hub.enter_context(Hub(settings.hub, os.environ.get(TOKEN_VARIABLE, "")))
             pull = Pull(hub, settings.models_path(), self._repo)
-        except HubError as error:
-            raise PullFailed(str(error)) from None
+        except errors.HubError as error:
+            raise errors.PullFailed(str(error)) from None
         self._total = pull.n_bytes
         threading.Thread(target=self._fetch, args=(pull,), name="wisp-pull", daemon=True).start()
 
@@ -152,7 +138,7 @@ class _Pulling:
         self._n_bytes += n_bytes
         self._service.pulls[self._name] = min(1.0, self._n_bytes / max(1, self._total))
         if self._is_stopped.is_set():
-            raise ClientGone
+            raise errors.ClientGone
 
     async def events(self) -> AsyncIterator[bytes]:
         """How far it is, now and then; at the end the model's object, or an error's envelope."""
@@ -169,17 +155,17 @@ class _Pulling:
                 yield frame(progress) if is_further else COMMENT
             try:
                 waiting.result()
-            except HubError as error:
-                raise PullFailed(str(error)) from None
+            except errors.HubError as error:
+                raise errors.PullFailed(str(error)) from None
             entry, _ = service.find(name, Rights())
             described = await asyncio.to_thread(service.model_object, entry)
             yield frame(progress | {"status": "success", "completed": self._total, "object": described})
-        except WispError as error:
+        except errors.WispError as error:
             log.warning("%s is not pulled: %s", self._repo, error)
             yield frame(error.envelope())
         except OSError:
             log.exception("%s is not pulled", self._repo)
-            yield frame(InternalError().envelope())
+            yield frame(errors.InternalError().envelope())
         finally:
             self._is_stopped.set()
 
@@ -195,10 +181,10 @@ async def unload(request: Request) -> Response:
     entry, by_own_name = service.find(request.path_params["id"], rights_of(request.scope, service.settings))
     removes = request.query_params.get("remove", "").lower()
     if removes not in ("", "true", "false"):
-        raise InvalidValue("remove is true or false.", param="remove")
+        raise errors.InvalidValue("remove is true or false.", param="remove")
     if removes == "true":
         if not by_own_name:
-            raise ModelNotRemovable(f"A model is removed by its own name: this one is '{entry.name}'.")
+            raise errors.ModelNotRemovable(f"A model is removed by its own name: this one is '{entry.name}'.")
         await asyncio.to_thread(service.engine.served.remove, entry)
         log.info("model %s removed", entry.name)
         is_unloaded = True

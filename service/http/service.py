@@ -8,14 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from service.errors import (
-    ModelBeingPulled,
-    ModelError,
-    ModelNotAllowed,
-    ModelNotFound,
-    NotReady,
-    UnsupportedValue,
-)
+from service import errors
 from service.http.api_keys import Rights
 from service.http.form.table import shown
 from service.http.jobs import Job, look_at
@@ -70,7 +63,7 @@ class Service:
         """
         found = self._find(name, rights)
         if not rights.may_use(found[0].name):
-            raise ModelNotAllowed(found[0].name, rights.models or ())
+            raise errors.ModelNotAllowed(found[0].name, rights.models or ())
         return found
 
     def _find(self, name: str, rights: Rights) -> tuple[Entry, bool]:
@@ -83,10 +76,10 @@ class Service:
             return found, True
         for being_pulled, share in list(self.pulls.items()):
             if canonical_name(spellings[1]) == being_pulled and rights.may_use(being_pulled):
-                raise ModelBeingPulled(being_pulled, share)
+                raise errors.ModelBeingPulled(being_pulled, share)
         if any(fnmatchcase(spelling, alias) for spelling in spellings for alias in aliases):
             return self.catalogue.default, False
-        raise ModelNotFound(shown(name), self.names(rights))
+        raise errors.ModelNotFound(shown(name), self.names(rights))
 
     def names(self, rights: Rights) -> list[str]:
         """All that the request may name: the default's name, its aliases, the other models."""
@@ -103,7 +96,7 @@ class Service:
         """The model of a request that names none. Raises ModelNotAllowed."""
         entry = self.catalogue.default
         if not rights.may_use(entry.name):
-            raise ModelNotAllowed(entry.name, rights.models or ())
+            raise errors.ModelNotAllowed(entry.name, rights.models or ())
         return entry
 
     @asynccontextmanager
@@ -126,7 +119,7 @@ class Service:
         try:
             return loaded.result()
         except Exception:
-            raise NotReady("The model could not be loaded; the server's log says why.") from None
+            raise errors.NotReady("The model could not be loaded; the server's log says why.") from None
 
     def check(self, entry: Entry, options: Options) -> None:
         """Raise UnsupportedValue for what the model is known not to do; pass while it has not been read."""
@@ -148,7 +141,7 @@ class Service:
         for entry in sorted(usable, key=lambda entry: (canonical_name(entry.name) != sibling, entry.n_bytes())):
             try:
                 languages = entry.languages()
-            except ModelError as error:
+            except errors.ModelError as error:
                 log.warning("model %s: %s", entry.name, error)
                 continue
             wanted = {options.language} - {None} or set(options.languages)
@@ -192,7 +185,7 @@ class Service:
             return []
         try:
             return list(entry.languages())
-        except ModelError as error:
+        except errors.ModelError as error:
             log.warning("model %s: %s", entry.name, error)
             return []
 
@@ -230,7 +223,7 @@ class Choice:
         """Raise UnsupportedValue for what can be refused already: another model may still be named, or be better."""
         try:
             self._service.check(self._named or self._service.catalogue.default, options)
-        except UnsupportedValue:
+        except errors.UnsupportedValue:
             if not self._service.others_may_know():
                 raise
 
@@ -253,16 +246,16 @@ class Choice:
             raise refusal
         if self._by_own_name or service.settings.route_languages != "yes":
             advice = f" This server's {other.name} can: send model={other.name}."
-            raise UnsupportedValue(refusal.message + advice, param=refusal.param)
+            raise errors.UnsupportedValue(refusal.message + advice, param=refusal.param)
         log.info("routed to %s: %s", other.name, refusal)
         async with service.transcriber(other) as transcriber:
             yield transcriber
 
 
-def _refusal(transcriber: Transcriber, options: Options) -> UnsupportedValue | None:
+def _refusal(transcriber: Transcriber, options: Options) -> errors.UnsupportedValue | None:
     try:
         check_options(options, transcriber.model.name, transcriber.model.tokenizer)
-    except UnsupportedValue as error:
+    except errors.UnsupportedValue as error:
         return error
     return None
 
@@ -276,4 +269,4 @@ async def _ended(future: Any) -> None:
     # Not wait_for: that of Python 3.11 may swallow the cancellation of a stopping server.
     await asyncio.wait((waiting,), timeout=LOAD_WAIT_S)
     if not future.done():
-        raise NotReady("The model is still loading.")
+        raise errors.NotReady("The model is still loading.")

@@ -7,17 +7,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from service.errors import (
-    ModelBeingRemoved,
-    ModelBroken,
-    ModelError,
-    ModelInUse,
-    ModelNotFound,
-    ModelNotRemovable,
-    Overloaded,
-    TokenizerMissing,
-    WispError,
-)
+from service import errors
 from service.models.catalogue import Catalogue, Entry
 from service.models.loaded import Model, read_model
 from service.models.store import Record, remove
@@ -87,14 +77,14 @@ class ServedModels:
 
     def _claim(self, entry: Entry) -> _Served:
         if entry.name in self._removing:
-            raise ModelBeingRemoved(entry.name)
+            raise errors.ModelBeingRemoved(entry.name)
         if self._is_closed or not entry.path.exists():
-            raise ModelNotFound(entry.name, [])  # without others' names: the key may be limited to some
+            raise errors.ModelNotFound(entry.name, [])  # without others' names: the key may be limited to some
         # The upload took time, in which the model may have been pulled again.
         entry = next((other for other in self.catalogue.entries() if other.name == entry.name), entry)
         served, state = self._served.get(entry.name), entry.state()
         if served is not None and served.state != state:
-            with suppress(ModelInUse):  # then this request gets it as it was read
+            with suppress(errors.ModelInUse):  # then this request gets it as it was read
                 self._let_go(served)
                 served = None
         if served is None:
@@ -106,19 +96,19 @@ class ServedModels:
             except RuntimeError:  # the system's limit of threads
                 self._threads.discard(thread)
                 del self._served[entry.name]
-                raise Overloaded from None
+                raise errors.Overloaded from None
         return served
 
     def _open(self, served: _Served) -> None:
         try:
             transcriber = self._read(served.entry)
         except BaseException as error:
-            log.error("model %s: %s", served.entry.name, error, exc_info=not isinstance(error, WispError))
+            log.error("model %s: %s", served.entry.name, error, exc_info=not isinstance(error, errors.WispError))
             # No fault of its own files: the next request tries again.
-            if not isinstance(error, ModelError) or isinstance(error, TokenizerMissing):
+            if not isinstance(error, errors.ModelError) or isinstance(error, errors.TokenizerMissing):
                 with self._lock:
                     self._served.pop(served.entry.name, None)
-            broken = ModelBroken(served.entry.name)
+            broken = errors.ModelBroken(served.entry.name)
             broken.__cause__ = error
             served.transcriber.set_exception(broken)
         else:
@@ -147,17 +137,17 @@ class ServedModels:
     def remove(self, entry: Entry) -> None:
         """Free its memory and remove its files. Raises ModelInUse, ModelNotRemovable, ModelError."""
         if entry.spec is self.catalogue.default.spec:
-            raise ModelNotRemovable(f"The model '{entry.name}' is the server's default, and stays.")
+            raise errors.ModelNotRemovable(f"The model '{entry.name}' is the server's default, and stays.")
         if self.catalogue.is_named(entry):
-            raise ModelNotRemovable(f"The model '{entry.name}' is named by the server's settings, and stays.")
+            raise errors.ModelNotRemovable(f"The model '{entry.name}' is named by the server's settings, and stays.")
         if entry.source != "models folder" or Record.read(entry.path) is None:
-            raise ModelNotRemovable(
+            raise errors.ModelNotRemovable(
                 f"The files of the model '{entry.name}' were not pulled by Wisp ({entry.source}), so it doesn't remove "
                 "them."
             )
         with self._lock:
             if entry.name in self._removing:
-                raise ModelBeingRemoved(entry.name)
+                raise errors.ModelBeingRemoved(entry.name)
             served = self._served.get(entry.name)
             if served is not None:
                 self._let_go(served)
@@ -171,7 +161,7 @@ class ServedModels:
     def _let_go(self, served: _Served) -> None:
         """Forget it, and free its memory. Raises ModelInUse."""
         if not served.transcriber.done() or served.n_users():
-            raise ModelInUse(served.entry.name, max(1, served.n_users()))
+            raise errors.ModelInUse(served.entry.name, max(1, served.n_users()))
         if (transcriber := served.result()) is not None:
             self._free(transcriber.model)
         self._served.pop(served.entry.name, None)

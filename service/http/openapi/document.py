@@ -34,17 +34,11 @@ PULL = {"type": "object", "properties": {"model": schemas.STRING}, "required": [
 
 
 def _error(description: str) -> Operation:
-    return {
-        "description": description,
-        "content": {"application/json": {"schema": schemas.reference("Error")}},
-    }
+    return {"description": description, "content": {"application/json": {"schema": schemas.reference("Error")}}}
 
 
 def _answer(description: str, schema: str) -> Operation:
-    return {
-        "description": description,
-        "content": {"application/json": {"schema": schemas.reference(schema)}},
-    }
+    return {"description": description, "content": {"application/json": {"schema": schemas.reference(schema)}}}
 
 
 def _words(summary: str, table: tuple[Field, ...], *, allows_others: bool) -> Operation:
@@ -55,9 +49,7 @@ def _words(summary: str, table: tuple[Field, ...], *, allows_others: bool) -> Op
         "responses": {
             "200": {
                 "description": "The transcript, in the requested response_format.",
-                "headers": {
-                    "Wisp-Warning": {"description": "Fields that were ignored.", "schema": schemas.STRING},
-                },
+                "headers": {"Wisp-Warning": {"description": "Fields that were ignored.", "schema": schemas.STRING}},
                 "content": schemas.transcript_content(),
             },
             **{status: _error(description) for status, description in REFUSALS.items()},

@@ -60,12 +60,7 @@ _SEGMENT: Schema = {
 
 COMPONENTS: Schema = {
     "Transcription": record(
-        {
-            "text": STRING,
-            "languages": array("Language"),
-            "usage": reference("Usage"),
-            "logprobs": array("Logprob"),
-        },
+        {"text": STRING, "languages": array("Language"), "usage": reference("Usage"), "logprobs": array("Logprob")},
         optional=("logprobs",),
     ),
     "VerboseTranscription": record(
@@ -205,9 +200,7 @@ JSON_BODIES = {"json": "Transcription", "verbose_json": "VerboseTranscription"}
 
 def transcript_content() -> Schema:
     """Media type → schema of every response to a transcription or translation."""
-    content: Schema = {
-        "application/json": {"schema": {"oneOf": [reference(name) for name in JSON_BODIES.values()]}},
-    }
+    content: Schema = {"application/json": {"schema": {"oneOf": [reference(name) for name in JSON_BODIES.values()]}}}
     for name, media_type in MEDIA_TYPES.items():
         if name not in JSON_BODIES:
             content[media_type.partition(";")[0]] = {"schema": STRING}
