@@ -117,14 +117,6 @@ class Engine:
         """The transcriber once the model is loaded, else None."""
         return self.loaded.result() if self.loaded.done() and self.loaded.exception() is None else None
 
-    def n_running(self) -> int:
-        """Transcriptions that are computing."""
-        return self.shared.n_running()
-
-    def n_waiting(self) -> int:
-        """Transcriptions waiting for a turn, a place, or room in memory."""
-        return self.shared.n_waiting()
-
     def device_bytes(self) -> int:
         """GPU memory in use; 0 on the CPU."""
         return sum(transcriber.model.device_bytes() for transcriber in self.served.transcribers())
