@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.audio import decoder_process as protocol
+from service.audio.frames import FORMATS
 from service.audio.sandbox import Limits
 from service.audio.wav import Floats
 from service.errors import DecoderLost, UnreadableAudio
@@ -43,15 +44,6 @@ FORKS = sys.platform == "linux"  # macOS's system libraries break in a fork
 MODULE = "service.audio.decoder_process"
 BOOT = f"import sys; sys.path += sys.argv[1].split(':'); from {MODULE} import main; main(*sys.argv[2:])"
 TIME_IS_UP = (signal.SIGPROF, signal.SIGXCPU)
-# sample format, without the "p" of planar ones → dtype, silence, full scale
-_TYPES = {
-    "u8": ("u1", 128, 1 << 7),
-    "s16": ("i2", 0, 1 << 15),
-    "s32": ("i4", 0, 1 << 31),
-    "s64": ("i8", 0, 1 << 63),
-    "flt": ("f4", 0, 1),
-    "dbl": ("f8", 0, 1),
-}
 
 
 def _command(*arguments: str) -> list[str]:
@@ -77,7 +69,7 @@ class _Server:
         self._control: socket.socket | None = None
 
     def start(self) -> socket.socket:
-        """Start the server if it isn't running; returns its socket."""
+        """The running server's socket; starts it if needed."""
         with self._lock:
             if self._control is None or self._process is None or self._process.poll() is not None:
                 self._drop()
@@ -175,11 +167,10 @@ class Decoder:
         while data := self._message(protocol.BLOCK):
             name, rate, channels, n, k = protocol.SHAPE.unpack_from(data)
             name = name.rstrip(b"\0").decode("ascii", "replace")
-            dtype, silence, full_scale = _TYPES.get(name.removesuffix("p"), ("", 0, 0))
-            size = protocol.SHAPE.size + k * n * channels * np.dtype(dtype or "u1").itemsize
-            if not dtype or not n * channels or len(data) != size:
+            code, width, silence, full_scale = FORMATS.get(name.removesuffix("p"), ("B", 0, 0, 0))
+            if not n * channels * width or len(data) != protocol.SHAPE.size + k * n * channels * width:
                 raise self._broken("a block of wrong size")
-            values = _as_floats(np.frombuffer(data, dtype, offset=protocol.SHAPE.size), silence, full_scale)
+            values = _as_floats(np.frombuffer(data, code, offset=protocol.SHAPE.size), silence, full_scale)
             if name.endswith("p"):
                 values = values.reshape(k, channels, n).transpose(0, 2, 1)
             yield rate, values.reshape(k * n, channels)

@@ -18,28 +18,13 @@ _MAX_ZEROS = 1 << 20  # of padding between files
 _MAX_MARKS = 1000  # of one kind per piece
 UNKNOWN_SIZES = (0, 0xFFFF_FFFF)  # of a WAV's sound, written by programs that cannot seek back
 _TAIL_BYTES = 64  # after the last sound: padding, or an FLV's last tag
-# Signatures to search for, and how many bytes of the file's head precede them.
-_MARKS = {
-    b"RIFF": 0,
-    b"RIFX": 0,
-    b"RF64": 0,
-    b"FORM": 0,
-    b"caff": 0,
-    b"riff.\x91\xcf\x11": 0,
-    b"fLaC": 0,
-    b"OggS\0\x02": 0,
-    b"wvpk": 0,
-    b"TTA1": 0,
-    b"FLV\x01": 0,
-    b"ftyp": 4,
-    b".snd\0\0": 0,
-    b"#!AMR": 0,
-    b"MAC ": 0,
-    b"0&\xb2u\x8ef\xcf\x11": 0,  # ASF
-    b"\x1aE\xdf\xa3": 0,  # Matroska
-    b"NIST_1A\n": 0,
-    b"ID3": 0,
-}
+# Signatures to search for; `ftyp` comes after 4 bytes of the file's head.
+_MARKS = (
+    *(b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff", b"riff.\x91\xcf\x11", b"fLaC", b"OggS\0\x02", b"wvpk", b"TTA1"),
+    *(b"FLV\x01", b"ftyp", b".snd\0\0", b"#!AMR", b"MAC ", b"NIST_1A\n", b"ID3"),
+    *(b"0&\xb2u\x8ef\xcf\x11", b"\x1aE\xdf\xa3"),  # ASF, Matroska
+)
+_BEFORE_FTYP = 4
 _CERTAIN = re.compile(
     rb"RIF[FX].{4}(WAVE|AVI )|RF64.{4}WAVE|FORM.{4}AIF[FC]|caff\0[\x01\x02]|riff\.\x91\xcf\x11|fLaC[\0\x80]\0\0\x22"
     rb"|OggS\0\x02|wvpk.{4}[\x02-\x10]\x04|TTA1[\x01\x02]\0|FLV\x01|\0\0..ftyp|\.snd\0\0|#!AMR|MAC .[\x0b-\x10]"
@@ -269,16 +254,16 @@ def _behind_flv_tags(read_at: ReadAt, at: int) -> int:
 
 
 def _marked(read_at: ReadAt, at: int) -> Iterator[Head]:
-    before = max(_MARKS.values())
     size = _FIRST_PIECE
     while len(piece := read_at(at, size + _HEAD_BYTES)) >= _HEAD_BYTES:
         places = set()
-        for mark, offset in _MARKS.items():
+        for mark in _MARKS:
+            offset = _BEFORE_FTYP if mark == b"ftyp" else 0
             found = piece.find(mark)
             for _ in range(_MAX_MARKS):
                 if found < 0:
                     break
-                if offset <= found < size + before:
+                if offset <= found < size + _BEFORE_FTYP:
                     places.add(found - offset)
                 found = piece.find(mark, found + 1)
         for place in sorted(places):
