@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from service.models.languages import language_name
-from service.transcription.types import Segment, Token, Transcription
+from service.transcription.types import Segment, Transcription
 
 MEDIA_TYPES = {  # never text/html: a transcript is foreign text
     "json": "application/json",
@@ -33,11 +33,13 @@ def render(
     `logprobs`: whether json and verbose_json include those of the tokens.
     """
     match response_format:
-        case "json":
+        case "json" | "verbose_json":
             body = {"text": result.text, "languages": language_objects(result), "usage": usage(result)}
-            return json.dumps(body | _logprobs(result, logprobs), ensure_ascii=False)
-        case "verbose_json":
-            return json.dumps(verbose(result, granularities) | _logprobs(result, logprobs), ensure_ascii=False)
+            if response_format == "verbose_json":
+                body = verbose(result, granularities)
+            if logprobs:
+                body["logprobs"] = logprob_objects(result.segments)
+            return json.dumps(body, ensure_ascii=False)
         case "text":
             return result.text + "\n"
         case "srt":
@@ -45,10 +47,6 @@ def render(
         case "vtt":
             return vtt(result)
     raise ValueError(f"unknown format: {response_format}")
-
-
-def _logprobs(result: Transcription, are_wanted: bool) -> dict[str, Any]:
-    return {"logprobs": logprob_objects(result.segments)} if are_wanted else {}
 
 
 def usage(result: Transcription) -> dict[str, Any]:
@@ -126,12 +124,8 @@ def word_objects(segments: Iterable[Segment]) -> list[dict[str, Any]]:
 
 def logprob_objects(segments: Iterable[Segment]) -> list[dict[str, Any]]:
     """The segments' tokens with OpenAI's keys. Their bytes joined are the text, including the space before it."""
-    return [logprob_object(token) for segment in segments for token in segment.logprobs]
-
-
-def logprob_object(token: Token) -> dict[str, Any]:
-    """A token with OpenAI's keys."""
-    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
+    tokens = (token for segment in segments for token in segment.logprobs)
+    return [{"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)} for token in tokens]
 
 
 def timestamp(seconds: float, decimal_mark: str) -> str:

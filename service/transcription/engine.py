@@ -88,9 +88,7 @@ class Engine:
             compiling = aside.submit(shared.guest)
             try:
                 read = self.read()
-                model = read.make_idle(
-                    workers=shared.workers(read.target), room=shared.room(read.target), observe=shared.observe_model
-                )
+                model = shared.make_model(read)
                 self._opened.append(model)
                 self._read = None
                 del read  # the kernels keep what they need of it

@@ -124,10 +124,7 @@ class ServedModels:
         if asked == "auto" and entry.spec.target is None and default is not None:
             asked = default.model.target.name
         read = read_model(entry.spec, asked)
-        model = read.make_idle(
-            workers=shared.workers(read.target), room=shared.room(read.target), observe=shared.observe_model
-        )
-        return Transcriber(model, shared.guest(), shared)
+        return Transcriber(shared.make_model(read), shared.guest(), shared)
 
     def unload(self, entry: Entry) -> bool:
         """Free its memory until the next request; False where it holds none. Raises ModelInUse."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from service.errors import StartError
 from service.guest.runner import Guest, GuestError
-from service.models.loaded import Model
+from service.models.loaded import Model, ReadModel
 from service.models.room import Limits, Room
 from service.models.sizes import SHARE, device_bytes, machine_bytes
 from service.models.target import Target
@@ -91,6 +91,11 @@ class Shared:
             if kind not in self._rooms:
                 self._rooms[kind] = Room(Limits(given, given) if given else lambda: _limits(own or machine_bytes()))
             return self._rooms[kind]
+
+    def make_model(self, read: ReadModel) -> Model:
+        """The model, not loaded yet, in its target's room."""
+        target = read.target
+        return Model(read, workers=self.workers(target), room=self.room(target), observe=self.observe_model)
 
     def house(self, model: Model) -> None:
         """Have it take its bytes in its target's room, which is another after a fallback from the GPU to the CPU.
