@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import wasmtime
@@ -95,7 +94,7 @@ class Guest:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @contextlib.contextmanager
@@ -110,14 +109,12 @@ class Guest:
         try:
             yield lane
         finally:
-            self._give_back(lane)
-
-    def _give_back(self, lane: "_Lane") -> None:
-        with self._lock:
-            if not self._closed and len(self._idle) < IDLE_LANES:
-                self._idle.append(lane)
-                return
-        lane.close()
+            with self._lock:
+                is_kept = not self._closed and len(self._idle) < IDLE_LANES
+                if is_kept:
+                    self._idle.append(lane)
+            if not is_kept:
+                lane.close()
 
 
 @dataclass
