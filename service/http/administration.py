@@ -29,22 +29,22 @@ log = logging.getLogger("wisp")
 MAX_BODY_BYTES = 4096
 TICK_S = 0.5  # between two events of a pull's progress
 TOKEN_VARIABLE = "HF_TOKEN"
-NEVER = "0001-01-01T00:00:00Z"  # how Ollama writes the time of what stays
+NEVER = "0001-01-01T00:00:00Z"  # Ollama's time for a model that stays loaded
 
 
 def _service(request: Request) -> Service:
-    """What is served, for a request that may administer it. Raises AdministrationRefused."""
+    """The service, for a request that may administer it. Raises AdministrationRefused."""
     service: Service = request.app.state.service
-    if not rights_of(request.scope, service.settings).is_admin:
-        has_keys = bool(service.settings.api_keys or service.settings.api_keys_file)
-        raise errors.AdministrationRefused(has_keys=has_keys)
+    settings = service.settings
+    if not rights_of(request.scope, settings).is_admin:
+        raise errors.AdministrationRefused(has_keys=bool(settings.api_keys or settings.api_keys_file))
     return service
 
 
 async def pull(request: Request) -> Response:
-    """POST /v1/models {"model": NAME}: fetch it from the hub into the models folder, its progress as events.
+    """POST /v1/models {"model": NAME}: fetch it from the hub into the models folder, with its progress as events.
 
-    It ends when its client leaves; what has come is kept, and the same request goes on from there.
+    It stops when its client leaves; the same request resumes it.
     """
     service = _service(request)
     named = await _named(request)
@@ -56,8 +56,7 @@ async def pull(request: Request) -> Response:
     rights = rights_of(request.scope, service.settings)
     if not name:
         raise errors.InvalidValue(f"'{named}' has no model's name.", param="model")
-    if not rights.may_use(name):
-        raise errors.ModelNotAllowed(name, rights.models or ())
+    rights.check(name)
     default, folder = service.catalogue.default, service.settings.models_path() / name
     if folder in (default.path, default.spec.weights, *default.spec.weights.parents):
         raise errors.ModelNotRemovable(
@@ -102,17 +101,17 @@ async def _named(request: Request) -> str:
 
 
 class _Pulling:
-    """One pull, in a thread, and its events for the event loop."""
+    """One pull in a thread, and its events for the event loop."""
 
     def __init__(self, service: Service, repo: str, name: str) -> None:
         self._service, self._repo, self._name = service, repo, name
         self._hub = contextlib.ExitStack()
-        self._n_bytes = self._total = 0  # that are here, of all
+        self._n_bytes = self._total = 0  # downloaded, of all
         self._is_stopped = threading.Event()
         self._fetching: Future[bool] = Future()
 
     def begin(self) -> None:
-        """Ask the hub what there is to fetch, and begin to. Raises PullFailed."""
+        """List the files to fetch and start. Raises PullFailed."""
         from service.models.hub import Hub  # HTTPX takes a third of a second
 
         settings = self._service.settings
@@ -141,7 +140,7 @@ class _Pulling:
             raise errors.ClientGone
 
     async def events(self) -> AsyncIterator[bytes]:
-        """How far it is, now and then; at the end the model's object, or an error's envelope."""
+        """Progress, then the model's object or an error's envelope."""
         service, name = self._service, self._name
         waiting = asyncio.wrap_future(self._fetching)
         waiting.add_done_callback(look_at)
@@ -170,7 +169,7 @@ class _Pulling:
             self._is_stopped.set()
 
     def end(self) -> None:
-        """The model is here, or not; nobody is connected to the hub any more."""
+        """Disconnect from the hub, with the model or without."""
         self._service.pulls.pop(self._name, None)
         self._hub.close()
 
@@ -190,8 +189,8 @@ async def unload(request: Request) -> Response:
         is_unloaded = True
     else:
         is_unloaded = await asyncio.to_thread(service.engine.served.unload, entry)
-    answer = {"id": entry.name, "object": "model", "deleted": removes == "true", "unloaded": is_unloaded}
-    return JSONResponse(answer)
+    body = {"id": entry.name, "object": "model", "deleted": removes == "true", "unloaded": is_unloaded}
+    return JSONResponse(body)
 
 
 async def loaded(request: Request) -> Response:

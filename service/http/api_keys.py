@@ -14,7 +14,7 @@ from pathlib import Path
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import InvalidApiKey, StartError
+from service.errors import InvalidApiKey, ModelNotAllowed, StartError
 from service.http.clients import KEY_IN_SCOPE
 from service.http.request_log import error_response
 from service.http.route_table import route_of
@@ -41,6 +41,11 @@ class Rights:
     def may_use(self, name: str) -> bool:
         """Whether it may use the model of this name."""
         return self.models is None or canonical_name(name) in map(canonical_name, self.models)
+
+    def check(self, name: str) -> None:
+        """Raise ModelNotAllowed unless it may use the model of this name."""
+        if not self.may_use(name):
+            raise ModelNotAllowed(name, self.models or ())
 
 
 class ApiKeys:
