@@ -19,18 +19,10 @@ from service.settings import Settings
 log = logging.getLogger("wisp")
 
 ENCODINGS = ("burn", "whisper", "ggml", "pytorch", "autodetect")  # WasmEdge's; the file's name decides the format
-KNOWN_NAMES = (  # openai/whisper's models, in Hugging Face's spelling; the repository is openai/whisper-NAME
-    "tiny.en",
-    "tiny",
-    "base.en",
-    "base",
-    "small.en",
-    "small",
-    "medium.en",
-    "medium",
-    "large-v2",
-    "large-v3",
-    "large-v3-turbo",
+# openai/whisper's models, in Hugging Face's spelling; the repository is openai/whisper-NAME.
+KNOWN_NAMES = (
+    *("tiny.en", "tiny", "base.en", "base", "small.en", "small", "medium.en", "medium"),
+    *("large-v2", "large-v3", "large-v3-turbo"),
 )
 PRELOAD_FORM = "NAME:ENCODING:TARGET:WEIGHTS[:CONFIG[:TOKENIZER[:LANGUAGE]]]"
 
