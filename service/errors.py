@@ -283,7 +283,7 @@ class ModelBroken(WispError, status=503, code="model_broken", param="model", hea
 
 
 class ModelBeingPulled(WispError, status=503, code="model_being_pulled", param="model", headers={"Retry-After": "10"}):
-    """A model that is on its way from the hub."""
+    """A model that is being downloaded from the hub."""
 
     def __init__(self, name: str, share: float) -> None:
         super().__init__(f"The model '{name}' is being pulled: {100 * share:.0f} % of it is here.")

@@ -6,7 +6,7 @@ MAX_TAGS = 100  # in a row
 
 
 def behind_tags(read_at: ReadAt, position: int) -> int:
-    """The end of the tags that may start at `position`."""
+    """The end of any tags at `position`."""
     for _ in range(MAX_TAGS):
         head = read_at(position, 32)
         if head[:3] == b"ID3" and len(head) >= 10:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service import errors
 from service.http.api_keys import Rights, rights_of
-from service.http.jobs import look_at
+from service.http.jobs import mark_as_seen
 from service.http.service import Service
 from service.http.sse import COMMENT, MEDIA_TYPE, frame
 from service.models.loaded import Model
@@ -143,7 +143,7 @@ class _Pulling:
         """Progress, then the model's object or an error's envelope."""
         service, name = self._service, self._name
         waiting = asyncio.wrap_future(self._fetching)
-        waiting.add_done_callback(look_at)
+        waiting.add_done_callback(mark_as_seen)
         progress = {"status": "pulling", "model": name, "completed": 0, "total": self._total}
         try:
             yield frame(progress)

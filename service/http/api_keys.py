@@ -197,7 +197,7 @@ def is_loopback(host: str) -> bool:
 
 
 def rights_of(scope: Scope, settings: Settings) -> Rights:
-    """What a request may do: its key's rights, or where there are no keys those that the settings give everybody."""
+    """What a request may do: its key's rights or, on a server without keys, those that the settings give everyone."""
     rights: Rights | None = scope.get(RIGHTS_IN_SCOPE)
     return rights or Rights(is_admin=settings.allow_admin_without_key == "yes")
 

@@ -11,7 +11,7 @@ from typing import Any
 from service import errors
 from service.http.api_keys import Rights
 from service.http.form.table import shown
-from service.http.jobs import Job, look_at
+from service.http.jobs import Job, mark_as_seen
 from service.http.openapi.document import WILDCARDS
 from service.http.uploads import Uploads
 from service.models.better import embedded_notice
@@ -252,7 +252,7 @@ async def _ended(future: Any) -> None:
     if future.done():
         return
     waiting = asyncio.wrap_future(future)
-    waiting.add_done_callback(look_at)
+    waiting.add_done_callback(mark_as_seen)
     # Not wait_for: that of Python 3.11 may swallow the cancellation of a stopping server.
     await asyncio.wait((waiting,), timeout=LOAD_WAIT_S)
     if not future.done():

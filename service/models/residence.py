@@ -74,7 +74,7 @@ class Residence(Generic[T]):
             return True
 
     def close(self) -> None:
-        """Unload it for good, used or not. Idempotent."""
+        """Unload it permanently, used or not. Idempotent."""
         with self._lock:
             self._is_closed = True
             if self._held is not None:

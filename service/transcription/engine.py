@@ -124,7 +124,7 @@ class Engine:
         return self.transcriber.model.device_failures if self.transcriber else 0
 
     def models(self) -> list[tuple[str, bool, int]]:
-        """Of each model asked for so far, the default first: its name, whether it is in memory, its bytes there."""
+        """(name, whether it is in memory, its bytes there) of each model requested so far, the default first."""
         found = [(self.spec.name, False, 0)] if self.transcriber is None else []
         for transcriber in self.served.transcribers():
             model = transcriber.model
