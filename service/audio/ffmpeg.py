@@ -8,7 +8,7 @@ import copy
 import functools
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from service.audio.frames import is_audible, planes
 from service.audio.joined import beginning, heads, own_end
@@ -19,6 +19,8 @@ from service.audio.source import Refused, Source
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
+
+    from service.audio.decoder_process import Output
 
 # FFmpeg's demuxer → what users call it. None of them reads playlists, scripts, subtitles or pictures.
 FORMATS = {
@@ -60,16 +62,6 @@ MAX_FILES = 1000  # joined in one upload
 MAX_FALSE_HEADS = 20  # places that look like another file's head and aren't
 
 
-class _Output(Protocol):
-    def frame(self, format: str, rate: int, n: int, planes: list[bytes], channels: int) -> None: ...
-
-    def is_alive(self) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def send(self, kind: bytes, *parts: bytes) -> None: ...
-
-
 @functools.cache
 def set_up() -> ModuleType:
     """PyAV, silent, with the modules that it would import later, which a confined process can't."""
@@ -97,7 +89,7 @@ def _decodes_sound(av: ModuleType, name: str) -> bool:
         return False  # an encoder
 
 
-def decode(source: Source, output: _Output) -> None:
+def decode(source: Source, output: "Output") -> None:
     """Send the format, then the frames of the first sound track that isn't silent, then how much did not decode.
 
     Skips damaged parts, and zeros or junk in front; a truncated file gives whatever can be decoded. Decodes files
@@ -137,7 +129,7 @@ def decode(source: Source, output: _Output) -> None:
     output.send(b"E", f"{lost_bytes},{found.lost_s:.3f}".encode())
 
 
-def _decode_file(source: Source, at: int, end: int, output: _Output, found: Found, formats: tuple[str, ...]) -> int:
+def _decode_file(source: Source, at: int, end: int, output: "Output", found: Found, formats: tuple[str, ...]) -> int:
     """Decode the file that begins at `at`; returns where its last packet ends."""
     source.show(at, end)
     behind = 0
@@ -154,7 +146,7 @@ def _decode_file(source: Source, at: int, end: int, output: _Output, found: Foun
     return at + behind
 
 
-def _decode(source: Source, output: _Output, found: Found, formats: tuple[str, ...]) -> int:
+def _decode(source: Source, output: "Output", found: Found, formats: tuple[str, ...]) -> int:
     av = set_up()
     container = _open(av, source, formats)
     demuxer = container.format.name.partition(",")[0]
@@ -198,7 +190,7 @@ def _decode(source: Source, output: _Output, found: Found, formats: tuple[str, .
     return behind
 
 
-def _has_sound(source: Source, output: _Output, formats: tuple[str, ...], index: int) -> bool:
+def _has_sound(source: Source, output: "Output", formats: tuple[str, ...], index: int) -> bool:
     """Whether a track isn't silent: programs that record several tracks leave those without an input silent."""
     av = set_up()
     container, track = _open_track(source, formats, index)

@@ -6,7 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any
 
 log = logging.getLogger("wisp")
 
@@ -17,16 +17,6 @@ THINNED = 1 / 16  # share of the connections closed together, so that a flood is
 THINNED_WITHOUT_FILES = 1 / 2
 LOG_EVERY_S, MAKE_ROOM_EVERY_S = 60.0, 0.5
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # errors after which asyncio waits a second
-
-
-class Connection(Protocol):
-    """What this module needs to know of a connection."""
-
-    def lateness(self, now: float) -> float:
-        """Seconds the server has waited for the client, beyond what its bytes excuse; -inf if it isn't waiting."""
-
-    def dismiss(self) -> None:
-        """Close it immediately."""
 
 
 def raise_file_limit() -> int:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import string
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from service.models.languages import language_name
@@ -154,18 +154,16 @@ def cue_end(segment: Segment, result: Transcription) -> float:
 
 def srt(result: Transcription) -> str:
     """SubRip: numbered cues; empty without speech."""
-    cues = []
-    for number, segment in enumerate(spoken(result.segments), start=1):
-        start, end = timestamp(segment.start, ","), timestamp(cue_end(segment, result), ",")
-        cues.append(f"{number}\n{start} --> {end}\n{cue_text(segment.text)}\n")
-    return "\n".join(cues)
+    return "\n".join(f"{number}\n{cue}" for number, cue in enumerate(_cues(result, ","), start=1))
 
 
 def vtt(result: Transcription) -> str:
     """WebVTT, with the characters escaped that would start a tag or an entity."""
-    cues = ["WEBVTT\n"]
+    cues = (cue.replace("&", "&amp;").replace("<", "&lt;") for cue in _cues(result, "."))
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def _cues(result: Transcription, decimal_mark: str) -> Iterator[str]:
     for segment in spoken(result.segments):
-        start, end = timestamp(segment.start, "."), timestamp(cue_end(segment, result), ".")
-        text = cue_text(segment.text).replace("&", "&amp;").replace("<", "&lt;")
-        cues.append(f"{start} --> {end}\n{text}\n")
-    return "\n".join(cues)
+        start, end = timestamp(segment.start, decimal_mark), timestamp(cue_end(segment, result), decimal_mark)
+        yield f"{start} --> {end}\n{cue_text(segment.text)}\n"

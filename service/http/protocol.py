@@ -117,7 +117,7 @@ class ImpatientProtocol(H11Protocol):
         self._watch()
 
     def lateness(self, now: float) -> float:
-        """See service.http.connections.Connection."""
+        """Seconds the server has waited for the client, beyond what its bytes excuse; -inf if it isn't waiting."""
         is_waited_for = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) or self._guarded.lingers
         return now - self._since - self._n_bytes / LATE_PACE if is_waited_for else -math.inf
 

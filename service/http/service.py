@@ -177,10 +177,6 @@ class Service:
             log.warning("model %s: %s", entry.name, error)
             return []
 
-    def known_languages(self) -> list[str]:
-        """The default model's languages; none while it isn't loaded."""
-        return self.languages(self.catalogue.default) if self.engine.transcriber is not None else []
-
     def listed(self, rights: Rights) -> list[dict[str, Any]]:
         """The objects of the models that the request may use: the default, its aliases without wildcards, the others.
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from kernels.checkpoints.common import NoTokenizer
 from kernels.checkpoints.load import Checkpoint, CheckpointError, load_checkpoint
@@ -25,28 +25,19 @@ from service.models.target import Target, choose_target, wanted_target
 from service.models.tokenizer import Tokenizer
 from service.settings import PRELOAD_VARIABLE
 
+if TYPE_CHECKING:  # imported for the target in use only
+    from kernels.cpu.model import CpuModel
+
 log = logging.getLogger("wisp")
 
 REOPEN_S = 5.0  # minimum time between attempts to open a failing GPU
-
-
-class Kernels(Protocol):
-    """A checkpoint ready to compute on either target."""
-
-    @property
-    def encoder(self) -> Graph: ...
-
-    @property
-    def decoder(self) -> Graph: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
     """Kernels, and the model's graphs that a guest may load by name."""
 
-    kernels: Kernels
+    kernels: "CpuModel | _GpuKernels"
     graphs: Mapping[str, Graph]
 
 
@@ -233,7 +224,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     return Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
 
 
-def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> tuple[Kernels, Target]:
+def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> "tuple[CpuModel | _GpuKernels, Target]":
     """The checkpoint ready to compute on `target`, or on the CPU if the GPU fails and `may_fall_back`."""
     if target.name == "gpu":
         try:

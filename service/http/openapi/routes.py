@@ -21,9 +21,10 @@ FOLDER = Path(__file__).parent
 def _document(request: Request) -> dict[str, Any]:
     service = request.app.state.service
     settings = service.settings
+    is_known = service.engine.transcriber is not None and not service.others_may_know()
     return openapi.document(
         service.default_names(),
-        () if service.others_may_know() else service.known_languages(),
+        service.languages(service.catalogue.default) if is_known else (),
         paths={route.path.replace(":path}", "}") for route in request.app.routes},
         has_keys=bool(settings.api_keys or settings.api_keys_file),
         allows_others=settings.unknown_fields != "refuse",
