@@ -11,9 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from service.audio.frames import is_audible, planes
-from service.audio.joined import beginning, heads, own_end
+from service.audio.joined import beginning, heads, ogg_links, own_end
 from service.audio.losses import Found
-from service.audio.ogg import links
 from service.audio.source import Refused, Source
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def _decode_file(source: Source, at: int, end: int, output: "Output", found: Fou
     """Decode the file that begins at `at`; returns where its last packet ends."""
     source.show(at, end)
     behind = 0
-    for start, stop in links(source.read_at, end - at) if source.read_at(0, 4) == b"OggS" else [(0, end - at)]:
+    for start, stop in ogg_links(source.read_at, end - at) if source.read_at(0, 4) == b"OggS" else [(0, end - at)]:
         source.show(at + start, at + own_end(source.read_at, stop, start))
         try:
             behind = start + _decode(source, output, found, formats)

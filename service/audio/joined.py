@@ -1,12 +1,14 @@
-"""Finds files joined end to end in one upload, and junk in front: where a file begins and where the next may start."""
+"""Finds files joined end to end in one upload, and junk in front: where a file begins and where the next may start.
+
+Source for OGG, whose recordings FFmpeg reads on only if they are alike: RFC 3533, page headers.
+"""
 
 import heapq
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from service.audio.ogg import ReadAt
-from service.audio.tags import behind_tags
+from service.audio.tags import ReadAt, behind_tags
 
 _FIRST_PIECE, _PIECE = 1 << 12, 1 << 20  # the next file is nearly always close
 _HEAD_BYTES = 16
@@ -46,6 +48,10 @@ _BIT_RATES = {
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+
+
+_OGG_FIRST_PAGE = b"OggS\x00\x02"  # the start of a stream's first page
+_OGG_HEADER = 27  # bytes before a page's segment table
 
 
 class Head(NamedTuple):
@@ -272,3 +278,25 @@ def _marked(read_at: ReadAt, at: int) -> Iterator[Head]:
                 yield Head(at + place, head[:3] != b"ID3")
         at += size
         size = min(_PIECE, 2 * size)
+
+
+def ogg_links(read_at: ReadAt, size: int) -> list[tuple[int, int]]:
+    """[(start, end), …] in bytes of the recordings in an OGG file; streams that start together count as one."""
+    starts, behind = [0], 0
+    for at in _ogg_first_pages(read_at):
+        if at != behind and at > 0:
+            starts.append(at)
+        page = read_at(at, _OGG_HEADER + 255)
+        n_segments = page[26] if len(page) >= _OGG_HEADER else 0
+        behind = at + _OGG_HEADER + n_segments + sum(page[_OGG_HEADER : _OGG_HEADER + n_segments])
+    return list(zip(starts, [*starts[1:], size], strict=True))
+
+
+def _ogg_first_pages(read_at: ReadAt) -> Iterator[int]:
+    offset = 0
+    while len(piece := read_at(offset, _PIECE)) >= len(_OGG_FIRST_PAGE):
+        found = piece.find(_OGG_FIRST_PAGE)
+        while found >= 0:
+            yield offset + found
+            found = piece.find(_OGG_FIRST_PAGE, found + 1)
+        offset += len(piece) - len(_OGG_FIRST_PAGE) + 1

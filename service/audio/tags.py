@@ -1,7 +1,8 @@
 """Tags around sound: ID3, before or after it, and APE."""
 
-from service.audio.ogg import ReadAt
+from collections.abc import Callable
 
+ReadAt = Callable[[int, int], bytes]  # (offset, count) → bytes, fewer at the end
 MAX_TAGS = 100  # in a row
 
 

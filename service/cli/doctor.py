@@ -10,7 +10,7 @@ from service.errors import InternalError, WispError
 from service.guest.code_cache import user_cache_folder
 from service.guest.runner import Guest, GuestError
 from service.http.app import GUEST_WASM, Engine
-from service.models.names import choose_model
+from service.models.names import model_candidates
 from service.models.target import choose_target, wanted_target
 from service.settings import Settings
 
@@ -90,7 +90,7 @@ def _adapters(write: Write) -> None:
 def _target(settings: Settings) -> str:
     asked = settings.target
     with contextlib.suppress(WispError):  # the model's own line reports what is wrong with it
-        asked = wanted_target(choose_model(settings), asked)
+        asked = wanted_target(model_candidates(settings)[0], asked)
     target = choose_target(asked)
     return f"{asked} means {target.name}. {target.reason}"
 

@@ -125,11 +125,9 @@ class _Pulling:
 
     def _fetch(self, pull: Pull) -> None:
         try:
-            fetched = pull.fetch(self._gained)
+            self._fetching.set_result(pull.fetch(self._gained))
         except BaseException as error:
             self._fetching.set_exception(error)
-        else:
-            self._fetching.set_result(fetched)
         finally:
             self.end()
 

@@ -91,15 +91,10 @@ def model_candidates(settings: Settings) -> list[ModelSpec]:
         installed = places.installed_models(models_dir).get(places.DEFAULT_NAME)
         if installed is not None:
             found.append(spec_of(places.Place(places.DEFAULT_NAME, installed, "models folder"), models_dir))
-    found += [spec_of(place, models_dir) for place in (places.packaged(), places.embedded()) if place is not None]
+    found += [spec_of(place, models_dir) for place in (*places.packaged(), *places.embedded())]
     if not found:
         raise ModelError("No model found: name one with --model, or fetch one with wisp models pull tiny.en.")
     return found
-
-
-def choose_model(settings: Settings) -> ModelSpec:
-    """The first of model_candidates()."""
-    return model_candidates(settings)[0]
 
 
 def find_model(named: str, models_dir: Path) -> ModelSpec:
@@ -149,9 +144,9 @@ def _find(named: str, models_dir: Path) -> ModelSpec:
     if (place := places.find_place(named, models_dir)) is not None:
         return spec_of(place, models_dir)
     if canonical == places.EMBEDDED_NAME:
-        if (own := places.embedded()) is None:
+        if not (own := places.embedded()):
             raise ModelError("This installation has no embedded model (assets/embedded).")
-        return spec_of(own, models_dir)
+        return spec_of(own[0], models_dir)
     is_repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) and not named.endswith(places.WEIGHTS_SUFFIXES)
     is_path = named.startswith(("~", ".")) or os.sep in named or named.endswith(places.WEIGHTS_SUFFIXES)
     if is_path and not is_repository:

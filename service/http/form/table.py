@@ -6,7 +6,6 @@ Names, defaults and bounds are those of OpenAI's API description 2.3.0.
 import contextlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -168,11 +167,6 @@ def object_schema(
     if rules:
         schema["allOf"] = [rule.schema() for rule in rules]
     return schema
-
-
-def narrowed(table: tuple[Field, ...], choices: Mapping[str, tuple[str, ...]]) -> tuple[Field, ...]:
-    """The table with the served model's values: field name → those."""
-    return tuple(replace(field, choices=choices.get(field.name, field.choices)) for field in table)
 
 
 FILE = Field(

@@ -1,10 +1,11 @@
 """/openapi.json, made from the API's own tables: the form fields and the bodies in schemas.py."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from service.http.form.table import FIELDS, RULES, Field, narrowed, object_schema
+from service.http.form.table import FIELDS, RULES, Field, object_schema
 from service.http.openapi import schemas
 
 TITLE = "Wisp"
@@ -65,7 +66,7 @@ def operations(
         choices["model"] = tuple(names)
     if languages:
         choices |= {"language": tuple(languages), "languages": tuple(languages)}
-    table = narrowed(FIELDS, choices)
+    table = tuple(replace(field, choices=choices.get(field.name, field.choices)) for field in FIELDS)
     translate = "Translate audio in any language into English text."
     path_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     removes = {"name": "remove", "in": "query", "schema": {"type": "string", "enum": ["true", "false"]}}
