@@ -16,7 +16,7 @@ import wasmtime
 from service.guest import wasi_nn
 from service.guest.code_cache import CodeCache
 from service.guest.lifetime import GuestError, Lifetime, Watchdog
-from service.guest.memory import GuestMemory, OutOfBounds
+from service.guest.memory import GuestMemory
 from service.guest.stdio import GuestStdio, WasiErrno
 from service.guest.wasi_nn import U32_MAX, Graph, WasiNn
 
@@ -148,10 +148,10 @@ class _Lane:
         i32 = wasmtime.ValType.i32()
         i64 = wasmtime.ValType.i64()
         for name, parameters, function in (
-            ("fd_read", [i32] * 4, partial(self._stdio, GuestStdio.fd_read)),
-            ("fd_write", [i32] * 4, partial(self._stdio, GuestStdio.fd_write)),
+            ("fd_read", [i32] * 4, partial(self._call, GuestStdio.fd_read)),
+            ("fd_write", [i32] * 4, partial(self._call, GuestStdio.fd_write)),
             ("poll_oneoff", [i32] * 4, lambda *_: int(WasiErrno.NOSYS)),
-            ("clock_time_get", [i32, i64, i32], self._clock),
+            ("clock_time_get", [i32, i64, i32], partial(self._call, GuestStdio.clock_time_get)),
             ("clock_res_get", [i32, i32], lambda *_: int(WasiErrno.NOSYS)),
         ):
             self._linker.define_func(WASI, name, wasmtime.FuncType(parameters, [i32]), function)
@@ -221,18 +221,7 @@ class _Lane:
             return None
         return instance.nn, self._memory(instance)
 
-    def _clock(self, _clock_id: int, _precision: int, out: int) -> int:
-        """Always 1970: foreign guests that read the time continue, and learn nothing."""
-        memory = self._memory(self.instance) if self.instance is not None else None
-        try:
-            if memory is not None:
-                memory.span(out & U32_MAX, 8)[:] = bytes(8)
-                return int(WasiErrno.SUCCESS)
-        except OutOfBounds:
-            pass
-        return int(WasiErrno.FAULT)
-
-    def _stdio(self, call: Callable[..., WasiErrno], *arguments: int) -> int:
+    def _call(self, call: Callable[..., WasiErrno], *arguments: int) -> int:
         instance = self.instance
         if instance is None or not instance.lifetime.may_go_on():
             return int(WasiErrno.IO)
