@@ -62,7 +62,7 @@ class Head(NamedTuple):
 
 
 def heads(read_at: ReadAt, end: int, at: int, behind: int) -> Iterator[Head]:
-    """Possible starts, in order, of files after the one at `at`, whose last sound ends at `behind`."""
+    """Possible starts, in order, of further files after the one at `at`, whose last sound ends at `behind`."""
     frames = (Head(place, False) for place in _ends(read_at, end, at, behind) if is_frames(read_at, place))
     yield from heapq.merge(frames, _marked(read_at, max(behind, at + 1)))
 
@@ -106,7 +106,7 @@ def next_file(read_at: ReadAt, at: int) -> int | None:
 
 
 def _frames(read_at: ReadAt, at: int, end: int | None) -> int | None:
-    """Where frames of MPEG or AAC begin before `end`, or the file's; None where there are none to be sure of."""
+    """The start of certain frames of MPEG or AAC before `end` (None: the file's end); None if there are none."""
     while (end is None or at < end) and len(piece := read_at(at, _PIECE + _N_HEAD)) > _N_HEAD:
         for match in _FRAME.finditer(piece, 0, _PIECE + 2 if end is None else min(_PIECE, end - at) + 2):
             if _is_run(read_at, at + match.start()):
@@ -237,7 +237,7 @@ def own_end(read_at: ReadAt, end: int, at: int) -> int:
 
 
 def _open_sound(read_at: ReadAt, at: int, end: int) -> int | None:
-    """Where a WAV's samples begin, of its chunks from `at` on; None where it says how many there are."""
+    """The start of a WAV's samples, from its chunks at `at` on; None if the header gives their number."""
     for _ in range(_MAX_BOXES):
         head = read_at(at, 8)
         length = int.from_bytes(head[4:], "little")
