@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +138,17 @@ def run(whisper: Whisper, wanted: Iterator[Case], shared: Path, *, exact: bool) 
     """Compare all cases, report on stdout, and return whether the target passes."""
     n_cases: Counter[str] = Counter()
     parted: list[Difference] = []
-    for case in wanted:
-        n_cases[case.kind] += 1
-        if (difference := compare(whisper, case, shared, numbers=exact)) is not None:
-            parted.append(difference)
-            sys.stdout.write(f"{difference}\n")
-            sys.stdout.flush()
-    other = Counter(difference.case.kind for difference in parted)
-    for kind, n in n_cases.items():
-        sys.stdout.write(f"{kind}: {n - other[kind]} of {n} identical\n")
+    for kind, group in groupby(wanted, lambda case: case.kind):
+        n_same = 0
+        for case in group:
+            n_cases[kind] += 1
+            if (difference := compare(whisper, case, shared, numbers=exact)) is None:
+                n_same += 1
+            else:
+                parted.append(difference)
+                sys.stdout.write(f"{difference}\n")
+        sys.stdout.write(f"{kind}: {n_same} of {n_cases[kind]} identical\n")
+        sys.stdout.flush()
     same = n_cases.total() - len(parted)
     sys.stdout.write(f"all: {same} of {n_cases.total()} identical ({100 * same / n_cases.total():.1f} %)\n")
     if exact:
