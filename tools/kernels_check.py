@@ -16,7 +16,7 @@ from tools.tint import NoTint, compile_all
 
 
 def head_problems(source: str) -> list[str]:
-    """What the head comment lacks: what it computes first, a line for every storage binding, the dispatch size last."""
+    """What is missing in the head comment: first what the kernel computes, a line per storage binding, last the dispatch."""
     head: list[str] = []
     for line in source.splitlines():
         if not line.startswith("//"):
