@@ -16,7 +16,7 @@ from tools.tint import NoTint, compile_all
 
 
 def head_problems(source: str) -> list[str]:
-    """What is missing in the head comment: first what the kernel computes, a line per storage binding, last the dispatch."""
+    """What the head comment lacks: the formula first, a line per storage binding, the dispatch last."""
     head: list[str] = []
     for line in source.splitlines():
         if not line.startswith("//"):

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels import inputs
 from kernels.checkpoints.load import Checkpoint
-from kernels.inputs import checked_mel
 from kernels.webgpu.cross_memory import CrossMemory
 from kernels.webgpu.device import Device, DeviceError
 from kernels.webgpu.encoder.memory import Result
@@ -120,53 +120,27 @@ class EncoderGraph:
         self.program.close()
 
 
-class EncoderContext:
-    """in 0 `mel` f32 [1, n_mels, 2 · n_audio_ctx] → out 0 `audio_states` f32 [1, n_audio_ctx, n_audio_state], if read.
-
-    compute also leaves `cross`, every decoder layer's keys and values, on the device; a decoder that holds it keeps it.
-    """
+class EncoderContext(inputs.EncoderContext):
+    """One window. compute also leaves `cross`, every decoder layer's keys and values, on the device; a decoder that
+    holds it keeps it. The audio states are copied from the device when they are read."""
 
     def __init__(self, graph: EncoderGraph) -> None:
+        super().__init__(graph.dims)
         self.graph = graph
         self.cross: CrossMemory | None = None
-        self._mel: NDArray[np.float32] | None = None
         self._result: Result | None = None
-        self._closed = False
 
-    def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        """The log-mel window. Raises ValueError for another index, type, shape, NaN or ∞, or after close()."""
-        if self._closed:
-            raise ValueError("this encoder context is closed")
-        self._mel = checked_mel(self.graph.dims, index, tensor)
-
-    def compute(self) -> None:
-        """Encode the window. Raises ValueError if none is set, or after close()."""
-        if self._closed:
-            raise ValueError("this encoder context is closed")
-        if self._mel is None:
-            raise ValueError("mel is not set")
-        mel, graph = self._mel[0], self.graph
-        self._drop()
+    def _encode(self, mel: Frames) -> None:
+        graph = self.graph
+        self._release()
         result = self._result = graph.encode(mel)
         self.cross = CrossMemory(result.layers, lambda: graph.give_result(result))
 
-    def get_output(self, index: int) -> NDArray[np.float32]:
-        """The audio states, copied from the device now. ValueError before the first compute or for another index."""
-        if index != 0:
-            raise ValueError(f"the encoder has no output {index}")
+    def _states(self) -> Frames | None:
         result, graph = self._result, self.graph
-        if result is None:
-            raise ValueError("nothing is computed yet")
-        return graph.device.run(lambda: graph.program.read_states(result))
+        return None if result is None else graph.device.run(lambda: graph.program.read_states(result))
 
-    def _drop(self) -> None:
-        """Release the last result; its memory is freed once no decoder holds it either."""
+    def _release(self) -> None:
         cross, self.cross, self._result = self.cross, None, None
         if cross is not None:
-            cross.release()
-
-    def close(self) -> None:
-        """Release the window and its result; decoders that attend to it keep theirs. Idempotent."""
-        self._closed = True
-        self._mel = None
-        self._drop()
+            cross.release()  # its memory is freed once no decoder holds it either
