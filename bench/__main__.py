@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from bench.share import measure_guest_share
 MAIN_CLIP = "11 s"
 LONG_CLIP = "5 min"
 TOGETHER = (1, 4, 16)
-SLOW_CLIPS = ("2 s", MAIN_CLIP)  # the only clips for a slow engine
+QUICK = ("encode", "token", "2 s", MAIN_CLIP)  # all that a slow engine is asked
 N_INSTANCES = 20_000
 
 Seconds = dict[str, dict[str, list[float]]]  # operation → engine → seconds per round
@@ -52,14 +52,14 @@ class Worker:
         line = self.process.stdout.readline()
         return dict(json.loads(line)) if line else {}
 
-    def ask(self, operation: str, **values: object) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, object]) -> dict[str, Any]:
         """{"seconds": …} and, for some, "text"; or {"unsupported": reason}."""
         assert self.process.stdin
-        self.process.stdin.write(json.dumps({"operation": operation, **values}) + "\n")
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self._answer()
         if not answer:
-            raise RuntimeError(f"{self.name} died at {operation} {values}")
+            raise RuntimeError(f"{self.name} died at {dict(request)}")
         return answer
 
     def close(self) -> None:
@@ -72,25 +72,27 @@ def worker_command(python: Path, name: str, files: Files, clip: Path) -> list[st
     return [str(python), "-m", "bench.worker", name, str(files.model), str(files.converted), str(clip)]
 
 
-def measure_rounds(workers: Sequence[Worker], clips: dict[str, Path], rounds: int) -> tuple[Seconds, dict[str, Any]]:
-    """Seconds, and {clip: {engine: text}}, after one unmeasured round. The long clip runs in a third of the rounds."""
-    seconds: Seconds = {name: {} for name in ("encode", "token", *clips)}
-    texts: dict[str, Any] = {name: {} for name in clips}
+def measure_rounds(
+    workers: Sequence[Worker], requests: Mapping[str, Mapping[str, object]], rounds: int
+) -> tuple[Seconds, dict[str, Any]]:
+    """{operation: …} requests → seconds, and {operation: {engine: text}}, after one unmeasured round.
+
+    The long clip runs in a third of the rounds.
+    """
+    seconds: Seconds = {name: {} for name in requests}
+    texts: dict[str, Any] = {name: {} for name in requests}
     for lap in range(rounds + 1):
-        for operation in seconds:
-            if operation == LONG_CLIP and lap % 3 != 1:
+        for name, request in requests.items():
+            if name == LONG_CLIP and lap % 3 != 1:
                 continue
             for worker in _turned(workers, lap):
-                if worker.is_slow and operation in clips and operation not in SLOW_CLIPS:
+                if worker.is_slow and name not in QUICK:
                     continue
-                if operation in clips:
-                    answer = worker.ask("transcribe", clip=str(clips[operation]))
-                    if "text" in answer:
-                        texts[operation][worker.name] = answer["text"]
-                else:
-                    answer = worker.ask(operation)
+                answer = worker.ask(request)
+                if "text" in answer:
+                    texts[name][worker.name] = answer["text"]
                 if lap and "seconds" in answer:
-                    seconds[operation].setdefault(worker.name, []).append(answer["seconds"])
+                    seconds[name].setdefault(worker.name, []).append(answer["seconds"])
     return {name: {w.name: by[w.name] for w in workers if w.name in by} for name, by in seconds.items()}, texts
 
 
@@ -98,20 +100,6 @@ def _turned(workers: Sequence[Worker], lap: int) -> Iterable[Worker]:
     """Changes the order each round, so that no engine always runs after the same neighbour."""
     start = lap % len(workers)
     return (*workers[start:], *workers[:start])
-
-
-def measure_together(workers: Sequence[Worker], clip: Path, rounds: int) -> Seconds:
-    """Seconds for n concurrent transcriptions, for engines that support them."""
-    seconds: Seconds = {f"{n} at once": {} for n in TOGETHER}
-    for n in TOGETHER:
-        for _ in range(rounds):
-            for worker in workers:
-                if worker.is_slow:
-                    continue
-                answer = worker.ask("together", clip=str(clip), n=n)
-                if "seconds" in answer:
-                    seconds[f"{n} at once"].setdefault(worker.name, []).append(answer["seconds"])
-    return seconds
 
 
 def measure_instances(count: int = N_INSTANCES) -> dict[str, float]:
@@ -162,8 +150,12 @@ def main() -> None:
         else:
             workers.append(worker)
     try:
-        seconds, texts = measure_rounds(workers, clips, options.rounds)
-        together = measure_together(workers, clips[MAIN_CLIP], max(1, options.rounds // 3))
+        requests: dict[str, dict[str, object]] = {name: {"operation": name} for name in ("encode", "token")}
+        requests |= {name: {"operation": "transcribe", "clip": str(clip)} for name, clip in clips.items()}
+        seconds, texts = measure_rounds(workers, requests, options.rounds)
+        load = {"operation": "together", "clip": str(clips[MAIN_CLIP])}
+        loads = {f"{n} at once": load | {"n": n} for n in TOGETHER}
+        together, _ = measure_rounds(workers, loads, max(1, options.rounds // 3))
     finally:
         for worker in workers:
             worker.close()

@@ -80,7 +80,7 @@ class TimedSubmits:
                 kernel.launches += 1
                 kernel.seconds += seconds
                 kernel.nbytes += sum(as_view(view).nbytes for view in launch.views)
-        return self.submit(Recording(self.device), reads=reads) if reads else None
+        return self.submit(Recording(self.device), reads=reads)
 
 
 class TimedPasses:

@@ -135,9 +135,7 @@ ENGINES: dict[str, Entry] = {
     "whisper.cpp": _peer("WhisperCpp"),
     "whisper.cpp q8_0": _peer("WhisperCpp", weights="ggml-model-q8_0.bin"),
     "whisper.cpp q5_1": _peer("WhisperCpp", weights="ggml-model-q5_1.bin"),
-    "transformers": _peer("Transformers"),
     "openai-whisper CUDA f16": _peer("OpenAIWhisper", device="cuda"),
     "faster-whisper CUDA f16": _peer("FasterWhisper", device="cuda", compute_type="float16"),
-    "transformers CUDA f16": _peer("Transformers", device="cuda"),
     "whisper.cpp GPU": _peer("WhisperCpp", device="gpu"),
 }

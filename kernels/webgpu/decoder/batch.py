@@ -196,9 +196,7 @@ class Batch:
         recording.steps.extend([*self._opening, *self._step * n_steps])
         self._opening = []  # each choice embeds the next token
         reads = [b.state.view(0, STATE.itemsize), b.chosen.view(8 * n_rows * self._n_chosen, 8 * n_rows * n_steps)]
-        reading = self._device.submit(recording, reads=reads)
-        assert reading is not None
-        state, words = reading.wait()
+        state, words = self._device.submit(recording, reads=reads)
         n_chosen = int(state.view(STATE)["n_chosen"][0])
         chosen = words.view(np.uint32).reshape(n_steps, n_rows, 2)[: n_chosen - self._n_chosen]
         self._n_chosen = n_chosen

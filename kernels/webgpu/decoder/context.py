@@ -10,10 +10,10 @@ from kernels import inputs
 from kernels.webgpu.cross_memory import CrossMemory
 from kernels.webgpu.decoder.batch import Batch, Greedy
 from kernels.webgpu.decoder.memory import Activations, DecoderBuffers
-from kernels.webgpu.decoder.pool import DecoderPool
-from kernels.webgpu.decoder.program import woven
+from kernels.webgpu.decoder.program import DecoderProgram, woven
 from kernels.webgpu.decoder.state import MAX_ROWS, Row, state_words
-from kernels.webgpu.recording import Dispatch, Recording, View
+from kernels.webgpu.pool import Pool
+from kernels.webgpu.recording import Dispatch, Recording
 
 Peers = Mapping[int, Any]
 
@@ -23,16 +23,16 @@ class DecoderContext(inputs.DecoderContext):
 
     def __init__(
         self,
-        pool: DecoderPool,
+        program: DecoderProgram,
+        pool: Pool[DecoderBuffers],
         batch: Batch,
         cross_of: Callable[[Any], CrossMemory],
         heads: Sequence[tuple[int, int]],
         peers: Peers,
     ) -> None:
-        super().__init__(pool.program.dims, MAX_ROWS)
+        super().__init__(program.dims, MAX_ROWS)
         self._pool, self._batch, self._cross_of, self._heads, self._peers = pool, batch, cross_of, heads, peers
-        self._program = pool.program
-        self._device = pool.program.device
+        self._program, self._device = program, program.device
         self._cross: CrossMemory | None = None
         self._buffers: DecoderBuffers | None = None
         self._launches: dict[tuple[str, int], list[Dispatch]] = {}  # over its own buffers
@@ -169,12 +169,6 @@ class DecoderContext(inputs.DecoderContext):
         self._device.write(self._buffers.state, state_words(rows, self._dims.n_vocab))
         self._device.submit(self._record(len(rows), ("embed", "layers")))
 
-    def _fetch(self, recording: Recording, reads: Sequence[View]) -> list[NDArray[np.uint8]]:
-        """Submit, wait, and return the contents of `reads`."""
-        reading = self._device.submit(recording, reads=reads)
-        assert reading is not None
-        return reading.wait()
-
     def _last_logits(self) -> NDArray[np.float32]:
         return self._device.run(self._read_logits)
 
@@ -191,7 +185,9 @@ class DecoderContext(inputs.DecoderContext):
             if not self._has_x:  # the batch has moved on from it
                 last = [Row(history[-1], slot, len(history) - 1) for slot, history in enumerate(self.histories)]
                 self._submit_pass(last)
-            [raw] = self._fetch(self._record(n, ("logits",)), [self._buffers.logits.view(0, 4 * n * n_vocab)])
+            [raw] = self._device.submit(
+                self._record(n, ("logits",)), reads=[self._buffers.logits.view(0, 4 * n * n_vocab)]
+            )
             self._logits = raw.view(np.float32).reshape(n, n_vocab)
         return self._logits
 
@@ -234,7 +230,7 @@ class DecoderContext(inputs.DecoderContext):
         for rows in self._again():
             recording = Recording(self._device)
             recording.steps.extend(self._program.logits(self._buffers, len(rows), logits, partials))
-            [raw] = self._fetch(recording, [logits.view(0, 4 * len(rows) * n_vocab)])
+            [raw] = self._device.submit(recording, reads=[logits.view(0, 4 * len(rows) * n_vocab)])
             all_logits: NDArray[np.float32] = raw.view(np.float32).reshape(-1, n_vocab)
             for row, values in zip(rows, all_logits, strict=True):
                 at = row.position - self._start + 1

@@ -3,7 +3,6 @@
 Windows that wait for the device at the same time, from any requests, are computed together.
 """
 
-import threading
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -20,6 +19,7 @@ from kernels.webgpu.cross_memory import CrossMemory
 from kernels.webgpu.device import Device, DeviceError
 from kernels.webgpu.encoder.memory import Result
 from kernels.webgpu.encoder.program import EncoderProgram
+from kernels.webgpu.pool import Pool
 from kernels.webgpu.wgsl import Reduction
 
 IDLE_RESULTS = 4  # or as many as are computed together: kept for later windows, so that a request allocates nothing
@@ -44,9 +44,7 @@ class EncoderGraph:
         self.device, self.dims = device, checkpoint.dims
         self.program = device.run(lambda: EncoderProgram(device, checkpoint, reduction, windows))
         self._waiting: deque[Window] = deque()
-        self._idle: list[Result] = []
-        self._lock = threading.Lock()
-        self._closed = False
+        self._pool = Pool(lambda _: self.program.result(), lambda: max(IDLE_RESULTS, self.program.most_windows))
 
     def init_execution_context(self, peers: Mapping[int, Any]) -> "EncoderContext":
         """A new context, for one thread at a time; it needs no peers."""
@@ -81,7 +79,7 @@ class EncoderGraph:
             except IndexError:
                 break
             try:
-                taken.append((window, self._take_result()))
+                taken.append((window, self._pool.take(1)))
             except Exception as error:  # of any kind: the window's caller must get it
                 window.told.set_exception(error)
         if not taken:
@@ -90,33 +88,19 @@ class EncoderGraph:
             self.program.compute([(window.frames, result) for window, result in taken])
         except Exception as error:
             for window, result in taken:
-                self.give_result(result)
+                self._pool.give(result)
                 window.told.set_exception(error)
         else:
             for window, result in taken:
                 window.told.set_result(result)
 
-    def _take_result(self) -> Result:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return self.program.result()
-
-    def give_result(self, result: Result) -> None:
-        """Keep it for the next window, or free it."""
-        with self._lock:
-            if not self._closed and len(self._idle) < max(IDLE_RESULTS, self.program.most_windows):
-                self._idle.append(result)
-                return
-        result.close()
+    def give(self, result: Result) -> None:
+        """Keep the memory of a result that nobody holds for a later window."""
+        self._pool.give(result)
 
     def close(self) -> None:
         """Free the weights and the idle results. Close contexts first. Idempotent."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for result in idle:
-            result.close()
+        self._pool.close()
         self.program.close()
 
 
@@ -134,7 +118,7 @@ class EncoderContext(inputs.EncoderContext):
         graph = self.graph
         self._release()
         result = self._result = graph.encode(mel)
-        self.cross = CrossMemory(result.layers, lambda: graph.give_result(result))
+        self.cross = CrossMemory(result.layers, lambda: graph.give(result))
 
     def _states(self) -> Frames | None:
         result, graph = self._result, self.graph
