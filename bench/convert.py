@@ -121,7 +121,7 @@ def _ggml(quantised: str) -> Callable[[Path, Path], None]:
 
 
 def main() -> None:
-    """Make what is missing; skip a format whose library isn't installed."""
+    """Make the missing formats; skip those whose library isn't installed."""
     model, output = Path(sys.argv[1]), Path(sys.argv[2])
     if not (output / "huggingface").exists():
         write_huggingface(model, output / "huggingface")

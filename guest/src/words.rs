@@ -193,7 +193,7 @@ impl Alignment {
         timings
     }
 
-    /// Move words to where there is sound: of several sounds, to the one that they attend to most.
+    /// Move each word into sound: of several sounds, into the one that it attends to most.
     fn timings_in(&self, sound: &Sound) -> Vec<WordTiming> {
         let sounding: Vec<bool> = (0..sound.n_frames() / INPUT_STRIDE)
             .map(|i| sound.has(INPUT_STRIDE * i) || sound.has(INPUT_STRIDE * i + 1))

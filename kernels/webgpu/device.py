@@ -39,7 +39,7 @@ class DeviceError(RuntimeError):
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _as_device_error(what: str) -> Iterator[None]:
     """Raise wgpu's errors as DeviceError: what failed, then wgpu's message."""
     try:
         yield
@@ -86,7 +86,7 @@ def _describe(adapter: Any) -> AdapterInfo:
 
 def _enumerate() -> list[tuple[AdapterInfo, Any]]:
     _prepare_instance()
-    with _told("the adapters cannot be listed"):
+    with _as_device_error("the adapters cannot be listed"):
         found = [(_describe(adapter), adapter) for adapter in wgpu.gpu.enumerate_adapters_sync()]
     order = ["discrete", "integrated", "other", "software"]
     return sorted(found, key=lambda pair: order.index(pair[0].kind))
@@ -105,7 +105,7 @@ def open_device(adapter: Literal["any", "hardware", "software"] = "any") -> "Dev
     found = _enumerate()
     for info, handle in found:
         if adapter == "any" or info.is_software == (adapter == "software"):
-            with _told(f"the adapter {info.name} gave no device"):
+            with _as_device_error(f"the adapter {info.name} gave no device"):
                 return Device(info, handle)
     raise DeviceError(f"no {'' if adapter == 'any' else adapter + ' '}WebGPU adapter among the {len(found)} found")
 
@@ -179,7 +179,7 @@ class Device:
         allocated = max(16, -(-nbytes // 16) * 16)
         if allocated > self.info.limits["max-buffer-size"]:
             raise DeviceError(f"a buffer of {nbytes} bytes is over this device's limit")
-        with _told(f"the device has no memory for a buffer of {nbytes} bytes"):
+        with _as_device_error(f"the device has no memory for a buffer of {nbytes} bytes"):
             made = Buffer(self.handle.create_buffer(size=allocated, usage=usage), nbytes, allocated, self._tally)
         self.write(made, array)
         return made
@@ -193,7 +193,7 @@ class Device:
         if data.nbytes % 4:
             data = np.concatenate([data, np.zeros(-data.nbytes % 4, np.uint8)])
         if data.nbytes:
-            with _told("the device took no data"):
+            with _as_device_error("the device took no data"):
                 self.handle.queue.write_buffer(view.buffer.handle, view.offset, data)
 
     def row_ranges(self, n_rows: int, row_bytes: int) -> list[tuple[int, int]]:
@@ -223,7 +223,7 @@ class Device:
                     raise DeviceError(str(error)) from error
                 self._modules[label] = self.shader_module(source, label)
             module, layout, n_bindings = self._modules[label]
-        with _told(f"kernel {label} with {dict(constants)} does not compile"):
+        with _as_device_error(f"kernel {label} with {dict(constants)} does not compile"):
             handle = self.handle.create_compute_pipeline(
                 label=label,
                 layout=self.handle.create_pipeline_layout(bind_group_layouts=[layout]),
@@ -241,7 +241,7 @@ class Device:
             {"binding": number, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": kind}}
             for number, kind in enumerate(kinds)
         ]
-        with _told(f"kernel {name} is not valid WGSL"):
+        with _as_device_error(f"kernel {name} is not valid WGSL"):
             module = self.handle.create_shader_module(label=name, code=source)
             return module, self.handle.create_bind_group_layout(entries=entries), len(kinds)
 
@@ -253,7 +253,7 @@ class Device:
             {"binding": i, "resource": {"buffer": v.buffer.handle, "offset": v.offset, "size": v.nbytes}}
             for i, v in enumerate(views)
         ]
-        with _told(pipeline.name):
+        with _as_device_error(pipeline.name):
             return self.handle.create_bind_group(layout=pipeline.layout, entries=entries)
 
     def submit(self, recording: Recording, *, reads: Sequence[Binding] = ()) -> list[NDArray[np.uint8]]:
@@ -261,7 +261,7 @@ class Device:
         views = [as_view(view) for view in reads]
         sizes = [-(-view.nbytes // 4) * 4 for view in views]
         starts = [0, *itertools.accumulate(sizes)]
-        with _told("the device refused the work"):
+        with _as_device_error("the device refused the work"):
             encoder = self.handle.create_command_encoder()
             _replay(encoder, recording.steps)
             if not views:
@@ -273,7 +273,7 @@ class Device:
             self.handle.queue.submit([encoder.finish()])
             # NOSYNC: a plain READ would submit another, empty, command buffer first.
             promise = staging.map_async("READ_NOSYNC", 0, starts[-1])
-        with _told("the device was lost"):
+        with _as_device_error("the device was lost"):
             promise.sync_wait()
         mapped = np.frombuffer(staging.read_mapped(copy=False), np.uint8)
         parts = [mapped[start : start + size].copy() for start, size in zip(starts, sizes, strict=False)]

@@ -125,10 +125,10 @@ class Batch:
 
     def _fail(self, error: Exception) -> None:
         with self._lock:
-            told = [greedy for greedy in (*self._active, *self._waiting) if not greedy.result.done()]
+            failed = [greedy for greedy in (*self._active, *self._waiting) if not greedy.result.done()]
             self._waiting.clear()
             self._active, self._step, self._goes_on = [], [], False
-        for greedy in told:
+        for greedy in failed:
             greedy.result.set_exception(error)
 
     def _admit(self) -> None:

@@ -31,7 +31,7 @@ class Window:
     """A waiting window: its frames as the program takes them, and the future of its result."""
 
     frames: Frames
-    told: Future[Result] = field(default_factory=Future)
+    future: Future[Result] = field(default_factory=Future)
 
 
 class EncoderGraph:
@@ -68,7 +68,7 @@ class EncoderGraph:
             with suppress(ValueError):  # a job that was still running took it
                 self._waiting.remove(window)
             raise
-        return window.told.result()
+        return window.future.result()
 
     def _compute_waiting(self) -> None:
         """Compute as many waiting windows as fit together; perhaps none, if earlier jobs took them."""
@@ -81,7 +81,7 @@ class EncoderGraph:
             try:
                 taken.append((window, self._pool.take(1)))
             except Exception as error:  # of any kind: the window's caller must get it
-                window.told.set_exception(error)
+                window.future.set_exception(error)
         if not taken:
             return
         try:
@@ -89,10 +89,10 @@ class EncoderGraph:
         except Exception as error:
             for window, result in taken:
                 self._pool.give(result)
-                window.told.set_exception(error)
+                window.future.set_exception(error)
         else:
             for window, result in taken:
-                window.told.set_result(result)
+                window.future.set_result(result)
 
     def give(self, result: Result) -> None:
         """Keep the memory of a result that nobody holds for a later window."""
