@@ -1,7 +1,7 @@
 """Checks every variant of every kernel: its head says what it computes, and it compiles in naga (wgpu) and in Tint.
 
-`python -m tools.kernels_check` prints a line per problem and exits 1 if there are any. Without Chromium for Tint it says
-so and checks the rest; where CI is set in the environment, that is a failure too.
+`python -m tools.kernels_check` prints a line per problem and exits 1 if there are any. Without Chromium for Tint it
+says so and checks the rest; where CI is set in the environment, that is a failure too.
 """
 
 import os
