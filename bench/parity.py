@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.engines import SHARED
-from bench.reference import KINDS, Case, Mel, Samples, Whisper, cases, differences
+from bench.reference import Case, Mel, Samples, Whisper, cases, differences
 from service.audio.log_mel import log_mel_frames
 from service.guest.code_cache import user_cache_folder
 from service.http.app import Engine
@@ -155,15 +155,13 @@ def run(whisper: Whisper, wanted: Iterator[Case], shared: Path, *, exact: bool) 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make parity", description=__doc__)
     parser.add_argument("--target", choices=("cpu", "gpu"), default="gpu")
-    parser.add_argument("--kind", choices=KINDS, action="append", help="only these; may be repeated")
     options = parser.parse_args()
     settings = Settings(model=str(SHARED / "models" / "tiny_en"), target=options.target)
     engine = Engine(settings, cache_folder=user_cache_folder())
     try:
         transcriber = engine.load()
-        wanted = cases(SHARED, tuple(options.kind or KINDS))
         whisper = Whisper(transcriber.guest, transcriber.model)
-        kept = run(whisper, wanted, SHARED, exact=options.target == "cpu")
+        kept = run(whisper, cases(SHARED), SHARED, exact=options.target == "cpu")
     finally:
         engine.close()
     sys.exit(not kept)

@@ -44,7 +44,7 @@ class EncoderGraph:
         self.device, self.dims = device, checkpoint.dims
         self.program = device.run(lambda: EncoderProgram(device, checkpoint, reduction, windows))
         self._waiting: deque[Window] = deque()
-        self._pool = Pool(lambda _: self.program.result(), lambda: max(IDLE_RESULTS, self.program.most_windows))
+        self.pool = Pool(lambda _: self.program.result(), lambda: max(IDLE_RESULTS, self.program.most_windows))
 
     def init_execution_context(self, peers: Mapping[int, Any]) -> "EncoderContext":
         """A new context, for one thread at a time; it needs no peers."""
@@ -79,7 +79,7 @@ class EncoderGraph:
             except IndexError:
                 break
             try:
-                taken.append((window, self._pool.take(1)))
+                taken.append((window, self.pool.take(1)))
             except Exception as error:  # of any kind: the window's caller must get it
                 window.future.set_exception(error)
         if not taken:
@@ -88,19 +88,15 @@ class EncoderGraph:
             self.program.compute([(window.frames, result) for window, result in taken])
         except Exception as error:
             for window, result in taken:
-                self._pool.give(result)
+                self.pool.give(result)
                 window.future.set_exception(error)
         else:
             for window, result in taken:
                 window.future.set_result(result)
 
-    def give(self, result: Result) -> None:
-        """Keep the memory of a result that nobody holds for a later window."""
-        self._pool.give(result)
-
     def close(self) -> None:
         """Free the weights and the idle results. Close contexts first. Idempotent."""
-        self._pool.close()
+        self.pool.close()
         self.program.close()
 
 
@@ -118,7 +114,7 @@ class EncoderContext(inputs.EncoderContext):
         graph = self.graph
         self._release()
         result = self._result = graph.encode(mel)
-        self.cross = CrossMemory(result.layers, lambda: graph.give(result))
+        self.cross = CrossMemory(result.layers, lambda: graph.pool.give(result))
 
     def _states(self) -> Frames | None:
         result, graph = self._result, self.graph
