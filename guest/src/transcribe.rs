@@ -35,7 +35,7 @@ pub fn transcribe<R: Read, W: Write>(
     let mut floor = NoiseFloor::default();
     let mut before = Vec::new();
     let mut after_silence = false;
-    for (start, end) in clips(&options.clip_timestamps.0) {
+    for (start, end) in clips(&options.clip_timestamps) {
         let mut seek = start;
         while end.map_or(true, |end| seek < end) {
             let wanted = end.map_or(n_frames, |end| n_frames.min(end - seek));
@@ -58,7 +58,7 @@ pub fn transcribe<R: Read, W: Write>(
             }
             model.encode(&mel)?;
             let prompt = transcript.prompt();
-            let first = decoder.decode(model, &prompt, options.temperature.0[0])?;
+            let first = decoder.decode(model, &prompt, options.temperature[0])?;
             let text = text_tokens(argument, &first.tokens);
             if skips
                 && is_doubtful(&first, &text, &before, segment_size)
@@ -142,7 +142,7 @@ fn language<R: Read>(argument: &Argument, model: &mut dyn Model, features: &mut 
         return Ok("en".to_string());
     }
     let n_frames = argument.dims.n_frames();
-    let clips = clips(&argument.options.clip_timestamps.0);
+    let clips = clips(&argument.options.clip_timestamps);
     let start = if argument.options.detect_in_clips { clips[0].0 } else { 0 };
     let n = features.available(start, n_frames)?;
     model.encode(&features.window(start, n, n_frames, argument.silence))?;
