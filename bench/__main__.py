@@ -8,22 +8,23 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.clips import build_clips
-from bench.cold import WISP, Start, measure_server, measure_starts
-from bench.engines import ENGINES, THREADS, Files, timed
+from bench.cold import WISP, Start, measure_starts, start_process, start_server
+from bench.device_time import measure_kernels
+from bench.engines import ENGINES, ROOT, SHARED, THREADS, Files, timed
 from bench.plot import write_plot
 from bench.report import OURS_ON_GPU, write_report
 from bench.share import measure_guest_share
 
-ROOT = Path(__file__).resolve().parent.parent
 MAIN_CLIP = "11 s"
 LONG_CLIP = "5 min"
 TOGETHER = (1, 4, 16)
-SLOW_CLIPS = ("2 s", MAIN_CLIP)  # the only clips for a slow engine
+QUICK = ("encode", "token", "2 s", MAIN_CLIP)  # all that a slow engine is asked
 N_INSTANCES = 20_000
 
 Seconds = dict[str, dict[str, list[float]]]  # operation → engine → seconds per round
@@ -51,14 +52,14 @@ class Worker:
         line = self.process.stdout.readline()
         return dict(json.loads(line)) if line else {}
 
-    def ask(self, operation: str, **values: object) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, object]) -> dict[str, Any]:
         """{"seconds": …} and, for some, "text"; or {"unsupported": reason}."""
         assert self.process.stdin
-        self.process.stdin.write(json.dumps({"operation": operation, **values}) + "\n")
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self._answer()
         if not answer:
-            raise RuntimeError(f"{self.name} died at {operation} {values}")
+            raise RuntimeError(f"{self.name} died at {dict(request)}")
         return answer
 
     def close(self) -> None:
@@ -72,27 +73,26 @@ def worker_command(python: Path, name: str, files: Files, clip: Path) -> list[st
 
 
 def measure_rounds(
-    workers: Sequence[Worker], clips: dict[str, Path], rounds: int, rest_s: float
+    workers: Sequence[Worker], requests: Mapping[str, Mapping[str, object]], rounds: int
 ) -> tuple[Seconds, dict[str, Any]]:
-    """Seconds, and {clip: {engine: text}}, after one unmeasured round. The long clip runs in a third of the rounds."""
-    seconds: Seconds = {name: {} for name in ("encode", "token", *clips)}
-    texts: dict[str, Any] = {name: {} for name in clips}
+    """{operation: …} requests → seconds, and {operation: {engine: text}}, after one unmeasured round.
+
+    The long clip runs in a third of the rounds.
+    """
+    seconds: Seconds = {name: {} for name in requests}
+    texts: dict[str, Any] = {name: {} for name in requests}
     for lap in range(rounds + 1):
-        for operation in seconds:
-            if operation == LONG_CLIP and lap % 3 != 1:
+        for name, request in requests.items():
+            if name == LONG_CLIP and lap % 3 != 1:
                 continue
             for worker in _turned(workers, lap):
-                if worker.is_slow and operation in clips and operation not in SLOW_CLIPS:
+                if worker.is_slow and name not in QUICK:
                     continue
-                time.sleep(rest_s)
-                if operation in clips:
-                    answer = worker.ask("transcribe", clip=str(clips[operation]))
-                    if "text" in answer:
-                        texts[operation][worker.name] = answer["text"]
-                else:
-                    answer = worker.ask(operation)
+                answer = worker.ask(request)
+                if "text" in answer:
+                    texts[name][worker.name] = answer["text"]
                 if lap and "seconds" in answer:
-                    seconds[operation].setdefault(worker.name, []).append(answer["seconds"])
+                    seconds[name].setdefault(worker.name, []).append(answer["seconds"])
     return {name: {w.name: by[w.name] for w in workers if w.name in by} for name, by in seconds.items()}, texts
 
 
@@ -100,21 +100,6 @@ def _turned(workers: Sequence[Worker], lap: int) -> Iterable[Worker]:
     """Changes the order each round, so that no engine always runs after the same neighbour."""
     start = lap % len(workers)
     return (*workers[start:], *workers[:start])
-
-
-def measure_together(workers: Sequence[Worker], clip: Path, rounds: int, rest_s: float) -> Seconds:
-    """Seconds for n concurrent transcriptions, for engines that support them."""
-    seconds: Seconds = {f"{n} at once": {} for n in TOGETHER}
-    for n in TOGETHER:
-        for _ in range(rounds):
-            for worker in workers:
-                if worker.is_slow:
-                    continue
-                time.sleep(rest_s)
-                answer = worker.ask("together", clip=str(clip), n=n)
-                if "seconds" in answer:
-                    seconds[f"{n} at once"].setdefault(worker.name, []).append(answer["seconds"])
-    return seconds
 
 
 def measure_instances(count: int = N_INSTANCES) -> dict[str, float]:
@@ -133,31 +118,20 @@ def measure_instances(count: int = N_INSTANCES) -> dict[str, float]:
     return {"count": count, "per_second": count / whole, "median_seconds": statistics.median(taken)}
 
 
-def _kernels(workers: Sequence[Worker], files: Files, clip: Path) -> dict[str, Any]:
-    """Times on the device, if WebGPU is among the engines."""
-    if not any(worker.name == OURS_ON_GPU for worker in workers):
-        return {}
-    from bench.device_time import measure_kernels
-
-    return measure_kernels(files, clip)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    shared = Path(os.environ.get("WISP_SHARED", ROOT.parent / "shared"))
-    parser.add_argument("--model", type=Path, default=shared / "models" / "tiny_en", help="a Hugging Face folder")
-    parser.add_argument("--speech", type=Path, default=shared / "speech", help="folder with jfk.wav and librispeech/")
+    parser.add_argument("--model", type=Path, default=SHARED / "models" / "tiny_en", help="a Hugging Face folder")
+    parser.add_argument("--speech", type=Path, default=SHARED / "speech", help="folder with jfk.wav and librispeech/")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="virtual environment of the peers")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--rest", type=float, default=0.0, help="seconds left to other work before each measurement")
     parser.add_argument("--only", nargs="*", choices=sorted(ENGINES), help="these engines alone")
-    parser.add_argument("--build", type=Path, default=ROOT / "build" / "bench", help="converted weights and clips")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "performance.md")
     options = parser.parse_args()
-    clips = build_clips(options.speech, options.build)
+    build = ROOT / "build" / "bench"
+    clips = build_clips(options.speech, build)
     if not options.model.exists() or MAIN_CLIP not in clips:
         parser.error(f"no {options.model} or no {options.speech / 'jfk.wav'}: name others with --model and --speech")
-    files = Files(options.model.resolve(), options.build.resolve() / options.model.name)
+    files = Files(options.model.resolve(), build / options.model.name)
     peers_python = options.peers / "bin" / "python"
     if peers_python.exists():
         convert = [str(peers_python), "-m", "bench.convert", str(files.model), str(files.converted)]
@@ -176,23 +150,27 @@ def main() -> None:
         else:
             workers.append(worker)
     try:
-        seconds, texts = measure_rounds(workers, clips, options.rounds, options.rest)
-        together = measure_together(workers, clips[MAIN_CLIP], max(1, options.rounds // 3), options.rest)
+        requests: dict[str, dict[str, object]] = {name: {"operation": name} for name in ("encode", "token")}
+        requests |= {name: {"operation": "transcribe", "clip": str(clip)} for name, clip in clips.items()}
+        seconds, texts = measure_rounds(workers, requests, options.rounds)
+        load = {"operation": "together", "clip": str(clips[MAIN_CLIP])}
+        loads = {f"{n} at once": load | {"n": n} for n in TOGETHER}
+        together, _ = measure_rounds(workers, loads, max(1, options.rounds // 3))
     finally:
         for worker in workers:
             worker.close()
 
-    n_starts = max(3, options.rounds // 2)
     command = [WISP, "transcribe", str(clips[MAIN_CLIP]), "--model", str(files.model), "--target", "cpu"]
     starts: dict[str, Start] = {}
     for worker in workers:
         if not worker.is_slow and worker.name in texts[MAIN_CLIP]:
             python = peers_python if worker.entry.is_peer else Path(sys.executable)
             once = [*worker_command(python, worker.name, files, clips[MAIN_CLIP]), "once"]
-            starts[worker.name] = Start(once, worker.entry.environment())
-    starts["wisp transcribe, higher temperatures where its checks ask for them"] = Start(command, dict(os.environ))
-    start = measure_starts(starts, n_starts)
-    start["wisp serve, first answer over HTTP"] = measure_server(files.model, clips[MAIN_CLIP], n_starts)
+            starts[worker.name] = partial(start_process, once, worker.entry.environment())
+    starts["wisp transcribe, higher temperatures where its checks ask for them"] = partial(
+        start_process, command, os.environ
+    )
+    starts["wisp serve, first answer over HTTP"] = partial(start_server, files.model, clips[MAIN_CLIP])
     results = {
         "machine": f"{THREADS} cores, {platform.machine()}, Python {platform.python_version()}",
         "environment": {
@@ -205,9 +183,9 @@ def main() -> None:
         "together": together,
         "texts": texts,
         "missing": missing,
-        "start": start,
+        "start": measure_starts(starts, max(3, options.rounds // 2)),
         "instances": measure_instances(),
-        "kernels": _kernels(workers, files, clips[MAIN_CLIP]),
+        "kernels": measure_kernels(files, clips[MAIN_CLIP]) if OURS_ON_GPU in {w.name for w in workers} else {},
         "guest_share": measure_guest_share(files, clips[MAIN_CLIP], options.rounds),
     }
     write_report(results, options.output)

@@ -4,7 +4,6 @@ Every engine transcribes the same clip in a fresh process of bench.worker. Bytec
 installation; otherwise only Wisp, which runs from its sources here, would be compiled each time.
 """
 
-import contextlib
 import os
 import re
 import signal
@@ -12,51 +11,45 @@ import statistics
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+import httpx2 as httpx
+
+from bench.engines import ROOT
+
 WISP = str(Path(sys.executable).parent / "wisp")
-BOUNDARY = "wisp-benchmark"
-
-
-class Start(NamedTuple):
-    """How to start a process."""
-
-    command: Sequence[str]
-    environment: Mapping[str, str]
+Start = Callable[[], tuple[float, float]]  # → seconds, peak MB
 
 
 def measure_starts(starts: Mapping[str, Start], rounds: int) -> dict[str, dict[str, float]]:
-    """{name: {"seconds": median to the first line on stdout, "best", "peak_mb": largest resident set}}, interleaved.
+    """{name: {"seconds": median, "best", "peak_mb": largest resident set}}, interleaved.
 
     A first, unmeasured round fills the caches of the disk and of compiled code.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in starts}
-    peaks: dict[str, list[float]] = {name: [] for name in starts}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in starts}
     for lap in range(rounds + 1):
         for name, start in starts.items():
-            taken, peak = _start(start)
+            measured = start()
             if lap:
-                seconds[name].append(taken)
-                peaks[name].append(peak)
-    return {
-        name: {"seconds": statistics.median(taken), "best": min(taken), "peak_mb": max(peaks[name])}
-        for name, taken in seconds.items()
-    }
+                taken[name].append(measured)
+    found = {}
+    for name, pairs in taken.items():
+        seconds, peaks = zip(*pairs, strict=True)
+        found[name] = {"seconds": statistics.median(seconds), "best": min(seconds), "peak_mb": max(peaks)}
+    return found
 
 
 def _with_bytecode(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def _start(start: Start) -> tuple[float, float]:
-    command, environment = start.command, _with_bytecode(start.environment)
+def start_process(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float]:
+    """A process from its start to its first line on stdout, and its peak resident set. RuntimeError if it fails."""
     begin = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=_with_bytecode(environment), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     assert process.stdout
     first = process.stdout.readline()
     taken = time.perf_counter() - begin
@@ -69,60 +62,43 @@ def _start(start: Start) -> tuple[float, float]:
     return taken, usage.ru_maxrss / 1024
 
 
-def measure_server(model: Path, clip: Path, rounds: int) -> dict[str, float]:
+def start_server(model: Path, clip: Path) -> tuple[float, float]:
     """`wisp serve` on the CPU target from its start to its first response over HTTP, and its peak resident set."""
-    seconds, peaks = [], []
-    for lap in range(rounds + 1):
-        taken, peak = _serve(model, clip)
-        if lap:
-            seconds.append(taken)
-            peaks.append(peak)
-    return {"seconds": statistics.median(seconds), "best": min(seconds), "peak_mb": max(peaks)}
-
-
-def _serve(model: Path, clip: Path) -> tuple[float, float]:
-    start = time.perf_counter()
     command = [WISP, "serve", "--port", "0", "--host", "127.0.0.1", "--model", str(model), "--target", "cpu"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=_with_bytecode(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr
-    try:
-        address = ""
-        for line in process.stderr:
-            if found := re.search(r"http://[\d.]+:\d+", line):
-                address = found[0]
-                break
-        _post(address, clip)
-        return time.perf_counter() - start, _peak_mb(process.pid)
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.stderr.read()
-        process.stderr.close()
-        process.wait()
+    with httpx.Client(timeout=60) as client:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=_with_bytecode(os.environ),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr
+        try:
+            listening = (re.search(r"http://[\d.]+:\d+", line) for line in process.stderr)
+            address = next(found[0] for found in listening if found)
+            _post(client, address, clip)
+            return time.perf_counter() - start, _peak_mb(process.pid)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.stderr.read()
+            process.stderr.close()
+            process.wait()
 
 
-def _post(address: str, clip: Path) -> None:
+def _post(client: httpx.Client, address: str, clip: Path) -> None:
     """One transcription; the request waits while the server loads."""
-    body = (
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="clip.wav"\r\n\r\n'.encode()
-        + clip.read_bytes()
-        + f"\r\n--{BOUNDARY}--\r\n".encode()
-    )
-    request = urllib.request.Request(
-        f"{address}/v1/audio/transcriptions",
-        body,
-        {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"},
-    )
     end = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                answer.read()
+    while time.monotonic() < end:
+        try:
+            files = {"file": ("clip.wav", clip.read_bytes())}
+            client.post(f"{address}/v1/audio/transcriptions", files=files).raise_for_status()
             return
-        if time.monotonic() > end:
-            raise RuntimeError("wisp serve gave no answer in a minute")
-        time.sleep(0.005)
+        except httpx.ConnectError:
+            time.sleep(0.005)
+    raise RuntimeError("wisp serve gave no answer in a minute")
 
 
 def _peak_mb(pid: int) -> float:

@@ -13,36 +13,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from kernels.checkpoints.ggml import HPARAMS
+from kernels.checkpoints.load import load_checkpoint
+from kernels.checkpoints.vocabulary import BYTE_OF
+
 GGML = 0x67676D6C
-SIZES = (  # in ggml's order
-    *("vocab_size", "max_source_positions", "d_model", "encoder_attention_heads", "encoder_layers"),
-    *("max_target_positions", "d_model", "decoder_attention_heads", "decoder_layers", "num_mel_bins"),
-)
-
-
-def openai_name(name: str) -> str:
-    """A Hugging Face tensor name → openai/whisper's."""
-    for theirs, ours in (
-        ("model.", ""),
-        (".layers.", ".blocks."),
-        ("encoder_attn_layer_norm", "cross_attn_ln"),
-        ("encoder_attn", "cross_attn"),
-        ("self_attn_layer_norm", "attn_ln"),
-        ("self_attn", "attn"),
-        ("final_layer_norm", "mlp_ln"),
-        ("q_proj", "query"),
-        ("k_proj", "key"),
-        ("v_proj", "value"),
-        ("out_proj", "out"),
-        ("fc1", "mlp.0"),
-        ("fc2", "mlp.2"),
-        ("embed_positions.weight", "positional_embedding"),
-        ("decoder.embed_tokens", "decoder.token_embedding"),
-        ("encoder.layer_norm", "encoder.ln_post"),
-        ("decoder.layer_norm", "decoder.ln"),
-    ):
-        name = name.replace(theirs, ours)
-    return name
 
 
 def write_huggingface(model: Path, folder: Path) -> None:
@@ -70,13 +45,6 @@ def _ctranslate2(huggingface: Path, folder: Path) -> None:
 
     copied = ["tokenizer.json", "preprocessor_config.json"]
     TransformersConverter(str(huggingface), copy_files=copied, load_as_float16=True).convert(str(folder))
-
-
-def gpt2_bytes() -> dict[str, int]:
-    """The characters that represent bytes in GPT-2's vocabulary."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _blocks(array: Any) -> Any:
@@ -119,23 +87,19 @@ def write_ggml(model: Path, file: BinaryIO, quantised: str = "") -> None:
 
     `quantised`: the type of the matrices instead, as whisper.cpp's quantize writes it.
     """
-    ftype, matrix_type, quantise = QUANTISED.get(quantised, (1, 1, None))
-    from safetensors.numpy import load_file
-
     from service.audio.log_mel import mel_filters
 
-    config: dict[str, Any] = json.loads((model / "config.json").read_text())
-    tokenizer = json.loads((model / "tokenizer.json").read_text())
-    file.write(struct.pack("<12i", GGML, *(config[name] for name in SIZES), ftype))
-    filters = mel_filters(config["num_mel_bins"])
+    ftype, matrix_type, quantise = QUANTISED.get(quantised, (1, 1, None))
+    checkpoint = load_checkpoint(model)
+    file.write(struct.pack("<12i", GGML, *(getattr(checkpoint.dims, name) for name in HPARAMS), ftype))
+    filters = mel_filters(checkpoint.dims.n_mels)
     file.write(struct.pack("<2i", *filters.shape) + filters.tobytes())
+    tokenizer = json.loads(checkpoint.tokenizer_json)
     special = {token["id"] for token in tokenizer["added_tokens"]}
-    of_byte = gpt2_bytes()
     ranked = sorted((rank, text) for text, rank in tokenizer["model"]["vocab"].items() if rank not in special)
-    words = [bytes(of_byte[character] for character in text) for _, text in ranked]
+    words = [bytes(BYTE_OF[character] for character in text) for _, text in ranked]
     file.write(struct.pack("<i", len(words)) + b"".join(struct.pack("<i", len(word)) + word for word in words))
-    for theirs, array in load_file(model / "model.safetensors").items():
-        name = openai_name(theirs)
+    for name, array in checkpoint.arrays.items():
         if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
             array = array[:, None]
         is_half = array.ndim > 1 and not name.endswith(("bias", "positional_embedding"))
@@ -157,7 +121,7 @@ def _ggml(quantised: str) -> Callable[[Path, Path], None]:
 
 
 def main() -> None:
-    """Make what is missing; skip a format whose library isn't installed."""
+    """Make the missing formats; skip those whose library isn't installed."""
     model, output = Path(sys.argv[1]), Path(sys.argv[2])
     if not (output / "huggingface").exists():
         write_huggingface(model, output / "huggingface")

@@ -17,7 +17,7 @@ from bench.engines import Files
 from bench.wisp import Wisp
 from kernels.checkpoints.load import Dimensions
 from kernels.webgpu.device import Device
-from kernels.webgpu.recording import Binding, Copy, Dispatch, Recording, as_view
+from kernels.webgpu.recording import Binding, Copy, Recording, as_view
 
 TOKENS = 8  # averaged for a token's figures
 PEAK_INVOCATIONS, PEAK_STEPS = 1 << 16, 256
@@ -66,48 +66,58 @@ class TimedSubmits:
         self.device, self.submit = device, device.submit
         self.kernels: dict[str, KernelTime] = {}
 
-    def __call__(self, recording: Recording, *, repeat: int = 1, reads: Sequence[Binding] = ()) -> Any:
-        for _ in range(repeat):
-            self._send(recording.steps)
-        return self.submit(Recording(self.device), reads=reads) if reads else None
+    def __call__(self, recording: Recording, *, reads: Sequence[Binding] = ()) -> Any:
+        launches = recording.dispatches
+        if launches:
+            timed = TimedPasses(self.device, len(launches))
+            for step in recording.steps:
+                if isinstance(step, Copy):
+                    timed.copy(step)
+                else:
+                    timed.launch(step.pipeline.handle, step.group, step.workgroups)
+            for launch, seconds in zip(launches, timed.submit(), strict=True):
+                kernel = self.kernels.setdefault(launch.pipeline.name, KernelTime())
+                kernel.launches += 1
+                kernel.seconds += seconds
+                kernel.nbytes += sum(as_view(view).nbytes for view in launch.views)
+        return self.submit(Recording(self.device), reads=reads)
 
-    def _send(self, steps: Sequence[Dispatch | Copy]) -> None:
-        handle = self.device.handle
-        launches = [step for step in steps if isinstance(step, Dispatch)]
-        encoder = handle.create_command_encoder()
-        if not launches:
-            return
-        count = 2 * len(launches)
-        queries = handle.create_query_set(type="timestamp", count=count)
-        number = 0
-        for step in steps:
-            if isinstance(step, Copy):
-                source, target = step.source, step.target
-                size = min(source.nbytes, target.nbytes)
-                encoder.copy_buffer_to_buffer(
-                    source.buffer.handle, source.offset, target.buffer.handle, target.offset, size
-                )
-                continue
-            writes = {
-                "query_set": queries,
-                "beginning_of_pass_write_index": number,
-                "end_of_pass_write_index": number + 1,
+
+class TimedPasses:
+    """One command buffer of `count` launches, each in its own pass between two timestamps."""
+
+    def __init__(self, device: Device, count: int) -> None:
+        self.handle, self.count, self.n_launched = device.handle, count, 0
+        self.queries = self.handle.create_query_set(type="timestamp", count=2 * count)
+        self.encoder = self.handle.create_command_encoder()
+
+    def copy(self, step: Copy) -> None:
+        source, target = step.source, step.target
+        places = (source.buffer.handle, source.offset, target.buffer.handle, target.offset)
+        self.encoder.copy_buffer_to_buffer(*places, min(source.nbytes, target.nbytes))
+
+    def launch(self, pipeline: Any, group: Any, workgroups: Sequence[int]) -> None:
+        first = 2 * self.n_launched
+        compute = self.encoder.begin_compute_pass(
+            timestamp_writes={
+                "query_set": self.queries,
+                "beginning_of_pass_write_index": first,
+                "end_of_pass_write_index": first + 1,
             }
-            compute = encoder.begin_compute_pass(timestamp_writes=writes)
-            compute.set_pipeline(step.pipeline.handle)
-            compute.set_bind_group(0, step.group)
-            compute.dispatch_workgroups(*step.workgroups)
-            compute.end()
-            number += 2
-        resolved = handle.create_buffer(size=8 * count, usage="QUERY_RESOLVE|COPY_SRC")
-        encoder.resolve_query_set(queries, 0, count, resolved, 0)
-        handle.queue.submit([encoder.finish()])
-        times = np.frombuffer(handle.queue.read_buffer(resolved), np.uint64).reshape(-1, 2)
-        for launch, (begin, end) in zip(launches, times.tolist(), strict=True):
-            kernel = self.kernels.setdefault(launch.pipeline.name, KernelTime())
-            kernel.launches += 1
-            kernel.seconds += (end - begin) / 1e9  # WebGPU's timestamps are nanoseconds
-            kernel.nbytes += sum(as_view(view).nbytes for view in launch.views)
+        )
+        compute.set_pipeline(pipeline)
+        compute.set_bind_group(0, group)
+        compute.dispatch_workgroups(*workgroups)
+        compute.end()
+        self.n_launched += 1
+
+    def submit(self) -> list[float]:
+        """Seconds of each launch."""
+        resolved = self.handle.create_buffer(size=16 * self.count, usage="QUERY_RESOLVE|COPY_SRC")
+        self.encoder.resolve_query_set(self.queries, 0, 2 * self.count, resolved, 0)
+        self.handle.queue.submit([self.encoder.finish()])
+        times = np.frombuffer(self.handle.queue.read_buffer(resolved), np.uint64).reshape(-1, 2)
+        return [(end - begin) / 1e9 for begin, end in times.tolist()]  # WebGPU's timestamps are nanoseconds
 
 
 def _peaks(device: Device) -> dict[str, float]:
@@ -120,30 +130,14 @@ def _peaks(device: Device) -> dict[str, float]:
         pipeline = handle.create_compute_pipeline(layout="auto", compute={"module": module, "entry_point": "main"})
         entries = [{"binding": 0, "resource": {"buffer": buffer, "offset": 0, "size": nbytes}}]
         group = handle.create_bind_group(layout=pipeline.get_bind_group_layout(0), entries=entries)
-        resolved = handle.create_buffer(size=16, usage="QUERY_RESOLVE|COPY_SRC")
-        queries = handle.create_query_set(type="timestamp", count=2)
-        writes = {"query_set": queries, "beginning_of_pass_write_index": 0, "end_of_pass_write_index": 1}
-        best = float("inf")
-        for _ in range(5):
-            encoder = handle.create_command_encoder()
-            compute = encoder.begin_compute_pass(timestamp_writes=writes)
-            compute.set_pipeline(pipeline)
-            compute.set_bind_group(0, group)
-            compute.dispatch_workgroups(invocations // 64)
-            compute.end()
-            encoder.resolve_query_set(queries, 0, 2, resolved, 0)
-            handle.queue.submit([encoder.finish()])
-            begin, end = np.frombuffer(handle.queue.read_buffer(resolved), np.uint64).tolist()
-            best = min(best, (end - begin) / 1e9)
-        return best
+        timed = TimedPasses(device, 5)
+        for _ in range(timed.count):
+            timed.launch(pipeline, group, (invocations // 64,))
+        return min(timed.submit())
 
+    operations = PEAK_INVOCATIONS * PEAK_STEPS * 4 * 4 * 2  # multiplications and additions of 4 vectors of 4
     return {
-        "flops": PEAK_INVOCATIONS
-        * PEAK_STEPS
-        * 4
-        * 4
-        * 2
-        / seconds(MULTIPLY_ADDS, 16 * PEAK_INVOCATIONS, PEAK_INVOCATIONS),
+        "flops": operations / seconds(MULTIPLY_ADDS, 16 * PEAK_INVOCATIONS, PEAK_INVOCATIONS),
         "bytes": PEAK_BYTES / seconds(READS, PEAK_BYTES, PEAK_BYTES // 16 // 16),
     }
 
@@ -153,8 +147,8 @@ def _flops(dims: Dimensions) -> dict[str, float]:
     n_ctx, n_state = dims.n_audio_ctx, dims.n_audio_state
     square = 2.0 * n_ctx * n_state * n_state  # of a square linear map over the window
     return {
-        "encoder_product_residual": (dims.n_audio_layer * 5 + 3)
-        * square,  # out, the MLP's second map, the second convolution
+        # out, the MLP's second map, the second convolution
+        "encoder_product_residual": (dims.n_audio_layer * 5 + 3) * square,
         "encoder_norm_product": dims.n_audio_layer * 7 * square,  # queries, keys and values, and the MLP's first map
         # the first convolution, cross-attention's keys and values
         "encoder_product": 12.0 * n_ctx * dims.n_mels * n_state + dims.n_text_layer * 2 * square,

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("WISP_SHARED", ROOT.parent / "shared"))  # models, speech, recordings of openai/whisper
 STEPS = 64  # greedy tokens per decode measurement
 SAMPLE_RATE = 16_000
 THREADS = len(os.sched_getaffinity(0))  # for every engine
@@ -39,25 +40,26 @@ class Files:
         return path
 
 
-class Engine(Protocol):
-    """An engine's timed operations. All times are seconds of wall clock; decoding is greedy, without fallback.
+class Engine:
+    """An engine's timed operations. All times are seconds of wall clock; decoding is greedy, without fallback."""
 
-    One that `is_slow` gets only the short clips and no load.
-    """
-
-    is_slow: bool
+    is_slow = False  # gets only the short clips and no load
 
     def encode(self) -> float:
         """One window of log-mel → audio states (and the decoder's inputs made from them)."""
+        raise NotImplementedError
 
     def token(self) -> float:
         """One greedy token: the mean of STEPS in a row after a start-of-transcript."""
+        raise NotImplementedError
 
     def transcribe(self, clip: Path) -> str:
         """The clip's text, with timestamps."""
+        raise NotImplementedError
 
     def together(self, clip: Path, n: int) -> float:
         """Seconds for n concurrent transcriptions of the clip to finish."""
+        raise Unsupported("its interface serves one transcription at a time")
 
 
 def read_clip(path: Path) -> FloatArray:
@@ -133,9 +135,7 @@ ENGINES: dict[str, Entry] = {
     "whisper.cpp": _peer("WhisperCpp"),
     "whisper.cpp q8_0": _peer("WhisperCpp", weights="ggml-model-q8_0.bin"),
     "whisper.cpp q5_1": _peer("WhisperCpp", weights="ggml-model-q5_1.bin"),
-    "transformers": _peer("Transformers"),
     "openai-whisper CUDA f16": _peer("OpenAIWhisper", device="cuda"),
     "faster-whisper CUDA f16": _peer("FasterWhisper", device="cuda", compute_type="float16"),
-    "transformers CUDA f16": _peer("Transformers", device="cuda"),
     "whisper.cpp GPU": _peer("WhisperCpp", device="gpu"),
 }

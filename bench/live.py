@@ -68,8 +68,8 @@ def minute(folder: Path, seconds: float) -> Pcm:
         parts += [soxr.resample(samples, rate, RATE), np.zeros(int(SILENCE_S * RATE), np.float32)]
         if sum(map(len, parts)) >= seconds * RATE:
             break
-    samples = np.concatenate(parts)
-    return (np.clip(samples, -1, 1) * 32767).astype(np.int16)
+    pcm: Pcm = (np.clip(np.concatenate(parts), -1, 1) * 32767).astype(np.int16)
+    return pcm
 
 
 async def session(address: str, pcm: Pcm) -> Heard:

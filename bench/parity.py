@@ -9,23 +9,23 @@ beams, each by the mean of its tokens, as beams are ranked.
 
 import argparse
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.reference import KINDS, Case, Mel, Samples, Whisper, cases, differences
+from bench.engines import SHARED
+from bench.reference import Case, Mel, Samples, Whisper, cases, differences
 from service.audio.log_mel import log_mel_frames
 from service.guest.code_cache import user_cache_folder
 from service.http.app import Engine
 from service.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
 NEAR_TIE = 0.02  # log-probability
 
 
@@ -137,15 +137,17 @@ def run(whisper: Whisper, wanted: Iterator[Case], shared: Path, *, exact: bool) 
     """Compare all cases, report on stdout, and return whether the target passes."""
     n_cases: Counter[str] = Counter()
     parted: list[Difference] = []
-    for case in wanted:
-        n_cases[case.kind] += 1
-        if (difference := compare(whisper, case, shared, numbers=exact)) is not None:
-            parted.append(difference)
-            sys.stdout.write(f"{difference}\n")
-            sys.stdout.flush()
-    other = Counter(difference.case.kind for difference in parted)
-    for kind, n in n_cases.items():
-        sys.stdout.write(f"{kind}: {n - other[kind]} of {n} identical\n")
+    for kind, group in groupby(wanted, lambda case: case.kind):
+        n_same = 0
+        for case in group:
+            n_cases[kind] += 1
+            if (difference := compare(whisper, case, shared, numbers=exact)) is None:
+                n_same += 1
+            else:
+                parted.append(difference)
+                sys.stdout.write(f"{difference}\n")
+        sys.stdout.write(f"{kind}: {n_same} of {n_cases[kind]} identical\n")
+        sys.stdout.flush()
     same = n_cases.total() - len(parted)
     sys.stdout.write(f"all: {same} of {n_cases.total()} identical ({100 * same / n_cases.total():.1f} %)\n")
     if exact:
@@ -156,17 +158,13 @@ def run(whisper: Whisper, wanted: Iterator[Case], shared: Path, *, exact: bool) 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make parity", description=__doc__)
     parser.add_argument("--target", choices=("cpu", "gpu"), default="gpu")
-    shared = Path(os.environ.get("WISP_SHARED", ROOT.parent / "shared"))
-    parser.add_argument("--shared", type=Path, default=shared, help="folder with models/tiny_en, speech and expected")
-    parser.add_argument("--kind", choices=KINDS, action="append", help="only these; may be repeated")
     options = parser.parse_args()
-    settings = Settings(model=str(options.shared / "models" / "tiny_en"), target=options.target)
+    settings = Settings(model=str(SHARED / "models" / "tiny_en"), target=options.target)
     engine = Engine(settings, cache_folder=user_cache_folder())
     try:
         transcriber = engine.load()
-        wanted = cases(options.shared, tuple(options.kind or KINDS))
         whisper = Whisper(transcriber.guest, transcriber.model)
-        kept = run(whisper, wanted, options.shared, exact=options.target == "cpu")
+        kept = run(whisper, cases(SHARED), SHARED, exact=options.target == "cpu")
     finally:
         engine.close()
     sys.exit(not kept)

@@ -6,14 +6,14 @@ would decode a window again.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.engines import STEPS, THREADS, Files, Unsupported, in_threads, read_clip, timed
+from bench.engines import STEPS, THREADS, Engine, Files, Unsupported, in_threads, read_clip, timed
+from kernels.checkpoints.load import load_checkpoint
 
 N_SAMPLES = 480_000  # of a window
 
@@ -29,41 +29,21 @@ def _finish(torch: Any, device: str) -> None:
         torch.cuda.synchronize()
 
 
-class OpenAIWhisper:
+class OpenAIWhisper(Engine):
     """openai/whisper in torch: f32 on the CPU, f16 on CUDA."""
-
-    is_slow = False
 
     def __init__(self, files: Files, clip: Path, device: str = "cpu") -> None:
         import torch
         import whisper
-        from safetensors.torch import load_file
-
-        from bench.convert import openai_name
 
         if device == "cuda":
             _need_cuda(torch.cuda.device_count())
         self.device, self.is_half = device, device == "cuda"
         torch.set_num_threads(THREADS)
-        config = json.loads((files.model / "config.json").read_text())
-        dims = whisper.model.ModelDimensions(
-            n_mels=config["num_mel_bins"],
-            n_audio_ctx=config["max_source_positions"],
-            n_audio_state=config["d_model"],
-            n_audio_head=config["encoder_attention_heads"],
-            n_audio_layer=config["encoder_layers"],
-            n_vocab=config["vocab_size"],
-            n_text_ctx=config["max_target_positions"],
-            n_text_state=config["d_model"],
-            n_text_head=config["decoder_attention_heads"],
-            n_text_layer=config["decoder_layers"],
-        )
-        self.model = whisper.model.Whisper(dims)
-        arrays = load_file(files.model / "model.safetensors")
-        state = {openai_name(name): array.float() for name, array in arrays.items()}
-        missing, unexpected = self.model.load_state_dict(state, strict=False)
-        if unexpected or set(missing) - {"encoder.positional_embedding"}:
-            raise ValueError(f"{files.model}: missing {missing}, unexpected {unexpected}")
+        checkpoint = load_checkpoint(files.model)
+        self.model = whisper.model.Whisper(whisper.model.ModelDimensions(**vars(checkpoint.dims)))
+        weights = {name: torch.from_numpy(array.astype(np.float32)) for name, array in checkpoint.arrays.items()}
+        self.model.load_state_dict(weights)
         self.model.eval().to(device)
         self.clip, self.torch, self.whisper = clip, torch, whisper
         self.states: Any = None
@@ -98,14 +78,9 @@ class OpenAIWhisper:
         options = {"language": "en", "fp16": self.is_half, "temperature": 0.0, **unchecked}
         return str(self.model.transcribe(samples, **options)["text"])
 
-    def together(self, clip: Path, n: int) -> float:
-        raise Unsupported("a model's key and value hooks serve one transcription at a time")
 
-
-class FasterWhisper:
+class FasterWhisper(Engine):
     """faster-whisper on CTranslate2."""
-
-    is_slow = False
 
     def __init__(self, files: Files, clip: Path, compute_type: str, device: str = "cpu") -> None:
         from faster_whisper import WhisperModel
@@ -162,29 +137,27 @@ class FasterWhisperBatched(FasterWhisper):
     """faster-whisper's batched pipeline: the model takes a long file's windows, cut at silence, as a batch."""
 
     def encode(self) -> float:
-        raise Unsupported("the model is that of faster-whisper")
+        raise Unsupported("the same as faster-whisper's")
 
     def token(self) -> float:
-        raise Unsupported("the model is that of faster-whisper")
+        raise Unsupported("the same as faster-whisper's")
 
     def transcribe(self, clip: Path) -> str:
         from faster_whisper import BatchedInferencePipeline
 
         samples = read_clip(clip)
         if len(samples) <= N_SAMPLES:
-            raise Unsupported("one window has nothing to go with")
+            raise Unsupported("a single window makes no batch")
         pipeline = BatchedInferencePipeline(self.model)
         segments, _ = pipeline.transcribe(samples, language="en", beam_size=1, temperature=0.0, batch_size=8)
         return "".join(segment.text for segment in segments)
 
     def together(self, clip: Path, n: int) -> float:
-        raise Unsupported("it batches one file")
+        raise Unsupported("a batch is of one file")
 
 
-class WhisperCpp:
+class WhisperCpp(Engine):
     """whisper.cpp, weights in f16 or quantised, through pywhispercpp; on a GPU if built for one."""
-
-    is_slow = False
 
     def __init__(self, files: Files, clip: Path, device: str = "cpu", weights: str = "ggml-model.bin") -> None:
         import _pywhispercpp
@@ -225,71 +198,3 @@ class WhisperCpp:
             read_clip(clip), temperature=0.0, temperature_inc=0.0, greedy={"best_of": 1}, language="en"
         )
         return " ".join(segment.text for segment in segments)
-
-    def together(self, clip: Path, n: int) -> float:
-        raise Unsupported("a context serves one transcription at a time")
-
-
-class Transformers:
-    """Hugging Face's transformers in torch: f32 on the CPU, f16 on CUDA."""
-
-    is_slow = False
-
-    def __init__(self, files: Files, clip: Path, device: str = "cpu") -> None:
-        import torch
-        from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
-
-        if device == "cuda":
-            _need_cuda(torch.cuda.device_count())
-        self.device, self.dtype = device, torch.float16 if device == "cuda" else torch.float32
-        folder = files.need("huggingface")
-        torch.set_num_threads(THREADS)
-        self.torch, self.clip = torch, clip
-        self.model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=self.dtype).eval().to(device)
-        self.tokenizer = WhisperTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-        self.features = WhisperFeatureExtractor.from_pretrained(folder)
-        self.states: Any = None
-
-    def encode(self) -> float:
-        mel = self.features(read_clip(self.clip), sampling_rate=16_000, return_tensors="pt").input_features
-        mel = mel.to(self.device, self.dtype)
-
-        def run() -> None:
-            self.states = self.model.model.encoder(mel)
-            _finish(self.torch, self.device)
-
-        with self.torch.no_grad():
-            return timed(run)
-
-    def token(self) -> float:
-        start = self.torch.tensor([[self.model.config.decoder_start_token_id]], device=self.device)
-
-        def run() -> None:
-            past, token = None, start
-            for _ in range(STEPS):
-                out = self.model(
-                    decoder_input_ids=token, encoder_outputs=self.states, past_key_values=past, use_cache=True
-                )
-                past, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
-            _finish(self.torch, self.device)
-
-        with self.torch.no_grad():
-            return timed(run) / STEPS
-
-    def transcribe(self, clip: Path) -> str:
-        samples = read_clip(clip)
-        is_long = len(samples) > N_SAMPLES
-        inputs = self.features(
-            samples,
-            sampling_rate=16_000,
-            return_tensors="pt",
-            truncation=not is_long,
-            padding="longest" if is_long else "max_length",
-            return_attention_mask=True,
-        ).to(self.device, self.dtype)
-        with self.torch.no_grad():
-            ids = self.model.generate(**inputs, return_timestamps=True, do_sample=False, num_beams=1)
-        return str(self.tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
-
-    def together(self, clip: Path, n: int) -> float:
-        raise Unsupported("it batches what one caller has, not what several ask for")

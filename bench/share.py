@@ -2,11 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import ParamSpec, TypeVar
 
 from bench.engines import Files, read_clip
 from bench.wisp import GREEDY, Wisp
@@ -15,38 +13,35 @@ from service.guest.wasi_nn import ExecutionContext, Graph
 from service.transcription.run import Run
 from service.transcription.staged import Unwrapped
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class Clock:
     """Seconds spent in the graphs."""
 
     seconds = 0.0
 
+    def timed(self, call: Callable[P, T]) -> Callable[P, T]:
+        """The call, with its time added to the clock."""
+
+        def wrapper(*arguments: P.args, **named: P.kwargs) -> T:
+            start = time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return wrapper
+
 
 class TimedContext:
     """An execution context whose calls are added to the clock."""
 
     def __init__(self, inner: ExecutionContext, clock: Clock) -> None:
-        self.inner, self.clock = inner, clock
-
-    def _timed(self, call: Any, *arguments: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return call(*arguments)
-        finally:
-            self.clock.seconds += time.perf_counter() - start
-
-    def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        self._timed(self.inner.set_input, index, tensor)
-
-    def compute(self) -> None:
-        self._timed(self.inner.compute)
-
-    def get_output(self, index: int) -> NDArray[Any]:
-        found: NDArray[Any] = self._timed(self.inner.get_output, index)
-        return found
-
-    def close(self) -> None:
-        self._timed(self.inner.close)
+        self.inner = inner
+        self.set_input, self.compute = clock.timed(inner.set_input), clock.timed(inner.compute)
+        self.get_output, self.close = clock.timed(inner.get_output), clock.timed(inner.close)
 
 
 class TimedGraph:

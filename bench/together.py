@@ -5,7 +5,6 @@ throughput from running together; the results must be the same.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -16,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.engines import SHARED
 from kernels.checkpoints.load import load_checkpoint
 from kernels.webgpu.device import open_device
 from kernels.webgpu.model import GpuModel
 from service.models.tokenizer import Tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
 CHUNK = 8  # steps per compute: the guest's run-ahead
 
 
@@ -84,8 +83,7 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-together", description=__doc__)
-    shared = Path(os.environ.get("WISP_SHARED", ROOT.parent / "shared"))
-    parser.add_argument("--model", type=Path, default=shared / "models" / "tiny_en")
+    parser.add_argument("--model", type=Path, default=SHARED / "models" / "tiny_en")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--tokens", type=int, default=32, help="of each request")
     parser.add_argument("--rounds", type=int, default=5)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.engines import STEPS, Files, Unsupported, in_threads, read_clip, timed
+from bench.engines import STEPS, Engine, Files, Unsupported, in_threads, read_clip, timed
 from service.audio.decode import decode
 from service.audio.log_mel import HOP_LENGTH, log_mel_spectrogram
 from service.guest.code_cache import user_cache_folder
@@ -18,7 +18,7 @@ from service.transcription.types import Options
 GREEDY = Options(temperature=(0.0,))
 
 
-class Wisp:
+class Wisp(Engine):
     """Wisp on one target; `kernels` "numpy" replaces the C kernels. `vad`: WISP_VAD, if not the default.
 
     With another `vad` only transcriptions differ, so only they are measured.
@@ -85,4 +85,4 @@ class Wisp:
 
     def _need_default(self) -> None:
         if not self.is_default:
-            raise Unsupported("it is that of wisp")
+            raise Unsupported("the same as wisp's")

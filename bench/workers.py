@@ -1,8 +1,7 @@
 """`python -m bench.workers FILE`: how many transcriptions should compute at once on the CPU (WISP_WORKERS)?
 
-So many requests of one recording come at the same moment, over and over, to servers' engines that take one beam,
-differ in their workers alone and take turns at it. Each number is a median over the rounds, divided by that of the
-first engine.
+In each round several requests for one recording start at the same moment, on engines that differ only in their number
+of workers and decode with one beam. Each number is a median over the rounds, divided by that of the first engine.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from service.http.app import Engine
 from service.settings import Settings
 from service.transcription.transcriber import Options, Transcriber, Transcription
 
-Round = tuple[float, float, float]  # seconds until the first, the middle and the last of the requests is answered
+Round = tuple[float, float, float]  # seconds until the first, the median and the last answer
 
 
 def measure(transcriber: Transcriber, audio: Audio, n_requests: int) -> Round:
@@ -38,14 +37,14 @@ def measure(transcriber: Transcriber, audio: Audio, n_requests: int) -> Round:
         future.add_done_callback(note)
     for future in futures:
         future.result()
-        noted.acquire()  # a result can be had before those who wait for its end are called
+        noted.acquire()  # a result is available before the callbacks have run
     return min(ended), statistics.median(ended), max(ended)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--model", default="", help="as of wisp serve")
+    parser.add_argument("--model", default="", help="as for wisp serve")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--requests", type=int, default=8, help="at the same moment")
     parser.add_argument("--rounds", type=int, default=5)
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for _ in range(options.rounds):
             for workers, transcriber in transcribers.items():
                 rounds[workers].append(measure(transcriber, audio, options.requests))
-    # Of each round by itself, as other work on the machine comes and goes.
+    # Ratios within a round, because other work on the machine comes and goes.
     first = rounds[options.workers[0]]
     sys.stdout.write("| workers | throughput | the first answer | the middle one | the last |\n|---|---|---|---|---|\n")
     for workers, taken in rounds.items():

@@ -25,7 +25,6 @@ need libstd-rust-dev-wasm32 /usr/lib/rustlib/wasm32-wasi
 need librust-serde-dev "$crates"/serde-1.*
 need librust-serde-derive-dev "$crates"/serde_derive-1.*
 need librust-serde-json-dev "$crates"/serde_json-1.*
-need python3 /usr/bin/python3
 if [ "${1-}" = test ]; then
     need rustfmt /usr/bin/rustfmt
     need rust-clippy /usr/bin/cargo-clippy
@@ -46,20 +45,17 @@ run_cargo() { # run_cargo COMMAND [ARGUMENT…]
         --config 'source.crates-io.replace-with="debian"' --config "source.debian.directory=\"$crates\"" "$@")
 }
 
-build() {
-    run_cargo build --release --target wasm32-wasi
-    # The standard library adds debug sections; names are kept for traps.
-    /usr/bin/python3 "$guest/strip_debug.py" "$target/wasm32-wasi/release/guest.wasm" "$target/guest.wasm"
-}
+build() { run_cargo build --release --target wasm32-wasi; }
+built=$target/wasm32-wasi/release/guest.wasm
 
 case ${1-build} in
 build)
     build
-    cp "$target/guest.wasm" "$assets/guest.wasm"
+    cp "$built" "$assets/guest.wasm"
     ;;
 --check)
     build
-    if ! cmp "$target/guest.wasm" "$assets/guest.wasm"; then
+    if ! cmp "$built" "$assets/guest.wasm"; then
         echo "guest: assets/guest.wasm is not what guest/ builds; run guest/build.sh and commit the result" >&2
         exit 1
     fi

@@ -1,7 +1,7 @@
 """Checks every variant of every kernel: its head says what it computes, and it compiles in naga (wgpu) and in Tint.
 
-`python -m tools.kernels_check` says what is wrong, one line each, and exits 1. Without a Chromium for Tint it says so
-and checks the rest; where CI is set in the environment that is a failure.
+`python -m tools.kernels_check` prints a line per problem and exits 1 if there are any. Without Chromium for Tint it
+says so and checks the rest; where CI is set in the environment, that is a failure too.
 """
 
 import os
@@ -16,7 +16,7 @@ from tools.tint import NoTint, compile_all
 
 
 def head_problems(source: str) -> list[str]:
-    """What the head comment lacks: what it computes first, a line for every storage binding, the dispatch size last."""
+    """What the head comment lacks: the formula first, a line per storage binding, the dispatch last."""
     head: list[str] = []
     for line in source.splitlines():
         if not line.startswith("//"):
@@ -32,7 +32,7 @@ def head_problems(source: str) -> list[str]:
 
 
 def problems(device: Device, kernels: Sequence[Variant]) -> list[str]:
-    """What is wrong with the kernels, each as "kernel: what", and templates of which no adapter gets a variant."""
+    """The kernels' problems, each as "kernel: problem", and templates that no adapter uses."""
     found: list[str] = []
     for kernel in kernels:
         source = kernel.source()
@@ -42,7 +42,7 @@ def problems(device: Device, kernels: Sequence[Variant]) -> list[str]:
         except DeviceError as error:
             found.append(f"{kernel.label}: {error}")
     used = {SHARED, *(kernel.name for kernel in kernels)}
-    return found + [f"{path.name}: no adapter gets it" for path in SHADERS.iterdir() if path.stem not in used]
+    return found + [f"{path.name}: no adapter uses it" for path in SHADERS.iterdir() if path.stem not in used]
 
 
 def main() -> int:

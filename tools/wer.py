@@ -1,7 +1,7 @@
 """Word error rate of the product, for any model and manifest, after openai/whisper's English text normalisation.
 
-A manifest is `manifest.jsonl` with `{"audio", "text"}` lines (and "voice" to group by), LibriSpeech's `transcripts.tsv`
-(id, tab, words), or LibriVox's `transcription` (words, then the id in brackets), with its audio next to it.
+A manifest is `manifest.jsonl` with `{"audio", "text"}` lines, LibriSpeech's `transcripts.tsv` (id, tab, words), or
+LibriVox's `transcription` (words, then the id in brackets), with its audio next to it.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jiwer
 import numpy as np
@@ -25,21 +25,18 @@ from service.http.app import Engine
 from service.settings import read_settings
 from service.transcription.chunking import Chunking
 from service.transcription.listener import Listener, Stopped
-from service.transcription.transcriber import TEMPERATURES, Options, Transcriber
+from service.transcription.transcriber import Options, Transcriber
 from service.transcription.utterance import Utterance
 
-ALL = "all"  # the group of every clip
 BLOCK = SAMPLE_RATE // 10  # samples that a live session gets at a time
 SERVER_VAD = Chunking(silence_duration_ms=500)  # OpenAI's, for live speech
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """One line of a manifest."""
 
     audio: Path
     said: str
-    group: str = ALL  # the voice, if known
 
 
 def read_manifest(path: Path) -> list[Clip]:
@@ -47,7 +44,7 @@ def read_manifest(path: Path) -> list[Clip]:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if path.suffix == ".jsonl":
         rows = [json.loads(line) for line in lines]
-        return [Clip(path.parent / row["audio"], row["text"], row.get("voice", ALL).split("+")[0]) for row in rows]
+        return [Clip(path.parent / row["audio"], row["text"]) for row in rows]
     found = []
     for line in lines:
         bracketed = re.fullmatch(r"(?:<s>)?\s*(.*?)\s*(?:</s>)?\s*\((\S+)\)", line)
@@ -61,8 +58,7 @@ def read_manifest(path: Path) -> list[Clip]:
     return found
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """The word error rate over some clips."""
 
     clips: int
@@ -81,7 +77,7 @@ def score(said: Sequence[str], heard: Sequence[str]) -> Score:
     return Score(len(pairs), float(found.wer), found.substitutions, found.deletions, found.insertions)
 
 
-def transcribe(clips: Iterable[Clip], flags: Mapping[str, str], options: Options) -> list[str]:
+def transcribe(clips: Iterable[Clip], flags: Mapping[str, str]) -> list[str]:
     """The product's transcript of each clip. `flags` are settings, as for `wisp serve`. Raises WispError."""
     engine = Engine(read_settings({}, flags), cache_folder=user_cache_folder())
     try:
@@ -89,7 +85,7 @@ def transcribe(clips: Iterable[Clip], flags: Mapping[str, str], options: Options
         heard = []
         for clip in clips:
             with clip.audio.open("rb") as file:
-                heard.append(transcriber.transcribe(decode(file), options).text)
+                heard.append(transcriber.transcribe(decode(file), Options()).text)
         return heard
     finally:
         engine.close()
@@ -120,13 +116,12 @@ async def _hear(transcriber: Transcriber, clip: Clip) -> str:
 
 
 def main() -> None:
-    """`python -m tools.wer --model FOLDER --manifest FILE`: one JSON object per group, the last one for all clips."""
+    """`python -m tools.wer --model FOLDER --manifest FILE`: the score as a JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="", help="as wisp serve takes it; default: what it chooses")
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--target", choices=("auto", "gpu", "cpu"), default="cpu")
     parser.add_argument("--limit", type=int, help="only the first N clips")
-    parser.add_argument("--greedy", action="store_true", help="one beam, at temperature 0 alone")
     parser.add_argument("--live", action="store_true", help="as a live session hears it")
     parser.add_argument("--texts", type=Path, help="where to write what was heard, a JSON line a clip")
     arguments = parser.parse_args()
@@ -134,22 +129,15 @@ def main() -> None:
     if not arguments.manifest.is_file():
         parser.error(f"{arguments.manifest}: no such manifest")
     clips = read_manifest(arguments.manifest)[: arguments.limit]
-    options = Options(temperature=(0.0,) if arguments.greedy else TEMPERATURES)
-    flags = {"model": arguments.model, "target": arguments.target}
-    if arguments.live:
-        heard = transcribe_live(clips, flags)
-    else:
-        heard = transcribe(clips, flags | ({"beam_size": "1"} if arguments.greedy else {}), options)
+    heard = (transcribe_live if arguments.live else transcribe)(
+        clips, {"model": arguments.model, "target": arguments.target}
+    )
     if arguments.texts:
         pairs = zip(clips, heard, strict=True)
         rows = [json.dumps({"audio": clip.audio.name, "said": clip.said, "heard": text}) for clip, text in pairs]
         arguments.texts.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    groups = [*sorted({clip.group for clip in clips} - {ALL}), ALL]
-    for group in groups:
-        chosen = [index for index, clip in enumerate(clips) if group in (clip.group, ALL)]
-        found = score([clips[index].said for index in chosen], [heard[index] for index in chosen])
-        row = {"group": group} | vars(found) | {"wer": round(100 * found.wer, 1)}
-        sys.stdout.write(json.dumps(row) + "\n")
+    found = score([clip.said for clip in clips], heard)
+    sys.stdout.write(json.dumps(found._asdict() | {"wer": round(100 * found.wer, 1)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Transcribe:
 def transcribe_folder(
     folder: str, out: str, *, concurrency: int, cpus: float = 2, gpus: float = 0, may_be_embedded: bool = False
 ) -> None:
-    """Transcribes what is in `folder` and writes Parquet files into `out`; `cpus` and `gpus` are an actor's."""
+    """Transcribes the files of `folder` and writes Parquet files into `out`; `cpus` and `gpus` are an actor's."""
     transcribed = ray.data.read_binary_files(folder, include_paths=True).map_batches(
         Transcribe,
         fn_constructor_args=(may_be_embedded,),

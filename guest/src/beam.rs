@@ -1,8 +1,8 @@
-//! Beam search with patience: openai/whisper's `BeamSearchDecoder`. The device keeps and reorders a cache per beam.
+//! Beam search: openai/whisper's `BeamSearchDecoder`. The device keeps and reorders a cache per beam.
 
 use crate::decode::{Candidate, Decoder};
 use crate::model::Model;
-use crate::numeric::{log_sum_exp, round_half_even};
+use crate::numeric::{argmax, log_sum_exp};
 use crate::Result;
 
 /// A beam extended by one token.
@@ -14,16 +14,14 @@ struct Extension {
 }
 
 impl Decoder<'_> {
-    /// The finished sequences, after the prompt whose last logits, (1, n_vocab), are in `self.logits`.
+    /// The best sequence after the prompt whose last logits, (1, n_vocab), are in `self.logits`.
     pub(crate) fn beam_search(
         &mut self,
         model: &mut dyn Model,
         beam_size: usize,
         max_sampled: usize,
-    ) -> Result<Vec<Candidate>> {
+    ) -> Result<Candidate> {
         let eot = self.argument.tokens.eot;
-        let patience = self.argument.options.patience.unwrap_or(1.0);
-        let max_candidates = round_half_even(beam_size as f64 * patience) as usize;
         let mut finished = Vec::new();
         // All beams start as the prompt: a single one, until its extensions differ.
         let mut beams = vec![self.begun()];
@@ -34,7 +32,7 @@ impl Decoder<'_> {
             for extension in extensions {
                 let mut candidate = beams[extension.beam].clone();
                 if !candidate.push(extension.token, extension.logprob, eot) {
-                    if finished.len() < max_candidates {
+                    if finished.len() < beam_size {
                         finished.push(candidate);
                     }
                     continue;
@@ -47,7 +45,7 @@ impl Decoder<'_> {
             }
             let unchanged = origins.len() == beams.len() && origins.iter().enumerate().all(|(i, &o)| o == i as i32);
             beams = next;
-            if finished.len() >= max_candidates || step == max_sampled || beams.is_empty() {
+            if finished.len() >= beam_size || step == max_sampled || beams.is_empty() {
                 break;
             }
             let tokens: Vec<i32> = beams.iter().filter_map(|beam| beam.tokens.last().copied()).collect();
@@ -58,7 +56,8 @@ impl Decoder<'_> {
         // Best first; open beams fill the places of unfinished ones.
         let missing = beam_size.saturating_sub(finished.len());
         finished.extend(beams.into_iter().take(missing));
-        Ok(finished)
+        let best = argmax(finished.iter().map(Candidate::score));
+        Ok(finished.into_iter().nth(best).unwrap_or_default())
     }
 
     /// The `n` likeliest next tokens of each beam.
@@ -142,21 +141,6 @@ mod tests {
         });
         let cached: Vec<&[i32]> = model.sequences.iter().map(|sequence| sampled(sequence)).collect();
         assert_eq!(cached, [[5, 15, 15, 15, 15], [5, 25, 25, 25, 25], [6, 16, 16, 16, 16]]);
-    }
-
-    #[test]
-    fn patience_waits_for_more_candidates() {
-        // One sequence may end at once; the better ones end two tokens later.
-        let script = |sampled: &[i32]| match sampled.len() {
-            0 => vec![(5, 30.0), (6, 30.0)],
-            1 => vec![(EOT, 30.0), (7, 29.5)],
-            2 => vec![(8, 60.0)],
-            _ => vec![(EOT, 60.0)],
-        };
-        assert_eq!(decode(json!({"beam_size": 2}), script).0.tokens.len(), 1);
-        assert_eq!(decode(json!({"beam_size": 2, "patience": 2.0}), script).0.tokens.len(), 3);
-        let short = json!({"beam_size": 2, "patience": 2.0, "length_penalty": 0.0});
-        assert_eq!(decode(short, script).0.tokens.len(), 1);
     }
 
     #[test]

@@ -29,19 +29,14 @@ impl Candidate {
         true
     }
 
-    /// `MaximumLikelihoodRanker`'s score.
-    fn score(&self, length_penalty: Option<f64>) -> f64 {
-        let length = self.tokens.len() as f64;
-        let penalty = match length_penalty {
-            None => length.max(1.0), // the reference divides by zero for a sequence without tokens
-            Some(alpha) => ((5.0 + length) / 6.0).powf(alpha),
-        };
-        f64::from(self.sum_logprob) / penalty
+    /// The mean by which `MaximumLikelihoodRanker` ranks. The reference divides by zero for a sequence without tokens.
+    pub(crate) fn score(&self) -> f64 {
+        f64::from(self.sum_logprob) / self.tokens.len().max(1) as f64
     }
 }
 
 /// openai/whisper's names.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct DecodingResult {
     pub tokens: Vec<i32>,
     pub logprobs: Vec<f32>,
@@ -123,7 +118,7 @@ impl<'a> Decoder<'a> {
         let max_sampled = self.sample_len.saturating_sub(self.settled.len()).clamp(1, room);
         model.restart()?;
         let beam_size = options.beam_size.filter(|_| temperature == 0.0);
-        let (candidates, no_speech_prob) = if temperature == 0.0 && beam_size.is_none() {
+        let (best, no_speech_prob) = if temperature == 0.0 && beam_size.is_none() {
             self.greedy(model, &initial, max_sampled)?
         } else {
             model.set_rules(&self.rules.tensor(0, initial.len() - self.settled.len()))?;
@@ -133,14 +128,13 @@ impl<'a> Decoder<'a> {
                 model.append(rest, 1, None)?;
                 model.logits(&mut self.logits)?;
             }
-            let candidates = match beam_size {
+            let best = match beam_size {
                 Some(beam_size) => self.beam_search(model, beam_size, max_sampled)?,
-                None => self.sample(model, options.best_of.unwrap_or(1), max_sampled, temperature)?,
+                None => self.sample(model, max_sampled, temperature)?,
             };
-            (candidates, no_speech_prob)
+            (best, no_speech_prob)
         };
-        let best = argmax(candidates.iter().map(|candidate| candidate.score(options.length_penalty)));
-        let Candidate { tokens, logprobs, sum_logprob } = candidates.into_iter().nth(best).unwrap_or_default();
+        let Candidate { tokens, logprobs, sum_logprob } = best;
         let text_tokens: Vec<i32> =
             tokens.iter().copied().filter(|&token| token < self.argument.tokens.timestamp_begin).collect();
         let text = model.decode_text(&text_tokens)?;
@@ -181,7 +175,7 @@ impl<'a> Decoder<'a> {
         model: &mut dyn Model,
         initial: &[i32],
         max_sampled: usize,
-    ) -> Result<(Vec<Candidate>, Option<f64>)> {
+    ) -> Result<(Candidate, Option<f64>)> {
         let eot = self.argument.tokens.eot;
         let sample_begin = initial.len() - self.settled.len();
         let max_len = self.settled.len() + max_sampled;
@@ -197,7 +191,7 @@ impl<'a> Decoder<'a> {
                 let (tokens, logprobs) = model.chosen(n_steps)?;
                 for (&token, &logprob) in tokens.iter().zip(&logprobs) {
                     if !candidate.push(token, logprob, eot) || candidate.tokens.len() == max_len {
-                        return Ok((vec![candidate], no_speech_prob));
+                        return Ok((candidate, no_speech_prob));
                     }
                 }
                 next.push(*tokens.last().ok_or_else(|| Error("the decoder chose no token".to_string()))?);

@@ -31,14 +31,7 @@ mod tests {
     use super::*;
 
     fn result(no_speech_prob: Option<f64>, avg_logprob: f64, compression_ratio: f64) -> DecodingResult {
-        DecodingResult {
-            tokens: Vec::new(),
-            logprobs: Vec::new(),
-            avg_logprob,
-            no_speech_prob,
-            temperature: 0.0,
-            compression_ratio,
-        }
+        DecodingResult { no_speech_prob, avg_logprob, compression_ratio, ..DecodingResult::default() }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::features::Features;
 use crate::model::Model;
 use crate::numeric::log_softmax;
 use crate::options::Argument;
-use crate::rules::Rules;
+use crate::rules::{Rules, TimestampRules};
 use crate::Result;
 use serde_json::{json, Value};
 use std::io::Cursor;
@@ -48,6 +48,22 @@ pub fn json_argument(is_multilingual: bool, languages: Value, options: Value) ->
 fn parse(is_multilingual: bool, languages: Value, options: Value) -> Argument {
     let json = json_argument(is_multilingual, languages, options).to_string();
     Argument::parse(Some(&json)).expect("a good argument")
+}
+
+/// The `rules` tensor as a decoder graph reads it.
+pub fn rules_of(tensor: &[i32]) -> Rules {
+    let (suppress, begin_suppress) = tensor[8..].split_at(tensor[6] as usize);
+    assert_eq!(begin_suppress.len(), tensor[7] as usize);
+    Rules {
+        eot: tensor[2],
+        suppress: suppress.to_vec(),
+        begin_suppress: begin_suppress.to_vec(),
+        timestamps: (tensor[3] >= 0).then(|| TimestampRules {
+            begin: tensor[3],
+            no_timestamps: tensor[4],
+            max_initial_index: Some(tensor[5]).filter(|&index| index >= 0),
+        }),
+    }
 }
 
 /// Log-mel features of one band: frame i is the number i.
@@ -149,7 +165,7 @@ impl Model for FakeModel {
         if self.sequences[0].len() == sample_begin {
             self.prompts.push(self.sequences[0].clone());
         }
-        let rules = Rules::from_tensor(&self.rules);
+        let rules = rules_of(&self.rules);
         self.chosen = Default::default();
         for step in 1..=n_steps {
             let mut logits = self.row(&self.sequences[0]);

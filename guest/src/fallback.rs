@@ -15,7 +15,7 @@ pub fn fall_back(
     options: &Options,
 ) -> Result<(DecodingResult, f64)> {
     let mut attempts = vec![first];
-    for &temperature in &options.temperature.0[1..] {
+    for &temperature in &options.temperature[1..] {
         match attempts.last() {
             Some(last) if needs_fallback(last, options) => attempts.push(decoder.decode(model, prompt, temperature)?),
             _ => break,
@@ -69,14 +69,8 @@ mod tests {
     use super::*;
 
     fn result(avg_logprob: f64, compression_ratio: f64, no_speech_prob: f64) -> DecodingResult {
-        DecodingResult {
-            tokens: Vec::new(),
-            logprobs: Vec::new(),
-            avg_logprob,
-            no_speech_prob: Some(no_speech_prob),
-            temperature: 0.0,
-            compression_ratio,
-        }
+        let no_speech_prob = Some(no_speech_prob);
+        DecodingResult { avg_logprob, compression_ratio, no_speech_prob, ..DecodingResult::default() }
     }
 
     #[test]

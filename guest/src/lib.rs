@@ -13,6 +13,7 @@ pub mod model;
 pub mod nn;
 pub mod numeric;
 pub mod options;
+pub mod repairs;
 pub mod rules;
 pub mod sampling;
 pub mod segments;

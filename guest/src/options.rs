@@ -2,10 +2,8 @@
 //! misspelt option gives a wrong transcript.
 
 use crate::{Error, Result};
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
-use std::fmt;
 
 /// Seconds per audio token: two frames of 10 ms.
 pub const TIME_PRECISION: f64 = 0.02;
@@ -106,12 +104,10 @@ pub enum Times {
 pub struct Options {
     pub task: Task,
     pub language: Option<String>,
-    pub temperature: Numbers,
-    pub best_of: Option<usize>,
+    #[serde(deserialize_with = "numbers")]
+    pub temperature: Vec<f64>,
     pub beam_size: Option<usize>,
-    pub patience: Option<f64>,
     pub sample_len: Option<usize>,
-    pub length_penalty: Option<f64>,
     pub without_timestamps: bool,
     pub max_initial_timestamp: Option<f64>,
     pub suppress_blank: bool,
@@ -125,10 +121,9 @@ pub struct Options {
     pub no_speech_threshold: Option<f64>,
     pub logprob_threshold: Option<f64>,
     pub compression_ratio_threshold: Option<f64>,
-    pub clip_timestamps: Numbers,
+    #[serde(deserialize_with = "numbers")]
+    pub clip_timestamps: Vec<f64>,
     pub word_timestamps: bool,
-    pub prepend_punctuations: String,
-    pub append_punctuations: String,
     pub no_speech: NoSpeech,
     pub last_rung: LastRung,
     pub times: Times,
@@ -147,12 +142,9 @@ impl Default for Options {
         Options {
             task: Task::Transcribe,
             language: None,
-            temperature: Numbers(vec![0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-            best_of: None,
+            temperature: vec![0.0, 0.2, 0.4, 0.6, 0.8, 1.0],
             beam_size: None,
-            patience: None,
             sample_len: None,
-            length_penalty: None,
             without_timestamps: false,
             max_initial_timestamp: Some(1.0),
             suppress_blank: true,
@@ -164,10 +156,8 @@ impl Default for Options {
             no_speech_threshold: Some(0.6),
             logprob_threshold: Some(-1.0),
             compression_ratio_threshold: Some(2.4),
-            clip_timestamps: Numbers(vec![0.0]),
+            clip_timestamps: vec![0.0],
             word_timestamps: false,
-            prepend_punctuations: "\"'“¿([{-".to_string(),
-            append_punctuations: "\"'.。,，!！?？:：”)]}、".to_string(),
             no_speech: NoSpeech::Reference,
             last_rung: LastRung::Reference,
             times: Times::Reference,
@@ -179,50 +169,19 @@ impl Default for Options {
     }
 }
 
-/// One number, a list of numbers, or a string of numbers separated by commas.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Numbers(pub Vec<f64>);
+/// One number or a list of numbers.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a number or a list of numbers")]
+enum Numbers {
+    One(f64),
+    List(Vec<f64>),
+}
 
-impl<'de> Deserialize<'de> for Numbers {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Numbers, D::Error> {
-        struct NumbersVisitor;
-
-        impl<'de> Visitor<'de> for NumbersVisitor {
-            type Value = Numbers;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a number or a list of numbers")
-            }
-
-            fn visit_f64<E: de::Error>(self, value: f64) -> std::result::Result<Numbers, E> {
-                Ok(Numbers(vec![value]))
-            }
-
-            fn visit_u64<E: de::Error>(self, value: u64) -> std::result::Result<Numbers, E> {
-                Ok(Numbers(vec![value as f64]))
-            }
-
-            fn visit_i64<E: de::Error>(self, value: i64) -> std::result::Result<Numbers, E> {
-                Ok(Numbers(vec![value as f64]))
-            }
-
-            fn visit_str<E: de::Error>(self, value: &str) -> std::result::Result<Numbers, E> {
-                let numbers = value.split(',').filter(|_| !value.is_empty()).map(|number| number.trim().parse());
-                let numbers: std::result::Result<Vec<f64>, _> = numbers.collect();
-                numbers.map(Numbers).map_err(|_| E::invalid_value(de::Unexpected::Str(value), &self))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> std::result::Result<Numbers, A::Error> {
-                let mut numbers = Vec::new();
-                while let Some(number) = sequence.next_element()? {
-                    numbers.push(number);
-                }
-                Ok(Numbers(numbers))
-            }
-        }
-
-        deserializer.deserialize_any(NumbersVisitor)
-    }
+fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<f64>, D::Error> {
+    Ok(match Numbers::deserialize(deserializer)? {
+        Numbers::One(number) => vec![number],
+        Numbers::List(numbers) => numbers,
+    })
 }
 
 impl Argument {
@@ -272,24 +231,15 @@ impl Argument {
             )?,
         }
         require(self.is_multilingual || options.task == Task::Transcribe, "an English-only model cannot translate")?;
-        let Numbers(temperatures) = &options.temperature;
-        require(!temperatures.is_empty(), "temperature must hold at least one number")?;
-        require(temperatures.iter().all(|t| *t >= 0.0 && t.is_finite()), "temperature must not be negative")?;
-        require(options.best_of != Some(0), "best_of must be at least 1")?;
+        require(!options.temperature.is_empty(), "temperature must hold at least one number")?;
+        require(options.temperature.iter().all(|t| *t >= 0.0 && t.is_finite()), "temperature must not be negative")?;
         require(options.beam_size.map_or(true, |n| (1..n_vocab).contains(&n)), "beam_size must be at least 1")?;
-        let candidates = options.beam_size.unwrap_or(1) as f64 * options.patience.unwrap_or(1.0);
-        require(options.patience.is_none() || options.beam_size.is_some(), "patience needs beam_size")?;
-        require((0.6..1e6).contains(&candidates), "patience must leave at least one candidate")?;
         require(options.sample_len != Some(0), "sample_len must be at least 1")?;
-        require(
-            options.length_penalty.map_or(true, |alpha| (0.0..=1.0).contains(&alpha)),
-            "length_penalty must be between 0 and 1",
-        )?;
         require(
             options.max_initial_timestamp.map_or(true, |t| t >= 0.0),
             "max_initial_timestamp must not be negative",
         )?;
-        let Numbers(clips) = &options.clip_timestamps;
+        let clips = &options.clip_timestamps;
         require(
             clips.iter().all(|t| *t >= 0.0 && t.is_finite()) && clips.windows(2).all(|pair| pair[0] <= pair[1]),
             "clip_timestamps must not go back: the audio is read once",
@@ -323,12 +273,8 @@ mod tests {
             (json!({"language": "de"}), "no other language than `en`"),
             (json!({"run_ahead": 0}), "run_ahead must be at least 1"),
             (json!({"settled": [5000]}), "a settled token is not below n_vocab"),
-            (json!({"best_of": 0}), "best_of must be at least 1"),
             (json!({"beam_size": 0}), "beam_size must be at least 1"),
-            (json!({"patience": 2.0}), "patience needs beam_size"),
-            (json!({"beam_size": 5, "patience": 0.1}), "patience must leave at least one candidate"),
             (json!({"sample_len": 0}), "sample_len must be at least 1"),
-            (json!({"length_penalty": 1.5}), "length_penalty must be between 0 and 1"),
             (json!({"clip_timestamps": [5, 2]}), "clip_timestamps must not go back"),
             (json!({"no_speech": "off"}), "unknown variant `off`, expected `reference` or `skip`"),
             (json!({"last_rung": true}), "expected"),
@@ -352,16 +298,10 @@ mod tests {
     }
 
     #[test]
-    fn numbers_come_alone_in_lists_and_in_strings() {
-        for (json, expected) in [
-            ("0", vec![0.0]),
-            ("0.5", vec![0.5]),
-            ("-1", vec![-1.0]),
-            ("[0, 0.2]", vec![0.0, 0.2]),
-            ("\"1.5, 2\"", vec![1.5, 2.0]),
-            ("\"\"", vec![]),
-        ] {
-            assert_eq!(serde_json::from_str::<Numbers>(json).unwrap(), Numbers(expected));
+    fn numbers_come_alone_and_in_lists() {
+        for (json, expected) in [(json!(0), vec![0.0]), (json!(0.5), vec![0.5]), (json!([0, 0.2]), vec![0.0, 0.2])] {
+            let options: Options = serde_json::from_value(json!({ "temperature": json })).unwrap();
+            assert_eq!(options.temperature, expected);
         }
     }
 }

@@ -6,18 +6,18 @@ use crate::options::{Options, Tokens, TIME_PRECISION};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    eot: i32,
-    suppress: Vec<i32>,
+    pub(crate) eot: i32,
+    pub(crate) suppress: Vec<i32>,
     /// Not to be sampled first.
-    begin_suppress: Vec<i32>,
-    timestamps: Option<TimestampRules>,
+    pub(crate) begin_suppress: Vec<i32>,
+    pub(crate) timestamps: Option<TimestampRules>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct TimestampRules {
-    begin: i32,
-    no_timestamps: i32,
-    max_initial_index: Option<i32>,
+pub(crate) struct TimestampRules {
+    pub begin: i32,
+    pub no_timestamps: i32,
+    pub max_initial_index: Option<i32>,
 }
 
 impl Rules {
@@ -73,25 +73,6 @@ impl Rules {
     }
 }
 
-#[cfg(test)]
-impl Rules {
-    /// The tensor as a decoder graph reads it.
-    pub fn from_tensor(tensor: &[i32]) -> Rules {
-        let (suppress, begin_suppress) = tensor[8..].split_at(tensor[6] as usize);
-        assert_eq!(begin_suppress.len(), tensor[7] as usize);
-        Rules {
-            eot: tensor[2],
-            suppress: suppress.to_vec(),
-            begin_suppress: begin_suppress.to_vec(),
-            timestamps: (tensor[3] >= 0).then(|| TimestampRules {
-                begin: tensor[3],
-                no_timestamps: tensor[4],
-                max_initial_index: Some(tensor[5]).filter(|&index| index >= 0),
-            }),
-        }
-    }
-}
-
 impl TimestampRules {
     fn filter(&self, sampled: &[i32], logits: &mut [f32], eot: usize) {
         let forbidden = f32::NEG_INFINITY;
@@ -136,7 +117,7 @@ impl TimestampRules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{argument, EOT, NO_TIMESTAMPS, TIMESTAMP_BEGIN};
+    use crate::fake::{argument, rules_of, EOT, NO_TIMESTAMPS, TIMESTAMP_BEGIN};
     use serde_json::{json, Value};
 
     fn tokens(list: &Value) -> Vec<i32> {
@@ -177,7 +158,7 @@ mod tests {
         let suppress = argument.tokens.suppress.clone();
         let head = [4, 3, EOT, TIMESTAMP_BEGIN, NO_TIMESTAMPS, 50, suppress.len() as i32, 2];
         assert_eq!(rules.tensor(4, 3), [&head[..], &suppress, &[0, EOT]].concat());
-        assert_eq!(Rules::from_tensor(&rules.tensor(4, 3)), rules);
+        assert_eq!(rules_of(&rules.tensor(4, 3)), rules);
         let options = Options { without_timestamps: true, suppress_blank: false, ..argument.options };
         let tensor = Rules::new(&argument.tokens, &options).tensor(1, 1);
         assert_eq!(tensor[3..8], [-1, -1, -1, suppress.len() as i32, 0]);

@@ -1,4 +1,4 @@
-//! Sampling at a temperature above 0: `best_of` independent sequences, as `GreedyDecoder` draws them.
+//! Sampling at a temperature above 0, as `GreedyDecoder` draws tokens.
 
 use crate::decode::{Candidate, Decoder};
 use crate::model::Model;
@@ -41,46 +41,21 @@ impl Random {
 }
 
 impl Decoder<'_> {
-    /// `n` sequences after the prompt whose last logits, (1, n_vocab), are in `self.logits`.
-    pub(crate) fn sample(
-        &mut self,
-        model: &mut dyn Model,
-        n: usize,
-        max_sampled: usize,
-        temperature: f64,
-    ) -> Result<Vec<Candidate>> {
-        let (n_vocab, eot) = (self.argument.dims.n_vocab, self.argument.tokens.eot);
-        let mut candidates = vec![self.begun(); n];
-        // Open sequences, in the order of the cached ones; at first they share the prompt's cache.
-        let mut open: Vec<usize> = (0..n).collect();
-        let mut rows = vec![0; n];
+    /// The sequence after the prompt whose last logits, (1, n_vocab), are in `self.logits`.
+    pub(crate) fn sample(&mut self, model: &mut dyn Model, max_sampled: usize, temperature: f64) -> Result<Candidate> {
+        let eot = self.argument.tokens.eot;
+        let mut candidate = self.begun();
         for step in 1.. {
-            let mut origins = Vec::new();
-            let mut next = Vec::new();
-            let mut still_open = Vec::new();
-            for (place, &sequence) in open.iter().enumerate() {
-                let candidate = &mut candidates[sequence];
-                let mut logits = self.logits[rows[place] * n_vocab..][..n_vocab].to_vec();
-                self.rules.filter(&candidate.tokens, &mut logits);
-                let token = self.random.categorical(&logits, temperature).unwrap_or(eot as usize);
-                let logprob = f64::from(logits[token]) - log_sum_exp(&logits);
-                if candidate.push(token as i32, logprob as f32, eot) {
-                    origins.push(rows[place] as i32);
-                    next.push(token as i32);
-                    still_open.push(sequence);
-                }
-            }
-            open = still_open;
-            if open.is_empty() || step == max_sampled {
+            self.rules.filter(&candidate.tokens, &mut self.logits);
+            let token = self.random.categorical(&self.logits, temperature).unwrap_or(eot as usize);
+            let logprob = f64::from(self.logits[token]) - log_sum_exp(&self.logits);
+            if !candidate.push(token as i32, logprob as f32, eot) || step == max_sampled {
                 break;
             }
-            let unchanged = origins.len() == rows.len() && origins.iter().enumerate().all(|(i, &o)| o == i as i32);
-            model.append(&next, open.len(), if unchanged { None } else { Some(&origins) })?;
-            self.logits.resize(open.len() * n_vocab, 0.0);
+            model.append(&[token as i32], 1, None)?;
             model.logits(&mut self.logits)?;
-            rows = (0..open.len()).collect();
         }
-        Ok(candidates)
+        Ok(candidate)
     }
 }
 

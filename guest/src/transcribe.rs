@@ -37,7 +37,7 @@ pub fn transcribe<R: Read, W: Write>(
     let mut after_silence = false;
     let clips = match options.settled {
         Some(_) => vec![(0, Some(n_frames))],
-        None => clips(&options.clip_timestamps.0),
+        None => clips(&options.clip_timestamps),
     };
     for (start, end) in clips {
         let mut seek = start;
@@ -62,7 +62,7 @@ pub fn transcribe<R: Read, W: Write>(
             }
             model.encode(&mel)?;
             let prompt = transcript.prompt();
-            let first = decoder.decode(model, &prompt, options.temperature.0[0])?;
+            let first = decoder.decode(model, &prompt, options.temperature[0])?;
             let text = text_tokens(argument, &first.tokens);
             if skips
                 && is_doubtful(&first, &text, &before, segment_size)
@@ -149,7 +149,7 @@ fn language<R: Read>(argument: &Argument, model: &mut dyn Model, features: &mut 
         return Ok("en".to_string());
     }
     let n_frames = argument.dims.n_frames();
-    let clips = clips(&argument.options.clip_timestamps.0);
+    let clips = clips(&argument.options.clip_timestamps);
     let start = if argument.options.detect_in_clips { clips[0].0 } else { 0 };
     let n = features.available(start, n_frames)?;
     model.encode(&features.window(start, n, n_frames, argument.silence))?;

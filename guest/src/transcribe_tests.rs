@@ -139,7 +139,7 @@ fn the_initial_prompt_comes_first_or_is_carried() {
 #[test]
 fn clips_alone_are_heard() {
     let mut model = FakeModel::saying(&[&[T, 5, T + 50], &[T, 6, T + 50], &[T, 7, T + 50]]);
-    let events = run(&argument(json!({"clip_timestamps": "1.005,11,20"})), &mut model, 5500);
+    let events = run(&argument(json!({"clip_timestamps": [1.005, 11, 20]})), &mut model, 5500);
     assert_eq!(seeks(&events), [100, 2000, 5000]);
     assert_eq!((model.mels[0][999], model.mels[0][1000]), (1099.0, 0.0));
     assert_eq!(of(&events, "segment")[1]["start"], 20.0);

@@ -1,29 +1,29 @@
-//! Finds when each word is said: joins tokens to words, aligns them, merges punctuation, and applies the reference's
-//! repairs of words that are too long. openai/whisper's `timing.py` and `split_to_word_tokens`.
+//! Finds when each word is said: joins tokens to words, aligns them, and keeps them out of silence. openai/whisper's
+//! `timing.py` and `split_to_word_tokens`.
 
 use crate::alignment::{Attention, CrossAttention};
 use crate::events::{Segment, Word};
 use crate::model::Model;
 use crate::numeric::{round_half_even, strip};
 use crate::options::{Argument, Times, FRAMES_PER_SECOND, INPUT_STRIDE};
+use crate::repairs::{median_duration, merge_punctuations, truncate_at_segment_boundaries, truncate_at_sentence_ends};
 use crate::rules::Rules;
 use crate::sound::Sound;
 use crate::Result;
 use std::ops::Range;
 
 const PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~";
-const SENTENCE_END_MARKS: &str = ".。!！?？";
 /// Languages without spaces between words.
 const WITHOUT_SPACES: [&str; 6] = ["zh", "ja", "th", "lo", "my", "yue"];
 
 /// A word with its times in seconds from the window's start.
 #[derive(Debug, Clone, PartialEq)]
-struct WordTiming {
-    word: String,
-    n_tokens: usize,
-    start: f64,
-    end: f64,
-    probability: f64,
+pub(crate) struct WordTiming {
+    pub word: String,
+    pub n_tokens: usize,
+    pub start: f64,
+    pub end: f64,
+    pub probability: f64,
 }
 
 /// A window's text, aligned with its audio.
@@ -82,7 +82,7 @@ impl<'a> WordAligner<'a> {
             segments.iter_mut().for_each(|segment| respect_silence(segment, heard));
             respect_order(segments);
         }
-        self.fill_in(segments, alignment.map_or(Vec::new(), |alignment| alignment.timings()), heard);
+        self.fill_in(segments, alignment.map_or(Vec::new(), |alignment| alignment.timings(None)), heard);
         Ok(respecting)
     }
 
@@ -91,8 +91,7 @@ impl<'a> WordAligner<'a> {
         let mut last_speech = heard.last_speech;
         let median = median_duration(&timings);
         truncate_at_sentence_ends(&mut timings, 2.0 * median);
-        let options = &self.argument.options;
-        merge_punctuations(&mut timings, &options.prepend_punctuations, &options.append_punctuations);
+        merge_punctuations(&mut timings);
 
         let mut timings = timings.into_iter();
         for segment in segments {
@@ -174,11 +173,9 @@ impl<'a> WordAligner<'a> {
 }
 
 impl Alignment {
-    fn timings(&self) -> Vec<WordTiming> {
-        self.timings_from(&self.attention.start_times(None))
-    }
-
-    fn timings_from(&self, times: &[f64]) -> Vec<WordTiming> {
+    /// `sounding`, one per audio token: if given, words begin only there.
+    fn timings(&self, sounding: Option<&[bool]>) -> Vec<WordTiming> {
+        let times = self.attention.start_times(sounding);
         let mut timings = Vec::new();
         let mut first = 0;
         for (word, n_tokens) in &self.words {
@@ -196,15 +193,15 @@ impl Alignment {
         timings
     }
 
-    /// Move words to where there is sound: of several sounds, to the one that they attend to most.
+    /// Move each word into sound: of several sounds, into the one that it attends to most.
     fn timings_in(&self, sound: &Sound) -> Vec<WordTiming> {
         let sounding: Vec<bool> = (0..sound.n_frames() / INPUT_STRIDE)
             .map(|i| sound.has(INPUT_STRIDE * i) || sound.has(INPUT_STRIDE * i + 1))
             .collect();
         if !sounding.contains(&true) {
-            return self.timings();
+            return self.timings(None);
         }
-        let mut timings = self.timings_from(&self.attention.start_times(Some(&sounding)));
+        let mut timings = self.timings(Some(&sounding));
         let mut first = 0;
         for timing in &mut timings {
             let last = first + timing.n_tokens;
@@ -247,91 +244,6 @@ fn split_on_unicode(model: &mut dyn Model, text_tokens: &[i32], eot: i32) -> Res
         }
     }
     Ok(pieces)
-}
-
-/// Of the words with a duration; at most 0.7 s.
-fn median_duration(alignment: &[WordTiming]) -> f64 {
-    let mut durations: Vec<f64> =
-        alignment.iter().map(|timing| timing.end - timing.start).filter(|&duration| duration != 0.0).collect();
-    durations.sort_by(f64::total_cmp);
-    let n = durations.len();
-    let median = match n {
-        0 => 0.0,
-        _ if n % 2 == 0 => (durations[n / 2 - 1] + durations[n / 2]) / 2.0,
-        _ => durations[n / 2],
-    };
-    median.min(0.7)
-}
-
-/// A long pause at the end of a sentence doesn't belong to the words beside it.
-fn truncate_at_sentence_ends(alignment: &mut [WordTiming], max_duration: f64) {
-    if alignment.iter().all(|timing| timing.end == timing.start) {
-        return;
-    }
-    for i in 1..alignment.len() {
-        if alignment[i].end - alignment[i].start > max_duration {
-            if SENTENCE_END_MARKS.contains(&alignment[i].word) {
-                alignment[i].end = alignment[i].start + max_duration;
-            } else if SENTENCE_END_MARKS.contains(&alignment[i - 1].word) {
-                alignment[i].start = alignment[i].end - max_duration;
-            }
-        }
-    }
-}
-
-/// Opening marks go to the word after them, closing ones to the word before. Merged marks are left empty.
-fn merge_punctuations(alignment: &mut [WordTiming], prepended: &str, appended: &str) {
-    let mut following = alignment.len().saturating_sub(1);
-    for previous in (0..following).rev() {
-        let word = &alignment[previous].word;
-        if word.starts_with(' ') && prepended.contains(strip(word)) {
-            let word = std::mem::take(&mut alignment[previous].word);
-            alignment[following].word.insert_str(0, &word);
-            alignment[following].n_tokens += std::mem::take(&mut alignment[previous].n_tokens);
-        } else {
-            following = previous;
-        }
-    }
-    let mut previous = 0;
-    for following in 1..alignment.len() {
-        if !alignment[previous].word.ends_with(' ') && appended.contains(&alignment[following].word) {
-            let word = std::mem::take(&mut alignment[following].word);
-            alignment[previous].word.push_str(&word);
-            alignment[previous].n_tokens += std::mem::take(&mut alignment[following].n_tokens);
-        } else {
-            previous = following;
-        }
-    }
-}
-
-/// The first words after a pause, and the last, are not stretched over silence; the segment takes the words' times
-/// where they agree. `median`: the window's median duration of a word.
-fn truncate_at_segment_boundaries(segment: &mut Segment, words: &mut [Word], median: f64, last_speech: f64) {
-    let max_duration = 2.0 * median;
-    let too_long = words[0].end - words[0].start > max_duration
-        || (words.len() > 1 && words[1].end - words[0].start > 2.0 * max_duration);
-    if words[0].end - last_speech > 4.0 * median && too_long {
-        if words.len() > 1 && words[1].end - words[1].start > max_duration {
-            let boundary = (words[1].end / 2.0).max(words[1].end - max_duration);
-            words[0].end = boundary;
-            words[1].start = boundary;
-        }
-        words[0].start = (words[0].end - max_duration).max(0.0);
-    }
-
-    let first = &mut words[0];
-    if segment.start < first.end && segment.start - 0.5 > first.start {
-        first.start = (first.end - median).min(segment.start).max(0.0);
-    } else {
-        segment.start = first.start;
-    }
-    if let Some(last) = words.last_mut() {
-        if segment.end > last.start && segment.end + 0.5 < last.end {
-            last.end = (last.start + median).max(segment.end);
-        } else {
-            segment.end = last.end;
-        }
-    }
 }
 
 /// Remove the silence before and after words from them and from the segment; it ends with the audio.

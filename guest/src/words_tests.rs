@@ -35,7 +35,7 @@ fn heard(time_offset: f64, sound: &Sound) -> Heard<'_> {
 
 fn merged(words: &[&str]) -> Vec<(String, usize)> {
     let mut alignment: Vec<WordTiming> = words.iter().map(|word| timing(word, 0.0, 0.1)).collect();
-    merge_punctuations(&mut alignment, "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、");
+    merge_punctuations(&mut alignment);
     alignment.into_iter().map(|timing| (timing.word, timing.n_tokens)).collect()
 }
 

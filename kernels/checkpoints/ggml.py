@@ -26,7 +26,7 @@ from kernels.checkpoints.walk import Walk
 
 MAGIC_BYTES = 4  # by which the format was recognised
 MAX_TOKEN_BYTES = 256  # the longest of GPT-2's has 128
-_HPARAMS = (
+HPARAMS = (
     *("n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer"),
     *("n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels"),
 )
@@ -43,8 +43,8 @@ def read_ggml(weights: Path) -> Stored:
     """The tensors, as mapped views, and the vocabulary of a ggml file. Raises CheckpointError unless it is whole."""
     walk = Walk(weights, data := map_file(weights))
     walk.take(MAGIC_BYTES)
-    *hparams, ftype = walk.numbers(f"{len(_HPARAMS) + 1}i")
-    dims = check_dims(weights, dict(zip(_HPARAMS, hparams, strict=True)))
+    *hparams, ftype = walk.numbers(f"{len(HPARAMS) + 1}i")
+    dims = check_dims(weights, dict(zip(HPARAMS, hparams, strict=True)))
     if not 0 <= ftype < 1000 * (_LAYOUT_VERSION + 1):
         raise UnknownFormat(f"{weights.name}: is quantised in a way that is not read (ftype {ftype})")
     n_mels, n_fft = walk.numbers("2i")

@@ -4,25 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kernels import inputs
 from kernels.checkpoints.load import Dimensions
 from kernels.cpu.arithmetic import Arithmetic, Encoded
 from kernels.cpu.cores import slices
 from kernels.cpu.encoder import EncoderContext
 from kernels.cpu.numpy_ops import Float, softmax
-from kernels.inputs import CHOSEN, CROSS_ATTENTION, LOG_PROBABILITIES, LOGITS, TOKEN_PROBABILITIES, DecoderInputs
 from kernels.rules import Int, Rules
 
 MAX_SEQUENCES = 64  # more would only exhaust the host's memory
 LOGIT_ROWS = 32  # rows of logits at a time when computing every position's
 
 
-class DecoderContext:
-    """The decoder graph's inputs and outputs, numbered as in kernels/inputs.py; every misuse raises ValueError.
-
-    A failed call changes nothing: inputs are validated before the cache is touched.
-    """
+class DecoderContext(inputs.DecoderContext):
+    """One guest's sequences over one encoder result."""
 
     def __init__(
         self,
@@ -31,15 +27,14 @@ class DecoderContext:
         arithmetic: Arithmetic,
         peers: Mapping[int, Any],
     ) -> None:
-        self._dims = dims
+        super().__init__(dims, MAX_SEQUENCES)
         self._alignment_heads = alignment_heads
         self._arithmetic: Arithmetic | None = arithmetic
         self._peers = peers
-        self._inputs = DecoderInputs(dims, MAX_SEQUENCES)
         self._start(None)
 
     def _start(self, encoded: Encoded | None) -> None:
-        """Drops every sequence; the next ones are over this window."""
+        """Drop every sequence; the next ones are over this window."""
         self._encoded = encoded
         self._inputs.forget()
         self._sequences: list[list[int]] = []  # each sequence's appended tokens
@@ -48,22 +43,11 @@ class DecoderContext:
         self._last: Float | None = None  # (n_sequences, n_state): hidden states of the next logits
         self._logits: Float | None = None  # of self._last, once computed
         self._screened: Float | None = None  # append()'s third result, for choose()
-        self._appended: Int | None = None  # the last compute's tokens, hidden states and first sequence's queries
-        self._hidden: Float | None = None
+        self._hidden: Float | None = None  # the last compute's hidden states and first sequence's queries
         self._queries: Sequence[Float] = ()
-        self._chosen: Int | None = None
-        self._log_probabilities: Float | None = None
+        self._computed = self._chosen = self._log_probabilities = None
 
-    def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        """Sets audio (0), tokens (1), origins (2) or rules (3). Raises ValueError for invalid input."""
-        if self._arithmetic is None:
-            raise ValueError("this decoder context is closed")
-        handle = self._inputs.set(index, tensor)
-        if handle is not None:
-            self._start(self._attend(handle))
-
-    def _attend(self, handle: int) -> Encoded:
-        """The result of the encoder context with that handle."""
+    def _attend(self, handle: int) -> None:
         peer = self._peers.get(handle)
         if (
             not isinstance(peer, EncoderContext)
@@ -71,10 +55,10 @@ class DecoderContext:
             or peer.encoded.arithmetic is not self._arithmetic
         ):
             raise ValueError(f"audio {handle} isn't an encoder context of this model that has computed")
-        return peer.encoded
+        self._start(peer.encoded)
 
     def compute(self) -> None:
-        """Appends the tokens, then chooses up to n_steps more. Raises ValueError for inconsistent inputs."""
+        """Append the tokens, then choose up to n_steps more. Raises ValueError for inconsistent inputs."""
         encoded, rules = self._encoded, self._inputs.rules
         if self._arithmetic is None:
             raise ValueError("this decoder context is closed")
@@ -82,37 +66,20 @@ class DecoderContext:
             raise ValueError("audio is not set")
         tokens, origins = self._inputs.take(len(self._sequences), self._position)
         self._arrange(len(tokens), origins)
-        self._appended = tokens
         is_choosing = rules is not None and rules.n_steps > 0
         self._hidden, self._queries = self._append(tokens, encoded, self._arithmetic, is_choosing)
+        self._computed = tokens
         self._chosen = self._log_probabilities = None
         if rules is not None and rules.n_steps:
             self._choose(rules, encoded, self._arithmetic)
 
-    def get_output(self, index: int) -> NDArray[Any]:
-        """Output `index`. Raises ValueError before a compute that produces it, or for an unknown index."""
-        if self._arithmetic is None or self._hidden is None:
-            raise ValueError("nothing is computed yet")
-        if index == LOGITS:
-            return self._last_logits(self._arithmetic)
-        if index in (CHOSEN, LOG_PROBABILITIES):
-            output = self._chosen if index == CHOSEN else self._log_probabilities
-            if output is None:
-                raise ValueError("no tokens were chosen: that needs rules with n_steps of 1 or more")
-            return output
-        if index == CROSS_ATTENTION:
-            return self._cross_attention(self._arithmetic)
-        if index == TOKEN_PROBABILITIES:
-            return self._token_probabilities(self._arithmetic)
-        raise ValueError(f"the decoder has no output {index}")
-
     def close(self) -> None:
-        """Frees the cache and releases the window. Idempotent."""
+        """Free the cache and release the window. Idempotent."""
         self._start(None)
-        self._arithmetic = None
+        self._is_closed, self._arithmetic = True, None
 
     def _arrange(self, n_sequences: int, origins: Int | None) -> None:
-        """Makes the cache hold `n_sequences`, each continuing the one at its origin."""
+        """Make the cache hold `n_sequences`, each continuing the one at its origin."""
         dims, cache = self._dims, self._cache
         if origins is None:
             origins = np.arange(len(self._sequences), dtype=np.int32)
@@ -136,7 +103,7 @@ class DecoderContext:
     def _append(
         self, tokens: Int, encoded: Encoded, arithmetic: Arithmetic, is_choosing: bool
     ) -> tuple[Float, Sequence[Float]]:
-        """Runs (n_sequences, n_new) tokens through every block → hidden states, the first sequence's queries."""
+        """Run (n_sequences, n_new) tokens through every block → hidden states, the first sequence's queries."""
         assert self._cache is not None
         hidden, queries, self._screened = arithmetic.append(
             tokens, encoded, self._cache, self._position, is_choosing=is_choosing
@@ -147,11 +114,10 @@ class DecoderContext:
         self._last, self._logits = hidden[:, -1], None
         return hidden, queries
 
-    def _last_logits(self, arithmetic: Arithmetic) -> Float:
-        """(n_sequences, n_vocab) of the last position, computed once, on first use."""
+    def _last_logits(self) -> Float:
         if self._logits is None:
-            assert self._last is not None
-            self._logits = arithmetic.logits(self._last, self._dims.n_vocab)
+            assert self._last is not None and self._arithmetic is not None
+            self._logits = self._arithmetic.logits(self._last, self._dims.n_vocab)
         return self._logits
 
     def _choose(self, rules: Rules, encoded: Encoded, arithmetic: Arithmetic) -> None:
@@ -170,32 +136,25 @@ class DecoderContext:
         self._chosen = np.ascontiguousarray(np.array(chosen, np.int32).T)
         self._log_probabilities = np.ascontiguousarray(np.array(log_probabilities, np.float32).T)
 
-    def _cross_attention(self, arithmetic: Arithmetic) -> Float:
-        """(n_alignment_heads, n_new, n_audio_ctx) scores of the first sequence before softmax. Source: `timing.py`."""
-        assert self._encoded is not None
+    def _cross_attention(self) -> Float:
+        encoded, arithmetic = self._encoded, self._arithmetic
+        assert encoded is not None and arithmetic is not None
         return np.stack(
             [
-                self._queries[layer][head] @ arithmetic.cross_keys(self._encoded, layer, head).T
+                self._queries[layer][head] @ arithmetic.cross_keys(encoded, layer, head).T
                 for layer, head in self._alignment_heads
             ]
         )
 
-    def _token_probabilities(self, arithmetic: Arithmetic) -> Float:
-        """(n_sequences, n_new): each token's probability among the ids before eot, given those before it.
-
-        NaN for the first token, and 0 for ids from eot on, which aren't among them. Source: `timing.py`.
-        """
-        rules = self._inputs.rules
-        if rules is None:
-            raise ValueError("rules are not set, so end of text is unknown")
-        assert self._hidden is not None and self._appended is not None
-        n_sequences, n_new = self._appended.shape
+    def _token_probabilities(self, eot: int) -> Float:
+        assert self._hidden is not None and self._computed is not None and self._arithmetic is not None
+        n_sequences, n_new = self._computed.shape
         result = np.full((n_sequences, n_new), np.nan, np.float32)
-        for sequence, tokens in enumerate(self._appended):
+        for sequence, tokens in enumerate(self._computed):
             for rows in slices(n_new - 1, LOGIT_ROWS):
                 following = tokens[1:][rows]
-                probabilities = softmax(arithmetic.logits(self._hidden[sequence, rows], rules.eot))
-                listed = following < rules.eot
+                probabilities = softmax(self._arithmetic.logits(self._hidden[sequence, rows], eot))
+                listed = following < eot
                 result[sequence, 1:][rows] = 0
                 result[sequence, 1:][rows][listed] = probabilities[listed.nonzero()[0], following[listed]]
         return result

@@ -1,46 +1,25 @@
 """Whisper's encoder on the CPU: a context is one audio window and its result."""
 
-from typing import Any
-
-from numpy.typing import NDArray
-
+from kernels import inputs
 from kernels.checkpoints.load import Dimensions
 from kernels.cpu.arithmetic import Arithmetic, Encoded
 from kernels.cpu.numpy_ops import Float
-from kernels.inputs import checked_mel
 
 
-class EncoderContext:
-    """in 0 `mel` f32 [1, n_mels, 2 · n_audio_ctx] → out 0 `audio_states` f32 [1, n_audio_ctx, n_audio_state]."""
+class EncoderContext(inputs.EncoderContext):
+    """`encoded` is the result of the last compute."""
 
     def __init__(self, dims: Dimensions, arithmetic: Arithmetic) -> None:
-        self._dims = dims
+        super().__init__(dims)
         self._arithmetic: Arithmetic | None = arithmetic
-        self._mel: Float | None = None
         self.encoded: Encoded | None = None
 
-    def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        """Sets the log-mel window. Raises ValueError for another index, dtype, shape, NaN or ∞, or after close()."""
-        if self._arithmetic is None:
-            raise ValueError("this encoder context is closed")
-        self._mel = checked_mel(self._dims, index, tensor)
+    def _encode(self, mel: Float) -> None:
+        assert self._arithmetic is not None
+        self.encoded = self._arithmetic.encode(mel)
 
-    def compute(self) -> None:
-        """Encodes the window. Raises ValueError if none is set, or after close()."""
-        if self._arithmetic is None:
-            raise ValueError("this encoder context is closed")
-        if self._mel is None:
-            raise ValueError("mel is not set")
-        self.encoded = self._arithmetic.encode(self._mel[0])
+    def _states(self) -> Float | None:
+        return None if self.encoded is None else self.encoded.audio_states[None]
 
-    def get_output(self, index: int) -> Float:
-        """The audio states. Raises ValueError before the first compute or for another index."""
-        if index != 0:
-            raise ValueError(f"the encoder has no output {index}")
-        if self.encoded is None:
-            raise ValueError("nothing is computed yet")
-        return self.encoded.audio_states[None]
-
-    def close(self) -> None:
-        """Releases the window and its result; decoders that attend to it keep theirs. Idempotent."""
-        self._arithmetic = self._mel = self.encoded = None
+    def _release(self) -> None:
+        self._arithmetic = self.encoded = None

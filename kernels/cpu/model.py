@@ -1,7 +1,7 @@
 """The CPU target: Whisper's encoder and decoder as two graphs, f32, by the C kernels or by NumPy."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from kernels.checkpoints.load import Checkpoint
 from kernels.cpu.arithmetic import Arithmetic
@@ -10,26 +10,17 @@ from kernels.cpu.decoder import DecoderContext
 from kernels.cpu.encoder import EncoderContext
 from kernels.cpu.native_library import Library, load_library
 
+C = TypeVar("C")
 
-class EncoderGraph:
-    """Log-mel window → audio states."""
 
-    def __init__(self, open_context: Callable[[], EncoderContext]) -> None:
+class Graph(Generic[C]):
+    """The encoder (log-mel window → audio states) or decoder (tokens → logits, or tokens chosen by rules)."""
+
+    def __init__(self, open_context: Callable[[Mapping[int, Any]], C]) -> None:
         self._open_context = open_context
 
-    def init_execution_context(self, peers: Mapping[int, Any]) -> EncoderContext:
-        """A context for one thread at a time; it needs no peers."""
-        return self._open_context()
-
-
-class DecoderGraph:
-    """Tokens over an encoder context's result → logits, or tokens chosen by rules."""
-
-    def __init__(self, open_context: Callable[[Mapping[int, Any]], DecoderContext]) -> None:
-        self._open_context = open_context
-
-    def init_execution_context(self, peers: Mapping[int, Any]) -> DecoderContext:
-        """A context for one thread at a time, which finds its audio among `peers`."""
+    def init_execution_context(self, peers: Mapping[int, Any]) -> C:
+        """A context for one thread at a time; a decoder's finds its audio among `peers`."""
         return self._open_context(peers)
 
 
@@ -45,8 +36,8 @@ class CpuModel:
         self.kernels = "NumPy" if library is None else library.variant
         self._arithmetic: Arithmetic | None = _arithmetic(checkpoint, self._cores, library)
         checkpoint.release_copied()
-        self.encoder = EncoderGraph(lambda: EncoderContext(self.dims, self._open()))
-        self.decoder = DecoderGraph(lambda peers: DecoderContext(self.dims, heads, self._open(), peers))
+        self.encoder = Graph(lambda peers: EncoderContext(self.dims, self._open()))
+        self.decoder = Graph(lambda peers: DecoderContext(self.dims, heads, self._open(), peers))
 
     def _open(self) -> Arithmetic:
         if self._arithmetic is None:

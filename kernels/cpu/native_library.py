@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 LIBRARY = Path(__file__).parents[2] / "assets" / "cpu-x86_64.so"
 VARIANTS = {  # best first: the flags that /proc/cpuinfo must list for each
@@ -140,20 +141,7 @@ SIGNATURES = {  # name → result type, argument types
 
 
 class Library:
-    """One variant's functions by name. Other Python threads run during each call."""
-
-    encoder_floats: Callable[..., int]
-    decoder_floats: Callable[..., int]
-    cross_floats: Callable[..., int]
-    packed_floats: Callable[..., int]
-    size_of: Callable[[int], int]
-    help: Callable[[int], None]
-    encode: Callable[[int, int], None]
-    append: Callable[[int, int], None]
-    multiply: Callable[[int, int], None]
-    attend_window: Callable[[int, int], None]
-    screen: Callable[[int, int], None]
-    choose: Callable[[int], None]
+    """One variant's functions, the SIGNATURES, as attributes. Other Python threads run during each call."""
 
     def __init__(self, variant: str) -> None:
         self.variant = variant
@@ -164,6 +152,10 @@ class Library:
             setattr(self, name, function)
         if any(self.size_of(index) != ctypes.sizeof(structure) for index, structure in enumerate(STRUCTURES)):
             raise RuntimeError(f"{LIBRARY.name} wasn't built from these sources in kernels/cpu/native: run make native")
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Callable[..., int]: ...
 
 
 def variants() -> list[str]:

@@ -40,8 +40,8 @@ class NumpyWhisper:
         cross = np.empty((dims.n_text_layer * 2, dims.n_text_head, dims.n_audio_ctx, d_text), np.float32)
 
         def begin(rows: slice, block: Block = weights.encoder[0]) -> None:
-            normal = layer_norm(x[rows], block.attn_ln.weight, block.attn_ln.bias)
-            qkv[rows] = linear(normal, block.qkv.weight, block.qkv.bias).reshape(-1, 3, n_head, d)
+            normal = layer_norm(x[rows], *block.attn_ln)
+            qkv[rows] = linear(normal, *block.qkv).reshape(-1, 3, n_head, d)
 
         cores.each(begin, positions)
 
@@ -50,17 +50,15 @@ class NumpyWhisper:
             attended[rows, head] = attention(qkv[rows, 0, head], qkv[:, 1, head], qkv[:, 2, head])
 
         def finish(rows: slice) -> None:
-            states = x[rows] = layer_norm(x[rows], weights.ln_post.weight, weights.ln_post.bias)
-            heads = linear(states, weights.cross_kv.weight, weights.cross_kv.bias).reshape(
-                len(states), -1, dims.n_text_head, d_text
-            )
+            states = x[rows] = layer_norm(x[rows], *weights.ln_post)
+            heads = linear(states, *weights.cross_kv).reshape(len(states), -1, dims.n_text_head, d_text)
             cross[:, :, rows] = heads.transpose(1, 2, 0, 3)
 
         for layer, block in enumerate(weights.encoder):
             cores.each(attend, [(head, rows) for head in range(n_head) for rows in positions])
 
             def after(rows: slice, layer: int = layer, block: Block = block) -> None:
-                x[rows] += linear(attended[rows].reshape(-1, n_state), block.out.weight, block.out.bias)
+                x[rows] += linear(attended[rows].reshape(-1, n_state), *block.out)
                 x[rows] += block.mlp(x[rows])
                 if layer + 1 < len(weights.encoder):
                     begin(rows, weights.encoder[layer + 1])
@@ -78,14 +76,14 @@ class NumpyWhisper:
         features = np.empty((len(windows), len(weights.conv1.weight)), np.float32)
 
         def first(rows: slice) -> None:
-            features[rows] = gelu(linear(windows[rows], weights.conv1.weight, weights.conv1.bias))
+            features[rows] = gelu(linear(windows[rows], *weights.conv1))
 
         cores.each(first, slices(len(windows), ROWS))
         halved = conv_windows(features, stride=2)
         x = np.empty_like(weights.audio_positions)
 
         def second(rows: slice) -> None:
-            x[rows] = gelu(linear(halved[rows], weights.conv2.weight, weights.conv2.bias))
+            x[rows] = gelu(linear(halved[rows], *weights.conv2))
             x[rows] += weights.audio_positions[rows]
 
         cores.each(second, slices(len(x), ROWS))
@@ -105,24 +103,24 @@ class NumpyWhisper:
         for block, (keys, values), (cross_keys, cross_values) in zip(
             weights.decoder, cache, encoded.cross, strict=True
         ):
-            normal = layer_norm(x, block.attn_ln.weight, block.attn_ln.bias)
-            qkv = linear(normal, block.qkv.weight, block.qkv.bias, cores).reshape(n_sequences, n_new, 3, n_head, -1)
+            normal = layer_norm(x, *block.attn_ln)
+            qkv = linear(normal, *block.qkv, cores).reshape(n_sequences, n_new, 3, n_head, -1)
             q, keys[:, :, past:now], values[:, :, past:now] = qkv.transpose(2, 0, 3, 1, 4)
             attended = attention(q, keys[:, :, :now], values[:, :, :now], mask)
             attended = attended.transpose(0, 2, 1, 3).reshape(-1, n_state)
-            x += linear(attended, block.out.weight, block.out.bias, cores)
+            x += linear(attended, *block.out, cores)
 
             assert block.cross_attn_ln and block.cross_query and block.cross_out
-            normal = layer_norm(x, block.cross_attn_ln.weight, block.cross_attn_ln.bias)
-            q = linear(normal, block.cross_query.weight, block.cross_query.bias, cores)
+            normal = layer_norm(x, *block.cross_attn_ln)
+            q = linear(normal, *block.cross_query, cores)
             q = q.reshape(-1, n_head, n_state // n_head).transpose(1, 0, 2)
             queries.append(q[:, :n_new])
             attended = np.empty((n_sequences * n_new, n_head, n_state // n_head), np.float32)
             for rows in slices(n_sequences * n_new, QUERY_ROWS):
                 attended[rows] = attention(q[:, rows], cross_keys, cross_values).transpose(1, 0, 2)
-            x += linear(attended.reshape(-1, n_state), block.cross_out.weight, block.cross_out.bias, cores)
+            x += linear(attended.reshape(-1, n_state), *block.cross_out, cores)
             x += block.mlp(x, cores)
-        return layer_norm(x, weights.ln.weight, weights.ln.bias).reshape(n_sequences, n_new, n_state), queries, None
+        return layer_norm(x, *weights.ln).reshape(n_sequences, n_new, n_state), queries, None
 
     def choose(
         self, last: Float, screened: Float | None, rules: Rules, sequences: list[list[int]]

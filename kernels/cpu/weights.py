@@ -1,6 +1,7 @@
 """A checkpoint's weights for NumPy: converted to f32 once, maps with the same input joined, scales folded in."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,8 +10,7 @@ from kernels.cpu.cores import Cores
 from kernels.cpu.numpy_ops import Float, as_f32, gelu, layer_norm, linear, query_scale
 
 
-@dataclass(frozen=True)
-class Affine:
+class Affine(NamedTuple):
     """Weight and bias: of a layer norm, both [n_state]; of a linear map, [n_out, n_in] and [n_out]."""
 
     weight: Float
@@ -33,9 +33,9 @@ class Block:
 
     def mlp(self, x: Float, cores: Cores | None = None) -> Float:
         """(rows, n_state) → what the block's MLP adds to it."""
-        hidden = layer_norm(x, self.mlp_ln.weight, self.mlp_ln.bias)
-        hidden = gelu(linear(hidden, self.mlp_up.weight, self.mlp_up.bias, cores))
-        return linear(hidden, self.mlp_down.weight, self.mlp_down.bias, cores)
+        hidden = layer_norm(x, *self.mlp_ln)
+        hidden = gelu(linear(hidden, *self.mlp_up, cores))
+        return linear(hidden, *self.mlp_down, cores)
 
 
 @dataclass(frozen=True)

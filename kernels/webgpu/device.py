@@ -5,6 +5,7 @@ Every compute is a job for the device's one thread: `device.run(job)`.
 """
 
 import functools
+import itertools
 import math
 import os
 import threading
@@ -38,7 +39,7 @@ class DeviceError(RuntimeError):
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _as_device_error(what: str) -> Iterator[None]:
     """Raise wgpu's errors as DeviceError: what failed, then wgpu's message."""
     try:
         yield
@@ -85,7 +86,7 @@ def _describe(adapter: Any) -> AdapterInfo:
 
 def _enumerate() -> list[tuple[AdapterInfo, Any]]:
     _prepare_instance()
-    with _told("the adapters cannot be listed"):
+    with _as_device_error("the adapters cannot be listed"):
         found = [(_describe(adapter), adapter) for adapter in wgpu.gpu.enumerate_adapters_sync()]
     order = ["discrete", "integrated", "other", "software"]
     return sorted(found, key=lambda pair: order.index(pair[0].kind))
@@ -104,29 +105,9 @@ def open_device(adapter: Literal["any", "hardware", "software"] = "any") -> "Dev
     found = _enumerate()
     for info, handle in found:
         if adapter == "any" or info.is_software == (adapter == "software"):
-            with _told(f"the adapter {info.name} gave no device"):
+            with _as_device_error(f"the adapter {info.name} gave no device"):
                 return Device(info, handle)
     raise DeviceError(f"no {'' if adapter == 'any' else adapter + ' '}WebGPU adapter among the {len(found)} found")
-
-
-class Reading:
-    """A pending read from the device."""
-
-    def __init__(self, device: "Device", sizes: list[int], staging: Any, capacity: int, promise: Any) -> None:
-        self._device, self._sizes, self._staging = device, sizes, staging
-        self._capacity, self._promise = capacity, promise
-
-    def wait(self) -> list[NDArray[np.uint8]]:
-        """Block until the submitted work is done, and return each view's bytes. Call it only once."""
-        with _told("the device was lost"):
-            self._promise.sync_wait()
-        mapped = np.frombuffer(self._staging.read_mapped(copy=False), np.uint8)
-        starts = np.cumsum([0, *self._sizes])
-        parts = [mapped[start : start + size].copy() for start, size in zip(starts, self._sizes, strict=False)]
-        del mapped
-        self._staging.unmap()
-        self._device.give_staging(self._capacity, self._staging)
-        return parts
 
 
 class Device:
@@ -198,7 +179,7 @@ class Device:
         allocated = max(16, -(-nbytes // 16) * 16)
         if allocated > self.info.limits["max-buffer-size"]:
             raise DeviceError(f"a buffer of {nbytes} bytes is over this device's limit")
-        with _told(f"the device has no memory for a buffer of {nbytes} bytes"):
+        with _as_device_error(f"the device has no memory for a buffer of {nbytes} bytes"):
             made = Buffer(self.handle.create_buffer(size=allocated, usage=usage), nbytes, allocated, self._tally)
         self.write(made, array)
         return made
@@ -212,7 +193,7 @@ class Device:
         if data.nbytes % 4:
             data = np.concatenate([data, np.zeros(-data.nbytes % 4, np.uint8)])
         if data.nbytes:
-            with _told("the device took no data"):
+            with _as_device_error("the device took no data"):
                 self.handle.queue.write_buffer(view.buffer.handle, view.offset, data)
 
     def row_ranges(self, n_rows: int, row_bytes: int) -> list[tuple[int, int]]:
@@ -242,7 +223,7 @@ class Device:
                     raise DeviceError(str(error)) from error
                 self._modules[label] = self.shader_module(source, label)
             module, layout, n_bindings = self._modules[label]
-        with _told(f"kernel {label} with {dict(constants)} does not compile"):
+        with _as_device_error(f"kernel {label} with {dict(constants)} does not compile"):
             handle = self.handle.create_compute_pipeline(
                 label=label,
                 layout=self.handle.create_pipeline_layout(bind_group_layouts=[layout]),
@@ -260,7 +241,7 @@ class Device:
             {"binding": number, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": kind}}
             for number, kind in enumerate(kinds)
         ]
-        with _told(f"kernel {name} is not valid WGSL"):
+        with _as_device_error(f"kernel {name} is not valid WGSL"):
             module = self.handle.create_shader_module(label=name, code=source)
             return module, self.handle.create_bind_group_layout(entries=entries), len(kinds)
 
@@ -272,35 +253,41 @@ class Device:
             {"binding": i, "resource": {"buffer": v.buffer.handle, "offset": v.offset, "size": v.nbytes}}
             for i, v in enumerate(views)
         ]
-        with _told(pipeline.name):
+        with _as_device_error(pipeline.name):
             return self.handle.create_bind_group(layout=pipeline.layout, entries=entries)
 
-    def submit(self, recording: Recording, *, reads: Sequence[Binding] = ()) -> Reading | None:
-        """Submit the recording as one command buffer; `reads` are copied back after it."""
+    def submit(self, recording: Recording, *, reads: Sequence[Binding] = ()) -> list[NDArray[np.uint8]]:
+        """Submit the recording as one command buffer. With `reads`, wait and return the bytes of each, padded to 4."""
         views = [as_view(view) for view in reads]
-        with _told("the device refused the work"):
+        sizes = [-(-view.nbytes // 4) * 4 for view in views]
+        starts = [0, *itertools.accumulate(sizes)]
+        with _as_device_error("the device refused the work"):
             encoder = self.handle.create_command_encoder()
             _replay(encoder, recording.steps)
             if not views:
                 self.handle.queue.submit([encoder.finish()])
-                return None
-            sizes = [-(-view.nbytes // 4) * 4 for view in views]
-            capacity, staging = self._take_staging(sum(sizes))
-            start = 0
-            for view, size in zip(views, sizes, strict=True):
+                return []
+            capacity, staging = self._take_staging(starts[-1])
+            for view, start, size in zip(views, starts, sizes, strict=False):
                 encoder.copy_buffer_to_buffer(view.buffer.handle, view.offset, staging, start, size)
-                start += size
             self.handle.queue.submit([encoder.finish()])
             # NOSYNC: a plain READ would submit another, empty, command buffer first.
-            promise = staging.map_async("READ_NOSYNC", 0, sum(sizes))
-        return Reading(self, sizes, staging, capacity, promise)
+            promise = staging.map_async("READ_NOSYNC", 0, starts[-1])
+        with _as_device_error("the device was lost"):
+            promise.sync_wait()
+        mapped = np.frombuffer(staging.read_mapped(copy=False), np.uint8)
+        parts = [mapped[start : start + size].copy() for start, size in zip(starts, sizes, strict=False)]
+        del mapped
+        staging.unmap()
+        with self._lock:
+            self._staging.setdefault(capacity, []).append(staging)
+        return parts
 
     def read(self, source: Binding, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """The bytes of a buffer or view, once all submitted work is done, as a flat array of `dtype`."""
         view = source if isinstance(source, View) else source.view(0, source.nbytes)
-        reading = self.submit(Recording(self), reads=[view])
-        assert reading is not None
-        return reading.wait()[0][: view.nbytes].view(dtype)
+        [found] = self.submit(Recording(self), reads=[view])
+        return found[: view.nbytes].view(dtype)
 
     def _take_staging(self, nbytes: int) -> tuple[int, Any]:
         """A mappable buffer of at least nbytes, a returned one if one fits: → (capacity, buffer)."""
@@ -309,11 +296,6 @@ class Device:
             if self._staging.get(capacity):
                 return capacity, self._staging[capacity].pop()
         return capacity, self.handle.create_buffer(size=capacity, usage="COPY_DST|MAP_READ")
-
-    def give_staging(self, capacity: int, staging: Any) -> None:
-        """Keep a staging buffer for the next read of its size."""
-        with self._lock:
-            self._staging.setdefault(capacity, []).append(staging)
 
     def close(self) -> None:
         """Finish the waiting jobs and free everything on the device. Not from a job."""

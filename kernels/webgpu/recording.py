@@ -98,7 +98,7 @@ class Copy:
 
 
 class Binder(Protocol):
-    """The part of a device that a recording uses."""
+    """Makes a recording's bind groups: a device, or buffers that keep theirs."""
 
     def bind_group(self, pipeline: Pipeline, views: Sequence[View]) -> Any: ...
 
@@ -118,8 +118,8 @@ class Compiler(Protocol):
 class Recording:
     """Launches and copies in order, prepared once, submitted any number of times. Each sees the writes before it."""
 
-    def __init__(self, device: Binder) -> None:
-        self._device = device
+    def __init__(self, binder: Binder) -> None:
+        self._binder = binder
         self.steps: list[Dispatch | Copy] = []
 
     @property
@@ -132,7 +132,7 @@ class Recording:
         if max(x, y, z) > MAX_WORKGROUPS or min(x, y, z) < 1:
             raise ValueError(f"{pipeline.name}: ({x}, {y}, {z}) workgroups, but 1 to {MAX_WORKGROUPS} are possible")
         views = tuple(as_view(binding) for binding in bindings)
-        self.steps.append(Dispatch(pipeline, self._device.bind_group(pipeline, views), (x, y, z), views))
+        self.steps.append(Dispatch(pipeline, self._binder.bind_group(pipeline, views), (x, y, z), views))
 
     def copy(self, source: Binding, target: Binding) -> None:
         """Add a copy of all of `source` to the start of `target`; offsets and sizes are multiples of 4 bytes."""

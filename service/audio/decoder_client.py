@@ -27,20 +27,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from service.audio.decoder_process import (
-    BEGINS,
-    BLOCK,
-    CRASHED,
-    DISK,
-    END,
-    ENDS,
-    HEAD,
-    NOT_BEGUN,
-    REFUSED,
-    REQUEST,
-    SHAPE,
-    START,
-)
+from service.audio import decoder_process as protocol
+from service.audio.frames import FORMATS
 from service.audio.sandbox import Limits
 from service.audio.wav import Floats
 from service.errors import DecoderLost, UnreadableAudio
@@ -56,15 +44,6 @@ FORKS = sys.platform == "linux"  # macOS's system libraries break in a fork
 MODULE = "service.audio.decoder_process"
 BOOT = f"import sys; sys.path += sys.argv[1].split(':'); from {MODULE} import main; main(*sys.argv[2:])"
 TIME_IS_UP = (signal.SIGPROF, signal.SIGXCPU)
-# sample format, without the "p" of planar ones → dtype, silence, full scale
-_TYPES = {
-    "u8": ("u1", 128, 1 << 7),
-    "s16": ("i2", 0, 1 << 15),
-    "s32": ("i4", 0, 1 << 31),
-    "s64": ("i8", 0, 1 << 63),
-    "flt": ("f4", 0, 1),
-    "dbl": ("f8", 0, 1),
-}
 
 
 def _command(*arguments: str) -> list[str]:
@@ -90,7 +69,7 @@ class _Server:
         self._control: socket.socket | None = None
 
     def start(self) -> socket.socket:
-        """Start the server if it isn't running; returns its socket."""
+        """The running server's socket; starts it if needed."""
         with self._lock:
             if self._control is None or self._process is None or self._process.poll() is not None:
                 self._drop()
@@ -103,10 +82,10 @@ class _Server:
         """Have a file decoded; returns the number to end it by. Raises OSError."""
         number = os.getpid() << 32 | next(self._numbers)  # unique even in a fork of this process
         try:
-            self._send((START, number, start, *limits), file, out)
+            self._send((protocol.START, number, start, *limits), file, out)
         except OSError:  # it has died, and its processes with it
             self.start()
-            self._send((START, number, start, *limits), file, out)
+            self._send((protocol.START, number, start, *limits), file, out)
         return number
 
     def end(self, number: int) -> int | None:
@@ -114,7 +93,7 @@ class _Server:
         read, write = os.pipe()
         with open(read) as answer:  # noqa: PTH123
             try:
-                self._send((END, number, 0, 0, 0.0, 0), write)
+                self._send((protocol.END, number, 0, 0, 0.0, 0), write)
             except OSError:
                 return None
             finally:
@@ -123,7 +102,7 @@ class _Server:
         return os.waitstatus_to_exitcode(int(status)) if status else None
 
     def _send(self, request: tuple[Any, ...], *fds: int) -> None:
-        socket.send_fds(self.start(), [REQUEST.pack(*request)], fds)
+        socket.send_fds(self.start(), [protocol.REQUEST.pack(*request)], fds)
 
     def _drop(self) -> None:
         if self._control is not None:
@@ -165,7 +144,7 @@ class Decoder:
                 os.close(out)
             self._poll = select.poll()
             self._poll.register(self._pipe, select.POLLIN)
-            self.format, codec = self._message(BEGINS).decode().split(",")
+            self.format, codec = self._message(protocol.BEGINS).decode().split(",")
         except BaseException:
             self.close()
             raise
@@ -185,35 +164,35 @@ class Decoder:
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """(Hz, (n, channels) f32), … in order."""
-        while data := self._message(BLOCK):
-            name, rate, channels, n, k = SHAPE.unpack_from(data)
+        while data := self._message(protocol.BLOCK):
+            name, rate, channels, n, k = protocol.SHAPE.unpack_from(data)
             name = name.rstrip(b"\0").decode("ascii", "replace")
-            dtype, silence, full_scale = _TYPES.get(name.removesuffix("p"), ("", 0, 0))
-            if not dtype or not n * channels or len(data) - SHAPE.size != k * n * channels * np.dtype(dtype).itemsize:
+            code, width, silence, full_scale = FORMATS.get(name.removesuffix("p"), ("B", 0, 0, 0))
+            if not n * channels * width or len(data) != protocol.SHAPE.size + k * n * channels * width:
                 raise self._broken("a block of wrong size")
-            values = _as_floats(np.frombuffer(data, dtype, offset=SHAPE.size), silence, full_scale)
+            values = _as_floats(np.frombuffer(data, code, offset=protocol.SHAPE.size), silence, full_scale)
             if name.endswith("p"):
                 values = values.reshape(k, channels, n).transpose(0, 2, 1)
             yield rate, values.reshape(k * n, channels)
 
     def _message(self, expected: bytes) -> bytes:
         """The next message's content; empty at the regular end. Raises the error that any other message reports."""
-        kind, length = HEAD.unpack(self._read(HEAD.size))
+        kind, length = protocol.HEAD.unpack(self._read(protocol.HEAD.size))
         if length > MAX_MESSAGE_BYTES:
             raise self._broken(f"a message of {length} bytes")
         data = self._read(length)
         if kind == expected:
             return data
-        if kind == ENDS:
+        if kind == protocol.ENDS:
             lost_bytes, lost_s = data.decode().split(",")
             if int(lost_bytes) >= LOST_BYTES or float(lost_s):
                 self.lost = f"{int(lost_bytes)} bytes cannot be decoded, {float(lost_s):g} s are missing"
             return b""
-        if kind == DISK:
+        if kind == protocol.DISK:
             raise OSError(*json.loads(data))
-        if kind == REFUSED:
+        if kind == protocol.REFUSED:
             raise UnreadableAudio(data.decode("utf-8", "replace")[:MAX_SENTENCE])
-        raise self._broken(data.decode("utf-8", "replace") if kind == CRASHED else f"a message {kind!r}")
+        raise self._broken(data.decode("utf-8", "replace") if kind == protocol.CRASHED else f"a message {kind!r}")
 
     def _read(self, count: int) -> bytes:
         data = bytearray(count)
@@ -230,7 +209,7 @@ class Decoder:
     def _died(self) -> Exception:
         end, self._end = self._end, lambda: None
         code = end()
-        if code in (None, -signal.SIGKILL, NOT_BEGUN):
+        if code in (None, -signal.SIGKILL, protocol.NOT_BEGUN):
             log.warning("a decoding process failed to start or was killed: is memory short?")
             return DecoderLost()
         if code < 0 and -code in TIME_IS_UP:

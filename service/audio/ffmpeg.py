@@ -1,25 +1,25 @@
-"""FFmpeg, through PyAV: any sound file → its decoded frames. Runs in a process of its own, see decoder_process.
+"""FFmpeg, through PyAV: any sound file → its decoded frames. Runs in its own process, see decoder_process.
 
-FFmpeg sees nothing but the uploaded bytes. It finds out itself what they are, may only take a demuxer of `FORMATS`, and
-no demuxer may open another file or address. Only codecs of sound are opened. NumPy is not needed here.
+FFmpeg sees only the uploaded bytes and detects their format itself. It may use the demuxers in `FORMATS`, none of which
+may open another file or address, and audio codecs only. NumPy is not needed here.
 """
 
 import copy
 import functools
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from service.audio.frames import is_audible, planes
-from service.audio.joined import beginning, heads, own_end
+from service.audio.joined import beginning, heads, ogg_links, own_end
 from service.audio.losses import Found
-from service.audio.ogg import links
 from service.audio.source import Refused, Source
 
 if TYPE_CHECKING:
-    from av.audio.frame import AudioFrame
     from av.container import InputContainer
     from av.packet import Packet
+
+    from service.audio.decoder_process import Output
 
 # FFmpeg's demuxer → what users call it. None of them reads playlists, scripts, subtitles or pictures.
 FORMATS = {
@@ -54,26 +54,16 @@ FORMATS_READ = (
     "WAV, FLAC, OGG (Vorbis, Opus), MP3, M4A/MP4/MOV, WebM/Matroska, AAC, WMA/ASF, AMR, AIFF, AU, CAF, W64, AC-3, DTS, "
     "WavPack, TTA, Monkey's Audio, SPHERE, MPEG, AVI and FLV"
 )
-BARE = ("mp3", "aac", "loas", "ac3", "eac3", "dts", "flac")  # frames and nothing between them, but for tags
+BARE = ("mp3", "aac", "loas", "ac3", "eac3", "dts", "flac")  # frames with nothing but tags between them
 MAX_STREAMS = 64
-MAX_FAULTS = 100  # places in a row where a file cannot be read on
-MAX_FILES = 1000  # one after the other
+MAX_FAULTS = 100  # in a row while reading a file
+MAX_FILES = 1000  # joined in one upload
 MAX_FALSE_HEADS = 20  # places that look like another file's head and aren't
-
-
-class _Output(Protocol):
-    def frame(self, format: str, rate: int, n: int, planes: list[bytes], channels: int) -> None: ...
-
-    def is_alive(self) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def send(self, kind: bytes, *parts: bytes) -> None: ...
 
 
 @functools.cache
 def set_up() -> ModuleType:
-    """PyAV, silent, with the modules that it would import later: a process that is locked in cannot."""
+    """PyAV, silent, with the modules that it would import later, which a confined process can't."""
     import av
     import av.logging
     import av.subtitles.codeccontext
@@ -86,7 +76,7 @@ def set_up() -> ModuleType:
 
 @functools.cache
 def codecs() -> str:
-    """The names of all decoders of sound."""
+    """The names of all audio decoders."""
     av = set_up()
     return ",".join(name for name in sorted(av.codecs_available) if _decodes_sound(av, name))
 
@@ -98,12 +88,12 @@ def _decodes_sound(av: ModuleType, name: str) -> bool:
         return False  # an encoder
 
 
-def decode(source: Source, output: _Output) -> None:
+def decode(source: Source, output: "Output") -> None:
     """Send the format, then the frames of the first sound track that isn't silent, then how much did not decode.
 
-    What is damaged inside is passed over, and so are zeros or junk in front; a file that ends early gives what can be
-    decoded. Files joined one after the other are all heard. Raises Refused when there is no sound, or most of it does
-    not decode; MemoryError; OSError where the file cannot be read.
+    Skips damaged parts, and zeros or junk in front; a truncated file gives whatever can be decoded. Decodes files
+    joined end to end. Raises Refused if there is no sound or most of it doesn't decode; MemoryError; OSError if the
+    file can't be read.
     """
 
     def read_at(position: int, count: int) -> bytes:
@@ -134,16 +124,15 @@ def decode(source: Source, output: _Output) -> None:
         following = heads(read_at, end, head.at, behind)
     found.check()
     output.flush()
-    output.send(
-        b"E", f"{found.lost_bytes + found.idle_bytes + unheard + end - unheard_from},{found.lost_s:.3f}".encode()
-    )
+    lost_bytes = found.lost_bytes + found.idle_bytes + unheard + end - unheard_from
+    output.send(b"E", f"{lost_bytes},{found.lost_s:.3f}".encode())
 
 
-def _decode_file(source: Source, at: int, end: int, output: _Output, found: Found, formats: tuple[str, ...]) -> int:
-    """Decode the file that begins at `at`; where its last packet ends."""
+def _decode_file(source: Source, at: int, end: int, output: "Output", found: Found, formats: tuple[str, ...]) -> int:
+    """Decode the file that begins at `at`; returns where its last packet ends."""
     source.show(at, end)
     behind = 0
-    for start, stop in links(source.read_at, end - at) if source.read_at(0, 4) == b"OggS" else [(0, end - at)]:
+    for start, stop in ogg_links(source.read_at, end - at) if source.read_at(0, 4) == b"OggS" else [(0, end - at)]:
         source.show(at + start, at + own_end(source.read_at, stop, start))
         try:
             behind = start + _decode(source, output, found, formats)
@@ -156,7 +145,7 @@ def _decode_file(source: Source, at: int, end: int, output: _Output, found: Foun
     return at + behind
 
 
-def _decode(source: Source, output: _Output, found: Found, formats: tuple[str, ...]) -> int:
+def _decode(source: Source, output: "Output", found: Found, formats: tuple[str, ...]) -> int:
     av = set_up()
     container = _open(av, source, formats)
     demuxer = container.format.name.partition(",")[0]
@@ -193,14 +182,15 @@ def _decode(source: Source, output: _Output, found: Found, formats: tuple[str, .
         for frame in frames:
             if isinstance(frame, av.AudioFrame) and frame.samples:
                 found.frame(frame)
-                _send(frame, output)
+                channels = frame.layout.nb_channels
+                output.frame(frame.format.name, frame.sample_rate, frame.samples, planes(frame), channels)
     if source.failure is not None:
         raise source.failure
     return behind
 
 
-def _has_sound(source: Source, output: _Output, formats: tuple[str, ...], index: int) -> bool:
-    """Whether a track is more than silence: programs that record several leave those without an input silent."""
+def _has_sound(source: Source, output: "Output", formats: tuple[str, ...], index: int) -> bool:
+    """Whether a track isn't silent: programs that record several tracks leave those without an input silent."""
     av = set_up()
     container, track = _open_track(source, formats, index)
     with container:
@@ -217,7 +207,7 @@ def _has_sound(source: Source, output: _Output, formats: tuple[str, ...], index:
 
 
 def _open_track(source: Source, formats: tuple[str, ...], index: int) -> tuple["InputContainer", Any]:
-    """The file from its start, and its stream of this index: the others are not read."""
+    """The file from its start, and its stream of this index, the only one that is read."""
     av = set_up()
     source.seek(0)
     container = _open(av, source, formats)
@@ -232,7 +222,7 @@ def _open_track(source: Source, formats: tuple[str, ...], index: int) -> tuple["
 def _open(av: ModuleType, source: Source, formats: tuple[str, ...]) -> "InputContainer":
     options = {
         "format_whitelist": ",".join(formats),
-        "codec_whitelist": codecs(),  # finding out what streams there are decodes their first packets
+        "codec_whitelist": codecs(),  # probing the streams decodes their first packets
         "protocol_whitelist": "none",
         "max_streams": str(MAX_STREAMS + 1),
         "enable_drefs": "0",  # of an MP4
@@ -254,28 +244,28 @@ def _open(av: ModuleType, source: Source, formats: tuple[str, ...]) -> "InputCon
 
 
 def _refuse(url: str, flags: int, options: dict[str, str]) -> None:
-    """For every other file or address that a demuxer would open."""
+    """Rejects every other file or address that a demuxer would open."""
     raise PermissionError("only the uploaded file is read")
 
 
 def _faults(av: ModuleType) -> tuple[type[Exception], ...]:
-    """What PyAV raises about a file: FFmpeg's errors, and Python's own over numbers or text it cannot hold."""
+    """What PyAV raises for a bad file: FFmpeg's errors, and Python's for numbers or text that it can't represent."""
     return (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, PermissionError)
 
 
 def _no_memory(error: Exception) -> None:
-    """Raise MemoryError where that is what FFmpeg ran into: the file is not at fault there, so it is not read on."""
+    """Raise MemoryError if FFmpeg ran out of memory: the rest of the file can't be read then."""
     if isinstance(error, MemoryError):
         raise error
 
 
 def _decoder(track: Any) -> str | None:
-    """The decoder's name; None where FFmpeg has none."""
+    """The decoder's name; None if FFmpeg has none."""
     return None if track.codec_context is None else track.codec_context.codec.name
 
 
 def _packets(av: ModuleType, container: "InputContainer", track: Any, source: Source) -> "Iterator[Packet[Any]]":
-    """The track's packets. Where the file cannot be read on, FFmpeg tries from where it stands."""
+    """The track's packets. After a fault, FFmpeg tries again from its position."""
     n_faults = 0
     while n_faults < MAX_FAULTS and source.failure is None:
         try:
@@ -286,7 +276,3 @@ def _packets(av: ModuleType, container: "InputContainer", track: Any, source: So
         except _faults(av) as error:
             _no_memory(error)
             n_faults += 1
-
-
-def _send(frame: "AudioFrame", output: _Output) -> None:
-    output.frame(frame.format.name, frame.sample_rate, frame.samples, planes(frame), frame.layout.nb_channels)

@@ -9,7 +9,7 @@ import struct
 
 from service.audio.joined import is_head
 
-HELD_BYTES = 4096  # that tell whether it is a file of another kind
+HELD_BYTES = 4096  # enough to recognise a file of another kind
 _RATE = 8000  # Hz, of all but G.722
 _UNKNOWN = 0xFFFF_FFFF
 _NAME = re.compile(
@@ -19,7 +19,7 @@ _AU_G726 = {2: 0x37323632, 3: 25, 4: 23, 5: 26}  # bits of a sample → AU's enc
 
 
 def header_for(filename: str, content_type: str) -> bytes:
-    """The header of a file with this name and media type, empty where neither tells a format without header."""
+    """The header for a file with this name and media type; empty if neither means raw sound."""
     media_type, _, parameters = content_type.lower().partition(";")
     kind, _, subtype = media_type.strip().partition("/")
     if kind == "audio" and (match := _NAME.fullmatch(subtype.removeprefix("x-"))):
@@ -41,12 +41,12 @@ def _header(match: re.Match[str], *, rate: int, is_rtp: bool) -> bytes:
 
 
 def _wav(tag: int, rate: int, bits: int) -> bytes:
-    block = bits if bits % 8 else 1  # bytes, of 8 samples: they must not be cut inside
+    block = bits if bits % 8 else 1  # bytes of 8 samples, which must not be split
     fmt = struct.pack("<HHIIHH", tag, 1, rate, rate * bits // 8, block, bits)
     data = struct.pack("<4sI", b"data", _UNKNOWN)
     return struct.pack("<4sI8sI", b"RIFF", _UNKNOWN, b"WAVEfmt ", len(fmt)) + fmt + data
 
 
 def is_raw(start: bytes) -> bool:
-    """Whether a file that begins so may be without a header."""
+    """Whether a file with this start may be raw sound."""
     return not start.startswith(b"ID3") and not is_head(lambda at, count: start[at : at + count], 0)

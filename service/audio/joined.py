@@ -1,12 +1,14 @@
-"""Finds files joined end to end in one upload, and junk in front: where a file begins and where the next may start."""
+"""Finds files joined end to end in one upload, and junk in front: where a file begins and where the next may start.
+
+Source for OGG, whose recordings FFmpeg reads on only if they are alike: RFC 3533, page headers.
+"""
 
 import heapq
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from service.audio.ogg import ReadAt
-from service.audio.tags import behind_tags
+from service.audio.tags import ReadAt, behind_tags
 
 _FIRST_PIECE, _PIECE = 1 << 12, 1 << 20  # the next file is nearly always close
 _HEAD_BYTES = 16
@@ -18,28 +20,13 @@ _MAX_ZEROS = 1 << 20  # of padding between files
 _MAX_MARKS = 1000  # of one kind per piece
 UNKNOWN_SIZES = (0, 0xFFFF_FFFF)  # of a WAV's sound, written by programs that cannot seek back
 _TAIL_BYTES = 64  # after the last sound: padding, or an FLV's last tag
-# Signatures to search for, and how many bytes of the file's head precede them.
-_MARKS = {
-    b"RIFF": 0,
-    b"RIFX": 0,
-    b"RF64": 0,
-    b"FORM": 0,
-    b"caff": 0,
-    b"riff.\x91\xcf\x11": 0,
-    b"fLaC": 0,
-    b"OggS\0\x02": 0,
-    b"wvpk": 0,
-    b"TTA1": 0,
-    b"FLV\x01": 0,
-    b"ftyp": 4,
-    b".snd\0\0": 0,
-    b"#!AMR": 0,
-    b"MAC ": 0,
-    b"0&\xb2u\x8ef\xcf\x11": 0,  # ASF
-    b"\x1aE\xdf\xa3": 0,  # Matroska
-    b"NIST_1A\n": 0,
-    b"ID3": 0,
-}
+# Signatures to search for; `ftyp` comes after 4 bytes of the file's head.
+_MARKS = (
+    *(b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff", b"riff.\x91\xcf\x11", b"fLaC", b"OggS\0\x02", b"wvpk", b"TTA1"),
+    *(b"FLV\x01", b"ftyp", b".snd\0\0", b"#!AMR", b"MAC ", b"NIST_1A\n", b"ID3"),
+    *(b"0&\xb2u\x8ef\xcf\x11", b"\x1aE\xdf\xa3"),  # ASF, Matroska
+)
+_BEFORE_FTYP = 4
 _CERTAIN = re.compile(
     rb"RIF[FX].{4}(WAVE|AVI )|RF64.{4}WAVE|FORM.{4}AIF[FC]|caff\0[\x01\x02]|riff\.\x91\xcf\x11|fLaC[\0\x80]\0\0\x22"
     rb"|OggS\0\x02|wvpk.{4}[\x02-\x10]\x04|TTA1[\x01\x02]\0|FLV\x01|\0\0..ftyp|\.snd\0\0|#!AMR|MAC .[\x0b-\x10]"
@@ -63,6 +50,10 @@ _BIT_RATES = {
 }
 
 
+_OGG_FIRST_PAGE = b"OggS\x00\x02"  # the start of a stream's first page
+_OGG_HEADER = 27  # bytes before a page's segment table
+
+
 class Head(NamedTuple):
     """A possible start of a file. An uncertain one is a tag or bare frames, and may be neither."""
 
@@ -71,7 +62,7 @@ class Head(NamedTuple):
 
 
 def heads(read_at: ReadAt, end: int, at: int, behind: int) -> Iterator[Head]:
-    """Possible starts, in order, of files after the one at `at`, whose last sound ends at `behind`."""
+    """Possible starts, in order, of further files after the one at `at`, whose last sound ends at `behind`."""
     frames = (Head(place, False) for place in _ends(read_at, end, at, behind) if is_frames(read_at, place))
     yield from heapq.merge(frames, _marked(read_at, max(behind, at + 1)))
 
@@ -115,7 +106,7 @@ def next_file(read_at: ReadAt, at: int) -> int | None:
 
 
 def _frames(read_at: ReadAt, at: int, end: int | None) -> int | None:
-    """Where frames of MPEG or AAC begin before `end`, or the file's; None where there are none to be sure of."""
+    """The start of certain frames of MPEG or AAC before `end` (None: the file's end); None if there are none."""
     while (end is None or at < end) and len(piece := read_at(at, _PIECE + _N_HEAD)) > _N_HEAD:
         for match in _FRAME.finditer(piece, 0, _PIECE + 2 if end is None else min(_PIECE, end - at) + 2):
             if _is_run(read_at, at + match.start()):
@@ -246,7 +237,7 @@ def own_end(read_at: ReadAt, end: int, at: int) -> int:
 
 
 def _open_sound(read_at: ReadAt, at: int, end: int) -> int | None:
-    """Where a WAV's samples begin, of its chunks from `at` on; None where it says how many there are."""
+    """The start of a WAV's samples, from its chunks at `at` on; None if the header gives their number."""
     for _ in range(_MAX_BOXES):
         head = read_at(at, 8)
         length = int.from_bytes(head[4:], "little")
@@ -269,16 +260,16 @@ def _behind_flv_tags(read_at: ReadAt, at: int) -> int:
 
 
 def _marked(read_at: ReadAt, at: int) -> Iterator[Head]:
-    before = max(_MARKS.values())
     size = _FIRST_PIECE
     while len(piece := read_at(at, size + _HEAD_BYTES)) >= _HEAD_BYTES:
         places = set()
-        for mark, offset in _MARKS.items():
+        for mark in _MARKS:
+            offset = _BEFORE_FTYP if mark == b"ftyp" else 0
             found = piece.find(mark)
             for _ in range(_MAX_MARKS):
                 if found < 0:
                     break
-                if offset <= found < size + before:
+                if offset <= found < size + _BEFORE_FTYP:
                     places.add(found - offset)
                 found = piece.find(mark, found + 1)
         for place in sorted(places):
@@ -287,3 +278,25 @@ def _marked(read_at: ReadAt, at: int) -> Iterator[Head]:
                 yield Head(at + place, head[:3] != b"ID3")
         at += size
         size = min(_PIECE, 2 * size)
+
+
+def ogg_links(read_at: ReadAt, size: int) -> list[tuple[int, int]]:
+    """[(start, end), …] in bytes of the recordings in an OGG file; streams that start together count as one."""
+    starts, behind = [0], 0
+    for at in _ogg_first_pages(read_at):
+        if at != behind and at > 0:
+            starts.append(at)
+        page = read_at(at, _OGG_HEADER + 255)
+        n_segments = page[26] if len(page) >= _OGG_HEADER else 0
+        behind = at + _OGG_HEADER + n_segments + sum(page[_OGG_HEADER : _OGG_HEADER + n_segments])
+    return list(zip(starts, [*starts[1:], size], strict=True))
+
+
+def _ogg_first_pages(read_at: ReadAt) -> Iterator[int]:
+    offset = 0
+    while len(piece := read_at(offset, _PIECE)) >= len(_OGG_FIRST_PAGE):
+        found = piece.find(_OGG_FIRST_PAGE)
+        while found >= 0:
+            yield offset + found
+            found = piece.find(_OGG_FIRST_PAGE, found + 1)
+        offset += len(piece) - len(_OGG_FIRST_PAGE) + 1

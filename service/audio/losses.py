@@ -1,4 +1,4 @@
-"""How much of a file's sound FFmpeg met and lost: packets that don't decode, junk between them, gaps in time."""
+"""Counts the sound that FFmpeg found in a file and lost: packets that don't decode, junk between them, gaps."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -16,31 +16,31 @@ _NO_TEXT = re.compile(rb"[\0-\x08\x0b\x0e-\x1f\x7f\xff]")
 
 
 class Found:
-    """The sound of one file, or of several that are joined, and what is lost of it."""
+    """The sound of one file, or of several joined ones, and its losses."""
 
     def __init__(self) -> None:
         self.kind = ""
-        self.largest = 0  # packet there may be, where the file says it: what is behind is junk
+        self.largest = 0  # size of a packet, if the file declares it: what follows in a packet is junk
         self.met_bytes = self.lost_bytes = 0
-        self.idle_bytes = 0  # lost ones that hold no frames: no damage
+        self.idle_bytes = 0  # lost bytes that can't hold frames, so no damage
         self.met_s = self.lost_s = 0.0
 
     def begin(self, source: Source, kind: str, is_bare: bool, tick_s: float) -> None:
-        """A recording: the file, or a part of it. `is_bare`: one of frames and nothing between them."""
-        self._tick_s = tick_s  # of its time
+        """Start a recording: a file or a part of one. `is_bare`: see ffmpeg.BARE. `tick_s`: the unit of its times."""
+        self._tick_s = tick_s
         self.kind, self._source, self._is_bare, self.largest = self.kind or kind, source, is_bare, 0
-        self._start: int | None = None  # of the first packet in the file
-        self._behind = 0  # the last packet there; positions may be off for packets behind a damage
+        self._start: int | None = None  # position of the first packet
+        self._behind = 0  # end of the last packet; positions after damage may be wrong
         self._passed_bytes = 0  # tags and idle bytes between packets
         self._due: float | None = None  # when the next frame begins, in the file's time
 
     def lose(self, n_bytes: int) -> None:
-        """Bytes of sound that do not decode."""
+        """Count bytes of sound that don't decode."""
         self.met_bytes += n_bytes
         self.lost_bytes += n_bytes
 
     def packet(self, packet: "Packet[Any]") -> None:
-        """The next one; one of no bytes comes at the file's end."""
+        """Count the next packet; an empty one marks the file's end."""
         size, position = packet.size, packet.pos if packet.size else self._source.size
         self.met_bytes += size
         if not self._is_bare or position is None:
@@ -60,20 +60,20 @@ class Found:
             self.lose(max(0, position - self._start - self._passed_bytes - self.met_bytes))
 
     def undecoded(self, data: bytes) -> None:
-        """Count a packet, or what is left of it, that does not decode."""
+        """Count a packet, or the rest of one, that doesn't decode."""
         idle = _idle_bytes(data)
         self.idle_bytes += idle
         self.lost_bytes += len(data) - idle
 
     def junk(self, packet: "Packet[Any]", n_frames: int) -> None:
-        """Count what a packet holds after its frames, where their size is known; another FLAC file's header isn't."""
+        """Count what follows the frames in a packet, if their size is known; another FLAC file's header isn't junk."""
         size = packet.size
         if self.largest and size > self.largest * max(1, n_frames):
             data = bytes(packet)
             self.undecoded(data[self.largest * max(1, n_frames) + _flac_header_bytes(data) :])
 
     def frame(self, frame: "AudioFrame") -> None:
-        """The next one."""
+        """Count the next decoded frame."""
         seconds = frame.samples / frame.sample_rate
         self.met_s += seconds
         at = self._due
@@ -85,7 +85,7 @@ class Found:
             self._due = at + seconds
 
     def check(self) -> None:
-        """Raise Refused if there is no sound, or most of it is lost. Time may have gaps that nothing was in."""
+        """Raise Refused if there is no sound or most of it is lost. Gaps in time alone are not a loss."""
         if not self.met_s:
             raise Refused(f"The {self.kind} file holds no sound that can be decoded.")
         if 2 * self.lost_bytes > self.met_bytes or (self._is_bare and self.lost_s > self.met_s):
@@ -93,13 +93,13 @@ class Found:
 
 
 def _idle_bytes(data: bytes) -> int:
-    """How many of these bytes cannot hold frames: runs of one byte, and text."""
+    """How many of these bytes can't hold frames: runs of one byte, and text."""
     pieces = (data[at : at + _IDLE_PIECE] for at in range(0, len(data), _IDLE_PIECE))
     return sum(len(piece) for piece in pieces if len(set(piece)) == 1 or not _NO_TEXT.search(piece))
 
 
 def _flac_header_bytes(data: bytes) -> int:
-    """Of the FLAC header that begins somewhere in the data, 0 where none does."""
+    """The size of a FLAC header in the data; 0 if there is none."""
     start = data.find(b"fLaC")
     at, is_last = start + 4, start < 0
     while not is_last and at + 4 <= len(data):

@@ -19,37 +19,15 @@ _PDEATHSIG, _SECCOMP, _NO_NEW_PRIVS = 1, 22, 38  # of prctl(2)
 _FILTER = 2  # a mode of seccomp(2)
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF: load a word of the call, compare it, return a verdict
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
-# machine → (AUDIT_ARCH_…, the column in CALLS)
-_MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-# All system calls that decoding needs, with their number on each machine.
-CALLS = {
-    "read": (0, 63),
-    "write": (1, 64),
-    "close": (3, 57),
-    "fstat": (5, 80),
-    "lseek": (8, 62),
-    "mmap": (9, 222),
-    "mprotect": (10, 226),
-    "munmap": (11, 215),
-    "brk": (12, 214),
-    "rt_sigaction": (13, 134),
-    "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139),
-    "pread64": (17, 67),
-    "mremap": (25, 216),
-    "madvise": (28, 233),
-    "setitimer": (38, 103),
-    "getpid": (39, 172),
-    "exit": (60, 93),
-    "gettimeofday": (96, 169),
-    "getrusage": (98, 165),
-    "sigaltstack": (131, 132),
-    "futex": (202, 98),
-    "restart_syscall": (219, 128),
-    "clock_gettime": (228, 113),
-    "exit_group": (231, 94),
-    "getrandom": (318, 278),
-}
+# machine → (AUDIT_ARCH_…, the column in _CALLS)
+_MACHINES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}
+# All system calls that decoding needs, with their numbers on x86-64 and 64-bit ARM.
+_CALLS = """
+read 0 63, write 1 64, close 3 57, fstat 5 80, lseek 8 62, mmap 9 222, mprotect 10 226, munmap 11 215, brk 12 214,
+rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, pread64 17 67, mremap 25 216, madvise 28 233,
+setitimer 38 103, getpid 39 172, exit 60 93, gettimeofday 96 169, getrusage 98 165, sigaltstack 131 132, futex 202 98,
+restart_syscall 219 128, clock_gettime 228 113, exit_group 231 94, getrandom 318 278
+"""
 
 
 class Limits(NamedTuple):
@@ -92,7 +70,7 @@ def _filter_calls(libc: ctypes.CDLL) -> None:
     if machine not in _MACHINES:
         return
     architecture, column = _MACHINES[machine]
-    numbers = [row[column] for row in CALLS.values()]
+    numbers = [int(row.split()[column]) for row in _CALLS.split(",")]
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _ERRNO | errno.EPERM), (_LOAD, 0, 0, 0)]
     code += [(_EQUAL, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
     code += [(_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]

@@ -1,15 +1,15 @@
-"""The uploaded bytes as FFmpeg reads them, and the refusal of those that hold no sound."""
+"""The uploaded bytes as a file for FFmpeg, and the error for files without sound."""
 
 import io
 import os
 
 
 class Refused(Exception):
-    """The file gives no sound: one sentence for the user."""
+    """The file has no usable sound: one sentence for the user."""
 
 
 class Source:
-    """A descriptor from an offset on, as PyAV reads it. Its position is its own: others may share the descriptor."""
+    """A file for PyAV from an offset of a descriptor. Keeps its own position, as others may share the descriptor."""
 
     def __init__(self, fd: int, start: int) -> None:
         self._fd, self.start, self._position = fd, start, 0
@@ -22,7 +22,7 @@ class Source:
         return self._end - self.start
 
     def show(self, start: int, end: int) -> None:
-        """From now on be the bytes from `start` to `end` of the descriptor."""
+        """Show only the bytes from `start` to `end` of the descriptor from now on."""
         self.start, self._end, self._position = start, end, 0
 
     def read(self, count: int) -> bytes:
@@ -31,7 +31,7 @@ class Source:
         return data
 
     def read_at(self, position: int, count: int) -> bytes:
-        """Up to `count` bytes. Keeps what the disk says, as FFmpeg reports an error of its own."""
+        """Up to `count` bytes. Keeps an OSError in `failure`, because FFmpeg replaces it with its own error."""
         try:
             return os.pread(self._fd, max(0, min(count, self.size - position)), self.start + position)
         except OSError as error:

@@ -1,12 +1,13 @@
 """Tags around sound: ID3, before or after it, and APE."""
 
-from service.audio.ogg import ReadAt
+from collections.abc import Callable
 
+ReadAt = Callable[[int, int], bytes]  # (offset, count) → bytes, fewer at the end
 MAX_TAGS = 100  # in a row
 
 
 def behind_tags(read_at: ReadAt, position: int) -> int:
-    """The end of the tags that may start at `position`."""
+    """The end of any tags at `position`."""
     for _ in range(MAX_TAGS):
         head = read_at(position, 32)
         if head[:3] == b"ID3" and len(head) >= 10:

@@ -104,12 +104,14 @@ def open_wav(file: BinaryIO, rates: range, max_channels: int) -> PlainWav | None
     parts: list[_Part] = []
     chunks = _Chunks(file)
     try:
-        while (order := ORDERS.get(_read(file, at, 4))) and _read(file, at + 8, 4) == b"WAVE":
+        while (order := ORDERS.get(chunks.read_at(at, 4))) and chunks.read_at(at + 8, 4) == b"WAVE":
             part = _part(chunks, at + 12, size, order)
             if part is None or part.rate not in rates or not 1 <= part.channels <= max_channels:
                 return None
-            if part.subtype.startswith("PCM") and _is_compressed(chunks, part.start):
-                return None
+            if part.subtype.startswith("PCM"):
+                start = behind_zeros(chunks.read_at, part.start)
+                if _SYNC.match(chunks.read_at(start, 4)) or is_frames(chunks.read_at, start):
+                    return None
             parts.append(part)
             behind = _behind_chunks(chunks, parts, size, order)
             if len(parts) > MAX_PARTS:
@@ -117,17 +119,12 @@ def open_wav(file: BinaryIO, rates: range, max_channels: int) -> PlainWav | None
             at, is_raw = _behind_sound(chunks, parts[-1], behind, size)
             if is_raw:
                 parts[-1] = parts[-1]._replace(end=at)
-            is_other = _read(file, at, 4) not in ORDERS and is_head(chunks.read_at, behind_tags(chunks.read_at, at))
+            is_other = chunks.read_at(at, 4) not in ORDERS and is_head(chunks.read_at, behind_tags(chunks.read_at, at))
             if at < size and is_other and (parts[-1].is_open or not is_raw):
                 return None
     except _TooManyChunks:
         return None
     return PlainWav(file, parts, size - at) if parts else None
-
-
-def _is_compressed(chunks: "_Chunks", at: int) -> bool:
-    at = behind_zeros(chunks.read_at, at)
-    return bool(_SYNC.match(chunks.read_at(at, 4))) or is_frames(chunks.read_at, at)
 
 
 def _behind_sound(chunks: "_Chunks", part: _Part, behind: int, size: int) -> tuple[int, bool]:
@@ -159,7 +156,8 @@ class _Chunks:
         self._file, self._n_left = file, MAX_CHUNKS
 
     def read_at(self, at: int, count: int) -> bytes:
-        return _read(self._file, at, count)
+        self._file.seek(at)
+        return self._file.read(count)
 
     def head(self, at: int) -> bytes:
         """Name and length. Raises _TooManyChunks."""
@@ -208,8 +206,3 @@ def _behind_chunks(chunks: _Chunks, parts: list[_Part], size: int, order: Order)
             parts.append(parts[-1]._replace(start=at + 8, end=after))
         at = after + after % 2
     return at
-
-
-def _read(file: BinaryIO, at: int, count: int) -> bytes:
-    file.seek(at)
-    return file.read(count)

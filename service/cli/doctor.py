@@ -10,7 +10,7 @@ from service.errors import InternalError, WispError
 from service.guest.code_cache import user_cache_folder
 from service.guest.runner import Guest, GuestError
 from service.http.app import GUEST_WASM, Engine
-from service.models.names import choose_model
+from service.models.names import model_candidates
 from service.models.target import choose_target, wanted_target
 from service.settings import Settings
 
@@ -33,7 +33,24 @@ def examine(settings: Settings, write: Write) -> bool:
     write("libraries  " + ", ".join(f"{name} {_version(name)}" for name in LIBRARIES) + "\n")
     _adapters(write)
     _processor(write)
-    return all((_target(settings, write), _guest(write), _model(settings, write), _self_test(settings, write)))
+    sections = (("target", _target), ("guest", _guest), ("model", _model), ("self-test", _self_test))
+    results = [_reported(write, title, section, settings) for title, section in sections]
+    return all(results)
+
+
+def _reported(write: Write, title: str, section: Callable[[Settings], str], settings: Settings) -> bool:
+    """Write what `section` finds, or why it fails; whether it succeeds."""
+    succeeds = False
+    try:
+        found, succeeds = section(settings), True
+    except InternalError as error:
+        found = f"FAILED: {error.in_shell}"
+    except (WispError, GuestError, OSError) as error:
+        found = f"FAILED. {error}"
+    except Exception as error:  # finding any error of a driver or library is this command's purpose
+        found = f"FAILED. {type(error).__name__}: {error}"
+    write(f"{title:11}{found}\n")
+    return succeeds
 
 
 def _version(name: str) -> str:
@@ -70,54 +87,38 @@ def _adapters(write: Write) -> None:
                 write(f"           {limit} {adapter.limits[limit]} {unit}".rstrip() + "\n")
 
 
-def _target(settings: Settings, write: Write) -> bool:
+def _target(settings: Settings) -> str:
     asked = settings.target
     with contextlib.suppress(WispError):  # the model's own line reports what is wrong with it
-        asked = wanted_target(choose_model(settings), asked)
-    try:
-        target = choose_target(asked)
-    except WispError as error:
-        write(f"target     {asked}: FAILED. {error}\n")
-        return False
-    write(f"target     {asked} means {target.name}. {target.reason}\n")
-    return True
+        asked = wanted_target(model_candidates(settings)[0], asked)
+    target = choose_target(asked)
+    return f"{asked} means {target.name}. {target.reason}"
 
 
-def _guest(write: Write) -> bool:
+def _guest(settings: Settings) -> str:
     started = time.perf_counter()
-    try:
-        with Guest(GUEST_WASM, cache_folder=user_cache_folder()) as guest:
-            compiled = time.perf_counter()
-            guest.instantiate()  # the first one prepares what all others share
-            prepared = time.perf_counter()
-            for _ in range(N_INSTANCES):
-                guest.instantiate()
-            instance_s = (time.perf_counter() - prepared) / N_INSTANCES
-    except (GuestError, OSError) as error:
-        write(f"guest      FAILED. {error}\n")
-        return False
-    write(
-        f"guest      {GUEST_WASM.stat().st_size} bytes, imports as expected, ready in "
-        f"{(compiled - started) * 1e3:.0f} ms, an instance in {instance_s * 1e6:.0f} µs\n"
+    with Guest(GUEST_WASM, cache_folder=user_cache_folder()) as guest:
+        compiled = time.perf_counter()
+        guest.instantiate()  # the first one prepares what all others share
+        prepared = time.perf_counter()
+        for _ in range(N_INSTANCES):
+            guest.instantiate()
+        instance_s = (time.perf_counter() - prepared) / N_INSTANCES
+    return (
+        f"{GUEST_WASM.stat().st_size} bytes, imports as expected, ready in {(compiled - started) * 1e3:.0f} ms, "
+        f"an instance in {instance_s * 1e6:.0f} µs"
     )
-    return True
 
 
-def _model(settings: Settings, write: Write) -> bool:
-    try:
-        spec = Engine(settings).read().spec  # not the first choice if that is damaged
-    except WispError as error:
-        write(f"model      FAILED. {error}\n")
-        return False
-    write(f"model      {spec.name}, from {spec.weights}\n")
-    return True
+def _model(settings: Settings) -> str:
+    spec = Engine(settings).read().spec  # not the first choice if that is damaged
+    return f"{spec.name}, from {spec.weights}"
 
 
-def _self_test(settings: Settings, write: Write) -> bool:
+def _self_test(settings: Settings) -> str:
     started = time.perf_counter()
-    engine = None
+    engine = Engine(settings, cache_folder=user_cache_folder())
     try:
-        engine = Engine(settings, cache_folder=user_cache_folder())
         transcriber = engine.load()
         loaded = time.perf_counter()
         engine.prove(transcriber)
@@ -125,20 +126,9 @@ def _self_test(settings: Settings, write: Write) -> bool:
         engine.prove(transcriber)
         second = time.perf_counter()
         target = transcriber.model.target.name
-    except InternalError as error:
-        write(f"self-test  FAILED: {error.in_shell}\n")
-        return False
-    except WispError as error:
-        write(f"self-test  FAILED. {error}\n")
-        return False
-    except Exception as error:  # finding any error of a driver or library is this command's purpose
-        write(f"self-test  FAILED. {type(error).__name__}: {error}\n")
-        return False
     finally:
-        if engine is not None:
-            engine.close()
-    write(
-        f"self-test  passed on the {target} target: loaded in {loaded - started:.2f} s, a second of sound transcribed "
-        f"in {first - loaded:.2f} s, again in {second - first:.2f} s\n"
+        engine.close()
+    return (
+        f"passed on the {target} target: loaded in {loaded - started:.2f} s, a second of sound transcribed "
+        f"in {first - loaded:.2f} s, again in {second - first:.2f} s"
     )
-    return True

@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Each command imports what it needs, so that the others start faster."""
     match arguments.command:
         case "serve":
             return _serve(settings)
@@ -77,9 +78,14 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
         case "models":
             return _models(settings, arguments)
         case "completion":
-            return _completion(arguments.shell)
+            from service.cli.completion import script
+
+            sys.stdout.write(script(make_parser(), arguments.shell))
+            return 0
         case _:
-            return _doctor(settings)
+            from service.cli.doctor import examine
+
+            return 0 if examine(settings, sys.stdout.write) else FAILED
 
 
 def _fail(sentence: str, code: int) -> int:
@@ -193,16 +199,3 @@ def _models(settings: Settings, arguments: argparse.Namespace) -> int:
         case _:
             may = (lambda _: True) if arguments.yes else command.ask
             return _failed(command.remove_models(settings, arguments.names, write, may=may))
-
-
-def _completion(shell: str) -> int:
-    from service.cli.completion import script
-
-    sys.stdout.write(script(make_parser(), shell))
-    return 0
-
-
-def _doctor(settings: Settings) -> int:
-    from service.cli.doctor import examine
-
-    return 0 if examine(settings, sys.stdout.write) else FAILED

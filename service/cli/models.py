@@ -10,7 +10,7 @@ from pathlib import Path
 from service.cli.progress import progress_bar
 from service.errors import ModelError
 from service.models.catalogue import files_of, licence_of, origin_of
-from service.models.names import choose_model, find_model, repo_of
+from service.models.names import find_model, model_candidates, repo_of
 from service.models.places import EMBEDDED_NAME, Place, canonical_name, every_place, installed_models
 from service.models.store import Record, damage, megabytes, remove, unfinished_folder
 from service.settings import Settings
@@ -37,7 +37,7 @@ def rows(settings: Settings) -> tuple[list[Row], str]:
     """Every model found here, and the reason if none would serve. Raises ModelError."""
     trouble, serving = "", None
     try:
-        serving = choose_model(settings)
+        serving = model_candidates(settings)[0]
     except ModelError as error:
         trouble = str(error)
     try:

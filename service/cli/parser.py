@@ -64,9 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_listen(listen)
     models = commands.add_parser(
-        "models",
-        help="fetch, list, convert, verify and remove models",
-        description="Manage installed models.",
+        "models", help="fetch, list, convert, verify and remove models", description="Manage installed models."
     )
     _add_models(models)
     completion = commands.add_parser(
@@ -110,9 +108,7 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language", default="", help="spoken language, such as en; default: detect it")
     parser.add_argument("--prompt", default="", help="text before the audio, or names to spell correctly")
     parser.add_argument(
-        "--temperature",
-        default="0",
-        help="0 to 1; default: 0, then higher ones if the text fails a check",
+        "--temperature", default="0", help="0 to 1; default: 0, then higher ones if the text fails a check"
     )
     parser.add_argument("--word-timestamps", action="store_true", help="time each word; with verbose_json")
     _add_flags(parser, (setting for setting in TABLE if setting.name in SHARED_FLAGS))

@@ -3,23 +3,16 @@
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LAYOUT = "{desc}: {percentage:3.0f}% |{bar}| "
 NUMBERS = {"B": "{n_fmt}/{total_fmt} {rate_fmt}", "s": "{elapsed}<{remaining}"}
 
 
-class Bar(Protocol):
-    """Progress of a task, as tqdm counts it."""
-
-    n: float
-
-    def reset(self, total: float | None = None) -> None: ...
-
-    def update(self, n: float | None = 1) -> object: ...
-
-
-class _Unwatched:
+class Unwatched:
     """A bar that shows nothing, without tqdm, which takes 20 ms to load."""
 
     n = 0.0
@@ -31,11 +24,14 @@ class _Unwatched:
         self.n += n or 0
 
 
+Bar: TypeAlias = "tqdm[NoReturn] | Unwatched"
+
+
 @contextmanager
 def progress_bar(total: float, unit: str, what: str) -> Iterator[Bar]:
     """A bar advanced by its update(); `unit` is B for bytes, s for seconds of audio. Hidden without a terminal."""
     if not sys.stderr.isatty():
-        yield _Unwatched()
+        yield Unwatched()
         return
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm

@@ -9,30 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-from wasmtime import (
-    Config,
-    Engine,
-    ExitTrap,
-    Func,
-    FuncType,
-    Linker,
-    Memory,
-    MemoryType,
-    Module,
-    Store,
-    Trap,
-    ValType,
-    WasiConfig,
-    WasmtimeError,
-)
+import wasmtime
 
 from service.guest import wasi_nn
 from service.guest.code_cache import CodeCache
 from service.guest.lifetime import GuestError, Lifetime, Watchdog
-from service.guest.memory import GuestMemory, OutOfBounds
+from service.guest.memory import GuestMemory
 from service.guest.stdio import GuestStdio, WasiErrno
 from service.guest.wasi_nn import U32_MAX, Graph, WasiNn
 
@@ -59,12 +43,12 @@ class Guest:
         self._lock = threading.Lock()
         self._watchdog = Watchdog()
         self._closed = False
-        engine = Engine(engine_config())
+        engine = wasmtime.Engine(engine_config())
         try:
             self._module = _compile(engine, wasm.read_bytes(), cache_folder)
             _check(self._module)
             self._idle = [_Lane(engine, self._module, memory_bytes)]
-        except (WasmtimeError, GuestError) as error:
+        except (wasmtime.WasmtimeError, GuestError) as error:
             raise GuestError(f"{wasm} cannot be a guest: {error}") from None
 
     def run(
@@ -110,7 +94,7 @@ class Guest:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @contextlib.contextmanager
@@ -120,30 +104,28 @@ class Guest:
                 raise RuntimeError("the guest is closed")
             lane = self._idle.pop() if self._idle else None
         if lane is None:
-            engine = Engine(engine_config())
-            lane = _Lane(engine, Module.deserialize(engine, self._module.serialize()), self._memory_bytes)
+            engine = wasmtime.Engine(engine_config())
+            lane = _Lane(engine, wasmtime.Module.deserialize(engine, self._module.serialize()), self._memory_bytes)
         try:
             yield lane
         finally:
-            self._give_back(lane)
-
-    def _give_back(self, lane: "_Lane") -> None:
-        with self._lock:
-            if not self._closed and len(self._idle) < IDLE_LANES:
-                self._idle.append(lane)
-                return
-        lane.close()
+            with self._lock:
+                is_kept = not self._closed and len(self._idle) < IDLE_LANES
+                if is_kept:
+                    self._idle.append(lane)
+            if not is_kept:
+                lane.close()
 
 
 @dataclass
 class _Instance:
     """One running instance: its store, streams, handles and end."""
 
-    store: Store
+    store: wasmtime.Store
     stdio: GuestStdio
     nn: WasiNn
     lifetime: Lifetime
-    memory: Memory | None = None  # known once the instance exists
+    memory: wasmtime.Memory | None = None  # known once the instance exists
 
 
 class _Lane:
@@ -153,27 +135,30 @@ class _Lane:
     and ticks need no counting. A lane costs under a millisecond and a copy of the machine code.
     """
 
-    def __init__(self, engine: Engine, module: Module, memory_bytes: int) -> None:
+    def __init__(self, engine: wasmtime.Engine, module: wasmtime.Module, memory_bytes: int) -> None:
         self.instance: _Instance | None = None  # the target of the linked functions' calls
         self._engine = engine
         self._memory_bytes = memory_bytes
         self._window = ctypes.c_ubyte * memory_bytes
-        self._linker = Linker(engine)
+        self._linker = wasmtime.Linker(engine)
         self._linker.define_wasi()
         # The library's WASI handles everything else: arguments, an empty environment, exit. These replace its streams,
         # which cannot stream, its poll_oneoff, which could sleep past any deadline, and its clocks, which show time.
         self._linker.allow_shadowing = True
-        i32 = ValType.i32()
-        for name, call in (("fd_read", GuestStdio.fd_read), ("fd_write", GuestStdio.fd_write)):
-            self._linker.define_func(WASI, name, FuncType([i32] * 4, [i32]), partial(self._stdio, call))
-        self._linker.define_func(WASI, "poll_oneoff", FuncType([i32] * 4, [i32]), lambda *_: int(WasiErrno.NOSYS))
-        i64 = ValType.i64()
-        self._linker.define_func(WASI, "clock_time_get", FuncType([i32, i64, i32], [i32]), self._clock)
-        self._linker.define_func(WASI, "clock_res_get", FuncType([i32, i32], [i32]), lambda *_: int(WasiErrno.NOSYS))
+        i32 = wasmtime.ValType.i32()
+        i64 = wasmtime.ValType.i64()
+        for name, parameters, function in (
+            ("fd_read", [i32] * 4, partial(self._call, GuestStdio.fd_read)),
+            ("fd_write", [i32] * 4, partial(self._call, GuestStdio.fd_write)),
+            ("poll_oneoff", [i32] * 4, lambda *_: int(WasiErrno.NOSYS)),
+            ("clock_time_get", [i32, i64, i32], partial(self._call, GuestStdio.clock_time_get)),
+            ("clock_res_get", [i32, i32], lambda *_: int(WasiErrno.NOSYS)),
+        ):
+            self._linker.define_func(WASI, name, wasmtime.FuncType(parameters, [i32]), function)
         wasi_nn.define(self._linker, self._enter)
         try:
             self.instances = self._linker.instantiate_pre(module)
-        except WasmtimeError:
+        except wasmtime.WasmtimeError:
             self._linker.close()
             raise
 
@@ -183,15 +168,15 @@ class _Lane:
         self._linker.close()
 
     @contextlib.contextmanager
-    def store(self, argv: list[str]) -> Iterator[Store]:
+    def store(self, argv: list[str]) -> Iterator[wasmtime.Store]:
         """A limited store for one instance, with `argv` and no other access to the outside."""
-        store = Store(self._engine)
+        store = wasmtime.Store(self._engine)
         try:
             store.set_limits(
                 memory_size=self._memory_bytes, table_elements=TABLE_ELEMENTS, instances=1, tables=1, memories=1
             )
             store.set_epoch_deadline(1)
-            wasi = WasiConfig()
+            wasi = wasmtime.WasiConfig()
             wasi.argv = argv
             store.set_wasi(wasi)
             yield store
@@ -205,14 +190,14 @@ class _Lane:
             with watchdog.watching(instance.lifetime):
                 exports = self.instances.instantiate(instance.store).exports(instance.store)
                 memory, start = exports["memory"], exports["_start"]
-                assert isinstance(memory, Memory) and isinstance(start, Func)  # checked by _check
+                assert isinstance(memory, wasmtime.Memory) and isinstance(start, wasmtime.Func)  # checked by _check
                 instance.memory = memory
                 start(instance.store)
-        except ExitTrap as error:
+        except wasmtime.ExitTrap as error:
             failure = f"the guest ended with exit code {error.code}" if error.code else None
-        except Trap as error:
+        except wasmtime.Trap as error:
             failure = f"the guest trapped: {error.message.strip()}"
-        except WasmtimeError as error:
+        except wasmtime.WasmtimeError as error:
             failure = f"the guest could not run: {str(error).strip()}"
         finally:
             self.instance = None
@@ -236,18 +221,7 @@ class _Lane:
             return None
         return instance.nn, self._memory(instance)
 
-    def _clock(self, _clock_id: int, _precision: int, out: int) -> int:
-        """Always 1970: foreign guests that read the time continue, and learn nothing."""
-        memory = self._memory(self.instance) if self.instance is not None else None
-        try:
-            if memory is not None:
-                memory.span(out & U32_MAX, 8)[:] = bytes(8)
-                return int(WasiErrno.SUCCESS)
-        except OutOfBounds:
-            pass
-        return int(WasiErrno.FAULT)
-
-    def _stdio(self, call: Callable[..., WasiErrno], *arguments: int) -> int:
+    def _call(self, call: Callable[..., WasiErrno], *arguments: int) -> int:
         instance = self.instance
         if instance is None or not instance.lifetime.may_go_on():
             return int(WasiErrno.IO)
@@ -279,9 +253,9 @@ def _verdict(instance: _Instance, failure: str | None) -> Exception:
     return reason
 
 
-def engine_config() -> Config:
+def engine_config() -> wasmtime.Config:
     """The settings that the guest's machine code is compiled with."""
-    config = Config()
+    config = wasmtime.Config()
     config.epoch_interruption = True
     # One 32-bit memory of its own: host calls can read no other, and the limits count no other.
     config.wasm_memory64 = False
@@ -292,28 +266,28 @@ def engine_config() -> Config:
     return config
 
 
-def _compile(engine: Engine, wasm: bytes, cache_folder: Path | None) -> Module:
+def _compile(engine: wasmtime.Engine, wasm: bytes, cache_folder: Path | None) -> wasmtime.Module:
     if cache_folder is None:
-        return Module(engine, wasm)
+        return wasmtime.Module(engine, wasm)
     cache = CodeCache(cache_folder)
     key = hashlib.sha256(wasm).hexdigest()
     code = cache.find(key)
     if code is not None:
         # Compiled by another version, for another processor or with other settings: the library detects it.
-        with contextlib.suppress(WasmtimeError):
-            return Module.deserialize(engine, code)
-    module = Module(engine, wasm)
+        with contextlib.suppress(wasmtime.WasmtimeError):
+            return wasmtime.Module.deserialize(engine, code)
+    module = wasmtime.Module(engine, wasm)
     cache.keep(key, bytes(module.serialize()))
     return module
 
 
-def _check(module: Module) -> None:
+def _check(module: wasmtime.Module) -> None:
     for item in module.imports:
         if item.module not in (WASI, wasi_nn.MODULE):
             raise GuestError(f"it imports {item.module}.{item.name}; a guest has only {WASI} and {wasi_nn.MODULE}")
     exports = {item.name: item.type for item in module.exports}
-    if not isinstance(exports.get("memory"), MemoryType):
+    if not isinstance(exports.get("memory"), wasmtime.MemoryType):
         raise GuestError("it exports no memory named memory")
     start = exports.get("_start")
-    if not isinstance(start, FuncType) or start.params or start.results:
+    if not isinstance(start, wasmtime.FuncType) or start.params or start.results:
         raise GuestError("it exports no function _start without parameters and results")

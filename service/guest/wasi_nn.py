@@ -46,26 +46,8 @@ class Errno(IntEnum):
     NOT_FOUND = 8
 
 
-class TensorType(IntEnum):
-    """WASI-NN's element types."""
-
-    F16 = 0
-    F32 = 1
-    F64 = 2
-    U8 = 3
-    I32 = 4
-    I64 = 5
-
-
-DTYPES: Mapping[int, np.dtype[Any]] = {
-    TensorType.F16: np.dtype(np.float16),
-    TensorType.F32: np.dtype(np.float32),
-    TensorType.F64: np.dtype(np.float64),
-    TensorType.U8: np.dtype(np.uint8),
-    TensorType.I32: np.dtype(np.int32),
-    TensorType.I64: np.dtype(np.int64),
-}
-
+# WASI-NN's element types by number.
+DTYPES = dict(enumerate(map(np.dtype, (np.float16, np.float32, np.float64, np.uint8, np.int32, np.int64))))
 # openvino, onnx, tensorflow, pytorch, tensorflowlite, autodetect; WasmEdge's ggml, burn, whisper
 ENCODINGS = frozenset({0, 1, 2, 3, 4, 5, 6, 8, 9})
 

@@ -13,22 +13,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from service.errors import (
-    AdministrationRefused,
-    ClientGone,
-    HubError,
-    InternalError,
-    InvalidValue,
-    MissingField,
-    ModelBeingPulled,
-    ModelError,
-    ModelNotAllowed,
-    ModelNotRemovable,
-    PullFailed,
-    WispError,
-)
+from service import errors
 from service.http.api_keys import Rights, rights_of
-from service.http.jobs import look_at
+from service.http.jobs import mark_as_seen
 from service.http.service import Service
 from service.http.small_body import json_object
 from service.http.sse import COMMENT, MEDIA_TYPE, frame
@@ -42,42 +29,41 @@ log = logging.getLogger("wisp")
 MAX_BODY_BYTES = 4096
 TICK_S = 0.5  # between two events of a pull's progress
 TOKEN_VARIABLE = "HF_TOKEN"
-NEVER = "0001-01-01T00:00:00Z"  # how Ollama writes the time of what stays
+NEVER = "0001-01-01T00:00:00Z"  # Ollama's time for a model that stays loaded
 
 
 def _service(request: Request) -> Service:
-    """What is served, for a request that may administer it. Raises AdministrationRefused."""
+    """The service, for a request that may administer it. Raises AdministrationRefused."""
     service: Service = request.app.state.service
-    if not rights_of(request.scope, service.settings).is_admin:
-        has_keys = bool(service.settings.api_keys or service.settings.api_keys_file)
-        raise AdministrationRefused(has_keys=has_keys)
+    settings = service.settings
+    if not rights_of(request.scope, settings).is_admin:
+        raise errors.AdministrationRefused(has_keys=bool(settings.api_keys or settings.api_keys_file))
     return service
 
 
 async def pull(request: Request) -> Response:
-    """POST /v1/models {"model": NAME}: fetch it from the hub into the models folder, its progress as events.
+    """POST /v1/models {"model": NAME}: fetch it from the hub into the models folder, with its progress as events.
 
-    It ends when its client leaves; what has come is kept, and the same request goes on from there.
+    It stops when its client leaves; the same request resumes it.
     """
     service = _service(request)
     named = await _named(request)
     try:
         repo = repo_of(named)
-    except ModelError as error:
-        raise InvalidValue(str(error), param="model") from None
+    except errors.ModelError as error:
+        raise errors.InvalidValue(str(error), param="model") from None
     name = canonical_name(repo.rpartition("/")[2])
     rights = rights_of(request.scope, service.settings)
     if not name:
-        raise InvalidValue(f"'{named}' has no model's name.", param="model")
-    if not rights.may_use(name):
-        raise ModelNotAllowed(name, rights.models or ())
+        raise errors.InvalidValue(f"'{named}' has no model's name.", param="model")
+    rights.check(name)
     default, folder = service.catalogue.default, service.settings.models_path() / name
     if folder in (default.path, default.spec.weights, *default.spec.weights.parents):
-        raise ModelNotRemovable(
+        raise errors.ModelNotRemovable(
             f"The model '{name}' is the server's default: pull it with wisp models pull, and restart the server."
         )
     if name in service.pulls:
-        raise ModelBeingPulled(name, service.pulls[name])
+        raise errors.ModelBeingPulled(name, service.pulls[name])
     service.pulls[name] = 0.0
     pulling = _Pulling(service, repo, name)
     try:
@@ -95,42 +81,40 @@ async def _named(request: Request) -> str:
     fields = await json_object(request, MAX_BODY_BYTES, '{"model": NAME}')
     named = fields.get("model")
     if not named:
-        raise MissingField("model")
+        raise errors.MissingField("model")
     if not isinstance(named, str):
-        raise InvalidValue("The field 'model' is a name.", param="model")
+        raise errors.InvalidValue("The field 'model' is a name.", param="model")
     return named.strip()
 
 
 class _Pulling:
-    """One pull, in a thread, and its events for the event loop."""
+    """One pull in a thread, and its events for the event loop."""
 
     def __init__(self, service: Service, repo: str, name: str) -> None:
         self._service, self._repo, self._name = service, repo, name
         self._hub = contextlib.ExitStack()
-        self._n_bytes = self._total = 0  # that are here, of all
+        self._n_bytes = self._total = 0  # downloaded, of all
         self._is_stopped = threading.Event()
         self._fetching: Future[bool] = Future()
 
     def begin(self) -> None:
-        """Ask the hub what there is to fetch, and begin to. Raises PullFailed."""
+        """List the files to fetch and start. Raises PullFailed."""
         from service.models.hub import Hub  # HTTPX takes a third of a second
 
         settings = self._service.settings
         try:
             hub = self._hub.enter_context(Hub(settings.hub, os.environ.get(TOKEN_VARIABLE, "")))
             pull = Pull(hub, settings.models_path(), self._repo)
-        except HubError as error:
-            raise PullFailed(str(error)) from None
+        except errors.HubError as error:
+            raise errors.PullFailed(str(error)) from None
         self._total = pull.n_bytes
         threading.Thread(target=self._fetch, args=(pull,), name="wisp-pull", daemon=True).start()
 
     def _fetch(self, pull: Pull) -> None:
         try:
-            fetched = pull.fetch(self._gained)
+            self._fetching.set_result(pull.fetch(self._gained))
         except BaseException as error:
             self._fetching.set_exception(error)
-        else:
-            self._fetching.set_result(fetched)
         finally:
             self.end()
 
@@ -138,13 +122,13 @@ class _Pulling:
         self._n_bytes += n_bytes
         self._service.pulls[self._name] = min(1.0, self._n_bytes / max(1, self._total))
         if self._is_stopped.is_set():
-            raise ClientGone
+            raise errors.ClientGone
 
     async def events(self) -> AsyncIterator[bytes]:
-        """How far it is, now and then; at the end the model's object, or an error's envelope."""
+        """Progress, then the model's object or an error's envelope."""
         service, name = self._service, self._name
         waiting = asyncio.wrap_future(self._fetching)
-        waiting.add_done_callback(look_at)
+        waiting.add_done_callback(mark_as_seen)
         progress = {"status": "pulling", "model": name, "completed": 0, "total": self._total}
         try:
             yield frame(progress)
@@ -155,22 +139,22 @@ class _Pulling:
                 yield frame(progress) if is_further else COMMENT
             try:
                 waiting.result()
-            except HubError as error:
-                raise PullFailed(str(error)) from None
+            except errors.HubError as error:
+                raise errors.PullFailed(str(error)) from None
             entry, _ = service.find(name, Rights())
             described = await asyncio.to_thread(service.model_object, entry)
             yield frame(progress | {"status": "success", "completed": self._total, "object": described})
-        except WispError as error:
+        except errors.WispError as error:
             log.warning("%s is not pulled: %s", self._repo, error)
             yield frame(error.envelope())
         except OSError:
             log.exception("%s is not pulled", self._repo)
-            yield frame(InternalError().envelope())
+            yield frame(errors.InternalError().envelope())
         finally:
             self._is_stopped.set()
 
     def end(self) -> None:
-        """The model is here, or not; nobody is connected to the hub any more."""
+        """Disconnect from the hub, with the model or without."""
         self._service.pulls.pop(self._name, None)
         self._hub.close()
 
@@ -181,17 +165,17 @@ async def unload(request: Request) -> Response:
     entry, by_own_name = service.find(request.path_params["id"], rights_of(request.scope, service.settings))
     removes = request.query_params.get("remove", "").lower()
     if removes not in ("", "true", "false"):
-        raise InvalidValue("remove is true or false.", param="remove")
+        raise errors.InvalidValue("remove is true or false.", param="remove")
     if removes == "true":
         if not by_own_name:
-            raise ModelNotRemovable(f"A model is removed by its own name: this one is '{entry.name}'.")
+            raise errors.ModelNotRemovable(f"A model is removed by its own name: this one is '{entry.name}'.")
         await asyncio.to_thread(service.engine.served.remove, entry)
         log.info("model %s removed", entry.name)
         is_unloaded = True
     else:
         is_unloaded = await asyncio.to_thread(service.engine.served.unload, entry)
-    answer = {"id": entry.name, "object": "model", "deleted": removes == "true", "unloaded": is_unloaded}
-    return JSONResponse(answer)
+    body = {"id": entry.name, "object": "model", "deleted": removes == "true", "unloaded": is_unloaded}
+    return JSONResponse(body)
 
 
 async def loaded(request: Request) -> Response:

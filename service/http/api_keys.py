@@ -14,7 +14,7 @@ from pathlib import Path
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import InvalidApiKey, StartError
+from service.errors import InvalidApiKey, ModelNotAllowed, StartError
 from service.http.clients import KEY_IN_SCOPE
 from service.http.realtime.secrets import SECRET_IN_SCOPE, ClientSecrets
 from service.http.request_log import error_response
@@ -43,6 +43,11 @@ class Rights:
     def may_use(self, name: str) -> bool:
         """Whether it may use the model of this name."""
         return self.models is None or canonical_name(name) in map(canonical_name, self.models)
+
+    def check(self, name: str) -> None:
+        """Raise ModelNotAllowed unless it may use the model of this name."""
+        if not self.may_use(name):
+            raise ModelNotAllowed(name, self.models or ())
 
 
 class ApiKeys:
@@ -199,7 +204,7 @@ def is_loopback(host: str) -> bool:
 
 
 def rights_of(scope: Scope, settings: Settings) -> Rights:
-    """What a request may do: its key's rights, or where there are no keys those that the settings give everybody."""
+    """What a request may do: its key's rights or, on a server without keys, those that the settings give everyone."""
     rights: Rights | None = scope.get(RIGHTS_IN_SCOPE)
     return rights or Rights(is_admin=settings.allow_admin_without_key == "yes")
 

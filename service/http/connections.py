@@ -6,7 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any
 
 log = logging.getLogger("wisp")
 
@@ -19,18 +19,8 @@ LOG_EVERY_S, MAKE_ROOM_EVERY_S = 60.0, 0.5
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # errors after which asyncio waits a second
 
 
-class Connection(Protocol):
-    """What this module needs to know of a connection."""
-
-    def lateness(self, now: float) -> float:
-        """Seconds the server has waited for the client, beyond what its bytes excuse; -inf if it isn't waiting."""
-
-    def dismiss(self) -> None:
-        """Close it immediately."""
-
-
 def raise_file_limit() -> int:
-    """Raise this process's limit on open files as far as allowed, and return it."""
+    """Raise this process's limit on open files to the maximum allowed, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -45,7 +35,7 @@ def connections_within(n_files: int, n_places: int, most: int) -> int:
 
 
 def thin(connections: Collection[Any], now: float, share: float = THINNED) -> None:
-    """Close a share of all connections: of those that the server waits for, the longest idle."""
+    """Close a share of all connections: the longest idle of those whose client the server is waiting for."""
     late = [(connection.lateness(now), connection) for connection in connections]
     waiting = sorted((pair for pair in late if pair[0] > 0), key=lambda pair: pair[0], reverse=True)
     for _, connection in waiting[: max(1, int(len(connections) * share))]:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import string
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from service.models.languages import language_name
@@ -33,11 +33,13 @@ def render(
     `logprobs`: whether json and verbose_json include those of the tokens.
     """
     match response_format:
-        case "json":
+        case "json" | "verbose_json":
             body = {"text": result.text, "languages": language_objects(result), "usage": usage(result)}
-            return json.dumps(body | _logprobs(result, logprobs), ensure_ascii=False)
-        case "verbose_json":
-            return json.dumps(verbose(result, granularities) | _logprobs(result, logprobs), ensure_ascii=False)
+            if response_format == "verbose_json":
+                body = verbose(result, granularities)
+            if logprobs:
+                body["logprobs"] = logprob_objects(token for segment in result.segments for token in segment.logprobs)
+            return json.dumps(body, ensure_ascii=False)
         case "text":
             return result.text + "\n"
         case "srt":
@@ -45,10 +47,6 @@ def render(
         case "vtt":
             return vtt(result)
     raise ValueError(f"unknown format: {response_format}")
-
-
-def _logprobs(result: Transcription, are_wanted: bool) -> dict[str, Any]:
-    return {"logprobs": logprob_objects(result.segments)} if are_wanted else {}
 
 
 def usage(result: Transcription) -> dict[str, Any]:
@@ -124,14 +122,9 @@ def word_objects(segments: Iterable[Segment]) -> list[dict[str, Any]]:
     return words
 
 
-def logprob_objects(segments: Iterable[Segment]) -> list[dict[str, Any]]:
-    """The segments' tokens with OpenAI's keys. Their bytes joined are the text, including the space before it."""
-    return [logprob_object(token) for segment in segments for token in segment.logprobs]
-
-
-def logprob_object(token: Token) -> dict[str, Any]:
-    """A token with OpenAI's keys."""
-    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
+def logprob_objects(tokens: Iterable[Token]) -> list[dict[str, Any]]:
+    """Tokens with OpenAI's keys. A segment's bytes joined are the text, including the space before it."""
+    return [{"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)} for token in tokens]
 
 
 def timestamp(seconds: float, decimal_mark: str) -> str:
@@ -160,18 +153,16 @@ def cue_end(segment: Segment, result: Transcription) -> float:
 
 def srt(result: Transcription) -> str:
     """SubRip: numbered cues; empty without speech."""
-    cues = []
-    for number, segment in enumerate(spoken(result.segments), start=1):
-        start, end = timestamp(segment.start, ","), timestamp(cue_end(segment, result), ",")
-        cues.append(f"{number}\n{start} --> {end}\n{cue_text(segment.text)}\n")
-    return "\n".join(cues)
+    return "\n".join(f"{number}\n{cue}" for number, cue in enumerate(_cues(result, ","), start=1))
 
 
 def vtt(result: Transcription) -> str:
     """WebVTT, with the characters escaped that would start a tag or an entity."""
-    cues = ["WEBVTT\n"]
+    cues = (cue.replace("&", "&amp;").replace("<", "&lt;") for cue in _cues(result, "."))
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def _cues(result: Transcription, decimal_mark: str) -> Iterator[str]:
     for segment in spoken(result.segments):
-        start, end = timestamp(segment.start, "."), timestamp(cue_end(segment, result), ".")
-        text = cue_text(segment.text).replace("&", "&amp;").replace("<", "&lt;")
-        cues.append(f"{start} --> {end}\n{text}\n")
-    return "\n".join(cues)
+        start, end = timestamp(segment.start, decimal_mark), timestamp(cue_end(segment, result), decimal_mark)
+        yield f"{start} --> {end}\n{cue_text(segment.text)}\n"

@@ -18,8 +18,8 @@ FIRST_EVENT_S = 1.0  # how long a stream's status waits for the first segment or
 COMMENT_EVERY_S = 10.0  # during silence: proxies close a stream that is silent for a minute
 
 
-def look_at(ended: "asyncio.Future[Any]") -> None:
-    """Marks an exception as seen when nobody awaits it any more; asyncio would log it otherwise."""
+def mark_as_seen(ended: "asyncio.Future[Any]") -> None:
+    """Mark a future's exception as seen, because asyncio logs exceptions that nobody retrieves."""
     if not ended.cancelled():
         ended.exception()
 
@@ -39,13 +39,13 @@ class Job:
         loop = asyncio.get_running_loop()
         self.events: asyncio.Queue[Segment | Future[Transcription]] = asyncio.Queue()
 
-        def tell(event: "Segment | Future[Transcription]") -> None:
+        def notify(event: "Segment | Future[Transcription]") -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, because the server has stopped
                 loop.call_soon_threadsafe(self.events.put_nowait, event)
 
-        self.run = transcriber.submit(upload, options, tell)
+        self.run = transcriber.submit(upload, options, notify)
         self.run.future.add_done_callback(lambda _: upload.file.close())
-        self.run.future.add_done_callback(tell)
+        self.run.future.add_done_callback(notify)
         under_way.add(self)
         self.run.future.add_done_callback(lambda _: under_way.discard(self))
         self._leaving = leaving

@@ -8,7 +8,6 @@ from typing import Any
 from service.http.request_log import request_id
 
 CONSOLE = "%(asctime)s %(levelname)s %(request_id)s %(message)s"
-FORMATS = ("console", "json")
 
 
 def tag(record: logging.LogRecord) -> bool:
@@ -35,6 +34,6 @@ class JsonFormatter(logging.Formatter):
 
 
 def dress(handler: logging.Handler, log_format: str) -> None:
-    """Make a handler write every record with its request's ID, in one of FORMATS."""
+    """Make a handler write every record with its request's ID, as console or json."""
     handler.addFilter(tag)
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(CONSOLE))

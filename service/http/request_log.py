@@ -22,20 +22,10 @@ POLICY = 1008  # a close code
 SWITCHED = 101  # the status of a WebSocket that was accepted
 SAFE_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 # Only this server's files run or are drawn, and no text can become markup or a script.
-PAGE_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "connect-src 'self'",
-        "media-src blob:",
-        "img-src 'self' data:",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",
-        "trusted-types 'none'",
-    )
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; media-src blob:; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 PAGE_HEADERS = [
     (b"content-security-policy", PAGE_POLICY.encode()),

@@ -11,17 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from service.errors import (
-    ClientGone,
-    MalformedForm,
-    MethodNotAllowed,
-    MissingField,
-    RequestError,
-    RouteNotFound,
-    UploadTooLarge,
-    UploadTooSlow,
-    WispError,
-)
+from service import errors
 from service.http import administration, formats, web_page
 from service.http.api_keys import rights_of
 from service.http.form.bodies import reader_for
@@ -101,7 +91,7 @@ def _fields(request: Request, service: Service, task: str, choice: Choice) -> Fi
             request.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARTS
         )
     except ValueError:
-        raise MalformedForm(f"The query has more than {MAX_PARTS} fields.") from None
+        raise errors.MalformedForm(f"The query has more than {MAX_PARTS} fields.") from None
     for name, text in query:
         if name not in QUERY_OF_AZURE and not (name == "model" and deployment is not None):
             address(name, text)
@@ -114,7 +104,7 @@ def _body_reader(request: Request, fields: Fields, max_bytes: int) -> BodyReader
     reader = reader_for(content_type, max_file_bytes=max_bytes, on_field=fields, is_text=fields.knows)
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > reader.max_body_bytes:
-        raise UploadTooLarge(int(announced), max_bytes, announced=True)
+        raise errors.UploadTooLarge(int(announced), max_bytes, announced=True)
     return reader
 
 
@@ -123,12 +113,12 @@ async def _read_form(request: Request, reader: BodyReader, place: UploadPlace) -
         async with place.reading():
             file = await reader.read(place.counted(request.stream()))
     except ClientDisconnect:
-        raise ClientGone from None
-    except UploadTooSlow:
+        raise errors.ClientGone from None
+    except errors.UploadTooSlow:
         reader.close()  # it may be fully read by then
         raise
     if file is None:
-        raise MissingField("file")
+        raise errors.MissingField("file")
     return file
 
 
@@ -204,7 +194,7 @@ PUBLIC_ROUTES = frozenset({"healthz", "readyz"}) | api_pages.PUBLIC_ROUTES | web
 
 async def on_wisp_error(request: Request, error: Exception) -> Response:
     """A WispError raised by a route."""
-    assert isinstance(error, WispError)
+    assert isinstance(error, errors.WispError)
     return error_response(error)
 
 
@@ -213,11 +203,11 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
-            response = error_response(RouteNotFound(f"{request.url.path} does not exist."))
+            response = error_response(errors.RouteNotFound(f"{request.url.path} does not exist."))
         case 405:
-            response = error_response(MethodNotAllowed(f"{request.url.path} does not support {request.method}."))
+            response = error_response(errors.MethodNotAllowed(f"{request.url.path} does not support {request.method}."))
         case _:
-            refusal = RequestError(f"{error.detail}.")
+            refusal = errors.RequestError(f"{error.detail}.")
             refusal.status = error.status_code
             response = error_response(refusal)
     response.headers.update(error.headers or {})
@@ -225,6 +215,6 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 EXCEPTION_HANDLERS: dict[Any, Callable[[Request, Exception], Coroutine[Any, Any, Response]]] = {
-    WispError: on_wisp_error,
+    errors.WispError: on_wisp_error,
     HTTPException: on_http_exception,
 }

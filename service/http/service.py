@@ -1,4 +1,4 @@
-"""What the routes serve: the models there are, which of them a request gets, and how one is described."""
+"""What the routes serve: the models, which of them a request gets, and how each is described."""
 
 import asyncio
 import logging
@@ -8,17 +8,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from service.errors import (
-    ModelBeingPulled,
-    ModelError,
-    ModelNotAllowed,
-    ModelNotFound,
-    NotReady,
-    UnsupportedValue,
-)
+from service import errors
 from service.http.api_keys import Rights
 from service.http.form.table import shown
-from service.http.jobs import Job, look_at
+from service.http.jobs import Job, mark_as_seen
 from service.http.openapi.document import WILDCARDS
 from service.http.realtime.places import LiveSessions
 from service.http.realtime.secrets import ClientSecrets
@@ -38,9 +31,9 @@ LOAD_WAIT_S = 60.0  # how long a transcription waits for a model that is still b
 
 @dataclass(frozen=True)
 class Service:
-    """Many models, of which the default may still be loading.
+    """Many models; the default may still be loading.
 
-    `readiness` raises NotReady while the default is of no use, `liveness` where it never will be again.
+    `readiness` raises NotReady while the default can't transcribe, `liveness` once only a restart helps.
     """
 
     engine: Engine
@@ -50,32 +43,30 @@ class Service:
     live: LiveSessions
     secrets: ClientSecrets
     under_way: set[Job] = field(default_factory=set)
-    pulls: dict[str, float] = field(default_factory=dict)  # of models on their way: the name → the share that is here
+    pulls: dict[str, float] = field(default_factory=dict)  # name of a model being pulled → share done
 
     @property
     def settings(self) -> Settings:
-        """Those in force."""
+        """The server's settings."""
         return self.engine.settings
 
     @property
     def catalogue(self) -> Catalogue:
-        """Which models there are."""
+        """All models found here."""
         return self.engine.served.catalogue
 
     def admission(self) -> Admission | None:
-        """The places of all models' transcriptions; None before the first model is loaded."""
+        """The places for transcriptions, whatever their model; None before the first model is loaded."""
         return self.engine.shared.admission()
 
     def find(self, name: str, rights: Rights) -> tuple[Entry, bool]:
-        """The model that a client means, and whether by its own name, in any spelling. An alias, in any case, means the
-        default.
+        """The model that a client means, and whether by its own name. Aliases mean the default.
 
-        Ignores prefixes: `openai/whisper-1`. Raises ModelNotFound, ModelBeingPulled, ModelNotAllowed.
+        Ignores case and prefixes: `openai/whisper-1`. Raises ModelNotFound, ModelBeingPulled, ModelNotAllowed.
         """
-        found = self._find(name, rights)
-        if not rights.may_use(found[0].name):
-            raise ModelNotAllowed(found[0].name, rights.models or ())
-        return found
+        entry, by_own_name = self._find(name, rights)
+        rights.check(entry.name)
+        return entry, by_own_name
 
     def _find(self, name: str, rights: Rights) -> tuple[Entry, bool]:
         aliases = {alias.lower() for alias in self.settings.alias_names()}
@@ -87,13 +78,13 @@ class Service:
             return found, True
         for being_pulled, share in list(self.pulls.items()):
             if canonical_name(spellings[1]) == being_pulled and rights.may_use(being_pulled):
-                raise ModelBeingPulled(being_pulled, share)
+                raise errors.ModelBeingPulled(being_pulled, share)
         if any(fnmatchcase(spelling, alias) for spelling in spellings for alias in aliases):
             return self.catalogue.default, False
-        raise ModelNotFound(shown(name), self.names(rights))
+        raise errors.ModelNotFound(shown(name), self.names(rights))
 
     def names(self, rights: Rights) -> list[str]:
-        """All that the request may name: the default's name, its aliases, the other models."""
+        """All names that the request may use: the default's, its aliases, the other models'."""
         default, *others = self.catalogue.entries()
         names = self.default_names() if rights.may_use(default.name) else []
         return [*names, *(entry.name for entry in others if rights.may_use(entry.name))]
@@ -105,14 +96,12 @@ class Service:
 
     def default(self, rights: Rights) -> Entry:
         """The model of a request that names none. Raises ModelNotAllowed."""
-        entry = self.catalogue.default
-        if not rights.may_use(entry.name):
-            raise ModelNotAllowed(entry.name, rights.models or ())
-        return entry
+        rights.check(self.catalogue.default.name)
+        return self.catalogue.default
 
     @asynccontextmanager
     async def transcriber(self, entry: Entry) -> AsyncIterator[Transcriber]:
-        """A block in which a transcription by that model can be submitted: waits until it is there.
+        """A block in which a transcription by that model can be submitted. Waits for the model.
 
         Raises NotReady, ModelBroken, ModelNotFound, ModelBeingRemoved.
         """
@@ -124,71 +113,63 @@ class Service:
             yield coming.result()
 
     async def _default(self) -> Transcriber:
-        """The default's, waiting for it. Raises NotReady when it failed to load or takes too long."""
+        """The default model's. Waits for it; raises NotReady if it failed to load or takes too long."""
         loaded = self.engine.loaded
         await _ended(loaded)
         try:
             return loaded.result()
         except Exception:
-            raise NotReady("The model could not be loaded; the server's log says why.") from None
+            raise errors.NotReady("The model could not be loaded; the server's log says why.") from None
 
     def check(self, entry: Entry, options: Options) -> None:
-        """Raise UnsupportedValue for what the model is known not to do; pass while it has not been read."""
+        """Raise UnsupportedValue for options that the model doesn't support; accept all until it has been read."""
         if (transcriber := self.engine.served.transcriber(entry)) is not None:
             transcriber.check(options)
 
     def others_may_know(self) -> bool:
-        """Whether a model besides the default may know more than English."""
+        """Whether a model other than the default may know more than English."""
         return any(entry.may_know_others() for entry in self.catalogue.entries()[1:])
 
     def able(self, options: Options, rights: Rights) -> Entry | None:
-        """A model besides the default that can do what is asked: its multilingual sibling, else the smallest.
+        """A model other than the default that supports these options: its multilingual sibling, else the smallest.
 
-        Reads files. None where there is none.
+        Reads files. None if there is none.
         """
         default, *others = self.catalogue.entries()
         sibling = canonical_name(default.name).removesuffix("_en")
         usable = [entry for entry in others if entry.may_know_others() and rights.may_use(entry.name)]
         for entry in sorted(usable, key=lambda entry: (canonical_name(entry.name) != sibling, entry.n_bytes())):
-            try:
-                languages = entry.languages()
-            except ModelError as error:
-                log.warning("model %s: %s", entry.name, error)
-                continue
+            languages = self.languages(entry)
             wanted = {options.language} - {None} or set(options.languages)
-            speaks = not wanted or wanted & set(languages)
+            speaks = bool(wanted & set(languages) if wanted else languages)
             if speaks and (options.task != "translate" or len(languages) > 1):
                 return entry
         return None
 
     def model_object(self, entry: Entry, name: str = "") -> dict[str, Any]:
-        """OpenAI's model object by that name, with what else is known of the model. Reads its files.
+        """OpenAI's model object under that name, with more about the model. Reads its files.
 
-        The embedded model's has a description too: how to get a better one.
+        The embedded model's `description` says how to get a better one.
         """
         transcriber = self.engine.served.transcriber(entry)
-        described: dict[str, Any] = {
+        languages = self.languages(entry)
+        return {
             "id": name or entry.name,
             "object": "model",
             "created": self.engine.created,
             "owned_by": "wisp",
-        }
-        if languages := self.languages(entry):
-            described["languages"] = languages
-        described |= {
+            **({"languages": languages} if languages else {}),
             "size": entry.n_bytes(),
             "licence": entry.licence(),
             "source": entry.repo or entry.source,
             "loaded": transcriber is not None and transcriber.model.is_loaded,
+            **({"description": embedded_notice(self.settings)} if entry.name == EMBEDDED_NAME else {}),
         }
-        if entry.name == EMBEDDED_NAME:
-            described["description"] = embedded_notice(self.settings)
-        return described
 
     def languages(self, entry: Entry) -> list[str]:
-        """Whisper's codes of the languages that a model knows; none where its files cannot be read.
+        """Whisper's codes of the languages that a model knows; none if its files can't be read.
 
-        None while the default is still loading either: reading other files would slow that down.
+        None while the default is still loading, too: reading other files would slow that down.
         """
         if (transcriber := self.engine.served.transcriber(entry)) is not None:
             return list(transcriber.model.tokenizer.languages) or ["en"]
@@ -196,16 +177,12 @@ class Service:
             return []
         try:
             return list(entry.languages())
-        except ModelError as error:
+        except errors.ModelError as error:
             log.warning("model %s: %s", entry.name, error)
             return []
 
-    def known_languages(self) -> list[str]:
-        """Those of the default; none while it is not loaded."""
-        return self.languages(self.catalogue.default) if self.engine.transcriber is not None else []
-
     def listed(self, rights: Rights) -> list[dict[str, Any]]:
-        """The model objects of those that the request may use: the default, its aliases that are one name, the others.
+        """The objects of the models that the request may use: the default, its aliases without wildcards, the others.
 
         Reads files.
         """
@@ -219,7 +196,7 @@ class Service:
 
 
 class Choice:
-    """Which model one request gets, as its fields come."""
+    """Chooses one request's model as its fields arrive."""
 
     def __init__(self, service: Service, rights: Rights, *, may_route: bool | None = None) -> None:
         """`may_route`: whether another model than the default may serve a language; None leaves it to the setting."""
@@ -233,19 +210,18 @@ class Choice:
         self._named, self._by_own_name = self._service.find(name, self._rights)
 
     def check(self, options: Options) -> None:
-        """Raise UnsupportedValue for what can be refused already: another model may still be named, or be better."""
+        """Raise UnsupportedValue for options that no model could support that may still be chosen."""
         try:
             self._service.check(self._named or self._service.catalogue.default, options)
-        except UnsupportedValue:
+        except errors.UnsupportedValue:
             if not self._service.others_may_know():
                 raise
 
     @asynccontextmanager
     async def transcriber(self, options: Options) -> AsyncIterator[Transcriber]:
-        """A block in which the transcription can be submitted, by the model that it is for. All fields are known.
+        """A block in which the transcription can be submitted, once all fields are known.
 
-        Raises what Service.transcriber() raises, ModelNotAllowed, and UnsupportedValue, which names the model that
-        could do it.
+        Raises what Service.transcriber() does, ModelNotAllowed, and UnsupportedValue, naming a model that could do it.
         """
         service = self._service
         entry = self._named or service.default(self._rights)
@@ -259,27 +235,27 @@ class Choice:
             raise refusal
         if self._by_own_name or not self._may_route:
             advice = f" This server's {other.name} can: send model={other.name}."
-            raise UnsupportedValue(refusal.message + advice, param=refusal.param)
+            raise errors.UnsupportedValue(refusal.message + advice, param=refusal.param)
         log.info("routed to %s: %s", other.name, refusal)
         async with service.transcriber(other) as transcriber:
             yield transcriber
 
 
-def _refusal(transcriber: Transcriber, options: Options) -> UnsupportedValue | None:
+def _refusal(transcriber: Transcriber, options: Options) -> errors.UnsupportedValue | None:
     try:
         check_options(options, transcriber.model.name, transcriber.model.tokenizer)
-    except UnsupportedValue as error:
+    except errors.UnsupportedValue as error:
         return error
     return None
 
 
 async def _ended(future: Any) -> None:
-    """Wait for a thread's future to end. Raises NotReady where that takes too long."""
+    """Wait for a thread's future to end. Raises NotReady if that takes too long."""
     if future.done():
         return
     waiting = asyncio.wrap_future(future)
-    waiting.add_done_callback(look_at)
+    waiting.add_done_callback(mark_as_seen)
     # Not wait_for: that of Python 3.11 may swallow the cancellation of a stopping server.
     await asyncio.wait((waiting,), timeout=LOAD_WAIT_S)
     if not future.done():
-        raise NotReady("The model is still loading.")
+        raise errors.NotReady("The model is still loading.")

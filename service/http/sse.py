@@ -49,7 +49,7 @@ class EventStream:
         identity = f"seg_{segment.id}"
         event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text, "segment_id": identity}
         if self._logprobs:
-            event["logprobs"] = logprob_objects([segment])
+            event["logprobs"] = logprob_objects(segment.logprobs)
         frames = frame(event)
         if self._is_verbose:
             words = {"words": word_objects([segment])} if self._has_words else {}
@@ -66,7 +66,7 @@ class EventStream:
             "usage": token_usage(result),
         }
         if self._logprobs:
-            event["logprobs"] = logprob_objects(result.segments)
+            event["logprobs"] = logprob_objects(token for segment in result.segments for token in segment.logprobs)
         return frame(event)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Enforces a pace for request bodies, so that a client that sends a byte now and then holds nothing for long."""
+"""Enforces a minimum pace for request bodies, so that a client that trickles bytes can't hold resources for long."""
 
 import asyncio
 from collections.abc import Callable

@@ -50,13 +50,13 @@ class UploadPlace:
         return self._reading is not None and not self.is_lost and is_old and self.pace() < SOUND_PACE
 
     def lose(self) -> None:
-        """Another request has it now."""
+        """Give its place to another request."""
         self.is_counted, self.is_lost = False, True
         if self._reading is not None:
             self._reading.reschedule(asyncio.get_running_loop().time())
 
     async def counted(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-        """Pass the chunks through. Raises QueueFull if there is no place for them, and NoSpace."""
+        """Pass the chunks through and count them. Raises QueueFull if no place is free, and NoSpace."""
         async for chunk in body:
             self.add(len(chunk))
             if self.n_bytes >= FIRST_BYTES:
@@ -72,7 +72,7 @@ class UploadPlace:
         self._uploads.spool(self, n_bytes)
 
     def keep_until(self, job: "Future[Any]") -> None:
-        """Its bytes stay on disk until that job has ended."""
+        """Keep its bytes on disk until that job has ended."""
         self.is_kept = True
         job.add_done_callback(lambda _: self._uploads.forget(self))
 
@@ -166,7 +166,7 @@ class Uploads:
             self.forget(other)
 
     def forget(self, place: UploadPlace) -> None:
-        """Its bytes are gone. Thread-safe."""
+        """Count its bytes as freed. Thread-safe."""
         with self._lock:
             self.n_spooled -= place.n_bytes
             place.n_bytes = 0

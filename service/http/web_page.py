@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -22,18 +22,12 @@ MEDIA_TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class PageFile:
+class PageFile(NamedTuple):
     """A file's bytes, media type, and ETag of the content."""
 
     body: bytes
     media_type: str
     etag: str
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Browsers check each time whether their copy is current, so that no page mixes two versions."""
-        return {"etag": self.etag, "cache-control": "no-cache"}
 
 
 @cache
@@ -48,20 +42,17 @@ def page_files() -> Mapping[str, PageFile]:
     return files
 
 
-def is_current(file: PageFile, request: Request) -> bool:
-    """Whether the request has the file's current ETag, so that its sender has the file."""
-    named = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    return file.etag in named or named == ["*"]
-
-
 async def page(request: Request) -> Response:
     """GET / and GET /web/{name}."""
     file = page_files().get(request.path_params.get("name", INDEX))
     if file is None:
         raise HTTPException(404)
-    if is_current(file, request):
-        return Response(status_code=304, headers=file.headers)
-    return Response(file.body, media_type=file.media_type, headers=file.headers)
+    # Browsers check each time whether their copy is current, so that no page mixes two versions.
+    headers = {"etag": file.etag, "cache-control": "no-cache"}
+    named = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if file.etag in named or named == ["*"]:
+        return Response(status_code=304, headers=headers)
+    return Response(file.body, media_type=file.media_type, headers=headers)
 
 
 ROUTES = [Route("/", page, name="page"), Route("/web/{name}", page, name="web")]

@@ -1,4 +1,4 @@
-"""Which models there are: those that the settings name and all that are found here, each by its names."""
+"""All models: the ones that the settings name and the ones found here, each by its names."""
 
 import dataclasses
 import functools
@@ -18,47 +18,43 @@ from service.settings import Settings
 
 log = logging.getLogger("wisp")
 
-NAMED = "settings"  # the source of a model that a setting names, where it lies in none of the places
-BESIDE = (".json", ".cfg")  # what a weights file has beside it
+NAMED = "settings"  # the source of a model that a setting names and that is in none of the places
+BESIDE = (".json", ".cfg")  # files next to a weights file
 MAX_CARD_BYTES = 1 << 16
 CARD_LICENCE = re.compile(r"^license:\s*['\"]?([\w.-]{1,80})", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One model: the name that lists show, its files, and who put them there."""
+@dataclass(frozen=True, kw_only=True)
+class Entry(Place):
+    """One model: the name that lists show, its files, and who put them there: a place, or NAMED."""
 
-    name: str
     spec: ModelSpec
-    path: Path  # its folder or weights file
-    source: str  # see Place, or NAMED
-    repo: str = ""  # OWNER/NAME, of a hub's
 
     def n_bytes(self) -> int:
         """On disk."""
         return sum(_stamp(path)[-1] for path in files_of(self.path))
 
     def state(self) -> tuple[object, ...]:
-        """Differs once its files have changed."""
+        """A value that changes with its files."""
         named = [path for path in (self.spec.config, self.spec.tokenizer) if path is not None]
         beside = [] if self.path.is_dir() else [path for path in self.path.parent.glob("*") if path.suffix in BESIDE]
         return tuple(_stamp(path) for path in (self.path, *files_of(self.path), *named, *sorted(beside)))
 
     def licence(self) -> str | None:
-        """As the hub or the model's card says; None where nothing does."""
-        return licence_of(Place(self.name, self.path, self.source, self.repo))
+        """As the hub or the model's card says, else None."""
+        return licence_of(self)
 
     def may_know_others(self) -> bool:
-        """Whether it may know another language than English, as far as its name says."""
+        """Whether it may know a language other than English, by its name."""
         return self.source != "Wisp" and not canonical_name(self.name).endswith("_en")
 
     def languages(self) -> tuple[str, ...]:
-        """Whisper's codes of the languages it knows. Reads its files where they have changed; raises ModelError."""
+        """Whisper's codes of its languages. Reads its files if they have changed; raises ModelError."""
         return _languages(self.spec, self.state())
 
 
 class Catalogue:
-    """Thread-safe. Looks into folders again when they have changed, and into none before it has to."""
+    """Thread-safe. Searches folders when first needed, and again when they have changed."""
 
     def __init__(self, settings: Settings, default: Callable[[], ModelSpec]) -> None:
         """`default`: the model of requests that name none."""
@@ -72,27 +68,24 @@ class Catalogue:
         """The model of requests that name none. Touches no disk."""
         spec = self._default()
         first = self._entries[:1]
-        return first[0] if first and first[0].spec is spec else Entry(spec.name, spec, spec.weights, NAMED)
+        return first[0] if first and first[0].spec is spec else Entry(spec.name, spec.weights, NAMED, spec=spec)
 
     def entries(self) -> Sequence[Entry]:
-        """All models, the default first; where a folder cannot be looked into, those that were found before."""
+        """All models, the default first; if a folder can't be searched, the models found before."""
         with self._lock:
             models_dir, default = self._settings.models_path(), self._default()
             seen = (default, *(_stamp(path) for path in watched(models_dir)))
             if seen != self._seen:
                 try:
                     self._entries = tuple(self._look(models_dir, default))
-                except OSError as error:
-                    log.error("cannot look for models: %s: %s", error.filename, error.strerror)
-                    self._entries = (self.default, *self._entries[1:])
-                except ModelError as error:
-                    log.error("%s", error)
+                except (OSError, ModelError) as error:
+                    log.error("cannot look for models: %s", error)
                     self._entries = (self.default, *self._entries[1:])
                 self._seen = seen
             return self._entries
 
     def check_settings(self) -> None:
-        """Raise ModelError unless all models that the settings name are there."""
+        """Raise ModelError if a model that the settings name is missing."""
         for name in self._settings.models()[1:]:
             find_model(name, self._settings.models_path())
         parse_preload(self._settings.preload)
@@ -104,7 +97,7 @@ class Catalogue:
     def find(self, named: str) -> Entry | None:
         """The model called `named`: by its repository, by its name in any spelling, or with another owner before it.
 
-        None where there is none of that name.
+        None if there is none.
         """
         default = self.default
         if "/" not in named and canonical_name(named) == canonical_name(default.name):
@@ -119,7 +112,7 @@ class Catalogue:
         return next((by_name[name] for name in map(canonical_name, spellings) if name in by_name), None)
 
     def _look(self, models_dir: Path, default: ModelSpec) -> Iterator[Entry]:
-        """Each model once, in the order in which a name is looked up. Raises OSError for `models_dir`."""
+        """Each model once, in lookup order. Raises OSError for `models_dir`."""
         places = [(place, spec_of(place, models_dir)) for place in every_place(models_dir)]
         taken: set[str] = set()
         files: set[Path] = set()
@@ -135,16 +128,16 @@ class Catalogue:
             if is_new(canonical_name(spec.name), spec):
                 place = next((place for place, own in places if own.weights == spec.weights), None)
                 place = place or Place(spec.name, spec.weights, NAMED)
-                yield Entry(spec.name, spec, place.path, place.source, _repo(place))
+                yield Entry(spec.name, place.path, place.source, _repo(place), spec=spec)
         for place, spec in places:
             repo = _repo(place)
-            # Of two with one name the later goes by its repository's.
+            # If two have the same name, the second is called by its repository's.
             for name, key in ((place.name, place.name), (repo, repo.lower())):
                 if is_new(key, spec):
-                    yield Entry(name, dataclasses.replace(spec, name=name), place.path, place.source, repo)
+                    yield Entry(name, place.path, place.source, repo, spec=dataclasses.replace(spec, name=name))
 
     def _named(self) -> Iterator[ModelSpec]:
-        """The models that the settings name besides the default, but for those that are no longer there."""
+        """The models that the settings name after the default, without missing ones."""
         for name in self._settings.models()[1:]:
             try:
                 yield find_model(name, self._settings.models_path())
@@ -155,7 +148,7 @@ class Catalogue:
 
 
 def licence_of(place: Place) -> str | None:
-    """The licence of a model, as the hub or the model's card says; None where nothing does."""
+    """The licence of a model by the hub or the model's card, else None."""
     record = Record.read(place.path)
     if record is not None:
         return record.licence
@@ -194,7 +187,7 @@ def _repo(place: Place) -> str:
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:
-    """Path, times of its content's and its rights' last change, bytes; zeros where there is nothing."""
+    """Path, times when its content and its rights last changed, bytes; zeros if it doesn't exist."""
     try:
         status = path.stat()
     except OSError:
@@ -204,7 +197,7 @@ def _stamp(path: Path) -> tuple[str, int, int, int]:
 
 @functools.lru_cache(maxsize=256)
 def _languages(spec: ModelSpec, state: tuple[object, ...]) -> tuple[str, ...]:
-    """By the files in that `state`. Their sums are compared when the model is loaded, not for this."""
+    """Cached by `state`. Checksums are compared when the model is loaded, not here."""
     from service.models.loaded import read_checkpoint, tokenizer_of
 
     tokenizer = tokenizer_of(read_checkpoint(dataclasses.replace(spec, sums={})))

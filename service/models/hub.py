@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx2 as httpx
@@ -112,9 +112,9 @@ class Hub:
 
     def download(self, model: HubModel, file: HubFile, folder: Path, gained: Callable[[int], object]) -> str:
         """Download a file into `folder` unless it is there, and return its SHA-256. `gained` gets the size of each
-        block and of what an earlier download left; a negative number if that turns out to be useless.
+        block and of an earlier download's part; a negative number if that turns out to be useless.
 
-        Raises HubError. A broken download leaves its part, which the next one resumes, in this process or another.
+        Raises HubError, OSError. A broken download leaves its part, which the next one resumes, in any process.
         """
         if not (file.sha256 or file.git_id):
             raise HubError(f"The hub states no checksum of {file.name} of {model.repo}, so it cannot be verified.")
@@ -127,7 +127,7 @@ class Hub:
             whole.unlink()
         address = self._address(model, file.name)
         gained(_size(part))
-        for is_last in (False, True):
+        for _ in range(2):  # a part from an earlier command may have been damaged on disk
             self._attempts(address, lambda: self._go_on(address, model.repo, file, part, gained), part)
             digest, is_right = _sums(part, file)
             if is_right:
@@ -135,13 +135,10 @@ class Hub:
                 return digest
             part.unlink()
             gained(-file.size)
-            # A part from an earlier command may have been damaged on disk, so the file is downloaded once in full.
-            if is_last:
-                raise HubError(
-                    f"{file.name} of {model.repo} arrived twice with the SHA-256 {digest}, which isn't the hub's: "
-                    f"something between this machine and {self.url} changes it."
-                )
-        raise AssertionError("not reached")
+        raise HubError(
+            f"{file.name} of {model.repo} arrived twice with the SHA-256 {digest}, which isn't the hub's: "
+            f"something between this machine and {self.url} changes it."
+        )
 
     def _address(self, model: HubModel, name: str) -> str:
         return f"{self.url}/{model.repo}/resolve/{model.commit}/{name}"
@@ -204,7 +201,7 @@ class Hub:
                     start += len(block)
                     if start > file.size:
                         raise HubError(f"{file.name} of {repo} is longer than the {file.size} bytes it should have.")
-                    _write(target, block)
+                    target.write(block)
                     gained(len(block))
             except httpx.TransportError as error:
                 raise _Retry(f"{file.name} broke off after {start} of {file.size} bytes ({_said(error)})") from None
@@ -274,13 +271,6 @@ def _sums(path: Path, file: HubFile) -> tuple[str, bool]:
     git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
     digest = hash_file(path, git.update)
     return digest, digest == file.sha256 if file.sha256 else file.git_id == git.hexdigest()
-
-
-def _write(target: BinaryIO, block: bytes) -> None:
-    try:
-        target.write(block)
-    except OSError as error:
-        raise HubError(f"{target.name} cannot be written: {error.strerror}.") from None
 
 
 def _said(error: Exception) -> str:

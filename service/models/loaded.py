@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from kernels.checkpoints.common import NoTokenizer
-from kernels.checkpoints.load import Checkpoint, CheckpointError, Dimensions, load_checkpoint
+from kernels.checkpoints.load import Checkpoint, CheckpointError, load_checkpoint
 from service.errors import DeviceLost, DeviceUnavailable, ModelError, TokenizerMissing
 from service.guest.wasi_nn import Graph
 from service.models.graphs import TokenizerGraph, ZlibGraph
@@ -25,28 +25,19 @@ from service.models.target import Target, choose_target, wanted_target
 from service.models.tokenizer import Tokenizer
 from service.settings import PRELOAD_VARIABLE
 
+if TYPE_CHECKING:  # imported for the target in use only
+    from kernels.cpu.model import CpuModel
+
 log = logging.getLogger("wisp")
 
 REOPEN_S = 5.0  # minimum time between attempts to open a failing GPU
-
-
-class Kernels(Protocol):
-    """A checkpoint ready to compute on either target."""
-
-    @property
-    def encoder(self) -> Graph: ...
-
-    @property
-    def decoder(self) -> Graph: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
     """Kernels, and the model's graphs that a guest may load by name."""
 
-    kernels: Kernels
+    kernels: "CpuModel | _GpuKernels"
     graphs: Mapping[str, Graph]
 
 
@@ -55,52 +46,43 @@ class Model:
 
     def __init__(
         self,
-        spec: ModelSpec,
-        dims: Dimensions,
-        tokenizer: Tokenizer,
-        target: Target,
-        load_kernels: Callable[[], tuple[Kernels, Target]],
+        read: "ReadModel",
         *,
-        num_beams: int = 1,
-        condition_on_prev_tokens: bool = True,
-        n_bytes: int = 0,
+        workers: int = 1,
         room: Room | None = None,
         observe: Callable[[str, float | None], None] = lambda name, seconds: None,
     ) -> None:
-        """`load_kernels` makes the kernels when the model is needed; the decoding options are the checkpoint's.
+        """Not loaded yet: its first user loads it into `room`, for up to `workers` transcriptions at the same time.
 
-        `n_bytes`: the memory it takes in `room`. `observe`: called with the name and the seconds that loading took, or
-        with None after an unload.
+        `observe`: called with the name and the seconds that loading took, or with None after an unload.
         """
-        self.name = spec.name
-        self.language = spec.language  # Whisper's code, if the preload string has one
-        self.dims = dims
-        self.tokenizer = tokenizer
-        self.target = target
-        self.num_beams = num_beams
-        self.condition_on_prev_tokens = condition_on_prev_tokens
+        checkpoint = read.checkpoint
+        self.name = read.spec.name
+        self.language = read.spec.language  # Whisper's code, if the preload string has one
+        self.dims, self.tokenizer, self.target = checkpoint.dims, read.tokenizer, read.target
+        self.num_beams, self.condition_on_prev_tokens = checkpoint.num_beams, checkpoint.condition_on_prev_tokens
         self.device_failures = 0  # GPU losses and failed openings in a row, without a success in between
         self._reopen_at = -math.inf  # by time.monotonic()
         self._graphs: dict[str, Graph] = {
-            f"{self.name}/tokenizer": TokenizerGraph(tokenizer),
+            f"{self.name}/tokenizer": TokenizerGraph(self.tokenizer),
             f"{self.name}/zlib": ZlibGraph(),
         }
-        self._load_kernels, self._observe = load_kernels, observe
+        self._spec, self._may_fall_back, self._observe = read.spec, read.may_fall_back, observe
+        self._checkpoint: Checkpoint | None = checkpoint  # until the first load; the kernels keep what they need of it
         self._has_loaded = False
         self._loaded = Residence(load=self._load, unload=self._unload)
         self.room = room or Room(Limits(sys.maxsize, sys.maxsize))
+        n_bytes = loaded_bytes(self.dims, workers)
         self.occupant = Occupant(self.name, n_bytes, lambda: self.is_loaded, self.unload)
-
-    def _with_graphs(self, kernels: Kernels) -> _Loaded:
-        own = {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
-        return _Loaded(kernels, own | self._graphs)
 
     def _load(self) -> _Loaded:
         started = time.monotonic()
         if started < self._reopen_at:
             raise DeviceLost(self._reopen_at - started)
         try:
-            kernels, self.target = self._load_kernels()
+            checkpoint, self._checkpoint = self._checkpoint or read_checkpoint(self._spec), None
+            kernels, self.target = _kernels(checkpoint, self.target, self._may_fall_back)
+            self._may_fall_back = False
         except DeviceUnavailable as error:
             if not self._has_loaded:
                 raise
@@ -117,7 +99,8 @@ class Model:
                 log.warning("the GPU's driver is software and slower than the CPU target: use --target cpu here")
         self._has_loaded = True
         self._observe(self.name, seconds)
-        return self._with_graphs(kernels)
+        own = {f"{self.name}/encoder": kernels.encoder, f"{self.name}/decoder": kernels.decoder}
+        return _Loaded(kernels, own | self._graphs)
 
     def _unload(self, loaded: _Loaded) -> None:
         loaded.kernels.close()
@@ -161,9 +144,9 @@ class Model:
         with self.in_use():
             pass
 
-    def unload(self, idle_s: float = 0.0) -> bool:
-        """Free its memory, on the device and off it, unless it was used in the last `idle_s` seconds."""
-        is_unloaded = self._loaded.unload(idle_s)
+    def unload(self) -> bool:
+        """Free its memory, on the device and off it; False if it is in use or not loaded."""
+        is_unloaded = self._loaded.unload()
         if is_unloaded:
             if self.target.name == "gpu":
                 gc.collect()  # wgpu's objects refer to each other; until collected, the driver keeps MBs per device
@@ -196,46 +179,8 @@ class ReadModel:
     target: Target
     may_fall_back: bool  # to the CPU, because Wisp chose the GPU, not the user
 
-    def make_ready(self) -> Model:
-        """The model, loaded, which takes seconds on some devices. Raises DeviceUnavailable."""
-        model = self.make_idle()
-        model.load()
-        return model
 
-    def make_idle(
-        self,
-        *,
-        workers: int = 1,
-        room: Room | None = None,
-        observe: Callable[[str, float | None], None] = lambda name, seconds: None,
-    ) -> Model:
-        """The model, not loaded: its first user loads it into `room`, for up to `workers` at once."""
-        checkpoint = self.checkpoint
-        spec, first = self.spec, [checkpoint]  # the kernels keep what they need of the latter
-        target, may_fall_back = self.target, self.may_fall_back
-
-        def load_kernels() -> tuple[Kernels, Target]:
-            nonlocal target, may_fall_back
-            found = first.pop() if first else read_checkpoint(spec)
-            kernels, target = _kernels(found, target, may_fall_back)
-            may_fall_back = False
-            return kernels, target
-
-        return Model(
-            self.spec,
-            checkpoint.dims,
-            self.tokenizer,
-            target,
-            load_kernels,
-            num_beams=checkpoint.num_beams,
-            condition_on_prev_tokens=checkpoint.condition_on_prev_tokens,
-            n_bytes=loaded_bytes(checkpoint.dims, workers),
-            room=room,
-            observe=observe,
-        )
-
-
-def read_model(spec: ModelSpec, target: str = "auto") -> ReadModel:
+def read_model(spec: ModelSpec, target: str) -> ReadModel:
     """Read the checkpoint and choose the target as wanted_target() says.
 
     Raises ModelError (files missing, broken, of another model, or without the preload string's language) or
@@ -279,12 +224,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     return Tokenizer(checkpoint.tokenizer_json, checkpoint.dims.n_vocab, checkpoint.is_multilingual)
 
 
-def load_model(spec: ModelSpec, target: str = "auto") -> Model:
-    """A model from its files to its graphs in one call. Raises what its two steps raise."""
-    return read_model(spec, target).make_ready()
-
-
-def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> tuple[Kernels, Target]:
+def _kernels(checkpoint: Checkpoint, target: Target, may_fall_back: bool) -> "tuple[CpuModel | _GpuKernels, Target]":
     """The checkpoint ready to compute on `target`, or on the CPU if the GPU fails and `may_fall_back`."""
     if target.name == "gpu":
         try:

@@ -10,40 +10,19 @@ from pathlib import Path
 from typing import Literal
 
 from service.errors import ModelError
+from service.models import places
 from service.models.languages import language_code
 from service.models.packaged import compare_sums, packaged_sums
-from service.models.places import (
-    DEFAULT_NAME,
-    EMBEDDED_NAME,
-    WEIGHTS_SUFFIXES,
-    Place,
-    canonical_name,
-    embedded,
-    every_place,
-    find_place,
-    installed_models,
-    packaged,
-    stem_of,
-    weights_in,
-)
 from service.models.store import Record
 from service.settings import Settings
 
 log = logging.getLogger("wisp")
 
 ENCODINGS = ("burn", "whisper", "ggml", "pytorch", "autodetect")  # WasmEdge's; the file's name decides the format
-KNOWN_NAMES = (  # openai/whisper's models, in Hugging Face's spelling; the repository is openai/whisper-NAME
-    "tiny.en",
-    "tiny",
-    "base.en",
-    "base",
-    "small.en",
-    "small",
-    "medium.en",
-    "medium",
-    "large-v2",
-    "large-v3",
-    "large-v3-turbo",
+# openai/whisper's models, in Hugging Face's spelling; the repository is openai/whisper-NAME.
+KNOWN_NAMES = (
+    *("tiny.en", "tiny", "base.en", "base", "small.en", "small", "medium.en", "medium"),
+    *("large-v2", "large-v3", "large-v3-turbo"),
 )
 PRELOAD_FORM = "NAME:ENCODING:TARGET:WEIGHTS[:CONFIG[:TOKENIZER[:LANGUAGE]]]"
 
@@ -109,18 +88,13 @@ def model_candidates(settings: Settings) -> list[ModelSpec]:
         return [find_model(named[0], models_dir)]
     found = []
     with _looking("", models_dir):
-        installed = installed_models(models_dir).get(DEFAULT_NAME)
+        installed = places.installed_models(models_dir).get(places.DEFAULT_NAME)
         if installed is not None:
-            found.append(spec_of(Place(DEFAULT_NAME, installed, "models folder"), models_dir))
-    found += [spec_of(place, models_dir) for place in (packaged(), embedded()) if place is not None]
+            found.append(spec_of(places.Place(places.DEFAULT_NAME, installed, "models folder"), models_dir))
+    found += [spec_of(place, models_dir) for place in (*places.packaged(), *places.embedded())]
     if not found:
         raise ModelError("No model found: name one with --model, or fetch one with wisp models pull tiny.en.")
     return found
-
-
-def choose_model(settings: Settings) -> ModelSpec:
-    """The first of model_candidates()."""
-    return model_candidates(settings)[0]
 
 
 def find_model(named: str, models_dir: Path) -> ModelSpec:
@@ -150,44 +124,45 @@ def repo_of(name: str) -> str:
     """
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return name
-    canonical = canonical_name(name)
+    canonical = places.canonical_name(name)
     for known in KNOWN_NAMES:
-        if canonical_name(known) == canonical:
+        if places.canonical_name(known) == canonical:
             return f"openai/whisper-{known}"
     known_names = ", ".join(KNOWN_NAMES)
     raise ModelError(f"Unknown model '{name}': give a repository of the hub as OWNER/NAME, or one of {known_names}.")
 
 
 def _find(named: str, models_dir: Path) -> ModelSpec:
-    canonical = canonical_name(named)
-    if canonical in installed_models(models_dir) and (place := find_place(named, models_dir)) is not None:
+    canonical = places.canonical_name(named)
+    if canonical in places.installed_models(models_dir) and (place := places.find_place(named, models_dir)) is not None:
         return spec_of(place, models_dir)
     path = Path(os.path.expanduser(named))  # noqa: PTH111 (Path's own raises for a user without a home)
     if path.is_dir():
-        return spec_of(Place(canonical_name(path.resolve().name), path, "path"), models_dir)
+        return spec_of(places.Place(places.canonical_name(path.resolve().name), path, "path"), models_dir)
     if path.is_file():
-        return spec_of(Place(canonical_name(stem_of(path)), path, "path"), models_dir)
-    if (place := find_place(named, models_dir)) is not None:
+        return spec_of(places.Place(places.canonical_name(places.stem_of(path)), path, "path"), models_dir)
+    if (place := places.find_place(named, models_dir)) is not None:
         return spec_of(place, models_dir)
-    if canonical == EMBEDDED_NAME:
-        if (own := embedded()) is None:
+    if canonical == places.EMBEDDED_NAME:
+        if not (own := places.embedded()):
             raise ModelError("This installation has no embedded model (assets/embedded).")
-        return spec_of(own, models_dir)
-    is_repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) and not named.endswith(WEIGHTS_SUFFIXES)
-    if not is_repository and (named.startswith(("~", ".")) or os.sep in named or named.endswith(WEIGHTS_SUFFIXES)):
+        return spec_of(own[0], models_dir)
+    is_repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) and not named.endswith(places.WEIGHTS_SUFFIXES)
+    is_path = named.startswith(("~", ".")) or os.sep in named or named.endswith(places.WEIGHTS_SUFFIXES)
+    if is_path and not is_repository:
         raise ModelError(f"{named} does not exist: name an existing model folder or weights file.")
-    found = sorted({place.name for place in every_place(models_dir)})
+    found = sorted({place.name for place in places.every_place(models_dir)})
     have = f"found here: {', '.join(found)}" if found else "no model was found here"
     raise ModelError(
         f"Model '{named}' not found: it isn't a folder or file, nor installed in {models_dir}, nor in the caches of "
         f"Hugging Face and openai/whisper ({have}). Fetch it with wisp models pull {named}, copy its folder to "
-        f"{models_dir / canonical_name(named.rpartition('/')[2])}, or give the path of its folder or file."
+        f"{models_dir / places.canonical_name(named.rpartition('/')[2])}, or give the path of its folder or file."
     )
 
 
-def spec_of(place: Place, models_dir: Path) -> ModelSpec:
+def spec_of(place: places.Place, models_dir: Path) -> ModelSpec:
     """The files of a place. Raises OSError."""
-    weights = weights_in(place.path) if place.path.is_dir() else place.path
+    weights = places.weights_in(place.path) if place.path.is_dir() else place.path
     sums = packaged_sums(place.path) if place.source == "package" else {}
     if weights == place.path and (record := Record.read(place.path)) is not None:
         sums = record.sums

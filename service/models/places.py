@@ -78,15 +78,15 @@ def weights_in(folder: Path) -> Path:
     return found[0] if len(found) == 1 else folder
 
 
-def packaged() -> Place | None:
-    """tiny.en as installed with Wisp."""
+def packaged() -> list[Place]:
+    """tiny.en as installed with Wisp, if it is."""
     folder = packaged_folder()
-    return Place(DEFAULT_NAME, folder, "package") if folder else None
+    return [Place(DEFAULT_NAME, folder, "package")] if folder else []
 
 
-def embedded() -> Place | None:
-    """This source tree's small model."""
-    return Place(EMBEDDED_NAME, EMBEDDED, "Wisp") if EMBEDDED.is_dir() else None
+def embedded() -> list[Place]:
+    """This source tree's small model, if it has one."""
+    return [Place(EMBEDDED_NAME, EMBEDDED, "Wisp")] if EMBEDDED.is_dir() else []
 
 
 def cached_by_hub() -> Iterator[Place]:
@@ -106,10 +106,8 @@ def cached_by_whisper() -> Iterator[Place]:
 
 def every_place(models_dir: Path) -> list[Place]:
     """All models found, in the order in which names are looked up. Raises OSError for `models_dir`."""
-    found = [Place(name, path, "models folder") for name, path in installed_models(models_dir).items()]
-    found += [place for place in (packaged(),) if place is not None]
-    found += [*cached_by_hub(), *cached_by_whisper()]
-    return found + [place for place in (embedded(),) if place is not None]
+    installed = [Place(name, path, "models folder") for name, path in installed_models(models_dir).items()]
+    return [*installed, *packaged(), *cached_by_hub(), *cached_by_whisper(), *embedded()]
 
 
 def watched(models_dir: Path) -> Iterator[Path]:
@@ -131,8 +129,8 @@ def find_place(named: str, models_dir: Path) -> Place | None:
             return Place(name, path, "models folder", record.repo)
     if canonical in installed:
         return Place(canonical, installed[canonical], "models folder")
-    if (own := packaged()) is not None and own.name == canonical:
-        return own
+    if canonical == DEFAULT_NAME and (own := packaged()):
+        return own[0]
     in_hub = {place.repo.lower(): place for place in cached_by_hub()}
     repositories = [named] if "/" in named else [owner + named for owner in HUB_OWNERS]
     spellings = [*repositories, *(owner + canonical.replace("_", "-") for owner in HUB_OWNERS)]

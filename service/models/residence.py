@@ -1,7 +1,6 @@
 """A large resource that is in memory while used, and may be unloaded while idle. Knows nothing of models."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -24,7 +23,6 @@ class Residence(Generic[T]):
         self._held: _Held[T] | None = None
         self._load, self._unload = load, unload
         self._lock = threading.Lock()
-        self._left_at = time.monotonic()  # when the last user left
         self._is_closed = False
 
     @property
@@ -48,16 +46,15 @@ class Residence(Generic[T]):
         finally:
             with self._lock:
                 held.n_users -= 1
-                self._left_at = time.monotonic()
                 is_left = held.is_discarded and not held.n_users
             if is_left:
                 self._unload(held.thing)
 
-    def unload(self, idle_s: float = 0.0) -> bool:
-        """Unload it if nobody has used it for `idle_s` seconds; True if it was unloaded."""
+    def unload(self) -> bool:
+        """Unload it if nobody uses it; True if it was unloaded."""
         with self._lock:
             held = self._held
-            if held is None or held.n_users or time.monotonic() - self._left_at < idle_s:
+            if held is None or held.n_users:
                 return False
             self._held = None
             self._unload(held.thing)
@@ -77,7 +74,7 @@ class Residence(Generic[T]):
             return True
 
     def close(self) -> None:
-        """Unload it for good, used or not. Idempotent."""
+        """Unload it permanently, used or not. Idempotent."""
         with self._lock:
             self._is_closed = True
             if self._held is not None:

@@ -1,9 +1,9 @@
-"""Room for models in memory: each is loaded within a budget, and the least recently used idle one leaves first.
+"""Room for models in memory: models are loaded within a budget, and the least recently used idle one is unloaded first.
 
-Transcriptions go in the order in which they came. One whose model is loaded goes on at once, unless another waits for
-room: then it waits behind that one, so that no stream of requests for a loaded model keeps others out for ever. Those
-that waited when their model was loaded all go on with it, so that models are not swapped for each of them. And nobody
-waits beside a longer transcription that uses the same model, as that keeps the model in memory anyway.
+Transcriptions enter in order of arrival. One whose model is loaded enters at once, unless another waits for room: then
+it waits behind that one, so that requests for a loaded model can't keep others out forever. When a model is loaded, all
+that waited for it enter, so that models are not swapped for each. And a transcription never waits while a longer one
+uses the same model, which keeps the model in memory anyway.
 """
 
 import threading
@@ -20,18 +20,18 @@ TICK_S = 0.05  # how late a request that waits for room notices that it was canc
 
 @dataclass(eq=False)
 class Occupant:
-    """One model: how to unload it, which returns False where it is in use, and the bytes that it takes once loaded."""
+    """One model: how to unload it (False if it is in use), and the bytes it takes once loaded."""
 
     name: str
     n_bytes: int
     is_loaded: Callable[[], bool]
     unload: Callable[[], bool]
-    users: Counter[int] = field(default_factory=Counter)  # by the length of their audio, see admission.step_of
-    left_at: float = -1.0  # when the last of them went, by time.monotonic()
+    users: Counter[int] = field(default_factory=Counter)  # by length of their audio, see admission.step_of
+    left_at: float = -1.0  # when the last user left, by time.monotonic()
     is_in: bool = False  # its bytes are taken
-    is_moving: bool = False  # it is being unloaded, or room is being made for it
-    admitted: int = 0  # the last ticket that waited when it was loaded
-    estimate: int = field(init=False)  # its bytes before anything was measured
+    is_moving: bool = False  # being unloaded, or waiting while others are unloaded for it
+    admitted: int = 0  # number of the last ticket that waited when it was loaded
+    estimate: int = field(init=False)  # its bytes before any measurement
 
     def __post_init__(self) -> None:
         self.estimate = self.n_bytes
@@ -51,7 +51,7 @@ class _Ticket:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes: of all models that are loaded, and of one that is loaded alone, where that may be more."""
+    """Bytes for all loaded models together, and for a model loaded alone, which may take more."""
 
     together: int
     alone: int
@@ -61,34 +61,34 @@ class Room:
     """The models of one kind of memory. Thread-safe."""
 
     def __init__(self, limits: Limits | Callable[[], Limits], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`limits`: or what finds them out, once there is a second model: the first is loaded in any case then."""
+        """`limits`: or a function that finds them for the second model; without limits the first is always loaded."""
         self._limits, self._clock = limits, clock
         self._changed = threading.Condition()
         self._occupants: list[Occupant] = []
-        self._queue: list[_Ticket] = []  # the first has waited longest
+        self._queue: list[_Ticket] = []  # the longest wait first
         self._n_tickets = 0
 
     @property
     def limits(self) -> Limits:
-        """In force."""
+        """The limits, found when first needed."""
         if not isinstance(self._limits, Limits):
             self._limits = self._limits()
         return self._limits
 
     def n_bytes(self) -> int:
-        """Taken now."""
+        """Bytes taken now."""
         return sum(occupant.n_bytes for occupant in self._occupants if occupant.is_in)
 
     def n_waiting(self) -> int:
-        """Transcriptions that wait for room."""
+        """Transcriptions waiting for room."""
         return len(self._queue)
 
     @contextmanager
     def using(self, occupant: Occupant, length: int = 0, check: Callable[[], None] = lambda: None) -> Iterator[None]:
         """A block in which the model may be loaded and is not unloaded. Waits until there is room.
 
-        `check` is called now and then while it waits; what it raises ends the wait. Raises ModelTooLarge where there
-        never will be room.
+        `check` is called at times while it waits; an exception from it ends the wait. Raises ModelTooLarge if there can
+        never be room.
         """
         self._enter(occupant, length, check)
         try:
@@ -120,7 +120,7 @@ class Room:
                 self._changed.notify_all()
 
     def _has_entered(self, ticket: _Ticket) -> bool:
-        """Enter if that is possible now. Holds the lock, but for the time that others take to unload."""
+        """Enter if possible now. Holds the lock, except while others are unloaded."""
         occupant = ticket.occupant
         if occupant.is_moving:
             return False
@@ -136,7 +136,7 @@ class Room:
         return True
 
     def _make_room(self, occupant: Occupant) -> bool:
-        """Unload as many idle models as have to leave for `occupant`, none where all of them would be too few."""
+        """Unload as many idle models as `occupant` needs; none if all of them would not be enough."""
         if not any(other.is_in for other in self._occupants):
             occupant.is_in = True
             return True
@@ -150,7 +150,7 @@ class Room:
             return False
         occupant.is_in = occupant.is_moving = True
         is_made = False
-        try:  # each unload releases the lock: meanwhile another of them may have been entered, or unloaded
+        try:  # each unload releases the lock, so another of them may be in use or unloaded by its turn
             is_made = all(not other.is_in or (self._is_idle(other) and self._unload(other)) for other in leaving)
         finally:
             occupant.is_moving, occupant.is_in = False, is_made
@@ -161,7 +161,7 @@ class Room:
         return occupant.is_in and not occupant.is_moving and not occupant.n_users
 
     def _unload(self, occupant: Occupant) -> bool:
-        """Unload an idle one, without the lock meanwhile. False where it is used by somebody who did not ask here."""
+        """Unload an idle one, without holding the lock. False if it is in use outside this room."""
         occupant.is_moving = True
         self._changed.release()
         try:
@@ -173,9 +173,9 @@ class Room:
         return not occupant.is_in
 
     def measured(self, occupant: Occupant, n_bytes: int) -> None:
-        """Its device says that it takes this much, which counts where it is more than the estimate.
+        """Count what its device reports if that is more than the estimate.
 
-        It counts up to the limit for one model, so that a model that works is never refused.
+        Counts at most the limit for one model, so that a working model is never rejected.
         """
         with self._changed:
             most = self._limits.alone if isinstance(self._limits, Limits) else n_bytes
@@ -183,7 +183,7 @@ class Room:
             self._changed.notify_all()
 
     def take_over(self, occupant: Occupant, other: "Room") -> None:
-        """It takes its bytes here from now on, no longer in the other room. Nobody may use it meanwhile."""
+        """Move it here from the other room, while nobody uses it."""
         with other._changed:
             other._occupants.remove(occupant)
             other._changed.notify_all()
@@ -192,18 +192,18 @@ class Room:
             self._occupants.append(occupant)
 
     def leaves_in(self, occupant: Occupant, idle_s: float) -> float:
-        """Seconds until unload_idle(idle_s) would unload it, if nobody uses it any more."""
+        """Seconds until unload_idle(idle_s) would unload it, if nobody uses it again."""
         return idle_s if occupant.n_users else max(0.0, occupant.left_at + idle_s - self._clock())
 
     def unload_idle(self, idle_s: float) -> None:
-        """Unload each that nobody has used for `idle_s` seconds."""
+        """Unload all that nobody has used for `idle_s` seconds."""
         with self._changed:
             for occupant in [other for other in self._occupants if self._is_idle(other)]:
                 if self._is_idle(occupant) and self._clock() - occupant.left_at >= idle_s:
                     self._unload(occupant)
 
     def unload(self, occupant: Occupant) -> bool:
-        """Unload it now; False where it was not loaded. Raises ModelInUse."""
+        """Unload it now; False if it wasn't loaded. Raises ModelInUse."""
         with self._changed:
             n_users = occupant.n_users + sum(ticket.occupant is occupant for ticket in self._queue)
             if n_users or occupant.is_moving:
@@ -211,7 +211,7 @@ class Room:
             return self._is_idle(occupant) and self._unload(occupant)
 
     def forget(self, occupant: Occupant) -> None:
-        """It is not this room's any more. Raises ModelInUse."""
+        """Unload it and remove it from this room. Raises ModelInUse."""
         self.unload(occupant)
         with self._changed:
             if occupant in self._occupants:

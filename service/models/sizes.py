@@ -1,4 +1,4 @@
-"""How much memory a model takes once it is loaded, and how much there is for models."""
+"""The memory that a loaded model takes, and the memory available for models."""
 
 import ctypes
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from kernels.checkpoints.common import Dimensions, expected_shapes
 
-SHARE = 3 / 4  # of the memory there is: the rest is for uploads, their decoding and other programs
-HALF, FLOAT = 2, 4  # bytes of a weight and of a number computed with
-WINDOWS = 4  # whose keys and values one transcription holds at its peak, by measurement with tiny.en and base
+SHARE = 3 / 4  # of the memory, for models; the rest is for uploads, decoding and other programs
+HALF, FLOAT = 2, 4  # bytes of a weight, and of a number in computations
+WINDOWS = 4  # whose keys and values a transcription holds at its peak, as measured with tiny.en and base
 CGROUP = Path("/sys/fs/cgroup")
 CGROUP_LIMITS = ("memory.max", "memory.high", "memory/memory.limit_in_bytes")  # version 2's, then version 1's
 DRM = Path("/sys/class/drm")
@@ -19,10 +19,10 @@ NVML = "libnvidia-ml.so.1"
 
 
 def loaded_bytes(dims: Dimensions, workers: int) -> int:
-    """Bytes of a model in memory with `workers` transcriptions at once: an estimate, rather too high.
+    """Bytes of a model in memory with `workers` parallel transcriptions: an estimate on the high side.
 
-    Weights are f16, and the token embedding also exists as int8. A transcription has keys and values of its audio and
-    text, and several of them for a moment (the window before, language detection, beams), and scratch to encode in.
+    Weights are f16, and the token embedding also exists as int8. A transcription holds keys and values of its audio and
+    text, sometimes several (of the previous window, language detection, beams), and scratch space for encoding.
     """
     weights = HALF * sum(prod(shape) for shape in expected_shapes(dims).values()) + dims.n_vocab * dims.n_text_state
     cross = 2 * dims.n_text_layer * dims.n_audio_ctx * dims.n_text_state
@@ -32,7 +32,7 @@ def loaded_bytes(dims: Dimensions, workers: int) -> int:
 
 
 def machine_bytes(cgroup: Path = CGROUP) -> int:
-    """The memory of the machine, or of the container where that is less."""
+    """The memory of the machine, or the container's limit if that is lower."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in CGROUP_LIMITS:
         with suppress(OSError, ValueError):  # no such file, or the word max
@@ -41,7 +41,7 @@ def machine_bytes(cgroup: Path = CGROUP) -> int:
 
 
 def device_bytes() -> int | None:
-    """The memory of the largest GPU that has its own, where its driver says so; else None."""
+    """The memory of the largest GPU with its own memory, if its driver reports it; else None."""
     return max([*_amdgpu(), *_nvidia()], default=None)
 
 

@@ -29,27 +29,11 @@ NAMES = {  # the guest's names → the tokens, in older vocabularies the second
 FIRST_TIMESTAMP = "<|0.00|>"
 
 # Symbols that transcripts contain but nobody says: openai/whisper 20250625 `non_speech_tokens`.
-_LONGER = (
-    "<<",
-    ">>",
-    "<<<",
-    ">>>",
-    "--",
-    "---",
-    "-(",
-    "-[",
-    "('",
-    '("',
-    "((",
-    "))",
-    "(((",
-    ")))",
-    "[[",
-    "]]",
-    "{{",
-    "}}",
+_SYMBOLS = (
+    *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
+    *("<<", ">>", "<<<", ">>>", "--", "---", "-(", "-[", "('", '("', "((", "))", "(((", ")))", "[[", "]]", "{{", "}}"),
+    *("♪♪", "♪♪♪"),
 )
-_SYMBOLS = (*'"#()*+/:;<=>@[\\]^_`{|}~「」『』', *_LONGER, "♪♪", "♪♪♪")
 _MUSIC = tuple("♩♪♫♬♭♮♯")  # several tokens each; suppressing the first is enough
 
 

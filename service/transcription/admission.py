@@ -1,10 +1,10 @@
-"""Which jobs are open, each in a thread, and which wait: long ones leave room for short ones, clients for each other.
+"""Decides which jobs run, each in a thread: long ones leave room for short ones, clients leave room for each other.
 
-Each job counts as short until it proves long. Up to `n_open` short jobs are open, and as many of the longest; each
-shorter step of `STEPS_S` may have one more, so a short job always finds a place that is free soon. A job too long
-for the room left is set aside: it gives up its place before answering and restarts later. One that waits for its model
-steps aside: it stays open, but others may be open in its place. The client with the fewest open jobs goes first, then
-the earliest job, smaller uploads before larger ones.
+Each job counts as short until it proves long. Up to `n_open` short jobs are open, and as many of the longest, plus one
+for each shorter step of `STEPS_S`, so that a place for a short job is always free soon. A job too long for the room
+left is set aside: it gives up its place before answering and restarts later. A job that waits for its model steps
+aside: it stays open, but others may be open in its place. The client with the fewest open jobs goes first, then the
+earliest job, smaller uploads before larger ones.
 """
 
 import contextvars
@@ -42,7 +42,7 @@ def has_room(held: Mapping[str, int], client: str, n_places: int) -> bool:
 
 
 def step_of(seconds: float) -> int:
-    """How many of STEPS_S a job with so much audio lasts longer than."""
+    """How many of STEPS_S a job with this much audio exceeds."""
     return bisect_left(STEPS_S, seconds)
 
 
@@ -55,7 +55,7 @@ class Admission:
     """Threads for the open jobs, and the places of all. Thread-safe; owns its threads, which end with their jobs."""
 
     def __init__(self, *, n_open: int, queue_length: int, n_at_once: int) -> None:
-        """See the module; `queue_length` jobs more wait, `n_at_once` of the open ones work at the same time."""
+        """`queue_length` more jobs may wait; `n_at_once` of the open ones work at the same time."""
         self.n_places, self._n_open, self._n_at_once = n_open + queue_length, n_open, n_at_once
         self._changed = threading.Condition(threading.RLock())  # notified when a job comes or leaves
         self._admitted: set[Run] = set()  # open or waiting
@@ -70,27 +70,27 @@ class Admission:
 
     @property
     def n_admitted(self) -> int:
-        """Jobs that are open or wait."""
+        """Jobs that are open or waiting."""
         return len(self._admitted)
 
     def check_room(self, coming: Mapping[str, int] | None = None) -> None:
-        """Raise QueueFull where a job of the current client would be refused. `coming`: those on their way."""
+        """Raise QueueFull if a job of the current client would be rejected. `coming`: uploads by client."""
         with self._changed:
             held = Counter(job.client for job in self._admitted) + Counter(coming or {})
             if not has_room(held, current_client.get(), self.n_places):
                 raise QueueFull(min(LONGEST_RETRY_S, math.ceil(self._job_s * held.total() / self._n_at_once)))
 
     def submit(self, job: Run, call: Callable[[], Any], *, n_bytes: int = 0) -> None:
-        """Have `call` made in a thread, in the job's context, once there is a place. Raises QueueFull at once.
+        """Run `call` in a thread, in the job's context, once there is a place. Raises QueueFull immediately.
 
-        It is made again where it raises SetAside; its result or error is the job's future's. A job that is cancelled
-        while it waits gives its place up at once; `call` has to notice by itself. `n_bytes`: how large its upload was.
+        It runs again after SetAside; its result or error becomes the future's. A job cancelled while waiting ends
+        immediately; a running `call` must notice itself. `n_bytes`: the size of its upload.
         """
         job.call, job.client, job.rank = call, current_client.get(), time.monotonic() + n_bytes / WAIT_PACE
         job.on_cancel = lambda: self._drop(job)
         with self._changed:
             if self._is_closed:
-                raise RuntimeError("no jobs are taken any more")
+                raise RuntimeError("no more jobs are accepted")
             self.check_room()
             self._admitted.add(job)
             self._waiting.append(job)
@@ -99,7 +99,7 @@ class Admission:
             self._changed.notify_all()
 
     def _open_next(self) -> None:
-        """Begin those that wait, as far as there is room."""
+        """Start waiting jobs while there is room."""
         while job := self._next():
             self._waiting.remove(job)
             self._open.add(job)
@@ -119,7 +119,7 @@ class Admission:
         return min(fitting, key=lambda job: (n_of[job.client], job.rank), default=None)
 
     def _fits(self, job: Run) -> bool:
-        """Whether there is room to open a job of that length."""
+        """Whether there is room to open this job."""
         counted = [other for other in self._open if not other.is_aside]
         most = self._n_open + max(len(STEPS_S), reserve(self._n_open))
         if len(counted) >= most or len(self._open) >= 2 * most or self._waits_enough(job.model):
@@ -129,18 +129,18 @@ class Admission:
         return all(self._n_more(step) > 0 for step in range(1, job.length + 1))
 
     def _n_more(self, step: int) -> int:
-        """How many more jobs of at least that many steps may be open; below 0 where there are too many."""
+        """How many more jobs of at least that many steps may be open; negative if there are too many."""
         n_as_long = sum(other.length >= step for other in self._open if not other.is_aside)
         return self._n_open + len(STEPS_S) - step - n_as_long
 
     def _waits_enough(self, model: str) -> bool:
-        """Whether jobs wait for this model and no more of its jobs should open: they would only wait too."""
+        """Whether more of this model's jobs would only wait for it too."""
         same = [job for job in self._open if job.model == model]
         return len(same) >= self._n_open and any(job.is_aside for job in same)
 
     @contextmanager
     def stepped_aside(self, job: Run) -> Iterator[None]:
-        """A block in which the job waits for its model and others may be open in its place. For its own thread."""
+        """A block in which the job waits for its model, and others may be open in its place. For its own thread."""
         self._step(job, is_aside=True)
         try:
             yield
@@ -171,7 +171,7 @@ class Admission:
             failure = ClientGone()
         except BaseException as error:
             failure = error
-        # Its place is free by the time that its result is there.
+        # Its place is free before its result is set.
         self._leave(job)
         if failure is None:
             job.future.set_result(result)
@@ -181,7 +181,7 @@ class Admission:
     def lasts(self, job: Run, seconds: float) -> None:
         """The job, if it was submitted here, has at least this much audio. For its own thread.
 
-        Raises SetAside where too many are open that are as long; the job is called again later. Idempotent.
+        Raises SetAside if too many jobs of that length are open; the job runs again later. Idempotent.
         """
         step = step_of(seconds)
         if job not in self._open or step <= job.length:
@@ -189,12 +189,12 @@ class Admission:
         with self._changed:
             known, job.length = job.length, step
             if any(self._n_more(step) < 0 for step in range(known + 1, step + 1)):
-                self._open.discard(job)  # now, so that nobody takes it for one that stays
+                self._open.discard(job)  # now, so that others no longer count it
                 raise SetAside
             self._open_next()
 
     def _set_aside(self, job: Run) -> bool:
-        """Let it wait for a long job's place. False where nobody wants it any more."""
+        """Let it wait for a long job's place. False if it was cancelled."""
         with self._changed:
             wanted = not (self._is_closed or job.is_cancelled)
             if wanted:
@@ -203,7 +203,7 @@ class Admission:
             return wanted
 
     def _drop(self, job: Run) -> None:
-        """It is cancelled: if it waits, for the first time or set aside, it ends."""
+        """End a cancelled job if it is waiting."""
         with self._changed:
             if job not in self._waiting:
                 return
@@ -212,7 +212,7 @@ class Admission:
         job.future.set_exception(ClientGone())
 
     def _leave(self, job: Run) -> None:
-        """Give the place up."""
+        """Give up its place."""
         with self._changed:
             self._admitted.discard(job)
             self._open.discard(job)
@@ -227,14 +227,14 @@ class Admission:
             self._succeeded = True
 
     def settle(self, grace_s: float) -> bool:
-        """Wait while there are jobs, or `grace_s` for the first to come; True once any has succeeded."""
+        """Wait until no jobs are left, up to `grace_s` for the first; True once any has succeeded."""
         with self._changed:
             self._changed.wait_for(lambda: self._admitted, grace_s)
             self._changed.wait_for(lambda: self._succeeded or not self._admitted)
             return self._succeeded
 
     def close(self) -> None:
-        """Cancel what is open and what waits, and wait for the threads to end. Idempotent."""
+        """Cancel all jobs and wait for their threads to end. Idempotent."""
         with self._changed:
             self._is_closed = True
             jobs, threads = list(self._admitted), list(self._threads)

@@ -88,9 +88,7 @@ class Engine:
             compiling = aside.submit(shared.guest)
             try:
                 read = self.read()
-                model = read.make_idle(
-                    workers=shared.workers(read.target), room=shared.room(read.target), observe=shared.observe_model
-                )
+                model = shared.make_model(read)
                 self._opened.append(model)
                 self._read = None
                 del read  # the kernels keep what they need of it
@@ -117,14 +115,6 @@ class Engine:
         """The transcriber once the model is loaded, else None."""
         return self.loaded.result() if self.loaded.done() and self.loaded.exception() is None else None
 
-    def n_running(self) -> int:
-        """Transcriptions that are computing."""
-        return self.shared.n_running()
-
-    def n_waiting(self) -> int:
-        """Transcriptions waiting for a turn, a place, or room in memory."""
-        return self.shared.n_waiting()
-
     def device_bytes(self) -> int:
         """GPU memory in use; 0 on the CPU."""
         return sum(transcriber.model.device_bytes() for transcriber in self.served.transcribers())
@@ -134,7 +124,7 @@ class Engine:
         return self.transcriber.model.device_failures if self.transcriber else 0
 
     def models(self) -> list[tuple[str, bool, int]]:
-        """Of each model asked for so far, the default first: its name, whether it is in memory, its bytes there."""
+        """(name, whether it is in memory, its bytes there) of each model requested so far, the default first."""
         found = [(self.spec.name, False, 0)] if self.transcriber is None else []
         for transcriber in self.served.transcribers():
             model = transcriber.model

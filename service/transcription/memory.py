@@ -12,8 +12,8 @@ import gc
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
+from time import monotonic
 
 PARAMETERS = {"TRIM_THRESHOLD": -1, "MMAP_THRESHOLD": -3}  # malloc.h's M_…
 KEPT_BYTES = 4 * 2**20  # at the end of an arena; larger blocks belong to no arena and are returned immediately
@@ -62,43 +62,30 @@ def _malloc_trim() -> Callable[[int], int] | None:
 _MALLOC_TRIM = _malloc_trim()
 
 
-def _later(seconds: float, call: Callable[[], None]) -> None:
-    timer = threading.Timer(seconds, call)
-    timer.daemon = True
-    timer.name = "wisp-trim"
-    timer.start()
-
-
 class Trimmer:
     """Call it when a job has ended: it trims immediately, or `EVERY_S` after the last time. Thread-safe."""
 
-    def __init__(
-        self,
-        *,
-        trim: Callable[[], None] = _trim,
-        clock: Callable[[], float] = time.monotonic,
-        later: Callable[[float, Callable[[], None]], None] = _later,
-    ) -> None:
-        """`trim` does the work; `clock` gives seconds; `later` calls a function after some seconds."""
-        self._trim, self._clock, self._later = trim, clock, later
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._next = clock()
+        self._next = monotonic()
         self._is_due = False  # a call is scheduled
 
     def __call__(self) -> None:
         """Trim now, or schedule it."""
         with self._lock:
-            wait_s = self._next - self._clock()
+            wait_s = self._next - monotonic()
             if wait_s > 0:
                 if not self._is_due:
                     self._is_due = True
-                    self._later(wait_s, self._when_due)
+                    timer = threading.Timer(wait_s, self._when_due)
+                    timer.daemon, timer.name = True, "wisp-trim"
+                    timer.start()
                 return
-            self._next = self._clock() + EVERY_S
-        self._trim()
+            self._next = monotonic() + EVERY_S
+        _trim()
 
     def _when_due(self) -> None:
         with self._lock:
             self._is_due = False
-            self._next = self._clock() + EVERY_S
-        self._trim()
+            self._next = monotonic() + EVERY_S
+        _trim()

@@ -1,4 +1,4 @@
-"""The models that one server serves besides its default: each is read, loaded and freed on its own."""
+"""The models that a server has in addition to its default: each is read, loaded and freed separately."""
 
 import logging
 import threading
@@ -7,19 +7,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from service.errors import (
-    ModelBeingRemoved,
-    ModelBroken,
-    ModelError,
-    ModelInUse,
-    ModelNotFound,
-    ModelNotRemovable,
-    Overloaded,
-    TokenizerMissing,
-    WispError,
-)
+from service import errors
 from service.models.catalogue import Catalogue, Entry
-from service.models.loaded import Model, read_model
+from service.models.loaded import read_model
 from service.models.store import Record, remove
 from service.transcription.shared import Shared
 from service.transcription.transcriber import Transcriber
@@ -29,7 +19,7 @@ log = logging.getLogger("wisp")
 
 @dataclass(eq=False)
 class _Served:
-    """One model: its files as they were when it was read, and what came of that."""
+    """One model: the state of its files when it was read, and its transcriber."""
 
     entry: Entry
     state: tuple[object, ...]
@@ -37,7 +27,7 @@ class _Served:
     n_claims: int = 0  # requests that are about to submit a transcription
 
     def result(self) -> Transcriber | None:
-        """What it can be transcribed with, once it is read."""
+        """Its transcriber once it has been read, else None."""
         future = self.transcriber
         return future.result() if future.done() and future.exception() is None else None
 
@@ -48,7 +38,7 @@ class _Served:
 
 
 class ServedModels:
-    """The catalogue, and what of it has been asked for. Thread-safe."""
+    """The catalogue, and the transcribers of the models requested so far. Thread-safe."""
 
     def __init__(self, catalogue: Catalogue, shared: Shared, default: Callable[[], Transcriber | None]) -> None:
         """`default`: the default model's transcriber, once it is loaded."""
@@ -60,20 +50,20 @@ class ServedModels:
         self._is_closed = False
 
     def transcribers(self) -> list[Transcriber]:
-        """Those there are, the default's first; a model need not be in memory."""
+        """All that exist, the default's first; their models may be unloaded."""
         with self._lock:
             found = [self._default(), *(served.result() for served in self._served.values())]
         return [transcriber for transcriber in found if transcriber is not None]
 
     def transcriber(self, entry: Entry) -> Transcriber | None:
-        """The transcriber of that model, where there is one already."""
+        """That model's transcriber, if it exists already."""
         return next((found for found in self.transcribers() if found.model.name == entry.name), None)
 
     @contextmanager
     def claimed(self, entry: Entry) -> "Iterator[Future[Transcriber]]":
-        """A block in which a model other than the default is neither removed nor replaced, and its transcriber to come.
+        """A block in which a model other than the default is neither removed nor replaced. Gives its transcriber.
 
-        The first block reads its files, in a thread. Those that come meanwhile share that, and its failure, until the
+        The first block starts to read the files, in a thread. Later ones share the result, or the failure, until the
         files change. Raises ModelNotFound, ModelBeingRemoved; the future raises ModelBroken.
         """
         with self._lock:
@@ -87,14 +77,14 @@ class ServedModels:
 
     def _claim(self, entry: Entry) -> _Served:
         if entry.name in self._removing:
-            raise ModelBeingRemoved(entry.name)
+            raise errors.ModelBeingRemoved(entry.name)
         if self._is_closed or not entry.path.exists():
-            raise ModelNotFound(entry.name, [])  # without others' names: the key may be limited to some
+            raise errors.ModelNotFound(entry.name, [])  # without others' names: the key may be limited to some
         # The upload took time, in which the model may have been pulled again.
         entry = next((other for other in self.catalogue.entries() if other.name == entry.name), entry)
         served, state = self._served.get(entry.name), entry.state()
         if served is not None and served.state != state:
-            with suppress(ModelInUse):  # then this request gets it as it was read
+            with suppress(errors.ModelInUse):  # then this request gets it as it was read
                 self._let_go(served)
                 served = None
         if served is None:
@@ -106,19 +96,19 @@ class ServedModels:
             except RuntimeError:  # the system's limit of threads
                 self._threads.discard(thread)
                 del self._served[entry.name]
-                raise Overloaded from None
+                raise errors.Overloaded from None
         return served
 
     def _open(self, served: _Served) -> None:
         try:
             transcriber = self._read(served.entry)
         except BaseException as error:
-            log.error("model %s: %s", served.entry.name, error, exc_info=not isinstance(error, WispError))
-            # No fault of its own files: the next request tries again.
-            if not isinstance(error, ModelError) or isinstance(error, TokenizerMissing):
+            log.error("model %s: %s", served.entry.name, error, exc_info=not isinstance(error, errors.WispError))
+            # Its own files are not at fault: the next request tries again.
+            if not isinstance(error, errors.ModelError) or isinstance(error, errors.TokenizerMissing):
                 with self._lock:
                     self._served.pop(served.entry.name, None)
-            broken = ModelBroken(served.entry.name)
+            broken = errors.ModelBroken(served.entry.name)
             broken.__cause__ = error
             served.transcriber.set_exception(broken)
         else:
@@ -134,30 +124,27 @@ class ServedModels:
         if asked == "auto" and entry.spec.target is None and default is not None:
             asked = default.model.target.name
         read = read_model(entry.spec, asked)
-        model = read.make_idle(
-            workers=shared.workers(read.target), room=shared.room(read.target), observe=shared.observe_model
-        )
-        return Transcriber(model, shared.guest(), shared)
+        return Transcriber(shared.make_model(read), shared.guest(), shared)
 
     def unload(self, entry: Entry) -> bool:
-        """Free its memory until the next request; False where it holds none. Raises ModelInUse."""
+        """Free its memory until the next request; False if it holds none. Raises ModelInUse."""
         transcriber = self.transcriber(entry)
         return transcriber is not None and transcriber.model.room.unload(transcriber.model.occupant)
 
     def remove(self, entry: Entry) -> None:
         """Free its memory and remove its files. Raises ModelInUse, ModelNotRemovable, ModelError."""
         if entry.spec is self.catalogue.default.spec:
-            raise ModelNotRemovable(f"The model '{entry.name}' is the server's default, and stays.")
+            raise errors.ModelNotRemovable(f"The model '{entry.name}' is the server's default, and stays.")
         if self.catalogue.is_named(entry):
-            raise ModelNotRemovable(f"The model '{entry.name}' is named by the server's settings, and stays.")
+            raise errors.ModelNotRemovable(f"The model '{entry.name}' is named by the server's settings, and stays.")
         if entry.source != "models folder" or Record.read(entry.path) is None:
-            raise ModelNotRemovable(
+            raise errors.ModelNotRemovable(
                 f"The files of the model '{entry.name}' were not pulled by Wisp ({entry.source}), so it doesn't remove "
                 "them."
             )
         with self._lock:
             if entry.name in self._removing:
-                raise ModelBeingRemoved(entry.name)
+                raise errors.ModelBeingRemoved(entry.name)
             served = self._served.get(entry.name)
             if served is not None:
                 self._let_go(served)
@@ -169,20 +156,17 @@ class ServedModels:
                 self._removing.discard(entry.name)
 
     def _let_go(self, served: _Served) -> None:
-        """Forget it, and free its memory. Raises ModelInUse."""
+        """Free its memory and forget it. Raises ModelInUse."""
         if not served.transcriber.done() or served.n_users():
-            raise ModelInUse(served.entry.name, max(1, served.n_users()))
+            raise errors.ModelInUse(served.entry.name, max(1, served.n_users()))
         if (transcriber := served.result()) is not None:
-            self._free(transcriber.model)
+            model = transcriber.model
+            model.room.forget(model.occupant)
+            model.close()
         self._served.pop(served.entry.name, None)
 
-    @staticmethod
-    def _free(model: Model) -> None:
-        model.room.forget(model.occupant)
-        model.close()
-
     def close(self) -> None:
-        """Wait for what is being read, and free all. Once nothing transcribes any more."""
+        """Wait for reading to end and free all models. Call it when nothing transcribes any more."""
         with self._lock:
             self._is_closed = True
             threads = list(self._threads)

@@ -1,4 +1,4 @@
-"""What the models of one server share: the guest, the threads and turns of transcriptions, the room in memory."""
+"""Shared by all models of a server: the guest, the transcriptions' threads and turns, the room in memory."""
 
 import os
 import threading
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from service.errors import StartError
 from service.guest.runner import Guest, GuestError
-from service.models.loaded import Model
+from service.models.loaded import Model, ReadModel
 from service.models.room import Limits, Room
 from service.models.sizes import SHARE, device_bytes, machine_bytes
 from service.models.target import Target
@@ -33,7 +33,7 @@ def default_workers(target: Target, n_cores: int = N_CORES) -> int:
 
 @dataclass(frozen=True)
 class Desk:
-    """Where transcriptions of one target's models work: threads and places, turns at reading and computing."""
+    """Where one target's transcriptions work: threads and places, turns to read and to compute."""
 
     admission: Admission
     reading: Turns
@@ -41,7 +41,7 @@ class Desk:
 
 
 class Shared:
-    """Made when it is needed, then the same for every model. Thread-safe; close() is idempotent."""
+    """Each part is made when first needed. Thread-safe; close() is idempotent."""
 
     def __init__(self, settings: Settings, compile_guest: Callable[[], Guest]) -> None:
         self.settings = settings
@@ -65,11 +65,11 @@ class Shared:
             return self._guest
 
     def workers(self, target: Target) -> int:
-        """Transcriptions that compute at once on that target."""
+        """Transcriptions that compute in parallel on that target."""
         return self.settings.workers or min(default_workers(target), self.settings.n_open())
 
     def desk(self, target: Target) -> Desk:
-        """That of the models on that target."""
+        """The desk of the models on that target."""
         with self._lock:
             if target.name not in self._desks:
                 self._desks[target.name] = self._new_desk(self.workers(target))
@@ -83,7 +83,7 @@ class Shared:
         return Desk(admission, Turns(min(workers, N_CORES)), Turns(workers))
 
     def room(self, target: Target) -> Room:
-        """That of the models on that target: one for all, unless the target is a GPU with memory of its own."""
+        """The room of the models on that target: one for all, except on a GPU with its own memory."""
         given = self.settings.model_memory
         own = None if given else _own_bytes(target)
         with self._lock:
@@ -92,48 +92,50 @@ class Shared:
                 self._rooms[kind] = Room(Limits(given, given) if given else lambda: _limits(own or machine_bytes()))
             return self._rooms[kind]
 
-    def house(self, model: Model) -> None:
-        """Have it take its bytes in its target's room, which is another after a fallback from the GPU to the CPU.
+    def make_model(self, read: ReadModel) -> Model:
+        """The model, not loaded yet, in its target's room."""
+        target = read.target
+        return Model(read, workers=self.workers(target), room=self.room(target), observe=self.observe_model)
 
-        Before anybody uses it.
-        """
+    def house(self, model: Model) -> None:
+        """Move a model that nobody uses yet to its target's room, after a fallback from the GPU to the CPU."""
         room = self.room(model.target)
         if model.room is not room and model.room in list(self._rooms.values()):
             room.take_over(model.occupant, model.room)
             model.room = room
 
     def admission(self) -> Admission | None:
-        """That of all models; None before the first of them is read."""
+        """The admission of all models; None before the first is read."""
         desks = list(self._desks.values())
         return desks[0].admission if desks else None
 
     def n_running(self) -> int:
-        """Transcriptions that compute now."""
+        """Transcriptions that are computing."""
         desks = list(self._desks.values())
         return sum(desk.computing.n_held for desk in desks) + sum(desk.reading.n_held for desk in desks[:1])
 
     def n_waiting(self) -> int:
-        """Transcriptions that wait for their turn, for room, or for another to end."""
+        """Transcriptions waiting for a turn, for room, or for another to end."""
         admission = self.admission()
         return max(0, admission.n_admitted - self.n_running()) if admission is not None else 0
 
     def observe_run(self, run: Run) -> None:
-        """Pass a run that has ended on to the observers."""
+        """Report a run that has ended to the observers."""
         for observer in self.observers:
             observer(run)
 
     def observe_model(self, name: str, seconds: float | None) -> None:
-        """Pass the loading or unloading of a model on to the observers."""
+        """Report a model's loading or unloading to the observers."""
         for observer in self.model_observers:
             observer(name, seconds)
 
     def unload_idle(self, idle_s: float) -> None:
-        """Unload every model that nobody has used for `idle_s` seconds."""
+        """Unload all models that nobody has used for `idle_s` seconds."""
         for room in list(self._rooms.values()):
             room.unload_idle(idle_s)
 
     def stop(self) -> None:
-        """Cancel what runs and waits, and end the threads."""
+        """Cancel all transcriptions and end their threads."""
         admission = self.admission()
         if admission is not None:
             admission.close()
@@ -147,10 +149,10 @@ class Shared:
 
 
 def _own_bytes(target: Target) -> int | None:
-    """A GPU's own memory, where it has some and its driver says how much."""
+    """A GPU's own memory, if it has any and its driver reports it."""
     return (device_bytes() or None) if target.name == "gpu" and not target.is_software else None
 
 
-def _limits(there_is: int) -> Limits:
-    """Only a share of the memory is for models, unless there is just one."""
-    return Limits(int(there_is * SHARE), there_is)
+def _limits(n_bytes: int) -> Limits:
+    """Models get a share of the memory; a single one may take all of it."""
+    return Limits(int(n_bytes * SHARE), n_bytes)

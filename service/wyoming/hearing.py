@@ -8,7 +8,7 @@ from wyoming.asr import Transcript, TranscriptChunk, TranscriptStart, Transcript
 
 from service.audio.pcm import PcmDecoder, PcmFormat
 from service.errors import NothingToCommit, WispError
-from service.http.jobs import look_at
+from service.http.jobs import mark_as_seen
 from service.http.realtime.places import Observer
 from service.transcription.listener import Border, Listener, Started
 from service.transcription.transcriber import Transcriber
@@ -106,7 +106,7 @@ class Hearing:
             if isinstance(border, Started):
                 self._utterance = border.utterance
                 self._result = asyncio.create_task(border.utterance.result())
-                self._result.add_done_callback(look_at)
+                self._result.add_done_callback(mark_as_seen)
 
     def _words(self, _: Utterance, words: Words) -> None:
         if words.settled:

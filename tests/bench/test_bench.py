@@ -3,14 +3,15 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.clips import build_clips
-from bench.cold import Start, measure_starts
-from bench.convert import gpt2_bytes, openai_name, write_ggml
+from bench.cold import measure_starts, start_process
+from bench.convert import write_ggml
 from bench.engines import ENGINES, Files, Unsupported, in_threads, read_clip
 from bench.plot import write_plot
 from bench.report import median_ratio, write_report
@@ -50,7 +51,9 @@ RESULTS = {
 def test_cold_starts_keep_bytecode_as_installations_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     program = "import sys; print('words' if not sys.dont_write_bytecode else '', end='')"
-    start = measure_starts({"python": Start([sys.executable, "-c", program], os.environ)}, rounds=1)["python"]
+    start = measure_starts({"python": partial(start_process, [sys.executable, "-c", program], os.environ)}, rounds=1)[
+        "python"
+    ]
     assert start["seconds"] > 0 and start["peak_mb"] > 0
 
 
@@ -78,21 +81,6 @@ def test_the_page_keeps_its_words_and_gets_new_figures(tmp_path: Path, capsys: p
     assert "Skipped: whisper.cpp: not installed." in text
     assert json.loads((tmp_path / "performance.json").read_text()) == RESULTS
     assert "| wisp | 2000.0 | 1.0 |" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        ("model.encoder.layers.0.self_attn.q_proj.weight", "encoder.blocks.0.attn.query.weight"),
-        ("model.decoder.layers.3.encoder_attn_layer_norm.bias", "decoder.blocks.3.cross_attn_ln.bias"),
-        ("model.decoder.layers.1.fc2.bias", "decoder.blocks.1.mlp.2.bias"),
-        ("model.decoder.layer_norm.weight", "decoder.ln.weight"),
-        ("model.encoder.layer_norm.weight", "encoder.ln_post.weight"),
-        ("model.decoder.embed_tokens.weight", "decoder.token_embedding.weight"),
-    ],
-)
-def test_hugging_face_names_become_openai_names(theirs: str, ours: str) -> None:
-    assert openai_name(theirs) == ours
 
 
 def test_the_clip_must_be_what_every_engine_can_read(tmp_path: Path) -> None:
@@ -137,11 +125,6 @@ def test_calls_at_once_raise_what_one_raised() -> None:
 
     with pytest.raises(Unsupported, match="one at a time"):
         in_threads(refuse, 3)
-
-
-def test_gpt2_characters_stand_for_every_byte() -> None:
-    assert sorted(gpt2_bytes().values()) == list(range(256))
-    assert gpt2_bytes()["Ġ"] == ord(" ") and gpt2_bytes()["a"] == ord("a")
 
 
 def test_the_ggml_file_holds_the_same_model(tmp_path: Path) -> None:

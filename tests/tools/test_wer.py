@@ -32,10 +32,10 @@ def test_the_three_kinds_of_manifest_are_read(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "transcripts.tsv").write_text("1-2-0003\tso it was\n")
     (tmp_path / "transcription").write_text("<s> and so </s> (book-0004)\n")
-    (tmp_path / "manifest.jsonl").write_text('{"audio": "0005.wav", "text": "Yes.", "voice": "espeak:en+f3"}\n')
+    (tmp_path / "manifest.jsonl").write_text('{"audio": "0005.wav", "text": "Yes."}\n')
     assert read_manifest(tmp_path / "transcripts.tsv") == [Clip(tmp_path / "1-2-0003.flac", "so it was")]
     assert read_manifest(tmp_path / "transcription") == [Clip(tmp_path / "0004.wav", "and so")]
-    assert read_manifest(tmp_path / "manifest.jsonl") == [Clip(tmp_path / "0005.wav", "Yes.", "espeak:en")]
+    assert read_manifest(tmp_path / "manifest.jsonl") == [Clip(tmp_path / "0005.wav", "Yes.")]
 
 
 def test_a_line_without_its_sound_is_named(tmp_path: Path) -> None:
@@ -50,8 +50,8 @@ def test_the_embedded_model_is_scored_on_human_speech(shared: Path, tmp_path: Pa
     command = [sys.executable, "-m", "tools.wer", "--model", str(EMBEDDED), "--manifest", str(manifest)]
     command += ["--limit", "2", "--texts", str(texts)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    (row,) = [json.loads(line) for line in done.stdout.splitlines()]
-    assert (row["group"], row["clips"]) == ("all", 2)
+    row = json.loads(done.stdout)
+    assert row["clips"] == 2
     heard = [json.loads(line) for line in texts.read_text().splitlines()]
     again = score([each["said"] for each in heard], [each["heard"] for each in heard])
     assert row["wer"] == round(100 * again.wer, 1)

@@ -23,29 +23,16 @@ int64_t EXPORT(size_of)(int64_t index) {
 
 void EXPORT(help)(struct team *team) { help(team); }
 
-void EXPORT(encode)(struct team *team, const struct encoding *e) {
-  encode(team, e);
-  finish_team(team);
-}
-
-void EXPORT(append)(struct team *team, const struct decoding *d) {
-  append(team, d);
-  finish_team(team);
-}
-
-void EXPORT(multiply)(struct team *team, const struct product *p) {
-  multiply(team, *p);
-  finish_team(team);
-}
-
-void EXPORT(attend_window)(struct team *team, const struct window_attention *a) {
-  attend_window(team, *a);
-  finish_team(team);
-}
-
-void EXPORT(screen)(struct team *team, const struct screening *s) {
-  screen(team, s);
-  finish_team(team);
-}
+// A call that helpers join: they return once it has finished.
+#define EXPORT_FOR_TEAM(name, type, arguments)                  \
+  void EXPORT(name)(struct team *team, const struct type *p) {  \
+    name(team, arguments);                                      \
+    finish_team(team);                                          \
+  }
+EXPORT_FOR_TEAM(encode, encoding, p)
+EXPORT_FOR_TEAM(append, decoding, p)
+EXPORT_FOR_TEAM(multiply, product, *p)
+EXPORT_FOR_TEAM(attend_window, window_attention, *p)
+EXPORT_FOR_TEAM(screen, screening, p)
 
 void EXPORT(choose)(struct choice *c) { choose(c); }

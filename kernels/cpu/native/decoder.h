@@ -25,12 +25,7 @@ INLINE int64_t decoder_floats(const struct model *m, int64_t rows, int64_t n_thr
   return rows * m->n_state * 6 + packed + n_threads * decoder_thread_floats(m, rows) + 256;
 }
 
-struct put_past {
-  const float *from;  // [n_head][n_sequences · n_new][d]
-  float *cache;       // [n_sequences][n_head][n_text_ctx][d]
-};
-
-// Copies a product's output to its places in the cache.
+// Copies a product's output [n_head][n_sequences · n_new][d] to its places in the cache [n_sequences][n_head][n_text_ctx][d].
 static void put(const struct decoding *s, const float *from, float *cache, int64_t d) {
   const int64_t n_head = s->model->n_text_head, n_ctx = s->model->n_text_ctx;
   for (int64_t head = 0; head < n_head; head++)

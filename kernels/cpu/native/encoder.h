@@ -6,7 +6,7 @@ struct encoding {
   const struct model *model;
   const float *mel;  // [1 + 2 · n_audio_ctx + 1, n_mels]: the frames, with a frame of zeros before and after
   float *states;     // [n_audio_ctx, n_state]
-  float *cross;  // [n_text_layer] of cross_floats(): what the decoder attends to
+  float *cross;      // [n_text_layer] of cross_floats(): what the decoder attends to
   float *scratch;    // encoder_floats() values
 };
 
@@ -32,7 +32,6 @@ struct ending {
   const struct norm *norm;
   float *x;
   int64_t rows, n_state;
-  const float *positions;
 };
 
 static void norm_piece(const void *arguments, int64_t piece, int thread) {
@@ -98,7 +97,7 @@ static void encode(struct team *team, const struct encoding *e) {
     linear(team, &w, &b->out, (struct linear){attended, n_ctx, n_state, NULL, THEN_ADD, x});
     mlp(team, &w, b, x, n_ctx, hidden);
   }
-  struct ending ending = {&m->ln_post, x, n_ctx, n_state, NULL};
+  struct ending ending = {&m->ln_post, x, n_ctx, n_state};
   run(team, norm_piece, &ending, (n_ctx + ROWS - 1) / ROWS);
 
   for (int layer = 0; layer < m->n_text_layer; layer++) {

@@ -8,9 +8,11 @@
 #ifdef __AVX512F__
 #define LANES 16
 #define TILE_ROWS 12  // rows × columns of a product kept in registers: 12 × 32 takes 24 of 32
+#define EVEN {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}
 #else
 #define LANES 8
 #define TILE_ROWS 6  // 6 × 16 takes 12 of 16
+#define EVEN {0, 2, 4, 6, 8, 10, 12, 14}
 #endif
 #define TILE_COLUMNS (2 * LANES)
 
@@ -26,23 +28,24 @@ INLINE void store(float *p, vec v) { *(loose_vec *)p = v; }
 INLINE vec all(float value) { return value - (vec){0}; }
 INLINE vec bits(ivec v) { return (vec)v; }
 
-// LANES f16 values, exactly.
-INLINE vec load_half(const half *p) {
+// load_half: LANES f16 values, exactly. load_byte: LANES bytes as f32. any_reaches: whether any element of v is at least `low`.
 #ifdef __AVX512F__
-  return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-#else
-  return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
-#endif
-}
-
-// LANES bytes as f32.
+INLINE vec load_half(const half *p) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE vec load_byte(const int8_t *p) {
-#ifdef __AVX512F__
   return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
-#else
-  return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
-#endif
 }
+INLINE vec max_of(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE int any_reaches(vec v, float low) { return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(low), _CMP_GE_OQ) != 0; }
+#else
+INLINE vec load_half(const half *p) { return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+INLINE vec load_byte(const int8_t *p) {
+  return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+INLINE vec max_of(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE int any_reaches(vec v, float low) {
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_set1_ps(low), _CMP_GE_OQ)) != 0;
+}
+#endif
 
 INLINE float one_half(const half *p) {
   uint16_t value;
@@ -50,30 +53,9 @@ INLINE float one_half(const half *p) {
   return _cvtsh_ss(value);
 }
 
-INLINE vec max_of(vec a, vec b) {
-#ifdef __AVX512F__
-  return (vec)_mm512_max_ps((__m512)a, (__m512)b);
-#else
-  return (vec)_mm256_max_ps((__m256)a, (__m256)b);
-#endif
-}
-
-// Whether any element of v is at least `low`.
-INLINE int any_reaches(vec v, float low) {
-#ifdef __AVX512F__
-  return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(low), _CMP_GE_OQ) != 0;
-#else
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_set1_ps(low), _CMP_GE_OQ)) != 0;
-#endif
-}
-
 // Sums of neighbours: a0 + a1, a2 + a3, …, then b's.
 INLINE vec add_pairs(vec a, vec b) {
-#if LANES == 16
-  const ivec even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-#else
-  const ivec even = {0, 2, 4, 6, 8, 10, 12, 14};
-#endif
+  const ivec even = EVEN;
   return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, even + 1);
 }
 
@@ -93,14 +75,10 @@ INLINE float sum_of(vec v) {
 
 // Transposes LANES vectors as a square matrix: each step exchanges elements n apart between vectors n apart.
 INLINE void transpose(vec *v) {
-#if LANES == 16
-  const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#else
-  const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7};
-#endif
+  const ivec lane = (ivec)EVEN / 2;
 #pragma GCC unroll 4
   for (int n = LANES / 2; n > 0; n /= 2) {
-        // For each element of the lower and of the upper vector: its index among the pair's elements.
+    // For each element of the lower and of the upper vector: its index among the pair's elements.
     const ivec has = (lane & n) != 0, low = (lane & ~n) + (has & LANES), high = (lane | n) + (has & LANES);
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++)

@@ -125,10 +125,10 @@ class Batch:
 
     def _fail(self, error: Exception) -> None:
         with self._lock:
-            told = [greedy for greedy in (*self._active, *self._waiting) if not greedy.result.done()]
+            failed = [greedy for greedy in (*self._active, *self._waiting) if not greedy.result.done()]
             self._waiting.clear()
             self._active, self._step, self._goes_on = [], [], False
-        for greedy in told:
+        for greedy in failed:
             greedy.result.set_exception(error)
 
     def _admit(self) -> None:
@@ -196,9 +196,7 @@ class Batch:
         recording.steps.extend([*self._opening, *self._step * n_steps])
         self._opening = []  # each choice embeds the next token
         reads = [b.state.view(0, STATE.itemsize), b.chosen.view(8 * n_rows * self._n_chosen, 8 * n_rows * n_steps)]
-        reading = self._device.submit(recording, reads=reads)
-        assert reading is not None
-        state, words = reading.wait()
+        state, words = self._device.submit(recording, reads=reads)
         n_chosen = int(state.view(STATE)["n_chosen"][0])
         chosen = words.view(np.uint32).reshape(n_steps, n_rows, 2)[: n_chosen - self._n_chosen]
         self._n_chosen = n_chosen

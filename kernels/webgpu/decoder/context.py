@@ -6,58 +6,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.inputs import CHOSEN, CROSS_ATTENTION, LOG_PROBABILITIES, LOGITS, TOKEN_PROBABILITIES, DecoderInputs
+from kernels import inputs
 from kernels.webgpu.cross_memory import CrossMemory
 from kernels.webgpu.decoder.batch import Batch, Greedy
 from kernels.webgpu.decoder.memory import Activations, DecoderBuffers
-from kernels.webgpu.decoder.pool import DecoderPool
-from kernels.webgpu.decoder.program import woven
+from kernels.webgpu.decoder.program import DecoderProgram, woven
 from kernels.webgpu.decoder.state import MAX_ROWS, Row, state_words
-from kernels.webgpu.recording import Dispatch, Recording, View
+from kernels.webgpu.pool import Pool
+from kernels.webgpu.recording import Dispatch, Recording
 
 Peers = Mapping[int, Any]
 
 
-class DecoderContext:
-    """One guest's sequences over one encoder result. Inputs and outputs are numbered as in kernels/inputs.py."""
+class DecoderContext(inputs.DecoderContext):
+    """One guest's sequences over one encoder result."""
 
     def __init__(
         self,
-        pool: DecoderPool,
+        program: DecoderProgram,
+        pool: Pool[DecoderBuffers],
         batch: Batch,
         cross_of: Callable[[Any], CrossMemory],
         heads: Sequence[tuple[int, int]],
         peers: Peers,
     ) -> None:
+        super().__init__(program.dims, MAX_ROWS)
         self._pool, self._batch, self._cross_of, self._heads, self._peers = pool, batch, cross_of, heads, peers
-        self._program = pool.program
-        self._device, self._dims = pool.program.device, pool.program.dims
-        self._closed = False
+        self._program, self._device = program, program.device
         self._cross: CrossMemory | None = None
         self._buffers: DecoderBuffers | None = None
         self._launches: dict[tuple[str, int], list[Dispatch]] = {}  # over its own buffers
         self._own: dict[tuple[int, int], list[list[Dispatch]]] = {}  # over the batch's, by first and number of rows
-        self._inputs = DecoderInputs(self._dims, MAX_ROWS)
         self.histories: list[list[int]] = []  # each sequence's tokens in the cache
-        self._slots = np.zeros(
-            (0, 0), np.uint32
-        )  # (sequences, n_text_ctx): the slot that holds a position's keys and values
-        self._computed: NDArray[np.int32] | None = None  # the tokens of the last compute
-        self._start = 0  # their first position
-        self._chosen: NDArray[np.int32] | None = None
-        self._log_probabilities: NDArray[np.float32] | None = None
+        # (sequences, n_text_ctx): the slot that holds a position's keys and values
+        self._slots = np.zeros((0, 0), np.uint32)
+        self._start = 0  # the first position of the last compute's tokens
         self._logits: NDArray[np.float32] | None = None
         self._has_x = False  # whether its own buffers hold the last position
 
-    def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        """0 audio, 1 tokens, 2 origins, 3 rules. Raises ValueError for invalid input."""
-        if self._closed:
-            raise ValueError("this decoder context is closed")
-        handle = self._inputs.set(index, tensor)
-        if handle is not None:
-            self._set_audio(handle)
-
-    def _set_audio(self, handle: int) -> None:
+    def _attend(self, handle: int) -> None:
         if handle not in self._peers:
             raise ValueError(f"audio {handle} isn't an encoder context of this instance")
         cross = self._cross_of(self._peers[handle]).hold()
@@ -182,38 +169,25 @@ class DecoderContext:
         self._device.write(self._buffers.state, state_words(rows, self._dims.n_vocab))
         self._device.submit(self._record(len(rows), ("embed", "layers")))
 
-    def _fetch(self, recording: Recording, reads: Sequence[View]) -> list[NDArray[np.uint8]]:
-        """Submit, wait, and return the contents of `reads`."""
-        reading = self._device.submit(recording, reads=reads)
-        assert reading is not None
-        return reading.wait()
+    def _last_logits(self) -> NDArray[np.float32]:
+        return self._device.run(self._read_logits)
 
-    def get_output(self, index: int) -> NDArray[Any]:
-        """Output `index`. Raises ValueError before a compute that produces it, or for an unknown index."""
-        if self._computed is None:
-            raise ValueError("compute comes before get_output")
-        if index == LOGITS:
-            return self._device.run(self._read_logits)
-        if index in (CHOSEN, LOG_PROBABILITIES):
-            result = self._chosen if index == CHOSEN else self._log_probabilities
-            if result is None:
-                raise ValueError("no tokens were chosen: that needs rules with n_steps of 1 or more")
-            return result
-        if index == CROSS_ATTENTION:
-            return self._device.run(self._cross_attention)
-        if index == TOKEN_PROBABILITIES:
-            return self._device.run(self._token_probabilities)
-        raise ValueError(f"the decoder has no output {index}")
+    def _cross_attention(self) -> NDArray[np.float32]:
+        return self._device.run(self._read_cross_attention)
+
+    def _token_probabilities(self, eot: int) -> NDArray[np.float32]:
+        return self._device.run(lambda: self._read_token_probabilities(eot))
 
     def _read_logits(self) -> NDArray[np.float32]:
-        """(n_sequences, n_vocab) of the last position, computed now unless choosing a token already did."""
         assert self._buffers is not None
         if self._logits is None:
             n, n_vocab = len(self.histories), self._dims.n_vocab
             if not self._has_x:  # the batch has moved on from it
                 last = [Row(history[-1], slot, len(history) - 1) for slot, history in enumerate(self.histories)]
                 self._submit_pass(last)
-            [raw] = self._fetch(self._record(n, ("logits",)), [self._buffers.logits.view(0, 4 * n * n_vocab)])
+            [raw] = self._device.submit(
+                self._record(n, ("logits",)), reads=[self._buffers.logits.view(0, 4 * n * n_vocab)]
+            )
             self._logits = raw.view(np.float32).reshape(n, n_vocab)
         return self._logits
 
@@ -224,8 +198,7 @@ class DecoderContext:
             self._submit_pass(rows)
             yield rows
 
-    def _cross_attention(self) -> NDArray[np.float32]:
-        """(n_alignment_heads, n_new, n_audio_ctx) query · key of sequence 0's new tokens, scaled, before softmax."""
+    def _read_cross_attention(self) -> NDArray[np.float32]:
         assert self._buffers is not None and self._cross is not None and self._computed is not None
         dims, heads = self._dims, self._heads
         n_audio, width = dims.n_audio_ctx, dims.n_text_state // dims.n_text_head
@@ -248,25 +221,16 @@ class DecoderContext:
         scale = self._device.read(scales).reshape(2, n_head, 1, n_audio)[0]
         return np.asarray(integers.reshape(n_head, -1, n_audio) * scale)
 
-    def _token_probabilities(self) -> NDArray[np.float32]:
-        """(n_sequences, n_new): each token's probability among the ids before eot, given those before it.
-
-        NaN for the first token, and 0 for ids from eot on, which aren't among them. Source: `timing.py`.
-        """
+    def _read_token_probabilities(self, eot: int) -> NDArray[np.float32]:
         assert self._buffers is not None and self._computed is not None
-        if self._inputs.rules is None:
-            raise ValueError("rules are not set, so end of text is unknown")
-        eot, n_vocab = self._inputs.rules.eot, self._dims.n_vocab
-        n, n_new = self._computed.shape
+        n_vocab, (n, n_new) = self._dims.n_vocab, self._computed.shape
         result = np.full((n, n_new), np.nan, np.float32)
-        logits, partials = (
-            self._device.buffer(MAX_ROWS * 4 * n_vocab),
-            self._device.buffer(MAX_ROWS * self._program.partial_bytes),
-        )
+        logits = self._device.buffer(MAX_ROWS * 4 * n_vocab)
+        partials = self._device.buffer(MAX_ROWS * self._program.partial_bytes)
         for rows in self._again():
             recording = Recording(self._device)
             recording.steps.extend(self._program.logits(self._buffers, len(rows), logits, partials))
-            [raw] = self._fetch(recording, [logits.view(0, 4 * len(rows) * n_vocab)])
+            [raw] = self._device.submit(recording, reads=[logits.view(0, 4 * len(rows) * n_vocab)])
             all_logits: NDArray[np.float32] = raw.view(np.float32).reshape(-1, n_vocab)
             for row, values in zip(rows, all_logits, strict=True):
                 at = row.position - self._start + 1
@@ -280,7 +244,7 @@ class DecoderContext:
 
     def close(self) -> None:
         """Return the buffers and release the encoder result. Idempotent."""
-        self._closed = True
+        self._is_closed = True
         self._drop_audio()
         buffers, self._buffers = self._buffers, None
         self._computed = None

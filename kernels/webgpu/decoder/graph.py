@@ -17,9 +17,11 @@ from kernels.webgpu.cross_memory import CrossMemory
 from kernels.webgpu.decoder.batch import Batch
 from kernels.webgpu.decoder.context import DecoderContext
 from kernels.webgpu.decoder.kernels import Tiling
-from kernels.webgpu.decoder.pool import DecoderPool
 from kernels.webgpu.decoder.program import DecoderProgram
 from kernels.webgpu.device import Device
+from kernels.webgpu.pool import Pool
+
+IDLE_SEQUENCES = 16  # total capacity of the idle buffers: the largest set's
 
 
 class DecoderGraph:
@@ -34,11 +36,12 @@ class DecoderGraph:
     ) -> None:
         self._alignment_heads, self._cross_of = checkpoint.alignment_heads, cross_of
         self.program = device.run(lambda: DecoderProgram(device, checkpoint, tiling))
-        self._pool, self._batch = DecoderPool(self.program), Batch(self.program)
+        self._pool = Pool(self.program.buffers, lambda: IDLE_SEQUENCES)
+        self._batch = Batch(self.program)
 
     def init_execution_context(self, peers: Mapping[int, Any]) -> DecoderContext:
         """A decoder with an empty cache. `peers`: the contexts that its `audio` input may name."""
-        return DecoderContext(self._pool, self._batch, self._cross_of, self._alignment_heads, peers)
+        return DecoderContext(self.program, self._pool, self._batch, self._cross_of, self._alignment_heads, peers)
 
     def close(self) -> None:
         """Free the weights and idle buffers, after all contexts are closed. Idempotent."""

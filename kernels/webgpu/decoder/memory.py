@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from kernels.checkpoints.load import Checkpoint, Dimensions
 from kernels.webgpu.decoder.state import MAX_ROWS, STATE
 from kernels.webgpu.device import Device
-from kernels.webgpu.recording import Buffer, View
+from kernels.webgpu.recording import Buffer, Pipeline, View
 
 
 class DecoderWeights:
@@ -79,10 +79,18 @@ class Activations:
         self.logits = device.buffer(capacity * dims.n_vocab * f32)
         self.partials = device.buffer(capacity * partial_bytes)
         self.chosen = device.buffer((dims.n_text_ctx + 1) * capacity * 8)
-        self.groups: dict[tuple[int, tuple[View, ...]], Any] = {}
+        self._device = device
+        self._groups: dict[tuple[int, tuple[View, ...]], Any] = {}
+
+    def bind_group(self, pipeline: Pipeline, views: Sequence[View]) -> Any:
+        """The device's, made once for these views; it lives as long as the buffers."""
+        key = (id(pipeline.layout), tuple(views))
+        if key not in self._groups:
+            self._groups[key] = self._device.bind_group(pipeline, views)
+        return self._groups[key]
 
     def close(self) -> None:
-        self.groups.clear()
+        self._groups.clear()
         lists = [value if isinstance(value, list) else [value] for value in vars(self).values()]
         for buffer in (item for items in lists for item in items):
             if isinstance(buffer, Buffer):

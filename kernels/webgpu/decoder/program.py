@@ -1,7 +1,6 @@
 """The decoder's launches: which kernel runs over which buffers, in what order."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,21 +10,8 @@ from kernels.webgpu.decoder.kernels import DecoderKernels, Part, Tiling
 from kernels.webgpu.decoder.memory import Activations, DecoderBuffers, DecoderWeights
 from kernels.webgpu.decoder.state import MAX_ROWS
 from kernels.webgpu.device import Device, DeviceError
-from kernels.webgpu.recording import Binding, Buffer, Dispatch, Pipeline, Recording, View
+from kernels.webgpu.recording import Binding, Buffer, Dispatch, Recording, View
 from kernels.webgpu.wgsl import SUBGROUP
-
-
-class _Groups:
-    """Makes each bind group once: those of a buffer set live as long as it does."""
-
-    def __init__(self, device: Device, made: dict[tuple[int, tuple[View, ...]], Any]) -> None:
-        self._device, self._made = device, made
-
-    def bind_group(self, pipeline: Pipeline, views: Sequence[View]) -> Any:
-        key = (id(pipeline.layout), tuple(views))
-        if key not in self._made:
-            self._made[key] = self._device.bind_group(pipeline, views)
-        return self._made[key]
 
 
 class DecoderProgram:
@@ -64,31 +50,33 @@ class DecoderProgram:
         self, b: Activations, cache: DecoderBuffers, cross: CrossMemory, first_row: int, n_rows: int
     ) -> list[list[Dispatch]]:
         """Of each layer, the 3 launches bound to one context: Q, K and V of n_rows rows, self- and cross-attention."""
-        r = Recording(_Groups(self.device, cache.groups))
-        # The cross-attention's bind groups belong to one encoder result and must not outlive it in the buffers' own.
-        passing = Recording(self.device)
+        layers = []
         rows, launch = self._rows(first_row, first_row + n_rows), self.kernels.launch
         for i, w in enumerate(self.weights.layers):
+            r = Recording(cache)
             keys, values = cache.keys[i], cache.values[i]
             launch(r, "qkv", n_rows, [b.x, *w["attn_ln"], *w["qkv"], b.state, b.query, keys, values, rows])
             launch(r, "self_attention", n_rows, [b.query, keys, values, cache.slots, b.state, b.attended, rows])
+            # Cross-attention's bind groups belong to one encoder result and must not outlive it in the buffers' own.
+            passing = Recording(self.device)
             query = [self._cross_query(b, i), *cross.layers[i]]
             launch(passing, "cross_attention", n_rows, [*query, b.state, b.parts, b.stats, rows])
-        own, attending = r.dispatches, passing.dispatches
-        return [[*own[2 * i : 2 * i + 2], attending[i]] for i in range(len(attending))]
+            layers.append([*r.dispatches, *passing.dispatches])
+        return layers
 
     def common_launches(self, b: Activations, n_rows: int) -> list[list[Dispatch]]:
         """Of each layer, the 5 launches that need no cache, over all n_rows rows: they read the weights once."""
-        r, launch = Recording(_Groups(self.device, b.groups)), self.kernels.launch
+        layers, launch = [], self.kernels.launch
         for i, w in enumerate(self.weights.layers):
+            r = Recording(b)
             launch(r, "out", n_rows, [b.attended, *w["out"], b.state, b.x])
             query = self._cross_query(b, i)
             launch(r, "cross_query", n_rows, [b.x, *w["cross_ln"], *w["cross_query"], b.state, query])
             launch(r, "cross_out", n_rows, [b.parts, b.stats, *w["cross_out"], b.state, b.x])
             launch(r, "fc1", n_rows, [b.x, *w["mlp_ln"], *w["fc1"], b.state, b.hidden])
             launch(r, "fc2", n_rows, [b.hidden, *w["fc2"], b.state, b.x])
-        made = r.dispatches
-        return [made[start : start + 5] for start in range(0, len(made), 5)]
+            layers.append(r.dispatches)
+        return layers
 
     def _cross_query(self, b: Activations, layer: int) -> View:
         return b.cross_query.view(layer * b.row_bytes, b.row_bytes)
@@ -103,7 +91,7 @@ class DecoderProgram:
         self, b: Activations, n_rows: int, logits: Binding | None = None, partials: Binding | None = None
     ) -> list[Dispatch]:
         """The logits of x's first n_rows rows, and the choice's inputs. One launch per part of the table."""
-        r = Recording(_Groups(self.device, b.groups) if logits is None else self.device)
+        r = Recording(b if logits is None else self.device)
         outputs = [logits or b.logits, partials or b.partials]
         for part in self.kernels.parts:
             bindings: list[Binding] = [b.x, self.weights.norm, self._table(part), b.state, b.mask, *outputs]
@@ -112,7 +100,7 @@ class DecoderProgram:
 
     def choose(self, b: Activations, n_rows: int) -> list[Dispatch]:
         """The next token of each sequence, and x for it. One launch, plus one per further part of the table."""
-        r = Recording(_Groups(self.device, b.groups))
+        r = Recording(b)
         first, *others = self.kernels.parts
         bindings: list[Binding] = [b.partials, self._table(first), self.weights.positions, b.state, b.x, b.chosen]
         self.kernels.launch(r, "choose", 1, bindings)  # one workgroup, whatever the number of sequences
@@ -120,7 +108,7 @@ class DecoderProgram:
 
     def embed(self, b: Activations, n_rows: int, parts: Sequence[Part] | None = None) -> list[Dispatch]:
         """x of the rows in the state. One launch per part of the table."""
-        r = Recording(_Groups(self.device, b.groups))
+        r = Recording(b)
         for part in self.kernels.parts if parts is None else parts:
             bindings: list[Binding] = [self._table(part), self.weights.positions, b.state, b.x]
             self.kernels.launch(r, f"embed {part.start}", n_rows, bindings)

@@ -3,7 +3,6 @@
 Windows that wait for the device at the same time, from any requests, are computed together.
 """
 
-import threading
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -14,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels import inputs
 from kernels.checkpoints.load import Checkpoint
-from kernels.inputs import checked_mel
 from kernels.webgpu.cross_memory import CrossMemory
 from kernels.webgpu.device import Device, DeviceError
 from kernels.webgpu.encoder.memory import Result
 from kernels.webgpu.encoder.program import EncoderProgram
+from kernels.webgpu.pool import Pool
 from kernels.webgpu.wgsl import Reduction
 
 IDLE_RESULTS = 4  # or as many as are computed together: kept for later windows, so that a request allocates nothing
@@ -31,7 +31,7 @@ class Window:
     """A waiting window: its frames as the program takes them, and the future of its result."""
 
     frames: Frames
-    told: Future[Result] = field(default_factory=Future)
+    future: Future[Result] = field(default_factory=Future)
 
 
 class EncoderGraph:
@@ -44,9 +44,7 @@ class EncoderGraph:
         self.device, self.dims = device, checkpoint.dims
         self.program = device.run(lambda: EncoderProgram(device, checkpoint, reduction, windows))
         self._waiting: deque[Window] = deque()
-        self._idle: list[Result] = []
-        self._lock = threading.Lock()
-        self._closed = False
+        self.pool = Pool(lambda _: self.program.result(), lambda: max(IDLE_RESULTS, self.program.most_windows))
 
     def init_execution_context(self, peers: Mapping[int, Any]) -> "EncoderContext":
         """A new context, for one thread at a time; it needs no peers."""
@@ -70,7 +68,7 @@ class EncoderGraph:
             with suppress(ValueError):  # a job that was still running took it
                 self._waiting.remove(window)
             raise
-        return window.told.result()
+        return window.future.result()
 
     def _compute_waiting(self) -> None:
         """Compute as many waiting windows as fit together; perhaps none, if earlier jobs took them."""
@@ -81,92 +79,48 @@ class EncoderGraph:
             except IndexError:
                 break
             try:
-                taken.append((window, self._take_result()))
+                taken.append((window, self.pool.take(1)))
             except Exception as error:  # of any kind: the window's caller must get it
-                window.told.set_exception(error)
+                window.future.set_exception(error)
         if not taken:
             return
         try:
             self.program.compute([(window.frames, result) for window, result in taken])
         except Exception as error:
             for window, result in taken:
-                self.give_result(result)
-                window.told.set_exception(error)
+                self.pool.give(result)
+                window.future.set_exception(error)
         else:
             for window, result in taken:
-                window.told.set_result(result)
-
-    def _take_result(self) -> Result:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return self.program.result()
-
-    def give_result(self, result: Result) -> None:
-        """Keep it for the next window, or free it."""
-        with self._lock:
-            if not self._closed and len(self._idle) < max(IDLE_RESULTS, self.program.most_windows):
-                self._idle.append(result)
-                return
-        result.close()
+                window.future.set_result(result)
 
     def close(self) -> None:
         """Free the weights and the idle results. Close contexts first. Idempotent."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for result in idle:
-            result.close()
+        self.pool.close()
         self.program.close()
 
 
-class EncoderContext:
-    """in 0 `mel` f32 [1, n_mels, 2 · n_audio_ctx] → out 0 `audio_states` f32 [1, n_audio_ctx, n_audio_state], if read.
-
-    compute also leaves `cross`, every decoder layer's keys and values, on the device; a decoder that holds it keeps it.
-    """
+class EncoderContext(inputs.EncoderContext):
+    """One window. compute also leaves `cross`, every decoder layer's keys and values, on the device; a decoder that
+    holds it keeps it. The audio states are copied from the device when they are read."""
 
     def __init__(self, graph: EncoderGraph) -> None:
+        super().__init__(graph.dims)
         self.graph = graph
         self.cross: CrossMemory | None = None
-        self._mel: NDArray[np.float32] | None = None
         self._result: Result | None = None
-        self._closed = False
 
-    def set_input(self, index: int, tensor: NDArray[Any]) -> None:
-        """The log-mel window. Raises ValueError for another index, type, shape, NaN or ∞, or after close()."""
-        if self._closed:
-            raise ValueError("this encoder context is closed")
-        self._mel = checked_mel(self.graph.dims, index, tensor)
-
-    def compute(self) -> None:
-        """Encode the window. Raises ValueError if none is set, or after close()."""
-        if self._closed:
-            raise ValueError("this encoder context is closed")
-        if self._mel is None:
-            raise ValueError("mel is not set")
-        mel, graph = self._mel[0], self.graph
-        self._drop()
+    def _encode(self, mel: Frames) -> None:
+        graph = self.graph
+        self._release()
         result = self._result = graph.encode(mel)
-        self.cross = CrossMemory(result.layers, lambda: graph.give_result(result))
+        self.cross = CrossMemory(result.layers, lambda: graph.pool.give(result))
 
-    def get_output(self, index: int) -> NDArray[np.float32]:
-        """The audio states, copied from the device now. ValueError before the first compute or for another index."""
-        if index != 0:
-            raise ValueError(f"the encoder has no output {index}")
+    def _states(self) -> Frames | None:
         result, graph = self._result, self.graph
-        if result is None:
-            raise ValueError("nothing is computed yet")
-        return graph.device.run(lambda: graph.program.read_states(result))
+        return None if result is None else graph.device.run(lambda: graph.program.read_states(result))
 
-    def _drop(self) -> None:
-        """Release the last result; its memory is freed once no decoder holds it either."""
+    def _release(self) -> None:
         cross, self.cross, self._result = self.cross, None, None
         if cross is not None:
-            cross.release()
-
-    def close(self) -> None:
-        """Release the window and its result; decoders that attend to it keep theirs. Idempotent."""
-        self._closed = True
-        self._mel = None
-        self._drop()
+            cross.release()  # its memory is freed once no decoder holds it either

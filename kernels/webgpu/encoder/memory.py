@@ -41,6 +41,7 @@ class Result:
     layer's keys to its values it is `part_bytes`, from its scales to the next one's `scales_bytes`."""
 
     def __init__(self, device: Device, dims: Dimensions) -> None:
+        self.capacity = 1  # window
         step = math.lcm(16, device.offset_alignment)
         n_bytes = dims.n_audio_ctx * dims.n_text_state * 2
         n_scales = 2 * dims.n_text_head * dims.n_audio_ctx * F32_BYTES

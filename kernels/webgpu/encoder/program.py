@@ -10,7 +10,6 @@ a single window does not fill a large GPU. Weights are f16, activations and sums
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,6 @@ SUBGROUP_SIZES = (4, 8, 16)  # sizes that the subgroup kernels are written for
 SUBGROUP_ROWS, NORM_ROWS, TILE_ROWS, TILE_COLUMNS = 16, 64, 64, 8  # of a product's workgroup; columns in groups of 8
 MOST_WINDOWS = {"discrete": 16, "integrated": 4, "other": 4, "software": 1}  # computed together, by kind of adapter
 TOGETHER_BYTES = 512 << 20  # maximum working memory for several windows
-Array = NDArray[Any]
 
 
 def choose_reduction(device: Device) -> Reduction:
@@ -74,22 +72,17 @@ class EncoderProgram:
         self._floats = floats_a_window(dims, is_normed_apart=self.reduction == SUBGROUP)
         self.most_windows = windows or choose_windows(device, self._floats)
         self._lanes = device.subgroup_size if self.reduction == SUBGROUP else None
-        self._owned: list[Buffer] = []
         self._all_params: dict[tuple[int, ...], Buffer] = {}
         self.n_channels, self._state = padded(dims.n_mels), padded(dims.n_audio_state)
         self._pipelines = compiled(device, self._lanes)
         self._weights = EncoderWeights(device, checkpoint)
         self._memory = WorkingMemory(device, self._floats, 1)
         columns = max(product.columns for _, _, product in self._weights.cross)
-        self._keys_values = self._buffer(dims.n_audio_ctx * columns * F32_BYTES)  # of one window, before packing
-
-    def _buffer(self, contents: Array | int, *, uniform: bool = False) -> Buffer:
-        self._owned.append(self.device.buffer(contents, uniform=uniform))
-        return self._owned[-1]
+        self._keys_values = device.buffer(dims.n_audio_ctx * columns * F32_BYTES)  # of one window, before packing
 
     def _params(self, *values: int) -> Buffer:
         if values not in self._all_params:
-            self._all_params[values] = self._buffer(np.array(values, np.uint32), uniform=True)
+            self._all_params[values] = self.device.buffer(np.array(values, np.uint32), uniform=True)
         return self._all_params[values]
 
     def result(self) -> Result:
@@ -136,9 +129,7 @@ class EncoderProgram:
         recording.steps.extend(self._body(len(windows)))
         for i, (_, result) in enumerate(windows):
             recording.steps.extend(self._tail(result, i))
-        reading = self.device.submit(recording, reads=[windows[-1][1].audio_states.view(0, 4)])
-        assert reading is not None
-        reading.wait()
+        self.device.submit(recording, reads=[windows[-1][1].audio_states.view(0, 4)])  # waits for the end
 
     def read_states(self, result: Result) -> NDArray[np.float32]:
         """(1, n_audio_ctx, n_audio_state) audio states of a computed result."""
@@ -276,5 +267,5 @@ class EncoderProgram:
         """Free weights and working memory. Idempotent."""
         self._weights.close()
         self._memory.close()
-        for buffer in self._owned:
+        for buffer in (self._keys_values, *self._all_params.values()):
             buffer.close()

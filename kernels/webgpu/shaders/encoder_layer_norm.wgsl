@@ -6,6 +6,8 @@
 //   shift  (4 · inner,) f32
 //   out    (rows, 4 · inner) f32  out
 // dispatch (rows, 1, 1)
+{% set reduction = "workgroup" %}
+{% from "shared.wgsl" import sum_all with context %}
 
 struct Params {
   inner: u32,
@@ -19,42 +21,28 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(4) var<uniform> params: Params;
 
-var<workgroup> sums: array<f32, 64>;
+const WORKGROUP = 64u;
 
-// The sum over the workgroup of each invocation's value.
-fn row_total(invocation: u32, value: f32) -> f32 {
-  sums[invocation] = value;
-  workgroupBarrier();
-  for (var half = 32u; half > 0u; half /= 2u) {
-    if (invocation < half) {
-      sums[invocation] += sums[invocation + half];
-    }
-    workgroupBarrier();
-  }
-  let total = sums[0];
-  workgroupBarrier();
-  return total;
-}
-
-@compute @workgroup_size(64)
+{{ sum_all() }}
+@compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
   let start = (params.first + group.x) * params.inner;
   let target_start = group.x * params.inner;
   let width = f32(params.width);
   var sum = 0.0;
-  for (var k = invocation; k < params.inner; k += 64u) {
+  for (var k = invocation; k < params.inner; k += WORKGROUP) {
     sum += dot(x[start + k], vec4f(1.0));
   }
-  let mean = row_total(invocation, sum) / width;
+  let mean = sum_all(sum, invocation) / width;
   var squares = 0.0;
-  for (var k = invocation; k < params.inner; k += 64u) {
+  for (var k = invocation; k < params.inner; k += WORKGROUP) {
     let centred = x[start + k] - mean;
     squares += dot(centred, centred);
   }
   // Each zero of the padding added mean².
   let padding = (f32(4u * params.inner) - width) * mean * mean;
-  let scale = inverseSqrt(max(0.0, row_total(invocation, squares) - padding) / width + 1e-5);
-  for (var k = invocation; k < params.inner; k += 64u) {
+  let scale = inverseSqrt(max(0.0, sum_all(squares, invocation) - padding) / width + 1e-5);
+  for (var k = invocation; k < params.inner; k += WORKGROUP) {
     out[target_start + k] = (x[start + k] - mean) * scale * gain[k] + shift[k];
   }
 }

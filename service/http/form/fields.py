@@ -11,37 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from service.errors import InvalidValue, MissingField, RequestError, UnknownField, UnsupportedValue
-from service.http.form.table import (
-    BEAM_SIZE,
-    CHUNKING,
-    EXTRAS,
-    FIELDS,
-    HOTWORDS,
-    INCLUDE,
-    INITIAL_PROMPT,
-    KEYWORDS,
-    LANGUAGE,
-    LANGUAGES_HEARD,
-    MODEL,
-    PROMPT,
-    RESPONSE_FORMAT,
-    RULES,
-    SEED,
-    STEP,
-    STREAM,
-    TASK,
-    TEMPERATURE,
-    TIMED,
-    TRANSLATE,
-    UNTIMED,
-    UNTIMED_CPP,
-    VAD_FILTER,
-    WORDS,
-    Field,
-    Rule,
-    is_unset,
-    shown,
-)
+from service.http.form import table
 from service.transcription.chunking import Chunking
 from service.transcription.types import TEMPERATURES, Options
 
@@ -52,7 +22,7 @@ MAX_WARNED = 8  # names of ignored fields that a warning lists
 MAX_NAME = 40  # characters of each
 MIN_STEP = 0.05  # of temperature: at most 21 tries of a window
 
-_EXTRAS = {field.name: field for field in EXTRAS}
+_EXTRAS = {field.name: field for field in table.EXTRAS}
 
 
 def accept(options: Options) -> None:
@@ -82,7 +52,7 @@ class Fields:
         """
         self.take_model, self.task, self.check = take_model, task, check
         self.refuses_unknown = refuses_unknown
-        self.table = {field.name: field for field in FIELDS}
+        self.table = {field.name: field for field in table.FIELDS}
         self.own: dict[str, Any] = {}  # a field's name → its value, or the list of them
         self.values: ChainMap[str, Any] = ChainMap(self.own, *(defaults.values.maps if defaults else ()))
         # A field's name → the name it was last sent under.
@@ -98,11 +68,11 @@ class Fields:
         if found is not None:
             self._take(*found, name, text)
         elif self.refuses_unknown:
-            raise UnknownField(shown(name))
+            raise UnknownField(table.shown(name))
         elif not self._take_extra(name, text):
             self.ignored[name] = None
-        if RESPONSE_FORMAT.name in self.values:
-            for rule in RULES:
+        if table.RESPONSE_FORMAT.name in self.values:
+            for rule in table.RULES:
                 self._hold(rule)
         self.check(self.options())
 
@@ -112,7 +82,7 @@ class Fields:
 
     def finish(self) -> Options:
         """Check that the fields agree, once all are known. Raises a RequestError."""
-        for rule in RULES:
+        for rule in table.RULES:
             self._hold(rule)
         self.fold()
         options = self.options()
@@ -122,46 +92,49 @@ class Fields:
     def fold(self) -> None:
         """Combine an object that came in parts into one value. Raises a RequestError."""
         if self._parts:
-            self.own[CHUNKING.name] = self._chunking_of(self._parts, f"{CHUNKING.name}[%s]")
+            self.own[table.CHUNKING.name] = self._chunking_of(self._parts, f"{table.CHUNKING.name}[%s]")
 
     def options(self) -> Options:
         """The options that the fields so far request."""
-        value = self.values.get
-        keywords = [*value(KEYWORDS.name, ()), value(HOTWORDS.name, "")]
-        is_translation = self.task == "translate" or value(TASK.name) == "translate" or value(TRANSLATE.name)
+        value = self._value
+        keywords = [*value(table.KEYWORDS, ()), value(table.HOTWORDS, "")]
+        is_translation = "translate" in (self.task, value(table.TASK)) or value(table.TRANSLATE)
         return Options(
             task="translate" if is_translation else "transcribe",
-            language=value(LANGUAGE.name),
-            languages=tuple(value(LANGUAGES_HEARD.name, ())),
-            prompt=value(PROMPT.name) or value(INITIAL_PROMPT.name),
-            temperature=temperatures(value(TEMPERATURE.name, 0.0), value(STEP.name)),
+            language=value(table.LANGUAGE),
+            languages=tuple(value(table.LANGUAGES_HEARD, ())),
+            prompt=value(table.PROMPT) or value(table.INITIAL_PROMPT),
+            temperature=temperatures(value(table.TEMPERATURE, 0.0), value(table.STEP)),
             word_timestamps="word" in self.granularities,
             keywords=tuple(word.strip() for word in keywords if word),
-            logprobs="logprobs" in value(INCLUDE.name, ()),
-            chunking=value(CHUNKING.name) or (Chunking() if value(VAD_FILTER.name) else None),
-            uncut=value(VAD_FILTER.name) is False,
-            beam_size=value(BEAM_SIZE.name, 0),
-            without_timestamps=bool(value(UNTIMED.name) or value(UNTIMED_CPP.name)),
-            seed=value(SEED.name, 0),
+            logprobs="logprobs" in value(table.INCLUDE, ()),
+            chunking=value(table.CHUNKING) or (Chunking() if value(table.VAD_FILTER) else None),
+            uncut=value(table.VAD_FILTER) is False,
+            beam_size=value(table.BEAM_SIZE, 0),
+            without_timestamps=bool(value(table.UNTIMED) or value(table.UNTIMED_CPP)),
+            seed=value(table.SEED, 0),
         )
+
+    def _value(self, field: table.Field, default: Any = None) -> Any:
+        return self.values.get(field.name, default)
 
     @property
     def response_format(self) -> str:
         """One of formats.FORMATS."""
-        return str(self.values.get(RESPONSE_FORMAT.name, RESPONSE_FORMAT.default))
+        return str(self._value(table.RESPONSE_FORMAT, table.RESPONSE_FORMAT.default))
 
     @property
     def granularities(self) -> Sequence[str]:
         """What verbose_json times; segments by default."""
-        timed = tuple(self.values.get(TIMED.name, ()))
-        if not timed and self.values.get(WORDS.name) and self.response_format == "verbose_json":
+        timed = tuple(self._value(table.TIMED, ()))
+        if not timed and self._value(table.WORDS) and self.response_format == "verbose_json":
             return ("segment", "word")
         return timed
 
     @property
     def stream(self) -> bool:
         """Whether the response is a stream."""
-        return bool(self.values.get(STREAM.name))
+        return bool(self._value(table.STREAM))
 
     @property
     def warning(self) -> str:
@@ -174,7 +147,7 @@ class Fields:
         named = _warning([*self.ignored])
         return (named or "ignored fields:") + (" (and in the query)" if self.ignored_defaults else "")
 
-    def _find(self, name: str) -> tuple[Field, str, bool] | None:
+    def _find(self, name: str) -> tuple[table.Field, str, bool] | None:
         """The field with this name as sent, its part, and whether the name has brackets; None if there is none."""
         match = NAME.fullmatch(name)
         field = self.table.get(match[1]) if match else None
@@ -185,28 +158,28 @@ class Fields:
             return field, "", match[2] is not None
         return (field, part, True) if part in {row.name for row in field.parts} else None
 
-    def _take(self, field: Field, part: str, is_bracketed: bool, name: str, text: str) -> None:
+    def _take(self, field: table.Field, part: str, is_bracketed: bool, name: str, text: str) -> None:
         self._seen[name] += 1
         if not field.is_list and self._seen[name] > 1:
-            raise InvalidValue(f"The form field '{shown(name)}' is given twice.", param=name)
-        if is_unset(text) or (field.kind == "language" and text.strip().lower() == DETECTED):
+            raise InvalidValue(f"The form field '{table.shown(name)}' is given twice.", param=name)
+        if table.is_unset(text) or (field.kind == "language" and text.strip().lower() == DETECTED):
             return
         if field.refusal:
             raise UnsupportedValue(field.refusal, param=name)
         self.sent_as[field.name] = name
-        if field is CHUNKING:
+        if field is table.CHUNKING:
             self._chunking(part, name, text)
         elif field.is_list:
             values = self.own.setdefault(field.name, [])
             is_bounded = bool(field.choices) or field.kind == "language"  # any word may be a term to expect
             for item in field.items(text, is_bracketed=is_bracketed):
-                if item.strip() and not (is_bounded and is_unset(item)):
+                if item.strip() and not (is_bounded and table.is_unset(item)):
                     values.append(field.read(item.strip() if field.choices else item, name))
             if field.most and len(values) > field.most:
                 raise InvalidValue(f"{field.name} has more than {field.most} values.", param=name)
         else:
             value = field.read(text, name)
-            if field is MODEL:
+            if field is table.MODEL:
                 self.take_model(text.strip())
             self.own[field.name] = value
 
@@ -215,20 +188,20 @@ class Fields:
         field = _EXTRAS.get(name)
         if field is None:
             return False
-        if is_unset(text):
+        if table.is_unset(text):
             return True
         try:
             value = field.read(text.strip(), name)
-            if field is HOTWORDS:
+            if field is table.HOTWORDS:
                 value = ", ".join(field.items(value, is_bracketed=True))
         except RequestError:
             return False
-        if field is STEP and 0 < value < MIN_STEP:
+        if field is table.STEP and 0 < value < MIN_STEP:
             return False
         self.own[name] = value
         return True
 
-    def _hold(self, rule: Rule) -> None:
+    def _hold(self, rule: table.Rule) -> None:
         value = self.values.get(rule.field.name)
         applies = rule.value in (value or ()) if rule.field.is_list else value == rule.value
         if applies and self.response_format not in rule.formats:
@@ -237,36 +210,38 @@ class Fields:
     def _chunking(self, part: str, name: str, text: str) -> None:
         """One part of the object, the whole object in JSON, or `auto`."""
         if part:
-            (row,) = (row for row in CHUNKING.parts if row.name == part)
+            (row,) = (row for row in table.CHUNKING.parts if row.name == part)
             row.read(text, name)
             self._parts[part] = text
         elif text.strip().startswith("{"):
-            self.own[CHUNKING.name] = self._chunking_of(self._parsed(text, name), name)
+            self.own[table.CHUNKING.name] = self._chunking_of(self._parsed(text, name), name)
         else:
-            CHUNKING.read(text.strip(), name)
-            self.own[CHUNKING.name] = Chunking()
-        if self._parts and CHUNKING.name in self.own:
-            raise InvalidValue(f"{CHUNKING.name} is given both as a whole and in parts; send one of them.", param=name)
+            table.CHUNKING.read(text.strip(), name)
+            self.own[table.CHUNKING.name] = Chunking()
+        if self._parts and table.CHUNKING.name in self.own:
+            raise InvalidValue(
+                f"{table.CHUNKING.name} is given both as a whole and in parts; send one of them.", param=name
+            )
 
     def _parsed(self, text: str, name: str) -> dict[str, str]:
         try:
             parsed = json.loads(text)
         except (ValueError, RecursionError):
-            raise InvalidValue(f"{CHUNKING.name} isn't JSON: '{shown(text)}'.", param=name) from None
-        rows = {row.name: row for row in CHUNKING.parts}
+            raise InvalidValue(f"{table.CHUNKING.name} isn't JSON: '{table.shown(text)}'.", param=name) from None
+        rows = {row.name: row for row in table.CHUNKING.parts}
         parsed = {key: value for key, value in parsed.items() if value is not None or key not in rows}
         for key, value in parsed.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if key not in rows:
-                raise InvalidValue(f"{CHUNKING.name} has no '{shown(key)}'.", param=name)
+                raise InvalidValue(f"{table.CHUNKING.name} has no '{table.shown(key)}'.", param=name)
             if not (isinstance(value, str) if rows[key].kind == "string" else is_number):
-                raise InvalidValue(f"{CHUNKING.name}: {key} must be a {rows[key].kind}.", param=name)
+                raise InvalidValue(f"{table.CHUNKING.name}: {key} must be a {rows[key].kind}.", param=name)
         return {key: value if isinstance(value, str) else repr(value) for key, value in parsed.items()}
 
     def _chunking_of(self, parts: dict[str, str], blame: str) -> Chunking:
         """`blame`: the field's name, with `%s` for the part's name if it came in parts."""
         values = {}
-        for row in CHUNKING.parts:
+        for row in table.CHUNKING.parts:
             param = blame.replace("%s", row.name)
             if row.name in parts:
                 values[row.name] = row.read(parts[row.name], param)

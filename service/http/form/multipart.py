@@ -113,7 +113,7 @@ class BodyReader(ABC):
             self._to_write.append(data)
 
     def _begin_file(self) -> None:
-        """Write what was held of a file that may lack its header, with a header where it does. Idempotent."""
+        """Write the bytes held back of a file that may lack its header, after a header if it does. Idempotent."""
         start, header = bytes(self._start), self._header
         self._start.clear()
         self._header = b""

@@ -6,7 +6,6 @@ Names, defaults and bounds are those of OpenAI's API description 2.3.0.
 import contextlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,8 +105,7 @@ class Field:
             value = math.nan
         if not self.minimum <= value <= self.maximum or (self.kind == "integer" and not value.is_integer()):
             raise InvalidValue(
-                f"{param} is '{shown(word)}'; it must be {kind} from {self.minimum:g} to {self.maximum:g}.",
-                param=param,
+                f"{param} is '{shown(word)}'; it must be {kind} from {self.minimum:g} to {self.maximum:g}.", param=param
             )
         return int(value) if self.kind == "integer" else value
 
@@ -171,11 +169,6 @@ def object_schema(
     return schema
 
 
-def narrowed(table: tuple[Field, ...], choices: Mapping[str, tuple[str, ...]]) -> tuple[Field, ...]:
-    """The table with the served model's values: field name → those."""
-    return tuple(replace(field, choices=choices.get(field.name, field.choices)) for field in table)
-
-
 FILE = Field(
     "file",
     "The recording. Its format is detected from the content, not from the name or type.",
@@ -199,11 +192,7 @@ LANGUAGE = Field(
     kind="language",
 )
 LANGUAGES_HEARD = Field(
-    "languages",
-    "Candidates for language detection.",
-    kind="language",
-    is_list=True,
-    most=len(LANGUAGES),
+    "languages", "Candidates for language detection.", kind="language", is_list=True, most=len(LANGUAGES)
 )
 STREAM = Field("stream", "Server-sent events, one per segment as soon as it is ready.", kind="boolean", default=False)
 INCLUDE = Field("include", "logprobs: the log-probability of each token.", choices=("logprobs",), is_list=True)
@@ -280,19 +269,7 @@ TRANSLATE = Field("translate", "whisper.cpp's: true means the task translate.", 
 STEP = Field("temperature_inc", "whisper.cpp's: step of the fallback; 0: none.", kind="number", minimum=0, maximum=1)
 INITIAL_PROMPT = Field("initial_prompt", "openai/whisper's name for prompt.")
 WORDS = Field("word_timestamps", "openai/whisper's: timestamp_granularities segment and word.", kind="boolean")
-EXTRAS = (
-    HOTWORDS,
-    VAD_FILTER,
-    BEAM_SIZE,
-    UNTIMED,
-    UNTIMED_CPP,
-    SEED,
-    TASK,
-    TRANSLATE,
-    STEP,
-    INITIAL_PROMPT,
-    WORDS,
-)
+EXTRAS = (HOTWORDS, VAD_FILTER, BEAM_SIZE, UNTIMED, UNTIMED_CPP, SEED, TASK, TRANSLATE, STEP, INITIAL_PROMPT, WORDS)
 RULES = (
     Rule(
         STREAM,
@@ -301,16 +278,6 @@ RULES = (
         f"With stream=true, response_format must be one of {', '.join(STREAMED_FORMATS)}.",
         blames="response_format",
     ),
-    Rule(
-        TIMED,
-        "word",
-        ("verbose_json",),
-        "Word timestamps need response_format verbose_json.",
-    ),
-    Rule(
-        INCLUDE,
-        "logprobs",
-        ("json", "verbose_json"),
-        "Log-probabilities need response_format json or verbose_json.",
-    ),
+    Rule(TIMED, "word", ("verbose_json",), "Word timestamps need response_format verbose_json."),
+    Rule(INCLUDE, "logprobs", ("json", "verbose_json"), "Log-probabilities need response_format json or verbose_json."),
 )

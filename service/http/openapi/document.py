@@ -1,10 +1,11 @@
 """/openapi.json, made from the API's own tables: the form fields and the bodies in schemas.py."""
 
-from collections.abc import Collection, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
-from service.http.form.table import FIELDS, RULES, Field, narrowed, object_schema
+from service.http.form.table import FIELDS, RULES, Field, object_schema
 from service.http.openapi import schemas
 
 TITLE = "Wisp"
@@ -29,40 +30,31 @@ REFUSALS = {  # statuses of a transcription request other than 200
 }
 UNAUTHORIZED = "No API key, or a wrong one."
 OTHER_MODELS = "The API key is for other models."
+NO_REFUSALS: Mapping[str, str] = {}
 NO_ADMIN = "The API key may not administer, or there are no keys."
 PULL = {"type": "object", "properties": {"model": schemas.STRING}, "required": ["model"]}
 
 
-def _error(description: str) -> Operation:
-    return {
-        "description": description,
-        "content": {"application/json": {"schema": schemas.reference("Error")}},
-    }
+def _answer(description: str, schema: str = "Error") -> Operation:
+    """A response with one of schemas.COMPONENTS."""
+    return {"description": description, "content": {"application/json": {"schema": schemas.reference(schema)}}}
 
 
-def _answer(description: str, schema: str) -> Operation:
-    return {
-        "description": description,
-        "content": {"application/json": {"schema": schemas.reference(schema)}},
-    }
+def _operation(summary: str, answer: Operation, refusals: Mapping[str, str] = NO_REFUSALS, **more: Any) -> Operation:
+    """`answer`: the response with status 200; `refusals`: status → description of the others."""
+    responses = {"200": answer} | {status: _answer(description) for status, description in refusals.items()}
+    return {"summary": summary, **more, "responses": responses}
 
 
 def _words(summary: str, table: tuple[Field, ...], *, allows_others: bool) -> Operation:
     form = {"type": "object", **object_schema(table, RULES, allows_others=allows_others)}
-    return {
-        "summary": summary,
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
-        "responses": {
-            "200": {
-                "description": "The transcript, in the requested response_format.",
-                "headers": {
-                    "Wisp-Warning": {"description": "Fields that were ignored.", "schema": schemas.STRING},
-                },
-                "content": schemas.transcript_content(),
-            },
-            **{status: _error(description) for status, description in REFUSALS.items()},
-        },
+    answer = {
+        "description": "The transcript, in the requested response_format.",
+        "headers": {"Wisp-Warning": {"description": "Fields that were ignored.", "schema": schemas.STRING}},
+        "content": schemas.transcript_content(),
     }
+    body = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    return _operation(summary, answer, REFUSALS, requestBody=body)
 
 
 def operations(
@@ -74,88 +66,78 @@ def operations(
         choices["model"] = tuple(names)
     if languages:
         choices |= {"language": tuple(languages), "languages": tuple(languages)}
-    table = narrowed(FIELDS, choices)
+    table = tuple(replace(field, choices=choices.get(field.name, field.choices)) for field in FIELDS)
+    translate = "Translate audio in any language into English text."
     path_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    removes = {"name": "remove", "in": "query", "schema": {"type": "string", "enum": ["true", "false"]}}
+    progress = {
+        "description": "Progress as server-sent events, the last with the model or an error.",
+        "content": {"text/event-stream": {"x-event-schema": schemas.reference("PullEvent")}},
+    }
+    metrics = {"description": "Metrics.", "content": {"text/plain": {"schema": schemas.STRING}}}
     return {
         "/v1/audio/transcriptions": {"post": _words("Transcribe audio.", table, allows_others=allows_others)},
-        "/v1/audio/translations": {
-            "post": _words("Translate audio in any language into English text.", table, allows_others=allows_others)
-        },
+        "/v1/audio/translations": {"post": _words(translate, table, allows_others=allows_others)},
         "/v1/models": {
-            "get": {
-                "summary": "The models: the default under its name and aliases, then the others.",
-                "responses": {"200": _answer("The models.", "ModelList")},
-            },
-            "post": {
-                "summary": "Fetch a model from the hub. Needs the right to administer.",
-                "requestBody": {"required": True, "content": {"application/json": {"schema": PULL}}},
-                "responses": {
-                    "200": {
-                        "description": "Progress as server-sent events, the last with the model or an error.",
-                        "content": {"text/event-stream": {"x-event-schema": schemas.reference("PullEvent")}},
-                    },
-                    "400": _error("No model is known by that name, or the body is malformed."),
-                    "403": _error(NO_ADMIN),
-                    "502": _error("The hub does not have it, or does not answer."),
-                    "503": _error("It is being pulled already."),
+            "get": _operation(
+                "The models: the default under its name and aliases, then the others.",
+                _answer("The models.", "ModelList"),
+            ),
+            "post": _operation(
+                "Fetch a model from the hub. Needs the right to administer.",
+                progress,
+                {
+                    "400": "No model is known by that name, or the body is malformed.",
+                    "403": NO_ADMIN,
+                    "502": "The hub does not have it, or does not answer.",
+                    "503": "It is being pulled already.",
                 },
-            },
+                requestBody={"required": True, "content": {"application/json": {"schema": PULL}}},
+            ),
         },
         "/v1/models/{id}": {
-            "get": {
-                "summary": "A model, by its name or an alias.",
-                "parameters": [path_id],
-                "responses": {
-                    "200": _answer("The model.", "Model"),
-                    "403": _error(OTHER_MODELS),
-                    "404": _error("No such model."),
-                    "503": _error("It is being pulled."),
+            "get": _operation(
+                "A model, by its name or an alias.",
+                _answer("The model.", "Model"),
+                {"403": OTHER_MODELS, "404": "No such model.", "503": "It is being pulled."},
+                parameters=[path_id],
+            ),
+            "delete": _operation(
+                "Unload a model until its next request, or remove one that was pulled. Needs the right to administer.",
+                _answer("What was done.", "Unloaded"),
+                {
+                    "400": "remove is neither true nor false.",
+                    "403": NO_ADMIN,
+                    "404": "No such model.",
+                    "409": "It is in use, or its files are not Wisp's to remove.",
                 },
-            },
-            "delete": {
-                "summary": "Unload a model until its next request, or remove one that was pulled. Needs the right to "
-                "administer.",
-                "parameters": [
-                    path_id,
-                    {"name": "remove", "in": "query", "schema": {"type": "string", "enum": ["true", "false"]}},
-                ],
-                "responses": {
-                    "200": _answer("What was done.", "Unloaded"),
-                    "400": _error("remove is neither true nor false."),
-                    "403": _error(NO_ADMIN),
-                    "404": _error("No such model."),
-                    "409": _error("It is in use, or its files are not Wisp's to remove."),
-                },
-            },
+                parameters=[path_id, removes],
+            ),
         },
         "/api/ps": {
-            "get": {
-                "summary": "The models in memory, as Ollama lists them. Needs the right to administer.",
-                "responses": {"200": _answer("The models.", "LoadedModels"), "403": _error(NO_ADMIN)},
-            }
+            "get": _operation(
+                "The models in memory, as Ollama lists them. Needs the right to administer.",
+                _answer("The models.", "LoadedModels"),
+                {"403": NO_ADMIN},
+            )
         },
         "/healthz": {
-            "get": {
-                "summary": "Liveness: whether the process works.",
-                "security": [],
-                "responses": {"200": _answer("It does.", "Health"), "503": _error("Only a restart helps.")},
-            }
+            "get": _operation(
+                "Liveness: whether the process works.",
+                _answer("It does.", "Health"),
+                {"503": "Only a restart helps."},
+                security=[],
+            )
         },
         "/readyz": {
-            "get": {
-                "summary": "Readiness: whether the model can transcribe.",
-                "security": [],
-                "responses": {"200": _answer("It can.", "Health"), "503": _error("Not yet, or no longer.")},
-            }
+            "get": _operation(
+                "Readiness: whether the model can transcribe.",
+                _answer("It can.", "Health"),
+                {"503": "Not yet, or no longer."},
+                security=[],
+            )
         },
-        "/metrics": {
-            "get": {
-                "summary": "Metrics for Prometheus.",
-                "responses": {
-                    "200": {"description": "Metrics.", "content": {"text/plain": {"schema": schemas.STRING}}}
-                },
-            }
-        },
+        "/metrics": {"get": _operation("Metrics for Prometheus.", metrics)},
     }
 
 
@@ -175,7 +157,7 @@ def document(
     served = {path: methods for path, methods in described_paths.items() if path in paths}
     described: dict[str, Any] = {
         "openapi": "3.1.0",
-        "info": {"title": TITLE, "version": _version(), "description": ABOUT},
+        "info": {"title": TITLE, "version": version("wisp"), "description": ABOUT},
         "paths": served,
         "components": {"schemas": schemas.COMPONENTS},
     }
@@ -185,12 +167,5 @@ def document(
         for methods in served.values():
             for operation in methods.values():
                 if "security" not in operation:
-                    operation["responses"]["401"] = _error(UNAUTHORIZED)
+                    operation["responses"]["401"] = _answer(UNAUTHORIZED)
     return described
-
-
-def _version() -> str:
-    try:
-        return version("wisp")
-    except PackageNotFoundError:
-        return "0"

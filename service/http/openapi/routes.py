@@ -1,28 +1,43 @@
-"""GET /openapi.json and GET /docs: the API's description for programs and for people."""
+"""GET /openapi.json and GET /docs: the API's description for programs and, as a page without scripts, for people."""
 
 import asyncio
-from typing import Any
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from service.http.openapi import document as openapi
-from service.http.openapi import page as docs_page
+
+if TYPE_CHECKING:  # it takes a tenth of a second, and few ask for the page
+    from jinja2 import Template
+
+FOLDER = Path(__file__).parent
 
 
 def _document(request: Request) -> dict[str, Any]:
     service = request.app.state.service
     settings = service.settings
-    paths = {route.path.replace(":path}", "}") for route in request.app.routes}
-    has_keys = bool(settings.api_keys or settings.api_keys_file)
+    is_known = service.engine.transcriber is not None and not service.others_may_know()
     return openapi.document(
         service.default_names(),
-        () if service.others_may_know() else service.known_languages(),
-        paths=paths,
-        has_keys=has_keys,
+        service.languages(service.catalogue.default) if is_known else (),
+        paths={route.path.replace(":path}", "}") for route in request.app.routes},
+        has_keys=bool(settings.api_keys or settings.api_keys_file),
         allows_others=settings.unknown_fields != "refuse",
     )
+
+
+@functools.cache
+def _page() -> "Template":
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
+    return environment.get_template("docs.html")
 
 
 async def description(request: Request) -> Response:
@@ -32,12 +47,12 @@ async def description(request: Request) -> Response:
 
 async def docs(request: Request) -> Response:
     """GET /docs."""
-    return HTMLResponse(docs_page.page(await asyncio.to_thread(_document, request)))
+    return HTMLResponse(_page().render(await asyncio.to_thread(_document, request)))
 
 
 async def style(request: Request) -> Response:
     """GET /docs.css."""
-    return Response(docs_page.STYLE, media_type="text/css")
+    return Response((FOLDER / "docs.css").read_text("utf-8"), media_type="text/css")
 
 
 ROUTES = [

@@ -12,16 +12,20 @@ NUMBER: Schema = {"type": "number"}
 SECONDS: Schema = {"type": "number", "minimum": 0}
 PROBABILITY: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 COUNT: Schema = {"type": "integer", "minimum": 0}
+BYTE: Schema = COUNT | {"maximum": 255}
+BOOLEAN: Schema = {"type": "boolean"}
+NULLABLE: Schema = {"type": ["string", "null"]}
 
 
-def record(properties: Schema, *, optional: tuple[str, ...] = (), description: str = "") -> Schema:
-    """An object with these keys and no others."""
+def record(properties: Schema, *, description: str = "", is_open: bool = False) -> Schema:
+    """An object with these keys and, unless `is_open`, no others. A key with a question mark is optional."""
     schema: Schema = {
         "type": "object",
-        "properties": properties,
-        "required": [name for name in properties if name not in optional],
-        "additionalProperties": False,
+        "properties": {name.removesuffix("?"): value for name, value in properties.items()},
+        "required": [name for name in properties if not name.endswith("?")],
     }
+    if not is_open:
+        schema["additionalProperties"] = False
     return schema | ({"description": description} if description else {})
 
 
@@ -30,18 +34,24 @@ def reference(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def array(name: str) -> Schema:
-    """A list of one of COMPONENTS."""
-    return {"type": "array", "items": reference(name)}
+def array(items: str | Schema) -> Schema:
+    """A list of one of COMPONENTS, or of another schema."""
+    return {"type": "array", "items": reference(items) if isinstance(items, str) else items}
 
 
-def _constant(value: str) -> Schema:
+def words(*values: str) -> Schema:
+    """One of these strings."""
+    return {"type": "string", "enum": list(values)}
+
+
+def constant(value: str) -> Schema:
+    """This string."""
     return {"type": "string", "const": value}
 
 
 _HEAD: Schema = {
-    "task": {"type": "string", "enum": ["transcribe", "translate"]},
-    "language": {"type": "string", "enum": sorted(set(LANGUAGES.values()))},
+    "task": words("transcribe", "translate"),
+    "language": words(*sorted(set(LANGUAGES.values()))),
     "duration": SECONDS | {"description": "Of the recording, in seconds."},
     "text": STRING,
 }
@@ -51,54 +61,55 @@ _SEGMENT: Schema = {
     "start": SECONDS,
     "end": SECONDS,
     "text": STRING | {"description": "With the space before it."},
-    "tokens": {"type": "array", "items": COUNT},
+    "tokens": array(COUNT),
     "temperature": PROBABILITY,
     "avg_logprob": NUMBER,
     "compression_ratio": SECONDS,
     "no_speech_prob": PROBABILITY,
 }
+_LOADED_MODEL = record(
+    {
+        "name": STRING,
+        "model": STRING,
+        "size": COUNT | {"description": "Bytes in memory."},
+        "size_vram": COUNT | {"description": "Bytes of them on the GPU."},
+        "details": record({"family": STRING, "target": words("gpu", "cpu")}),
+        "in_use": COUNT | {"description": "Transcriptions."},
+        "expires_at": STRING,
+    }
+)
+_LANGUAGES, _LOGPROBS = array("Language"), array("Logprob")
 
 COMPONENTS: Schema = {
     "Transcription": record(
-        {
-            "text": STRING,
-            "languages": array("Language"),
-            "usage": reference("Usage"),
-            "logprobs": array("Logprob"),
-        },
-        optional=("logprobs",),
+        {"text": STRING, "languages": _LANGUAGES, "usage": reference("Usage"), "logprobs?": _LOGPROBS}
     ),
     "VerboseTranscription": record(
         {
             **_HEAD,
-            "languages": array("Language"),
-            "segments": array("Segment"),
-            "words": array("Word"),
+            "languages": _LANGUAGES,
+            "segments?": array("Segment"),
+            "words?": array("Word"),
             "usage": reference("Usage"),
-            "logprobs": array("Logprob"),
+            "logprobs?": _LOGPROBS,
         },
-        optional=("segments", "words", "logprobs"),
         description="Segments, words or both, as timestamp_granularities[] asks.",
     ),
     "Segment": record(_SEGMENT),
     "Word": record({"word": STRING, "start": SECONDS, "end": SECONDS}),
-    "Usage": record({"type": _constant("duration"), "seconds": COUNT}, description="Seconds of audio, rounded up."),
+    "Usage": record({"type": constant("duration"), "seconds": COUNT}, description="Seconds of audio, rounded up."),
     "TokenUsage": record(
         {
-            "type": _constant("tokens"),
+            "type": constant("tokens"),
             "input_tokens": COUNT | {"description": "One per started 100 ms of audio."},
             "input_token_details": record({"audio_tokens": COUNT, "text_tokens": COUNT}),
             "output_tokens": COUNT | {"description": "Whisper's tokens, including timestamps."},
             "total_tokens": COUNT,
         }
     ),
-    "Language": record({"code": {"type": "string", "enum": list(LANGUAGES)}}, description="A spoken language."),
+    "Language": record({"code": words(*LANGUAGES)}, description="A spoken language."),
     "Logprob": record(
-        {
-            "token": STRING,
-            "logprob": {"type": "number", "maximum": 0},
-            "bytes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}},
-        },
+        {"token": STRING, "logprob": {"type": "number", "maximum": 0}, "bytes": array(BYTE)},
         description="A token of the text. U+FFFD stands for part of a character; bytes are exact.",
     ),
     "Event": {
@@ -106,98 +117,61 @@ COMPONENTS: Schema = {
         "oneOf": [reference("DeltaEvent"), reference("SegmentEvent"), reference("DoneEvent"), reference("Error")],
     },
     "DeltaEvent": record(
-        {
-            "type": _constant("transcript.text.delta"),
-            "delta": STRING,
-            "segment_id": STRING,
-            "logprobs": array("Logprob"),
-        },
-        optional=("logprobs",),
+        {"type": constant("transcript.text.delta"), "delta": STRING, "segment_id": STRING, "logprobs?": _LOGPROBS}
     ),
     "SegmentEvent": record(
-        {"type": _constant("transcript.text.segment"), **_SEGMENT, "id": STRING, "words": array("Word")},
-        optional=("words",),
+        {"type": constant("transcript.text.segment"), **_SEGMENT, "id": STRING, "words?": array("Word")},
         description="With verbose_json.",
     ),
     "DoneEvent": record(
         {
-            "type": _constant("transcript.text.done"),
-            **_HEAD,
-            "languages": array("Language"),
+            "type": constant("transcript.text.done"),
+            "task?": _HEAD["task"],
+            "language?": _HEAD["language"],
+            "duration?": _HEAD["duration"],
+            "text": STRING,
+            "languages": _LANGUAGES,
             "usage": reference("TokenUsage"),
-            "logprobs": array("Logprob"),
+            "logprobs?": _LOGPROBS,
         },
-        optional=("task", "language", "duration", "logprobs"),
         description="The last event, unless there is an error.",
     ),
-    "Error": record(
+    "Error": record({"error": record({"message": STRING, "type": STRING, "param": NULLABLE, "code": NULLABLE})}),
+    "Model": record(
         {
-            "error": record(
-                {
-                    "message": STRING,
-                    "type": STRING,
-                    "param": {"type": ["string", "null"]},
-                    "code": {"type": ["string", "null"]},
-                }
-            )
-        }
-    ),
-    "Model": {
-        "type": "object",
-        "properties": {
             "id": STRING,
-            "object": _constant("model"),
+            "object": constant("model"),
             "created": COUNT | {"description": "Unix time."},
             "owned_by": STRING,
-            "description": {"type": "string", "description": "A notice about the model, if there is one."},
-            "languages": {"type": "array", "items": {"type": "string", "enum": list(LANGUAGES)}},
+            "description?": STRING | {"description": "A notice about the model, if there is one."},
+            "languages?": array(words(*LANGUAGES)),
             "size": COUNT | {"description": "Bytes on disk."},
-            "licence": {"type": ["string", "null"]},
-            "source": {"type": "string", "description": "The hub's repository, or the place it was found in."},
-            "loaded": {"type": "boolean", "description": "Whether it is in memory."},
-            "alias_of": {"type": "string", "description": "The model that this is another name of."},
+            "licence": NULLABLE,
+            "source": STRING | {"description": "The hub's repository, or the place it was found in."},
+            "loaded": BOOLEAN | {"description": "Whether it is in memory."},
+            "alias_of?": STRING | {"description": "The model that this is another name of."},
         },
-        "required": ["id", "object", "created", "owned_by", "size", "licence", "source", "loaded"],
-    },
+        is_open=True,
+    ),
     "PullEvent": {
         "description": "The data of one event of a pull.",
         "oneOf": [
             record(
                 {
-                    "status": {"type": "string", "enum": ["pulling", "success"]},
+                    "status": words("pulling", "success"),
                     "model": STRING,
                     "completed": COUNT,
                     "total": COUNT | {"description": "Bytes."},
-                    "object": reference("Model"),
-                },
-                optional=("object",),
+                    "object?": reference("Model"),
+                }
             ),
             reference("Error"),
         ],
     },
-    "Unloaded": record(
-        {"id": STRING, "object": _constant("model"), "deleted": {"type": "boolean"}, "unloaded": {"type": "boolean"}}
-    ),
-    "LoadedModels": record(
-        {
-            "models": {
-                "type": "array",
-                "items": record(
-                    {
-                        "name": STRING,
-                        "model": STRING,
-                        "size": COUNT | {"description": "Bytes in memory."},
-                        "size_vram": COUNT | {"description": "Bytes of them on the GPU."},
-                        "details": record({"family": STRING, "target": {"type": "string", "enum": ["gpu", "cpu"]}}),
-                        "in_use": COUNT | {"description": "Transcriptions."},
-                        "expires_at": STRING,
-                    }
-                ),
-            }
-        }
-    ),
-    "ModelList": record({"object": _constant("list"), "data": array("Model")}),
-    "Health": {"type": "object", "properties": {"status": STRING}, "required": ["status"]},
+    "Unloaded": record({"id": STRING, "object": constant("model"), "deleted": BOOLEAN, "unloaded": BOOLEAN}),
+    "LoadedModels": record({"models": array(_LOADED_MODEL)}),
+    "ModelList": record({"object": constant("list"), "data": array("Model")}),
+    "Health": record({"status": STRING}, is_open=True),
 }
 
 JSON_BODIES = {"json": "Transcription", "verbose_json": "VerboseTranscription"}
@@ -205,9 +179,7 @@ JSON_BODIES = {"json": "Transcription", "verbose_json": "VerboseTranscription"}
 
 def transcript_content() -> Schema:
     """Media type → schema of every response to a transcription or translation."""
-    content: Schema = {
-        "application/json": {"schema": {"oneOf": [reference(name) for name in JSON_BODIES.values()]}},
-    }
+    content: Schema = {"application/json": {"schema": {"oneOf": [reference(name) for name in JSON_BODIES.values()]}}}
     for name, media_type in MEDIA_TYPES.items():
         if name not in JSON_BODIES:
             content[media_type.partition(";")[0]] = {"schema": STRING}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from service.errors import ClientGone, InternalError, WispError
-from service.http.formats import logprob_object
+from service.http.formats import logprob_objects
 from service.http.realtime.events import new_id, server_event
 from service.http.realtime.places import Observer
 from service.transcription.listener import Border, Started, Stopped
@@ -97,7 +97,7 @@ class Items:
             text = text.lstrip()
         item.text += text
         item.n_logprobs += len(logprobs)
-        known = {"logprobs": [logprob_object(token) for token in logprobs]} if logprobs else {}
+        known = {"logprobs": logprob_objects(logprobs)} if logprobs else {}
         if text or logprobs:
             self._send(server_event(f"{TRANSCRIPTION}.delta", item_id=item.id, content_index=0, delta=text, **known))
 
@@ -118,7 +118,7 @@ class Items:
         transcript = heard.text.lstrip()
         if rest := transcript[len(item.text) :]:
             self._delta(item, rest, heard.logprobs[item.n_logprobs :])
-        known = {"logprobs": [logprob_object(token) for token in heard.logprobs]} if heard.logprobs else {}
+        known = {"logprobs": logprob_objects(heard.logprobs)} if heard.logprobs else {}
         self._send(
             server_event(
                 f"{TRANSCRIPTION}.completed",

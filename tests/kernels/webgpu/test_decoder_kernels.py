@@ -6,11 +6,11 @@ import pytest
 
 from kernels.checkpoints.load import Dimensions
 from kernels.inputs import CHOSEN, LOG_PROBABILITIES, LOGITS, RULES, TOKEN_PROBABILITIES
-from kernels.webgpu.decoder.graph import DecoderGraph
+from kernels.webgpu.decoder.graph import IDLE_SEQUENCES, DecoderGraph
 from kernels.webgpu.decoder.memory import DecoderBuffers
-from kernels.webgpu.decoder.pool import DecoderPool
 from kernels.webgpu.decoder.program import DecoderProgram
 from kernels.webgpu.device import Device, DeviceError
+from kernels.webgpu.pool import Pool
 from kernels.webgpu.wgsl import SUBGROUP, WORKGROUP, Parameters, variant
 from tests.support.decoding import EOT, N_VOCAB, SMALL, Pair, random_checkpoint, rules, same, small_tiling, step
 
@@ -98,7 +98,7 @@ def test_heads_the_kernels_are_not_for_are_the_devices_error(device: Device) -> 
 
 def test_idle_buffers_are_reused_and_do_not_add_up(device: Device) -> None:
     program = DecoderProgram(device, random_checkpoint(SMALL))
-    pool = DecoderPool(program)
+    pool = Pool(program.buffers, lambda: IDLE_SEQUENCES)
     sets = [pool.take(n) for n in (5, 8, 16, 1, 1, 3)]
     for buffers in sets:
         pool.give(buffers)

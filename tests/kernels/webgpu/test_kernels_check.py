@@ -35,7 +35,7 @@ def test_faults_are_named(device: Device, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert head.endswith("its head does not end with the dispatch size")
     assert binding.endswith("its head has no line for the binding y")
     assert "is not valid WGSL" in invalid
-    assert unused == "left.wgsl: no adapter gets it"
+    assert unused == "left.wgsl: no adapter uses it"
 
 
 def test_every_kernel_that_a_model_compiles_here_is_among_them(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,10 @@ import pytest
 
 from bench.reference import KINDS, Whisper, cases, differences
 from service.guest.runner import Guest
-from service.models.loaded import load_model
+from service.models.loaded import read_model
 from service.models.names import ModelSpec
 from tests.conftest import ROOT
+from tests.support.loading import loaded
 
 # Of each file in `../shared/expected`, these. Long: 59 s, with and without the last window's text as the next's prompt.
 # Ladder: one that ends at temperature 0 and one that climbs one step. Quiet: silence and noise.
@@ -28,7 +29,7 @@ TAKEN = {
 @pytest.fixture(scope="module")
 def whisper(shared: Path) -> Iterator[Whisper]:
     guest = Guest(ROOT / "assets" / "guest.wasm")
-    model = load_model(ModelSpec("tiny_en", shared / "models" / "tiny_en"), "cpu")
+    model = loaded(read_model(ModelSpec("tiny_en", shared / "models" / "tiny_en"), "cpu"))
     yield Whisper(guest, model)
     model.close()
     guest.close()

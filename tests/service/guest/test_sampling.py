@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from math import exp, log
+from math import exp
 from typing import Any
 
 import pytest
@@ -70,23 +70,3 @@ def test_the_first_token_follows_the_filtered_and_tempered_softmax(
     assert chi_square(found, softmax(possible, temperature)) < bound
     # The same draws are not those of a temperature nearby.
     assert chi_square(found, softmax(possible, 2 * temperature)) > bound
-
-
-def test_the_best_of_several_is_the_likeliest_by_token(guest: Guest) -> None:
-    """5 is likelier than 6, but certain tokens follow 6: best by its mean, as `MaximumLikelihoodRanker` ranks."""
-    likely = {5: 0.5, 6: 0.2, 7: 0.3}
-    logits = {
-        (): {token: FAR + log(p) for token, p in likely.items()},
-        (6,): {8: FAR},
-        (6, 8): {8: FAR},
-        (6, 8, 8): {8: FAR},
-    }
-    options = {"temperature": 1.0, "without_timestamps": True, "best_of": 3, "logprob_threshold": None}
-    found = first_tokens(guest, logits, prompt=2, **options)
-    # Of three independent draws 6 wins where there is one, else 5, else 7.
-    expected = {6: 1 - 0.8**3, 5: 0.8**3 - 0.3**3, 7: 0.3**3}
-    assert chi_square(found, expected) < CHI_SQUARE[2]
-    # With a length penalty of 0 sums are compared, and 5 wins where there is one, else 7.
-    found = first_tokens(guest, logits, prompt=2, length_penalty=0.0, **options)
-    expected = {5: 1 - 0.5**3, 7: 0.5**3 - 0.2**3, 6: 0.2**3}
-    assert chi_square(found, expected) < CHI_SQUARE[2]

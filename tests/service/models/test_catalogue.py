@@ -9,7 +9,7 @@ import pytest
 from service.errors import ModelError
 from service.models import sizes
 from service.models.catalogue import Catalogue, Entry
-from service.models.names import choose_model
+from service.models.names import model_candidates
 from service.models.packaged import packaged_folder
 from service.models.store import Record
 from service.settings import Settings
@@ -33,7 +33,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def catalogue_of(home: Path, **changes: Any) -> Catalogue:
     settings = Settings(models_dir=str(home / "models"), **changes)
-    spec = choose_model(settings)
+    spec = model_candidates(settings)[0]
     return Catalogue(settings, lambda: spec)
 
 

@@ -15,7 +15,7 @@ from service.errors import ModelError
 from service.models import loaded as models
 from service.models import packaged as packaged_model
 from service.models import places as model_places
-from service.models.loaded import load_model, read_checkpoint, read_model
+from service.models.loaded import read_checkpoint, read_model
 from service.models.names import ModelSpec, find_model, model_candidates, parse_preload
 from service.models.packaged import compare_sums, packaged_folder
 from service.models.places import (
@@ -30,6 +30,7 @@ from service.models.store import Record, hash_file
 from service.settings import Settings
 from service.transcription.engine import Engine
 from tests.support.checkpoint_files import DIMS, TOKENIZER, arrays_of, write_openai
+from tests.support.loading import loaded
 from tests.support.synthetic import save_synthetic
 
 DEMO = "default:Burn:GPU:/tiny_en.mpk:/tiny_en.cfg:/tokenizer.json:en"
@@ -357,7 +358,7 @@ def test_an_installation_without_any_model_says_so(tmp_path: Path, bare: pytest.
 
 
 def test_a_model_loads_answers_and_closes(synthetic: Path) -> None:
-    model = load_model(ModelSpec("synthetic", synthetic), "cpu")
+    model = loaded(read_model(ModelSpec("synthetic", synthetic), "cpu"))
     assert (model.name, model.target.name, model.language) == ("synthetic", "cpu", None)
     assert (model.dims.n_mels, model.dims.n_audio_ctx) == (80, 150)
     assert set(model.graphs) == {f"synthetic/{part}" for part in ("encoder", "decoder", "tokenizer", "zlib")}
@@ -372,7 +373,7 @@ def test_a_model_loads_answers_and_closes(synthetic: Path) -> None:
 
 def test_the_preloads_target_counts_if_the_settings_name_none(synthetic: Path) -> None:
     spec = parse_preload(f"default:autodetect:CPU:{synthetic}:::en")[0]
-    model = load_model(spec, "auto")
+    model = loaded(read_model(spec, "auto"))
     assert (model.name, model.target.name, model.language) == ("default", "cpu", "en")
     model.close()
 
@@ -384,7 +385,7 @@ def test_a_requested_target_overrides_the_preloads(synthetic: Path) -> None:
 
 def test_a_preload_of_a_language_the_model_does_not_know_is_refused_at_the_start(synthetic: Path) -> None:
     with pytest.raises(ModelError, match=r"'default' does not know German \('de'\)"):
-        read_model(parse_preload(f"default:autodetect:CPU:{synthetic}:::de")[0])
+        read_model(parse_preload(f"default:autodetect:CPU:{synthetic}:::de")[0], "auto")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -395,16 +396,16 @@ def test_a_missing_or_broken_file_is_named(install: Callable[[str], Path], tmp_p
     for broken in (content[: len(content) // 2], b""):
         (folder / name).write_bytes(broken)
         with pytest.raises(ModelError, match=name.replace(".", r"\.")):
-            load_model(spec, "cpu")
+            loaded(read_model(spec, "cpu"))
     (folder / name).unlink()
     with pytest.raises(ModelError):
-        load_model(spec, "cpu")
+        loaded(read_model(spec, "cpu"))
 
 
 def test_another_models_tokenizer_is_refused(install: Callable[[str], Path], shared: Path) -> None:
     folder = install("own")
     with pytest.raises(ModelError, match="another model's"):
-        load_model(ModelSpec("own", folder, tokenizer=shared / "models/tiny_en/tokenizer.json"), "cpu")
+        loaded(read_model(ModelSpec("own", folder, tokenizer=shared / "models/tiny_en/tokenizer.json"), "cpu"))
 
 
 def test_the_names_of_weights_files_are_those_that_their_readers_know() -> None:

@@ -4,13 +4,13 @@ import gc
 from pathlib import Path
 
 from kernels.webgpu.device import Device
-from service.models.loaded import read_model
+from service.models.loaded import Model, read_model
 from service.models.names import ModelSpec
 
 
 def test_each_load_takes_the_same_of_the_device_and_gives_all_back(folder: Path, device: Device) -> None:
     gc.collect()
-    before, model = open_devices(), read_model(ModelSpec("synthetic", folder), "gpu").make_idle()
+    before, model = open_devices(), Model(read_model(ModelSpec("synthetic", folder), "gpu"))
     taken = set()
     for _ in range(6):
         model.load()
@@ -24,7 +24,7 @@ def test_each_load_takes_the_same_of_the_device_and_gives_all_back(folder: Path,
 
 
 def test_what_the_device_says_counts_where_it_is_more_than_the_estimate(folder: Path, device: Device) -> None:
-    model = read_model(ModelSpec("synthetic", folder), "gpu").make_idle(workers=4)
+    model = Model(read_model(ModelSpec("synthetic", folder), "gpu"), workers=4)
     estimated = model.occupant.n_bytes
     model.load()
     assert 0 < model.device_bytes() < estimated == model.occupant.n_bytes

@@ -9,10 +9,11 @@ import pytest
 
 from kernels.webgpu.device import AdapterInfo, list_adapters
 from service.errors import DeviceUnavailable
-from service.models.loaded import load_model, read_model
+from service.models.loaded import read_model
 from service.models.names import ModelSpec
 from service.models.target import _target_among, may_have_hardware
 from tests.conftest import ROOT
+from tests.support.loading import loaded
 
 
 def adapter(kind: str) -> AdapterInfo:
@@ -40,7 +41,7 @@ def test_targets(asked: str, kinds: tuple[str, ...], chosen: str, said: str) -> 
 def test_a_requested_software_adapter_logs_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     if not any(found.is_software for found in list_adapters()[:1]):
         pytest.skip("the best adapter of this machine is not software")
-    read_model(ModelSpec("synthetic", folder), "gpu").make_ready().close()
+    loaded(read_model(ModelSpec("synthetic", folder), "gpu")).close()
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "use --target cpu" in warning
 
@@ -78,8 +79,9 @@ def test_a_machine_without_a_graphics_device_is_not_searched_for_adapters() -> N
 def test_the_cpu_target_never_loads_wgpu(folder: Path) -> None:
     answer = run_without_adapters(
         "import sys; from pathlib import Path\n"
-        "from service.models.loaded import load_model; from service.models.names import find_model\n"
-        f"model = load_model(find_model({str(folder)!r}, Path('.')), 'cpu')\n"
+        "from service.models.loaded import read_model; from service.models.names import find_model\n"
+        "from tests.support.loading import loaded\n"
+        f"model = loaded(read_model(find_model({str(folder)!r}, Path('.')), 'cpu'))\n"
         "print(model.target.name, 'wgpu' in sys.modules)"
     )
     assert answer == "cpu False"
@@ -89,11 +91,12 @@ def test_a_gpu_that_does_not_open_is_replaced_only_if_nobody_requested_it(folder
     answer = run_without_adapters(
         "import dataclasses; from pathlib import Path; from service.errors import DeviceUnavailable\n"
         "from service.models.loaded import read_model; from service.models.names import find_model\n"
+        "from tests.support.loading import loaded\n"
         "from service.models.target import Target\n"
         f"read = read_model(find_model({str(folder)!r}, Path('.')), 'auto')\n"
         "read = dataclasses.replace(read, target=Target('gpu', 'There was one a moment ago.'))\n"
-        "print(read.make_ready().target)\n"
-        "try: dataclasses.replace(read, may_fall_back=False).make_ready()\n"
+        "print(loaded(read).target)\n"
+        "try: loaded(dataclasses.replace(read, may_fall_back=False))\n"
         "except DeviceUnavailable as error: print(error)"
     )
     replaced, refused = answer.splitlines()
@@ -103,4 +106,4 @@ def test_a_gpu_that_does_not_open_is_replaced_only_if_nobody_requested_it(folder
 
 def test_an_unknown_target_is_refused(folder: Path) -> None:
     with pytest.raises(DeviceUnavailable, match="'tpu' is not one of auto, gpu, cpu"):
-        load_model(ModelSpec("synthetic", folder), "tpu")
+        loaded(read_model(ModelSpec("synthetic", folder), "tpu"))

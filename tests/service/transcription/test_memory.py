@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from service.transcription import memory
 from service.transcription.memory import EVERY_S, PARAMETERS, Trimmer, keep_little
 from tests.conftest import ROOT
 
@@ -97,23 +98,31 @@ def test_what_cycles_hold_is_freed() -> None:
 def test_the_users_glibc_settings_stay(
     variable: str, text: str, left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = list[int]()
+    set_parameters = list[int]()
 
     class Libc:
         def mallopt(self, parameter: int, value: int) -> None:
-            told.append(parameter)
+            set_parameters.append(parameter)
 
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, text)
     monkeypatch.setattr("ctypes.CDLL", lambda name: Libc())
     keep_little()
-    assert told == [PARAMETERS[name] for name in left]
+    assert set_parameters == [PARAMETERS[name] for name in left]
 
 
-def test_many_jobs_at_once_trim_once_and_once_more_when_due() -> None:
+def test_many_jobs_at_once_trim_once_and_once_more_when_due(monkeypatch: pytest.MonkeyPatch) -> None:
     now, done, due = 100.0, list[float](), list[tuple[float, Callable[[], None]]]()
-    trimmer = Trimmer(trim=lambda: done.append(now), clock=lambda: now, later=lambda *call: due.append(call))
+
+    class Timer(threading.Timer):
+        def start(self) -> None:
+            due.append((self.interval, self.function))
+
+    monkeypatch.setattr(memory, "_trim", lambda: done.append(now))
+    monkeypatch.setattr(memory, "monotonic", lambda: now)
+    monkeypatch.setattr(threading, "Timer", Timer)
+    trimmer = Trimmer()
     for now in (100.0, 100.0, 100.0 + EVERY_S / 2):  # noqa: B007
         trimmer()
     assert done == [100.0]
@@ -128,10 +137,12 @@ def test_many_jobs_at_once_trim_once_and_once_more_when_due() -> None:
     assert done[-1] == now
 
 
-def test_a_delayed_trim_is_done() -> None:
+def test_a_delayed_trim_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     made = threading.Semaphore(0)
     now = iter((100.0, 100.0, 100.0, 99.95 + EVERY_S, 100.0 + EVERY_S))
-    trimmer = Trimmer(trim=made.release, clock=lambda: next(now))
+    monkeypatch.setattr(memory, "_trim", made.release)
+    monkeypatch.setattr(memory, "monotonic", lambda: next(now))
+    trimmer = Trimmer()
     trimmer()
     assert made.acquire(timeout=1)
     trimmer()

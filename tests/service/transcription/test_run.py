@@ -14,7 +14,7 @@ from service.audio.decode import Audio
 from service.errors import ClientGone, DeadlineExceeded, UnreadableAudio
 from service.guest.runner import Guest
 from service.http.app import GUEST_WASM
-from service.models.loaded import load_model
+from service.models.loaded import read_model
 from service.models.names import find_model
 from service.settings import Settings
 from service.transcription.reading import Upload
@@ -22,6 +22,7 @@ from service.transcription.run import STAGES, Run
 from service.transcription.shared import Shared
 from service.transcription.transcriber import Options, Transcriber
 from tests.support import synthetic
+from tests.support.loading import loaded
 from tests.support.serving import tone, wav
 
 
@@ -85,7 +86,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Transcriber
     folder: Path = synthetic.save_synthetic(tmp_path_factory.mktemp("models") / "synthetic")
     runs: Queue[Run] = Queue()
     with ExitStack() as stack:
-        model = load_model(find_model(str(folder), folder.parent), "cpu")
+        model = loaded(read_model(find_model(str(folder), folder.parent), "cpu"))
         stack.callback(model.close)
         guest = stack.enter_context(Guest(GUEST_WASM))
         shared = Shared(Settings(), lambda: guest)

@@ -42,7 +42,7 @@ def test_a_model_that_falls_back_to_the_cpu_takes_the_machines_memory(
 ) -> None:
     monkeypatch.setattr(module, "device_bytes", lambda: 10**9)
     shared = Shared(Settings(), no_guest)
-    model: Model = read_model(ModelSpec("synthetic", folder), "cpu").make_idle(room=shared.room(GPU))
+    model = Model(read_model(ModelSpec("synthetic", folder), "cpu"), room=shared.room(GPU))
     try:
         model.load()
         assert shared.room(GPU).n_bytes() > 0

@@ -195,7 +195,7 @@ def test_a_context_without_memory_gets_an_error(graph: DecoderGraph, monkeypatch
         raise DeviceError("the device has no memory")
 
     with monkeypatch.context() as patched:
-        patched.setattr(graph.program, "buffers", refuse)
+        patched.setattr(graph._pool, "_make", refuse)
         with pytest.raises(DeviceError, match="no memory"):
             Request(0, [1], [4], SAME, n_sequences=3).run(graph)
     with monkeypatch.context() as patched:  # in the middle: everyone in that round

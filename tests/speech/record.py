@@ -1,6 +1,6 @@
-"""Records openai/whisper's results for some recordings, one JSON object per call. Made tests/speech/base.jsonl.
+"""Records openai/whisper's results for some recordings, one JSON object per call. Made base.jsonl.
 
-usage, in the virtual environment of `make bench-peers`: python -m bench.record MODEL OUTPUT FILE…
+usage, in the virtual environment of `make bench-peers`: python -m tests.speech.record MODEL OUTPUT FILE…
 
 MODEL is a Hugging Face folder. Each FILE, named after its language, is transcribed at temperature 0 with that language,
 with the language detected, and translated into English.
