@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import InvalidValue, WispError
@@ -13,6 +13,9 @@ from service.transcription.chunking import Chunking
 
 TURNS = "session.audio.input.turn_detection"
 OPENAIS = Chunking(threshold=0.5, prefix_padding_ms=300, silence_duration_ms=500)
+
+# The same examples on every run, however slow the machine.
+unhurried = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def heard(**parts: Any) -> dict[str, Any]:
@@ -206,6 +209,7 @@ NAMES = st.sampled_from(["format", "transcription", "turn_detection", "noise_red
 ANYTHING = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner), max_leaves=8)
 
 
+@unhurried
 @given(st.lists(UPDATES, max_size=4), UPDATES)
 def test_what_an_update_does_not_name_stays_and_repeating_it_changes_nothing(before: list[Any], update: Any) -> None:
     old = Configuration()
@@ -224,6 +228,7 @@ def test_what_an_update_does_not_name_stays_and_repeating_it_changes_nothing(bef
             assert shown[name] is None
 
 
+@unhurried
 @given(UPDATES, UPDATES)
 def test_updates_of_different_parts_commute(first: Any, second: Any) -> None:
     second = {name: value for name, value in second.items() if name not in first}
@@ -232,6 +237,7 @@ def test_updates_of_different_parts_commute(first: Any, second: Any) -> None:
     assert both == Configuration().updated(heard(**first, **second))
 
 
+@unhurried
 @given(UPDATES)
 def test_what_a_session_shows_can_be_sent_back(update: Any) -> None:
     configuration = Configuration().updated(heard(**update))
@@ -242,6 +248,7 @@ def test_what_a_session_shows_can_be_sent_back(update: Any) -> None:
     assert again.options == configuration.options and again.cutting == configuration.cutting
 
 
+@unhurried
 @given(ANYTHING)
 def test_any_json_is_merged_or_refused(session: Any) -> None:
     for sent in (
