@@ -111,10 +111,10 @@ bench-peers:
 	test -x $(VENV)-peers/bin/python || $(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install -q -r bench/requirements-peers.txt
 
-# Word error rate of the default model, or of another, as served: make wer MODEL=base MANIFEST=transcripts.tsv TARGET=gpu
+# Word error rate as served: make wer, or with MODEL=base MANIFEST=transcripts.tsv TARGET=gpu, or LIVE=1 for live speech
 .PHONY: wer
 wer: $(VENV)/.test
-	$(BIN)/python -m tools.wer $(if $(MODEL),--model $(MODEL)) --manifest $(MANIFEST) --target $(TARGET)
+	$(BIN)/python -m tools.wer $(if $(MODEL),--model $(MODEL)) --manifest $(MANIFEST) --target $(TARGET) $(if $(LIVE),--live)
 
 # Build the container image with Docker; TARGET=gpu for the one with Vulkan
 .PHONY: image

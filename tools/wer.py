@@ -11,6 +11,7 @@ import logging
 import math
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from service.settings import read_settings
 from service.transcription.chunking import Chunking
 from service.transcription.listener import Listener, Stopped
 from service.transcription.transcriber import Options, Transcriber
-from service.transcription.utterance import Utterance
+from service.transcription.utterance import Utterance, Words
 
 BLOCK = SAMPLE_RATE // 10  # samples that a live session gets at a time
 SERVER_VAD = Chunking(silence_duration_ms=500)  # OpenAI's, for live speech
@@ -93,17 +94,24 @@ def transcribe(clips: Iterable[Clip], flags: Mapping[str, str]) -> list[str]:
 
 def transcribe_live(clips: Iterable[Clip], flags: Mapping[str, str]) -> list[str]:
     """What a live session hears of each clip, if the machine keeps up. Raises WispError."""
-    Utterance.busy_share = math.inf
+    busy_share, Utterance.busy_share = Utterance.busy_share, math.inf
     engine = Engine(read_settings({}, flags), cache_folder=user_cache_folder())
     try:
         transcriber = engine.load()
         return [asyncio.run(_hear(transcriber, clip)) for clip in clips]
     finally:
+        Utterance.busy_share = busy_share
         engine.close()
 
 
 async def _hear(transcriber: Transcriber, clip: Clip) -> str:
-    listener = Listener(transcriber, Options(), cutting=SERVER_VAD, on_words=lambda *_: None)
+    """Raises RuntimeError if an utterance contradicts the words that were said of it before."""
+    said: dict[Utterance, str] = defaultdict(str)
+
+    def on_words(utterance: Utterance, words: Words) -> None:
+        said[utterance] += words.settled
+
+    listener = Listener(transcriber, Options(), cutting=SERVER_VAD, on_words=on_words)
     with clip.audio.open("rb") as file:
         samples = np.concatenate([*decode(file).blocks(), np.zeros(SAMPLE_RATE, np.float32)])
     texts = []
@@ -111,6 +119,8 @@ async def _hear(transcriber: Transcriber, clip: Clip) -> str:
         for border in await listener.hear(samples[first : first + BLOCK]):
             if isinstance(border, Stopped):
                 texts.append((await border.utterance.result()).text)
+                if texts[-1] != said[border.utterance]:
+                    raise RuntimeError(f"{clip.audio}: {texts[-1]!r} after {said[border.utterance]!r}")
         await listener.idle()
     return " ".join(texts)
 
