@@ -112,6 +112,11 @@ class Transcriber:
         """Whether a window has been transcribed since then (by time.monotonic()) without losing the GPU afterwards."""
         return self.proven_at >= since and not self.model.device_failures
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether as many submitted transcriptions are under way as compute at the same time."""
+        return self.n_under_way >= self.computing.count
+
     def check(self, options: Options) -> None:
         """Raise UnsupportedValue for unsupported options; cheap, so that a request fails before it waits."""
         check_options(options, self.model.name, self.model.tokenizer)

@@ -21,6 +21,7 @@ CUT_S = 15.0  # from this length on, settled segments are cut off, as in MachÃ¡Ä
 MOST_SETTLED = 160  # tokens in one window: a decoder has room for 224 after the prompt
 SILENCE_S = 2.0  # at the end: more than this is heard, too, as voice-activity detection may have missed speech in it
 CONTINUED_S = 12.0  # of the utterance before, which is heard again
+MOST_STEPS = 5  # that are skipped at once on a busy server
 LEAST_S = 0.2  # of speech after the last segment, to listen again
 RETRY_S = 0.25  # before a last pass that found no place is tried again
 LEAST_LOGPROB, MOST_COMPRESSION = -1.0, 2.4  # openai/whisper's checks: a pass that fails them settles nothing
@@ -163,9 +164,11 @@ class Utterance:
         return self._n_samples - self._n_before >= self._n_window or len(self._agreement.settled) >= MOST_SETTLED
 
     def _is_due(self) -> bool:
-        if self._is_pausing:
-            return self._n_voice > self._n_done
-        return self._n_voice > self._n_heard and self._n_samples >= self._due_at
+        if self._n_voice <= (self._n_done if self._is_pausing else self._n_heard):
+            return False
+        if self._transcriber.is_busy and self._n_samples - self._n_heard < MOST_STEPS * self._step:
+            return False  # what others need for their results comes first
+        return self._is_pausing or self._n_samples >= self._due_at
 
     def _continue(self) -> None:
         """Let the window begin with the utterance before, so that the decoder hears the whole sentence."""

@@ -43,6 +43,7 @@ class FakeTranscriber:
         self.passes: list[tuple[float, Options]] = []  # seconds of audio
         self.held, self._waiting = False, list[Callable[[], None]]()
         self.avg_logprob = -0.2
+        self.is_busy = False
 
     def submit(self, recording: Audio, options: Options, on_segment: Any = None) -> Run:
         heard = self.hears(recording.duration, options)

@@ -210,6 +210,22 @@ def test_without_a_place_a_step_is_skipped_and_nothing_lost() -> None:
     run(session)
 
 
+def test_a_busy_server_skips_steps_but_not_all() -> None:
+    async def session() -> None:
+        live = Session()
+        live.transcriber.is_busy = True
+        await live.say(4)
+        live.utterance.pause()
+        await live.utterance.idle()
+        assert live.transcriber.passes == []
+        await live.say(1)
+        assert [seconds for seconds, _ in live.transcriber.passes] == [5]
+        assert live.utterance.n_skipped == 4
+        assert (await live.end()).text == "w1 w2 w3 w4 w5"
+
+    run(session)
+
+
 def test_a_slow_pass_skips_steps() -> None:
     async def session() -> None:
         live = Session()
