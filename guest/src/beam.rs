@@ -56,7 +56,8 @@ impl Decoder<'_> {
         // Best first; open beams fill the places of unfinished ones.
         let missing = beam_size.saturating_sub(finished.len());
         finished.extend(beams.into_iter().take(missing));
-        let best = argmax(finished.iter().map(Candidate::score));
+        let n_settled = self.begun().tokens.len();
+        let best = argmax(finished.iter().map(|candidate| candidate.score(n_settled)));
         Ok(finished.into_iter().nth(best).unwrap_or_default())
     }
 

@@ -29,9 +29,10 @@ impl Candidate {
         true
     }
 
-    /// The mean by which `MaximumLikelihoodRanker` ranks. The reference divides by zero for a sequence without tokens.
-    pub(crate) fn score(&self) -> f64 {
-        f64::from(self.sum_logprob) / self.tokens.len().max(1) as f64
+    /// The mean by which `MaximumLikelihoodRanker` ranks, of the tokens after the settled ones. The reference divides by
+    /// zero for a sequence without tokens.
+    pub(crate) fn score(&self, n_settled: usize) -> f64 {
+        f64::from(self.sum_logprob) / (self.tokens.len() - n_settled).max(1) as f64
     }
 }
 
@@ -90,13 +91,16 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    /// [sot_prev, prompt…] sot sequence [prefix…] [settled…]: the prompt's last n_text_ctx / 2 − 1 tokens.
+    /// [sot_prev, prompt…] sot sequence [prefix…] [settled…]: the prompt's last n_text_ctx / 2 − 1 tokens, or fewer if
+    /// the rest needs the room.
     fn initial_tokens(&self, prompt: &[i32]) -> Result<Vec<i32>> {
         let n_text_ctx = self.argument.dims.n_text_ctx;
+        let n_rest = 1 + self.sot_sequence.len() + self.prefix.len() + self.settled.len();
+        let n_prompt = prompt.len().min(n_text_ctx / 2 - 1).min(n_text_ctx.saturating_sub(n_rest));
         let mut tokens = Vec::new();
-        if !prompt.is_empty() {
+        if n_prompt > 0 {
             tokens.push(self.argument.tokens.sot_prev);
-            tokens.extend(&prompt[prompt.len().saturating_sub(n_text_ctx / 2 - 1)..]);
+            tokens.extend(&prompt[prompt.len() - n_prompt..]);
         }
         tokens.extend(&self.sot_sequence);
         tokens.extend(&self.prefix);

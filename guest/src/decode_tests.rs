@@ -102,7 +102,17 @@ fn settled_tokens_count_as_sampled() {
         assert_eq!(result.logprobs[..3], [0.0; 3]);
         assert!(result.avg_logprob > -0.1 && result.logprobs.iter().all(|logprob| *logprob > -0.1));
     }
+    // With many settled tokens a beam that ends is no likelier than one that goes on.
+    let script = |_: usize, sequence: &[i32]| match sampled(sequence).len() {
+        100 => vec![(EOT, 30.0), (6, 30.5)],
+        101..=109 => vec![(6, 30.0)],
+        _ => vec![(EOT, 30.0)],
+    };
+    let long = json!({"without_timestamps": true, "beam_size": 2, "settled": vec![5; 100]});
+    assert_eq!(decode(&argument(long), &mut FakeModel::new(script), &[], 0.0).tokens.len(), 110);
     let full = json!({"without_timestamps": true, "settled": vec![5; 220]});
+    let crowded = decode(&argument(full.clone()), &mut FakeModel::new(|_, _| vec![(EOT, 50.0)]), &[9; 300], 0.0);
+    assert_eq!(crowded.tokens.len(), 220, "the prompt makes room");
     let result = decode(&argument(full), &mut FakeModel::new(|_, _| vec![(6, 50.0)]), &[], 0.0);
     assert_eq!(result.tokens, [[5; 220].as_slice(), &[6; 4]].concat(), "half the context, as ever");
 }
@@ -153,8 +163,8 @@ fn seeds_sample_different_sequences() {
 #[test]
 fn beams_are_ranked_by_their_mean() {
     let of = |n: usize, sum_logprob| Candidate { tokens: vec![5; n], logprobs: vec![0.0; n], sum_logprob };
-    assert!(of(10, -3.0).score() > of(2, -1.0).score());
-    assert_eq!(of(0, -2.0).score(), -2.0);
+    assert!(of(10, -3.0).score(0) > of(2, -1.0).score(0));
+    assert_eq!(of(0, -2.0).score(0), -2.0);
 }
 
 #[test]

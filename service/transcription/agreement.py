@@ -77,7 +77,7 @@ class Agreement:
         """The audio so far ends here: the decoder likes to put the last timestamp later."""
         last = self._tokenizer.timestamp_begin + int(seconds / TIME_PRECISION)
         if self.settled and self.settled[-1] > last:
-            self.settled = (*self.settled[:-1], max(last, *self.settled[:-1]))
+            self.settled = (*self.settled[:-1], max((last, *self.settled[:-1])))
 
     def _leave(self, tokens: Sequence[int]) -> None:
         text = (token for token in tokens if token < self._tokenizer.eot)

@@ -73,7 +73,10 @@ class Listener:
     @cutting.setter
     def cutting(self, cutting: Chunking | None) -> None:
         self._cutting = cutting
-        self._listen_anew()
+        if self._open is None:
+            self._listen_anew()
+        else:
+            self._gate.chunking = cutting or Chunking()
 
     @property
     def buffered_s(self) -> float:

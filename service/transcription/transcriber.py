@@ -198,7 +198,8 @@ class Transcriber:
                 self.admission.lasts(run, seconds)
 
         run.check()
-        chunking = options.chunking or (Chunking() if self.vad == "cut" and not options.uncut else None)
+        is_cut = self.vad == "cut" and not options.uncut and options.settled is None
+        chunking = options.chunking or (Chunking() if is_cut else None)
         recent = Recent() if chunking or self.vad != "off" else None
         with run.working(self.reading):
             reader = Reader(run, on_block, recent)

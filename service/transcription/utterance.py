@@ -17,12 +17,12 @@ from service.transcription.types import Options, Token
 
 log = logging.getLogger("wisp")
 
-CUT_S = 15.0  # from this length on, settled segments are cut off, as in Macháček et al.'s
-MOST_SETTLED = 160  # tokens in one window: a decoder has room for 224 after the prompt
+MOST_SETTLED = 160  # tokens in one window: a decoder of 448 positions has room for 224 after the prompt
 SILENCE_S = 2.0  # at the end: more than this is heard, too, as voice-activity detection may have missed speech in it
-CONTINUED_S = 12.0  # of the utterance before, which is heard again
+CONTINUED_SHARE = 0.4  # of a window, for the utterance before, which is heard again
 MOST_STEPS = 5  # that are skipped at once on a busy server
 LEAST_S = 0.2  # of speech after the last segment, to listen again
+MOST_TRIES = 40
 RETRY_S = 0.25  # before a last pass that found no place is tried again
 LEAST_LOGPROB, MOST_COMPRESSION = -1.0, 2.4  # openai/whisper's checks: a pass that fails them settles nothing
 
@@ -83,7 +83,10 @@ class Utterance:
         self._tokenizer = transcriber.model.tokenizer
         self._step = int(transcriber.settings.live_step_s * SAMPLE_RATE)
         self._agreement = Agreement(self._tokenizer)
-        self._n_window = 2 * transcriber.model.dims.n_audio_ctx * HOP_LENGTH  # samples: 30 s
+        dims = transcriber.model.dims
+        self._n_window = 2 * dims.n_audio_ctx * HOP_LENGTH  # samples: 30 s
+        self._n_long = self._n_window // 2  # from this length on, settled segments are cut off, as in Macháček et al.'s
+        self._most_settled = dims.n_text_ctx * MOST_SETTLED // 448
         self._samples: Samples = np.empty(0, np.float32)  # of the current window and what follows it
         self._blocks: list[Samples] = []  # directly after them
         self._n_before = 0  # samples before the current window
@@ -91,10 +94,11 @@ class Utterance:
         self._n_heard = 0  # by any pass
         self._n_done = 0  # by one that was made as if the utterance were over
         self._due_at = self._step  # samples
+        self._retry_at = 0  # after a failed pass
         self._came_at = time.monotonic()
         self._at_pause: _Pass | None = None
         self._text, self._rest, self._logprobs = "", "", list[Token]()
-        self._language = options.language
+        self._language, self._detected = options.language, "en"
         self._is_pausing = self._is_stopped = False
         self._due, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
@@ -142,7 +146,7 @@ class Utterance:
             if self._task.cancelled():
                 raise ClientGone from None
             raise
-        return Heard(self._text, self._language or "en", self.seconds, tuple(self._logprobs))
+        return Heard(self._text, self._language or self._detected, self.seconds, tuple(self._logprobs))
 
     async def idle(self) -> None:
         """Wait until no pass is due."""
@@ -151,6 +155,7 @@ class Utterance:
     def cancel(self) -> None:
         """End it and free its audio. Idempotent."""
         self._task.cancel()
+        self._before = None
         self._samples, self._blocks = np.empty(0, np.float32), []
 
     def _look(self) -> None:
@@ -161,23 +166,27 @@ class Utterance:
 
     def _is_full(self) -> bool:
         """Whether the window is: of audio, or of settled tokens, which take the decoder's room."""
-        return self._n_samples - self._n_before >= self._n_window or len(self._agreement.settled) >= MOST_SETTLED
+        return self._n_samples - self._n_before >= self._n_window or len(self._agreement.settled) >= self._most_settled
 
     def _is_due(self) -> bool:
         if self._n_voice <= (self._n_done if self._is_pausing else self._n_heard):
             return False
         if self._transcriber.is_busy and self._n_samples - self._n_heard < MOST_STEPS * self._step:
             return False  # what others need for their results comes first
-        return self._is_pausing or self._n_samples >= self._due_at
+        return self._n_samples >= (self._retry_at if self._is_pausing else self._due_at)
 
     def _continue(self) -> None:
         """Let the window begin with the utterance before, so that the decoder hears the whole sentence."""
         before, self._before = self._before, None
-        if before is None or not before._task.done() or before._task.cancelled() or before._task.exception():
+        if before is None or before._task.cancelled() or before._task.exception():
             return
         self._agreement, window = before._agreement, before._samples
         window = window[round(self._agreement.cut() * SAMPLE_RATE) :]
-        if not self._agreement.settled or len(window) + self._gap > CONTINUED_S * SAMPLE_RATE:
+        is_short = len(window) + self._gap <= CONTINUED_SHARE * self._n_window
+        # Somebody else may speak another language, which is detected at a window's start.
+        is_known = self._language is not None and before._options.language == self._options.language
+        is_same = is_known or not self._tokenizer.languages
+        if not (self._agreement.settled and is_short and is_same):
             self._agreement.restart()
             return
         self._agreement.end_at(len(window) / SAMPLE_RATE)
@@ -187,6 +196,8 @@ class Utterance:
     async def _listen(self) -> None:
         try:
             await self._due.wait()
+            if self._before is not None:
+                await asyncio.wait([self._before._task])
             self._continue()
             while True:
                 if self._is_full():
@@ -216,7 +227,7 @@ class Utterance:
         except WispError as error:
             log.debug("a step of live speech is skipped: %s", error)
             self.n_skipped += 1
-            self._is_pausing = False
+            self._retry_at = n_samples + self._step
         busy = int((time.monotonic() - started) / self.busy_share * SAMPLE_RATE)
         self._due_at = n_samples + max(self._step, busy)
         if heard is None:
@@ -228,13 +239,17 @@ class Utterance:
         if heard.is_sure:
             self._say(heard, self._agreement.take(heard.tokens, heard.language), after=settled)
             if not is_pause:
-                self._drop(self._agreement.cut(is_long=n_samples - self._n_before >= CUT_S * SAMPLE_RATE))
+                n_settled = len(self._agreement.settled)
+                is_long = n_samples - self._n_before >= self._n_long or n_settled >= self._most_settled // 2
+                self._drop(self._agreement.cut(is_long=is_long))
 
     async def _hear_window(self) -> None:
         """A pass over a full window, which ends it."""
         n = min(self._n_window, self._n_samples - self._n_before)
-        settled = self._agreement.settled
         heard = await self._hear_surely(n)
+        if not self._is_full():
+            return  # it has started anew
+        settled = self._agreement.settled
         new, seconds = self._agreement.end_window(heard.tokens, n / SAMPLE_RATE)
         self._say(heard, new, after=settled)
         self._n_heard = max(self._n_heard, self._n_before + n)
@@ -259,11 +274,18 @@ class Utterance:
             self._at_pause = None if is_over else await self._hear_surely()
 
     async def _hear_surely(self, n: int | None = None) -> _Pass:
-        """A pass that waits for a place for as long as it takes. Raises WispError."""
+        """A pass that waits for a place for as long as it takes, and for memory or threads for a while.
+
+        Raises WispError.
+        """
+        n_tries = 0
         while True:
             try:
                 return await self._hear(self._options, n)
-            except (QueueFull, Overloaded):
+            except (QueueFull, Overloaded) as error:
+                n_tries += isinstance(error, Overloaded)
+                if n_tries == MOST_TRIES:
+                    raise
                 await asyncio.sleep(RETRY_S)
 
     async def _hear(self, options: Options, n: int | None = None) -> _Pass:
@@ -280,8 +302,9 @@ class Utterance:
         finally:
             run.cancel()
         self.n_passes += 1
+        self._detected = transcription.language
         heard = transcription.segments[0].tokens if transcription.segments else settled
-        if len(heard) <= len(settled) and self._n_before < 0:  # it takes the utterance before for all
+        if len(heard) <= len(settled) and self._n_before < 0 and not self._text:  # it takes the last one for all
             self._agreement.restart()
             self._drop(-self._n_before / SAMPLE_RATE)
             return await self._hear(options, n)

@@ -60,6 +60,20 @@ def test_settled_segments_are_cut_off_and_later_times_count_from_there() -> None
     assert agreed.take([T + 10, 3, T + 50, T + 50, 4], "en") == ()
 
 
+def test_the_last_timestamp_is_not_after_the_audio() -> None:
+    for settled, ended in (
+        ((T, 1, T + 100), (T, 1, T + 75)),
+        ((T, 1, T + 80, T + 90), (T, 1, T + 80, T + 80)),
+        ((T + 100,), (T + 75,)),
+        ((T, 1), (T, 1)),
+        ((), ()),
+    ):
+        agreed = agreement()
+        agreed.settled = settled
+        agreed.end_at(1.5)
+        assert agreed.settled == ended
+
+
 def test_a_full_window_ends_as_whispers_do() -> None:
     for heard, new, seconds in (
         ([T, 1, T + 50, T + 50, 2, T + 100, T + 100, 3], (1, 2), 2.0),

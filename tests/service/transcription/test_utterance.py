@@ -11,7 +11,7 @@ from service.audio.log_mel import Samples
 from service.errors import ClientGone, DeadlineExceeded, InternalError, QueueFull, WispError
 from service.transcription.types import Options
 from service.transcription.utterance import Heard, Utterance, Words
-from tests.support.live import FakeTranscriber, T
+from tests.support.live import FakeTokenizer, FakeTranscriber, T
 
 Hears = Callable[[float, Options], Sequence[int] | WispError | None]
 
@@ -204,7 +204,7 @@ def test_without_a_place_a_step_is_skipped_and_nothing_lost() -> None:
         await live.say(3)
         live.utterance.pause()
         await live.utterance.idle()
-        assert (live.utterance.n_skipped, live.utterance.n_passes) == (3, 1)
+        assert (live.utterance.n_skipped, live.utterance.n_passes) == (2, 1)
         assert (await live.end()).text == "w1 w2 w3"
 
     run(session)
@@ -290,13 +290,13 @@ def test_a_cancelled_utterance_ends_at_once() -> None:
     run(session)
 
 
-def following(session: Session, hears: Hears, gap: float) -> Session:
+def following(session: Session, hears: Hears, gap: float, **options: Any) -> Session:
     """A session's next utterance."""
     after = Session(hears)
     after.utterance.cancel()
     after.utterance = Utterance(
         cast(Any, after.transcriber),
-        Options(),
+        Options(**options),
         lambda _, words: after.words.append(words),
         session.utterance,
         int(gap * 16_000),
@@ -326,6 +326,44 @@ def test_an_utterance_is_heard_after_the_one_that_it_continues(goes_on: bool) ->
         assert second.transcriber.passes[-1][1].prompt == (None if goes_on else "w1 w2")
 
     run(session)
+
+
+def test_words_that_are_said_are_not_heard_anew() -> None:
+    """The decoder says two words after the utterance before, and then nothing more."""
+
+    def hears(seconds: float, options: Options) -> list[int]:
+        said = [token for token in options.settled or () if token < T]
+        if said[:2] == [1, 2]:
+            return [3, 4] if len(said) == 2 else []
+        return [*([] if options.settled else [T]), 3, 4]
+
+    async def session() -> None:
+        first = Session()
+        await first.say(2)
+        await first.end()
+        second = following(first, hears, 0.0)
+        await second.say(4)
+        assert (await second.end()).text == "w3"
+
+    run(session)
+
+
+@pytest.mark.parametrize("language", [None, "en"])
+def test_a_language_that_is_to_be_detected_is_not_the_one_before(language: str | None) -> None:
+    async def session() -> None:
+        first = Session(language=language)
+        FakeTokenizer.languages = {"en": 1, "de": 2}
+        await first.say(2)
+        await first.end()
+        second = following(first, word_a_second, 0.0, language=language)
+        await second.say(1)
+        assert bool(second.transcriber.passes[0][1].settled) == (language is not None)
+        await second.end()
+
+    try:
+        run(session)
+    finally:
+        FakeTokenizer.languages = {}
 
 
 def test_a_long_or_failed_utterance_before_is_not_heard_again() -> None:
