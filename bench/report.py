@@ -51,8 +51,8 @@ def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     seconds, together = results["seconds"], results["together"]
     lines = [
-        f"{results['machine']}; `{results['model']}`; {results['rounds']} interleaved rounds. Times are medians in ms; in "
-        f"brackets Wisp's time\ndivided by that engine's, the median of the rounds' ratios: below 1 Wisp is faster.",
+        f"{results['machine']}; `{results['model']}`; {results['rounds']} interleaved rounds. Times are medians in ms; "
+        f"in brackets Wisp's time\ndivided by that engine's, the median of the rounds' ratios: below 1 Wisp is faster.",
         "",
         *_times(seconds, ("encode", "token"), 1),
         "",
