@@ -29,6 +29,7 @@ log = logging.getLogger("wisp")
 
 FIRST_EVENT_S = 30.0  # for a new connection to send its first event
 LINGER_S = 5.0  # for a client to read an error; meanwhile, what it sends is discarded
+END_S = 1.0  # the same, for a last transcript
 
 T = TypeVar("T")
 
@@ -64,6 +65,7 @@ class Session:
             except _End:
                 await self._stop()
                 await self._answered()
+                await linger(self._reader, self._writer, END_S)
         except Gone:
             pass
         except WispError as error:
@@ -200,13 +202,19 @@ class Session:
 
 
 async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, error: WispError, linger_s: float) -> None:
-    """End a connection with an error. An immediate close could destroy the error if the client is still sending."""
-    try:
+    """End a connection with an error."""
+    with suppress(Gone):
         send(writer, _error(error))
+        await linger(reader, writer, linger_s)
+
+
+async def linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+    """Let the client read the last event. If it is still sending, an immediate close could destroy that."""
+    try:
         writer.write_eof()
-        async with asyncio.timeout(linger_s):
+        async with asyncio.timeout(seconds):
             await discard(reader)
-    except (Gone, OSError, TimeoutError):
+    except (OSError, TimeoutError):
         pass
 
 

@@ -139,14 +139,9 @@ class Session:
     def _log(self) -> None:
         seconds, n_items = self._n_samples / SAMPLE_RATE, self._items.n_committed
         fields = {"audio_seconds": round(seconds, 3), "items": n_items, "close_code": self._code}
-        log.info(
-            "live session: %.2f s of audio, %d item%s, closed with %d",
-            seconds,
-            n_items,
-            "" if n_items == 1 else "s",
-            self._code,
-            extra={"fields": fields},
-        )
+        counted = "1 item" if n_items == 1 else f"{n_items} items"
+        ended = ("live session: %.2f s of audio, %s, closed with %d", seconds, counted, self._code)
+        log.info(*ended, extra={"fields": fields})
 
     async def _until_end(self) -> None:
         try:
@@ -339,11 +334,11 @@ class Session:
             while (await self._websocket.receive())["type"] != "websocket.disconnect":
                 pass
 
-    async def _close(self, code: int, reason: str, seconds: float = CLOSE_S) -> None:
-        """Close the connection once all events are sent, or after that many seconds."""
+    async def _close(self, code: int, reason: str, seconds: float | None = None) -> None:
+        """Close the connection once all events are sent, or after that many seconds; CLOSE_S by default."""
         self._code = code
         closing = asyncio.create_task(self._goodbye(code, reason))
-        await asyncio.wait({closing}, timeout=seconds)
+        await asyncio.wait({closing}, timeout=CLOSE_S if seconds is None else seconds)
         closing.cancel()
 
     async def _goodbye(self, code: int, reason: str) -> None:
