@@ -87,7 +87,7 @@ class Session:
 
     async def _within_time(self, reading: Coroutine[Any, Any, T]) -> T:
         """Wait for the client. Raises _End at a limit, and the error of a transcript that fails meanwhile."""
-        if self._stopping.done() or self._loop.time() >= self._ends_at:  # a busy client's event is always there
+        if self._stopping.done() or self._loop.time() >= self._ends_at:  # a busy client always has an event ready
             reading.close()
             raise _End
         task = asyncio.create_task(reading)

@@ -5,7 +5,7 @@ from service.errors import StartError
 
 MAX_HEAD_BYTES = 1 << 16
 PCM_TAG, EXTENSIBLE_TAG = 1, 0xFFFE
-UNKNOWN_SIZES = (0, 0xFFFF_FFFF)  # programs that cannot seek back write these
+UNKNOWN_SIZES = (0, 0xFFFF_FFFF)  # written by programs that cannot seek back
 
 
 class WavHead:

@@ -161,7 +161,7 @@ class Session:
 
     async def _next(self) -> Any:
         """The client's next message. Raises _Gone, _End."""
-        self._check()  # a message of a busy client is always there
+        self._check()  # a busy client always has a message ready
         idle_at = self._loop.time() + self._settings.live_idle_s
         message = await self._interruptible(self._websocket.receive(), until=idle_at)
         if message is None:
@@ -221,7 +221,7 @@ class Session:
                     shown_flat = kind != "session.update"
                     self._send(UPDATES[kind], session=self._shown(flat=shown_flat))
                 case kind if kind in CONVERSATION:
-                    raise UnsupportedValue(f"This server transcribes and doesn't answer: no {kind}.", param="type")
+                    raise UnsupportedValue(f"This server only transcribes: it doesn't support {kind}.", param="type")
                 case kind:
                     raise InvalidValue(f"There is no event '{shown(kind)}'.", param="type")
         except WispError as error:

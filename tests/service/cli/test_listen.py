@@ -36,6 +36,7 @@ from service.transcription.listener import Started, Stopped
 from service.transcription.types import Options
 from service.transcription.utterance import Heard
 from tests.conftest import ROOT
+from tests.support import synthetic
 from tests.support.processes import server_process
 from tests.support.serving import wav
 from tests.support.spoken import likeness, words
@@ -449,6 +450,19 @@ def test_a_server_hears_the_same(tiny_en: Path, jfk: bytes, tmp_path: Path) -> N
         assert code == 1 and re.fullmatch(r"wisp: Cannot connect to ws://127\.0\.0\.1:\d+/v1/realtime: .*\n", errors)
         _, errors, code = listened(jfk, "--url", server.url, "--api-key", "right", "--model", "large-v9")
         assert (code, "large-v9" in errors) == (1, True)
+
+
+def test_a_session_whose_time_is_over_is_a_sentence(folder: Path, tmp_path: Path) -> None:
+    """After what was said; stdin goes on."""
+    with server_process(folder, tmp_path, live_max_s=2) as server, listening("--url", server.url, "-") as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(wav(1.0)[44:])
+        process.stdin.flush()
+        out, errors = process.stdout.read().decode(), process.stderr.read().decode()
+        assert (process.wait(60), out.strip()) == (1, synthetic.SENTENCE)
+    assert (
+        errors == "wisp: The server ended the session: The session's time is over. Run the command again to continue.\n"
+    )
 
 
 def _keys(folder: Path) -> Path:
