@@ -1,7 +1,7 @@
-"""`make bench-live`: live sessions in real time against a server process: how late words are, and what files wait.
+"""`make bench-live`: live sessions in real time against a server process: the delay of words and of files.
 
-Every session streams the same minute of human speech to /v1/realtime, as OpenAI's clients do by default. A word is said
-when it ends by the times of the file's own transcript. Meanwhile one file after the other is posted.
+Every session streams the same minute of human speech to /v1/realtime, as OpenAI's clients do by default. A word's delay
+begins at its end in the transcript of the whole file. Meanwhile one file after the other is posted.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from bench.engines import SHARED
 RATE = 24_000  # Hz, OpenAI's
 FRAME_S = 0.05
 SILENCE_S = 1.0  # between clips
+LAST_S = 30.0  # for the last transcripts, after the audio
 WISP = str(Path(sys.executable).parent / "wisp")
 
 Pcm = NDArray[np.int16]
@@ -92,13 +93,22 @@ async def session(address: str, pcm: Pcm) -> Heard:
                     case "error" | "failed":
                         raise RuntimeError(frame)
 
+        def check() -> None:
+            if listening.done():
+                listening.result()
+                raise RuntimeError("the server has closed the connection")
+
         listening = asyncio.create_task(listen())
         for first in range(0, len(pcm), size):
             audio = base64.b64encode(pcm[first : first + size].tobytes()).decode()
             await socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
             await asyncio.sleep(max(0.0, begin + (first + size) / RATE - time.monotonic()))
-        end = time.monotonic() + 30
-        while (ends or not heard.completed) and time.monotonic() < end:
+            check()
+        end = time.monotonic() + LAST_S
+        while ends or not heard.completed:
+            check()
+            if time.monotonic() > end:
+                raise RuntimeError(f"{len(ends)} utterances have no transcript {LAST_S:g} s after the audio's end")
             await asyncio.sleep(0.05)
         listening.cancel()
     return heard

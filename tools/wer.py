@@ -23,6 +23,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 from service.audio.decode import SAMPLE_RATE, decode
 from service.guest.code_cache import user_cache_folder
 from service.http.app import Engine
+from service.http.realtime.names import SILENCE_MS
 from service.settings import read_settings
 from service.transcription.chunking import Chunking
 from service.transcription.listener import Listener, Stopped
@@ -30,7 +31,7 @@ from service.transcription.transcriber import Options, Transcriber
 from service.transcription.utterance import Utterance, Words
 
 BLOCK = SAMPLE_RATE // 10  # samples that a live session gets at a time
-SERVER_VAD = Chunking(silence_duration_ms=500)  # OpenAI's, for live speech
+SERVER_VAD = Chunking(silence_duration_ms=SILENCE_MS)
 
 
 class Clip(NamedTuple):

@@ -37,30 +37,47 @@ class PcmFormat:
         return self.width * self.channels
 
 
+class WholeFrames:
+    """Cuts bytes that arrive in pieces of any length after whole frames."""
+
+    def __init__(self) -> None:
+        self._part = b""  # of an incomplete frame
+
+    def take(self, data: bytes, frame_bytes: int) -> bytes:
+        """The next piece → the frames that are complete; the rest comes with the next piece."""
+        data = self._part + data
+        whole = len(data) - len(data) % frame_bytes
+        self._part = data[whole:]
+        return data[:whole]
+
+    def clear(self) -> None:
+        """Drop an incomplete frame."""
+        self._part = b""
+
+
 class PcmDecoder:
     """One stream's bytes, in order. Its format may change between two pieces."""
 
     def __init__(self, rate: int = SAMPLE_RATE) -> None:
         """`rate`: of the result."""
         self._format: PcmFormat | None = None
-        self._part = b""  # of a frame that is not complete
+        self._frames = WholeFrames()
         self._resample = Resampler(rate)
 
     def __call__(self, format: PcmFormat, data: bytes) -> Samples:
         """The next piece → (n,) f32. The last few milliseconds come with the next piece, or with rest()."""
         if format != self._format:
-            self._format, self._part = format, b""
+            self._format = format
+            self._frames.clear()
             self._mix = Mixer(format.rate, format.channels)
-        data = self._part + data
-        whole = len(data) - len(data) % format.frame_bytes
-        self._part = data[whole:]
-        frames = _floats(data[:whole], format.width).reshape(-1, format.channels)
+        whole = self._frames.take(data, format.frame_bytes)
+        frames = _floats(whole, format.width).reshape(-1, format.channels)
         mixed = [*self._mix(frames), *self._mix.rest()]
         return self._resample(format.rate, np.concatenate(mixed)) if mixed else np.empty(0, np.float32)
 
     def rest(self) -> Samples:
         """What is left in the resampler; the next bytes are a signal of their own."""
-        self._part = b""
+        self._frames.clear()
         return self._resample.rest()
 
 

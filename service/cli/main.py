@@ -14,7 +14,7 @@ from service.settings import Settings, read_settings
 
 FAILED = 1  # a start or a file failed, with a sentence on stderr
 INTERRUPTED = 130
-LOCAL_ONLY = ("target", "models_dir", "vad", "live_step_s")  # wisp listen's flags that no server is told of
+LOCAL_ONLY = ("target", "models_dir", "vad", "live_step_s")  # wisp listen's flags for the local model
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -172,8 +172,11 @@ def _listen(settings: Settings, arguments: argparse.Namespace) -> int:
         local_only = [name for name in LOCAL_ONLY if getattr(arguments, f"setting_{name}") is not None]
         if wanted.url and local_only:
             raise ValueError(f"--{local_only[0].replace('_', '-')} is for the local model, not for a server.")
+    except ValueError as error:
+        return _fail(str(error), USAGE)
+    try:
         listen(settings, wanted, complain, printable)
-    except (ValueError, RequestError) as error:
+    except RequestError as error:  # the model does not know the language
         return _fail(str(error), USAGE)
     return code
 

@@ -166,14 +166,15 @@ class Service:
             **({"description": embedded_notice(self.settings)} if entry.name == EMBEDDED_NAME else {}),
         }
 
-    def languages(self, entry: Entry) -> list[str]:
-        """Whisper's codes of the languages that a model knows; none if its files can't be read.
+    def languages(self, entry: Entry, *, while_loading: bool = False) -> list[str]:
+        """Whisper's codes of the languages that a model knows; empty if its files can't be read.
 
-        None while the default is still loading, too: reading other files would slow that down.
+        Also empty while the default is loading, because reading other files would slow that down, unless
+        `while_loading`.
         """
         if (transcriber := self.engine.served.transcriber(entry)) is not None:
             return list(transcriber.model.tokenizer.languages) or ["en"]
-        if not self.engine.loaded.done():
+        if not (while_loading or self.engine.loaded.done()):
             return []
         try:
             return list(entry.languages())

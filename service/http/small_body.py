@@ -1,11 +1,11 @@
 """A small JSON object as a request's body."""
 
-import json
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import ClientGone, MalformedForm
+from service.http.form.json_body import strict_json
 
 
 async def json_object(request: Request, max_bytes: int, example: str) -> dict[str, Any]:
@@ -19,7 +19,7 @@ async def json_object(request: Request, max_bytes: int, example: str) -> dict[st
     except ClientDisconnect:
         raise ClientGone from None
     try:
-        fields = json.loads(body)
+        fields = strict_json(body)
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):

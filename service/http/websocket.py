@@ -1,15 +1,16 @@
-"""uvicorn's WebSocket connections, with this server's limits: one that stops ends by its session, not by the server.
+"""uvicorn's WebSocket connections, with this server's limits. When the server stops, sessions close them.
 
-What uvicorn leaves open, and what is done about each:
+Problems that uvicorn leaves open, and the answers:
 
-- **A client that leaves while nothing is read from it**, because its audio waits: the connection is looked at every
-  `LOOK_S`, and `LOST_IN_SCOPE` tells the session.
-- **A client that answers no ping because nothing is read from it, or because a large message is under way**: it isn't
-  taken for gone.
+- **A client leaves while nothing is read from it**, because its audio is pending: each connection is checked every
+  `LOOK_S`, and `LOST_IN_SCOPE` notifies the session.
+- **A client can't answer a ping**, because nothing is read from it or a large message is being received: it isn't taken
+  for lost.
 - **Many large messages at once**: only `LARGE_AT_ONCE` connections are read beyond `SMALL_BYTES` of an unfinished
-  message at the same time, and each has `LARGE_S`; the others wait in their sockets.
-- **A flood of tiny frames**: `FRAMES_A_TURN` are parsed in a turn of the event loop, and `FRAME_PACE` a second.
-- **A handshake that only this protocol's parser rejects**: an error in OpenAI's envelope.
+  message at the same time, and each has `LARGE_S`. The others wait in their sockets, and a client that has no large
+  message in progress goes first.
+- **A flood of tiny frames**: `FRAMES_A_TURN` are parsed per turn of the event loop, and `FRAME_PACE` per second.
+- **A handshake that only the WebSocket parser rejects**: answered with an error in OpenAI's envelope.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Response
 
 from service.errors import InternalError, RequestError, WispError
+from service.http.clients import client_of
 from service.http.guards import MOST_EVENT_PAUSE_S, Throttle
 
 LOST_IN_SCOPE = "wisp.lost"  # an asyncio.Event, set once the connection is lost
@@ -36,11 +38,11 @@ LARGE_S = 60.0
 INVALID_DATA, TRY_AGAIN_LATER = 1007, 1013  # close codes
 PIECE_BYTES = 4096  # parsed together: at most 682 frames, which take 10 ms
 FRAMES_A_TURN = 64
-FRAME_PACE = 5000  # frames a second beyond those, of all connections together
+FRAME_PACE = 5000  # frames per second beyond those, of all connections together
 
 
 class LargeMessages:
-    """The connections that may receive a large message now, and those that wait to. For the event loop's thread."""
+    """The connections that may receive a large message now, and those that wait. For the event loop's thread."""
 
     def __init__(self, n_at_once: int = LARGE_AT_ONCE) -> None:
         self.n_at_once = n_at_once
@@ -48,7 +50,7 @@ class LargeMessages:
         self._waiting: deque[WebSocket] = deque()
 
     def may(self, connection: "WebSocket") -> bool:
-        """Whether that connection may go on; if not, its `go_on()` is called when it may."""
+        """Whether the connection may continue; if not, its `go_on()` is called later."""
         if connection in self._receiving:
             return True
         if len(self._receiving) < self.n_at_once:
@@ -60,29 +62,36 @@ class LargeMessages:
         return False
 
     def done(self, connection: "WebSocket") -> None:
-        """Its message is complete, or it is gone. Idempotent."""
+        """Its message is complete, or the connection is lost. Idempotent."""
         if connection in self._waiting:
             self._waiting.remove(connection)
         if connection in self._receiving:
             self._receiving.discard(connection)
             if self._waiting:
-                following = self._waiting.popleft()
+                following = self._following()
+                self._waiting.remove(following)
                 self.may(following)
                 following.go_on()
 
+    def _following(self) -> "WebSocket":
+        """The longest waiting one of a client that has no large message in progress; else the longest waiting."""
+        clients = {connection.client_name for connection in self._receiving}
+        others = (waiting for waiting in self._waiting if waiting.client_name not in clients)
+        return next(others, self._waiting[0])
+
 
 class WebSocket(WebSocketsSansIOProtocol):
-    """One connection. Its transport is a GuardedTransport: guards.py."""
+    """One connection. Its transport is a GuardedTransport (guards.py)."""
 
     large_messages = LargeMessages()
     large_s = LARGE_S
     throttle = Throttle(FRAME_PACE, most_pause_s=MOST_EVENT_PAUSE_S)
     _n_frames = 0  # parsed in this turn
-    _behind: asyncio.TimerHandle | None = None  # until more may be parsed
-    _n_partial = 0  # bytes of the unfinished message, about
+    _behind: asyncio.TimerHandle | None = None  # resumes parsing
+    _n_partial = 0  # bytes of the unfinished message, roughly
     _n_bytes = 0  # received
     _n_bytes_at_ping = 0
-    _is_held = False  # reading waits for other connections' large messages
+    _is_held = False  # whether reading waits for other connections' large messages
     _large: asyncio.TimerHandle | None = None
     _looking: asyncio.TimerHandle | None = None
 
@@ -93,8 +102,13 @@ class WebSocket(WebSocketsSansIOProtocol):
         self.conn.reject = _rejection  # type: ignore[method-assign]
         self.conn.debug = False  # it would log keys and frames
 
+    @property
+    def client_name(self) -> str:
+        """The sender, as NamedClient knows it."""
+        return client_of(cast(Any, self.scope))
+
     def lateness(self, now: float) -> float:
-        """Never closed for others: a session's own limits end it. See service.http.connections.Connection."""
+        """Never closed to make room: a session has its own limits. See service.http.connections.Connection."""
         return -math.inf
 
     def dismiss(self) -> None:
@@ -102,7 +116,7 @@ class WebSocket(WebSocketsSansIOProtocol):
         self.transport.abort()
 
     def shutdown(self) -> None:
-        """The server stops: the session, which knows it, says its last words; what is closed already, closes now."""
+        """The server stops. An open session sends its last words and closes; a closing connection closes now."""
         if self.close_sent:
             super().shutdown()
 
@@ -113,7 +127,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             self._parse()
 
     def _parse(self) -> None:
-        """As many frames as one turn of the event loop is for; the rest, and more data, when their time has come."""
+        """Parse this turn's frames; leave the rest, and further data, for later."""
         self._n_frames = 0
         while self._unparsed and self._n_frames <= FRAMES_A_TURN and not self.transport.is_closing():
             size = PIECE_BYTES if self.handshake_initiated else len(self._unparsed)
@@ -139,7 +153,7 @@ class WebSocket(WebSocketsSansIOProtocol):
         self._read_on()
 
     def _read_on(self) -> None:
-        """Read, unless there is a reason not to."""
+        """Resume reading, unless something else still pauses it."""
         is_waiting = self.read_paused or self._is_held or self._behind is not None
         if not is_waiting and not self.transport.is_closing():
             self.transport.resume_reading()
@@ -164,7 +178,7 @@ class WebSocket(WebSocketsSansIOProtocol):
         super().handle_cont(event)
 
     def send_receive_event_to_app(self) -> None:
-        """uvicorn's, which would log text that isn't UTF-8 with a traceback."""
+        """Replaces uvicorn's, which would log text that isn't UTF-8 with a traceback."""
         self._n_frames += 1
         self._n_partial = 0
         self._large_ended()
@@ -187,7 +201,7 @@ class WebSocket(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
-            self.handshake_complete = True  # refused; uvicorn would log an error
+            self.handshake_complete = True  # refused; otherwise uvicorn logs an error
 
     async def receive(self) -> Any:
         message = await super().receive()
@@ -196,11 +210,11 @@ class WebSocket(WebSocketsSansIOProtocol):
         return message
 
     def large_began(self) -> None:
-        """A large message is being received from now on."""
+        """Start the time limit of a large message."""
         self._large = self.loop.call_later(self.large_s, self._is_too_slow)
 
     def go_on(self) -> None:
-        """Read on: others have received their large messages."""
+        """Resume reading: another connection's large message is complete."""
         self._is_held = False
         self._read_on()
 
@@ -226,7 +240,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             self._looking = self.loop.call_later(LOOK_S, self._look)
 
     def _look(self) -> None:
-        """Notice that the client has left although nothing is read from it."""
+        """Abort the connection if the client has left while nothing is read from it."""
         self._looking = self.loop.call_later(LOOK_S, self._look)
         if not self.transport.is_closing() and not self.transport.is_reading():
             poll = select.poll()
@@ -241,7 +255,7 @@ class WebSocket(WebSocketsSansIOProtocol):
     def keepalive_timeout(self) -> None:
         if (self.read_paused or self._is_held or self._n_bytes > self._n_bytes_at_ping) and not self.close_sent:
             self.stop_keepalive()
-            self.send_keepalive_ping()  # which also shows that the connection is lost, where it is
+            self.send_keepalive_ping()  # also detects a lost connection
             return
         super().keepalive_timeout()
 
@@ -256,7 +270,7 @@ class WebSocket(WebSocketsSansIOProtocol):
 
 
 def _rejection(status: int, text: str) -> Response:
-    """A refused handshake's answer."""
+    """The answer to a refused handshake."""
     error: WispError = RequestError(text.partition("\n")[0]) if status < 500 else InternalError()
     body = json.dumps(error.envelope()).encode()
     headers = Headers()

@@ -66,6 +66,7 @@ export class Captions {
   }
 
   #take({ type, item_id: id, delta, text, transcript }) {
+    if (type === "error" && !this.#isOpen) return this.close();
     if (type === "session.updated") {
       this.#isOpen = true;
       for (const block of this.#waiting.splice(0)) this.#append(block);

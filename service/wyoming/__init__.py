@@ -1,1 +1,1 @@
-"""Home Assistant's Wyoming protocol, on a port of its own."""
+"""Home Assistant's Wyoming protocol, on a separate port."""

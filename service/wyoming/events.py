@@ -1,7 +1,7 @@
-"""Wyoming's events on a connection: read within bounds, and written.
+"""Reads Wyoming's events within bounds, and writes them.
 
 An event is a line of JSON, then `data_length` bytes of more JSON, then `payload_length` bytes. The package `wyoming`
-reads all three at any size; here a payload is read in pieces, and everything else has a limit.
+reads all three at any size. Here a payload is read in pieces, and the rest has size limits.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from wyoming.event import Event, write_event
 from service.errors import MalformedEvent
 
 MAX_JSON_BYTES = 64 * 1024  # of the line, and of the data after it
-MAX_PAYLOAD_BYTES = 1 << 40  # of one event; it is never held as a whole
+MAX_PAYLOAD_BYTES = 1 << 40  # of one event; never held in memory as a whole
 PIECE_BYTES = 32 * 1024
-MAX_UNREAD_BYTES = 1024 * 1024  # sent to a client that does not read
+MAX_UNREAD_BYTES = 1024 * 1024  # sent but not read by the client
 
 
 class Gone(Exception):
@@ -25,7 +25,7 @@ class Gone(Exception):
 
 
 class Eventable(Protocol):
-    """What the package's events have in common."""
+    """Any event class of the package."""
 
     def event(self) -> Event: ...
 
@@ -39,21 +39,21 @@ class Head:
     n_payload: int  # bytes
 
     def text(self, name: str) -> str | None:
-        """A part of the data. Raises MalformedEvent."""
+        """A text in the data; None if it is missing or empty. Raises MalformedEvent."""
         value = self.data.get(name)
         if value is not None and not isinstance(value, str):
             raise MalformedEvent(f"{name} must be text.", param=name)
         return value or None
 
     def number(self, name: str) -> int:
-        """The same, which must be there."""
+        """A required whole number in the data. Raises MalformedEvent."""
         value = self.data.get(name)
         if isinstance(value, bool) or not isinstance(value, int):
             raise MalformedEvent(f"{name} must be a whole number.", param=name)
         return value
 
     def texts(self, name: str) -> list[str]:
-        """A list of texts."""
+        """A list of texts in the data, without empty ones. Raises MalformedEvent."""
         value = self.data.get(name)
         if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
             raise MalformedEvent(f"{name} must be a list of texts.", param=name)
@@ -79,7 +79,7 @@ async def read_head(reader: asyncio.StreamReader) -> Head:
 
 
 async def read_piece(reader: asyncio.StreamReader, n_left: int) -> bytes:
-    """Of a payload: at least a byte. Raises Gone."""
+    """The next bytes of a payload, at least one. Raises Gone."""
     try:
         data = await reader.read(min(n_left, PIECE_BYTES))
     except ConnectionError:
@@ -99,7 +99,7 @@ async def discard(reader: asyncio.StreamReader) -> None:
 
 
 def send(writer: asyncio.StreamWriter, event: Eventable) -> None:
-    """Send without waiting. Raises Gone for a client that has not read what came before."""
+    """Send without waiting. Raises Gone if the client has left or doesn't read."""
     buffer = io.BytesIO()
     write_event(event.event(), buffer)
     if writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:

@@ -1,4 +1,4 @@
-"""One utterance of a Wyoming client: from its first audio to its transcript, its words while it is spoken."""
+"""One utterance of a Wyoming client, from its first audio to its transcript; sends settled words early."""
 
 import asyncio
 import logging
@@ -22,13 +22,13 @@ Send = Callable[[Eventable], None]
 
 
 class Answer:
-    """A transcript in the order of the protocol: start, chunks, the whole for older clients, stop."""
+    """Sends a transcript in the protocol's order: start, chunks, all of it for older clients, stop."""
 
     def __init__(self, send: Send, language: str | None) -> None:
         self._send, self._language, self._is_started, self._said = send, language, False, ""
 
     def say(self, text: str) -> None:
-        """Words that follow those before."""
+        """Send the next words."""
         if not self._is_started:
             self._is_started = True
             self._send(TranscriptStart(language=self._language))
@@ -37,14 +37,14 @@ class Answer:
             self._send(TranscriptChunk(text))
 
     def end(self, text: str, language: str | None) -> None:
-        """`text` begins with all that was said."""
+        """Send the rest. `text` begins with the words already sent."""
         self.say(text[len(self._said) :])
         self._send(Transcript(text.strip(), language=language))
         self._send(TranscriptStop())
 
 
 class Hearing:
-    """Ends only by stop(), as the client decides where an utterance ends. For one event loop."""
+    """Ends only by stop(), because the client decides where an utterance ends. For one event loop."""
 
     def __init__(self, transcriber: Transcriber, options: Options, send: Send, observer: Observer) -> None:
         """`send`: raises Gone."""
@@ -56,7 +56,7 @@ class Hearing:
         self._result: asyncio.Task[Heard] | None = None
 
     async def hear(self, format: PcmFormat, data: bytes) -> None:
-        """The next audio; waits while much of it has not been heard. Raises WispError once the utterance has failed."""
+        """Take the next audio; wait while much of it is pending. Raises WispError once the utterance has failed."""
         self._take(await self._listener.hear(self._decoder(format, data)))
         if self._result is not None and self._result.done():
             await self._heard(self._result)
@@ -64,11 +64,11 @@ class Hearing:
             await self._utterance.idle()
 
     async def stop(self) -> None:
-        """No more audio comes."""
+        """End the audio."""
         self._take(await self._listener.hear(self._decoder.rest()))
         try:
             self._take(self._listener.commit())
-        except NothingToCommit:  # less than a word takes
+        except NothingToCommit:  # too short for a word
             self._utterance = None
 
     async def answer(self) -> None:

@@ -1,4 +1,4 @@
-"""The Wyoming port of `wisp serve`: who may reach it, its connections, its beginning and its end."""
+"""The Wyoming port of `wisp serve`: checks who can reach it, accepts and closes its connections."""
 
 import asyncio
 import logging
@@ -20,24 +20,24 @@ from service.wyoming.session import Session, refuse
 
 log = logging.getLogger("wisp")
 
-REFUSED_S = 1.0  # for a client that was refused to read why
-CLOSE_S = 5.0  # for the last events to be read
+REFUSED_S = 1.0  # for a refused client to read the reason
+CLOSE_S = 5.0  # for a client to read the last events
 
 
 def check_exposure(settings: Settings) -> None:
-    """The protocol has no keys. Raises StartError for an address that others can reach, unless that is allowed."""
+    """Raise StartError if other machines can reach the port, which has no keys, unless the settings allow that."""
     published = settings.wyoming_published
     host = published.rpartition(":")[0].strip("[]") if published else settings.host
     if not is_loopback(host) and settings.allow_public_without_key != "yes":
         raise StartError(
             f"The address {published or settings.host} admits other machines to the Wyoming port, whose protocol has "
-            "no API keys: listen on 127.0.0.1, or, if everyone who reaches it may use it, set "
-            "WISP_ALLOW_PUBLIC_WITHOUT_KEY=yes."
+            "no API keys: listen on 127.0.0.1, or set WISP_ALLOW_PUBLIC_WITHOUT_KEY=yes to let anyone who reaches "
+            "the port use it."
         )
 
 
 def wyoming_door(settings: Settings) -> "Callable[[Service], WyomingServer]":
-    """Makes the server of the port that the settings name, which is taken at once. Raises StartError."""
+    """Bind the configured port now, and return what makes its server. Raises StartError."""
     check_exposure(settings)
     listener = listen(settings.host, settings.wyoming, setting="WYOMING")
     return lambda service: WyomingServer(service, listener)
@@ -47,18 +47,18 @@ class WyomingServer:
     """Accepts connections between open() and close(). For one event loop."""
 
     def __init__(self, service: Service, listener: socket.socket) -> None:
-        """`listener`: the port's; owned from now on."""
+        """`listener`: the bound socket, which this server owns and closes."""
         self._service, self._settings, self._listener = service, service.settings, listener
         self._server: asyncio.Server | None = None
         self._announcement: Announcement | None = None
 
     @property
     def port(self) -> int:
-        """That of the listener."""
+        """The listener's port."""
         return int(self._listener.getsockname()[1])
 
     async def open(self, tasks: "set[asyncio.Task[Any]]") -> None:
-        """Begin. `tasks`: holds each connection's while it lasts, so that a stopping server waits for them."""
+        """Begin. `tasks`: holds the task of each open connection, so that a stopping server waits for them."""
 
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.create_task(_serve(reader, writer, self._service))
@@ -67,13 +67,13 @@ class WyomingServer:
 
         self._server = await asyncio.start_server(connected, sock=self._listener, limit=MAX_JSON_BYTES)
         log.info("listening for Home Assistant (Wyoming) on port %d", self.port)
-        # A container's own address means nothing outside of it.
+        # A container's own address means nothing outside it.
         if not is_loopback(self._settings.host) and not self._settings.wyoming_published:
             self._announcement = Announcement(self._settings.host, self.port)
             self._announcement.start()
 
     async def close(self) -> None:
-        """Accept no more connections; those there are end by their sessions. Idempotent."""
+        """Accept no more connections; sessions close the open ones. Idempotent."""
         if self._server is not None:
             self._server.close()
         if self._announcement is not None:

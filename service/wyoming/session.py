@@ -1,6 +1,6 @@
-"""One Wyoming connection: its events in, info and transcripts out, within the limits of live sessions.
+"""One Wyoming connection: reads its events, sends info and transcripts, enforces the limits of live sessions.
 
-After an error the connection ends: Home Assistant ignores error events, and would wait for a transcript for ever.
+An error ends the connection: Home Assistant ignores error events and would wait forever for a transcript.
 """
 
 import asyncio
@@ -28,13 +28,14 @@ from service.wyoming.info import info
 log = logging.getLogger("wisp")
 
 FIRST_EVENT_S = 30.0  # for a new connection to send its first event
-LINGER_S = 5.0  # that a client has for reading an error, while what it sends is discarded
+LINGER_S = 5.0  # for a client to read an error; meanwhile, what it sends is discarded
+END_S = 1.0  # the same, for a last transcript
 
 T = TypeVar("T")
 
 
 class _End(Exception):
-    """The session's time is over: what was said is finished."""
+    """The session ends after its last transcript."""
 
 
 class Session:
@@ -55,7 +56,7 @@ class Session:
         self._answering: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Until the client leaves or its time is over. The connection stays open for its owner to close."""
+        """Serve until the client leaves or its time is over. The owner closes the connection."""
         try:
             try:
                 while True:
@@ -64,11 +65,12 @@ class Session:
             except _End:
                 await self._stop()
                 await self._answered()
+                await linger(self._reader, self._writer, END_S)
         except Gone:
             pass
         except WispError as error:
             await self._fail(error)
-        except asyncio.CancelledError:  # the server waits no longer
+        except asyncio.CancelledError:  # the server's grace period is over
             with suppress(Gone):
                 self._send(_error(NotReady("The server is stopping.")))
             raise
@@ -84,7 +86,10 @@ class Session:
             await self._held.aclose()
 
     async def _within_time(self, reading: Coroutine[Any, Any, T]) -> T:
-        """Wait for the client, but not for ever: raises _End. Raises what an answer raises that is under way."""
+        """Wait for the client. Raises _End at a limit, and the error of a transcript that fails meanwhile."""
+        if self._stopping.done() or self._loop.time() >= self._ends_at:  # a busy client always has an event ready
+            reading.close()
+            raise _End
         task = asyncio.create_task(reading)
         try:
             while not task.done():
@@ -124,13 +129,13 @@ class Session:
                     await self._answered()
                     Answer(self._send, None).end("", None)
                 await self._stop()
-        # Events of other kinds are ignored, as the protocol says.
+        # The protocol says to ignore other events.
         n_left = head.n_payload
         while n_left:
             n_left -= len(await self._within_time(read_piece(self._reader, n_left)))
 
     def _ask(self, head: Head) -> None:
-        """What the next audio is to be transcribed with. Raises InvalidValue, MalformedEvent."""
+        """Set the options for the next audio. Raises InvalidValue, MalformedEvent."""
         language, code = head.text("language"), None
         if language is not None and language.strip().lower() != DETECTED:
             code = language_code(language)
@@ -141,8 +146,8 @@ class Session:
         self._asked = Options(language=code, keywords=keywords[:MAX_KEYWORDS])
 
     async def _begin(self) -> None:
-        """A new utterance. Raises WispError if no model here can transcribe it."""
-        if self._hearing is not None:  # without the last one's audio-stop
+        """Begin an utterance. Raises WispError if no model here can transcribe it."""
+        if self._hearing is not None:  # the last one had no audio-stop
             await self._stop()
         await self._answered()
         choice = Choice(self._service, Rights(), may_route=True)
@@ -163,7 +168,7 @@ class Session:
             await self._hearing.hear(format, piece)
 
     async def _stop(self) -> None:
-        """The utterance is over: its transcript follows."""
+        """End the utterance, and begin to answer it."""
         if self._hearing is not None:
             hearing, self._hearing = self._hearing, None
             self._answering = asyncio.create_task(self._answer(hearing))
@@ -176,7 +181,7 @@ class Session:
             hearing.close()
 
     async def _answered(self) -> None:
-        """Wait for the transcript under way. Raises WispError, Gone."""
+        """Wait for the pending transcript. Raises WispError, Gone."""
         if self._answering is not None:
             answering, self._answering = self._answering, None
             try:
@@ -197,13 +202,19 @@ class Session:
 
 
 async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, error: WispError, linger_s: float) -> None:
-    """End a connection with an error. Closing it at once could take the error from a client that still sends."""
-    try:
+    """End a connection with an error."""
+    with suppress(Gone):
         send(writer, _error(error))
+        await linger(reader, writer, linger_s)
+
+
+async def linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+    """Let the client read the last event. If it is still sending, an immediate close could destroy that."""
+    try:
         writer.write_eof()
-        async with asyncio.timeout(linger_s):
+        async with asyncio.timeout(seconds):
             await discard(reader)
-    except (Gone, OSError, TimeoutError):
+    except (OSError, TimeoutError):
         pass
 
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,10 @@ Event = dict[str, Any]
 RATE = 24_000
 PATIENCE_S = 10.0
 FAIL, HANG = "fail", "hang"  # prompts with which a fake utterance's result does so
-TRANSCRIPTION = "conversation.item.input_audio_transcription"
+HANDSHAKE = (
+    b"GET /v1/realtime HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 
 
 def pcm(seconds: float, level: int = 1000) -> bytes:
@@ -36,6 +40,14 @@ def pcm(seconds: float, level: int = 1000) -> bytes:
 
 def append(data: bytes) -> Event:
     return {"type": "input_audio_buffer.append", "audio": base64.b64encode(data).decode()}
+
+
+def message(data: bytes, opcode: int = 1) -> bytes:
+    """A frame of a client, masked with zeros."""
+    size = len(data)
+    extended = struct.pack("!H", size) if size < 65536 else struct.pack("!Q", size)
+    marker = size if size < 126 else 126 if size < 65536 else 127
+    return bytes([0x80 | opcode, 0x80 | marker]) + (b"" if size < 126 else extended) + bytes(4) + data
 
 
 class Client:

@@ -1,4 +1,4 @@
-"""How captions are shown: on a terminal, as lines of text, or as lines of JSON. Utterances are finished in order."""
+"""Shows captions: on a terminal, as lines of text, or as lines of JSON. Utterances finish in order."""
 
 import json
 import os
@@ -12,7 +12,7 @@ Printable = Callable[[str], str]
 
 @dataclass
 class Utterance:
-    """One utterance as far as it has been heard; times in seconds from the start of the sound."""
+    """One utterance so far; times in seconds from the start of the sound."""
 
     number: int
     start: float
@@ -24,16 +24,16 @@ class Utterance:
 
 
 class Captions(Protocol):
-    """A way to show them. Each method is called after the utterance has changed."""
+    """A way to show captions. Each method is called after the utterance has changed."""
 
     def heard(self, utterance: Utterance, new: str) -> None:
-        """`new` has been settled, or only the rest has changed."""
+        """Show `new`, which has been settled, and the new rest."""
 
     def finished(self, utterance: Utterance) -> None:
-        """Its text is `settled`; empty if there were no words, or if it failed."""
+        """Show the whole text, `settled`; empty if there were no words, or if it failed."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """End the output."""
 
 
 class JsonLines:
@@ -83,15 +83,15 @@ class Lines:
 
 
 class Terminal:
-    """Finished utterances as lines; below them the others, rewritten in place: settled words firm, the rest dim."""
+    """Finished utterances as lines; below them the others, rewritten in place, with unsettled words dim."""
 
     DIM, FIRM, UP, CLEAR_BELOW = "\x1b[2m", "\x1b[0m", "\x1b[{}A", "\x1b[J"
 
     def __init__(self, out: TextIO, printable: Printable, size: Callable[[], os.terminal_size]) -> None:
-        """`printable`: makes text safe for a terminal."""
+        """`printable`: makes text safe to show on a terminal."""
         self._out, self._printable, self._size = out, printable, size
         self._open: dict[int, Utterance] = {}
-        self._n_rows = 0  # of the unfinished ones, as they are on the screen
+        self._n_rows = 0  # rows of unfinished utterances on the screen
 
     def heard(self, utterance: Utterance, new: str) -> None:
         """See Captions."""
@@ -129,7 +129,7 @@ class Terminal:
 
 
 def wrapped(text: str, columns: int) -> list[str]:
-    """The text in lines of fewer than `columns` cells, broken at spaces where there are some. Nothing is lost."""
+    """The text in lines of fewer than `columns` cells, broken at spaces if possible. Joined, they are the text."""
     lines: list[str] = []
     start = space = width = 0
     for at, character in enumerate(text):
@@ -144,14 +144,14 @@ def wrapped(text: str, columns: int) -> list[str]:
 
 
 def cells(character: str) -> int:
-    """The cells that a terminal gives it."""
+    """The cells that the character takes on a terminal."""
     if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
 
 
 class Ordered:
-    """Tells captions of utterances as they are heard, and that they are finished in their order."""
+    """Passes utterances on to captions as they are heard, and finishes them in order."""
 
     def __init__(self, captions: Captions) -> None:
         self._captions = captions
@@ -159,21 +159,21 @@ class Ordered:
         self._n = 0
 
     def start(self, at_s: float) -> Utterance:
-        """A new utterance."""
+        """Begin an utterance."""
         self._n += 1
         utterance = Utterance(self._n, round(at_s, 3))
         self._open.append(utterance)
         return utterance
 
     def heard(self, utterance: Utterance, new: str, rest: str) -> None:
-        """`new` is settled, `rest` may still change."""
+        """Add settled words, and replace those that may still change."""
         if new or rest != utterance.rest:
             utterance.settled += new
             utterance.rest = rest
             self._captions.heard(utterance, new)
 
     def finish(self, utterance: Utterance, text: str, language: str) -> None:
-        """Its words are `text`, which begins with all that was settled."""
+        """Finish an utterance with its whole text, which begins with its settled words."""
         new = text[len(utterance.settled) :]
         utterance.settled, utterance.rest, utterance.language, utterance.is_final = text, "", language, True
         if new:
@@ -181,7 +181,7 @@ class Ordered:
         self._close()
 
     def fail(self, utterance: Utterance) -> None:
-        """No more of it comes."""
+        """Finish an utterance without its missing words."""
         utterance.rest, utterance.is_final = "", True
         self._close()
 

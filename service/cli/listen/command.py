@@ -1,4 +1,4 @@
-"""wisp listen, all of it: source, ear and captions together, and what ends them."""
+"""The command wisp listen: connects source, ear and captions, and ends them."""
 
 import asyncio
 import os
@@ -83,7 +83,7 @@ class Wanted:
         )
 
     def open(self) -> Source:
-        """Begin to record. Raises StartError."""
+        """Start the source. Raises StartError."""
         return Microphone(self.device) if self.stdin is None else Stdin(self.stdin)
 
 
@@ -92,9 +92,9 @@ def _format(rate: int | None, channels: int | None) -> PcmFormat:
 
 
 def listen(settings: Settings, wanted: Wanted, complain: Complain, printable: Callable[[str], str]) -> None:
-    """Until the sound or Ctrl-C ends it, and what was said is written.
+    """Listen until the sound or Ctrl-C ends it, then write the last words.
 
-    Raises StartError, RequestError for a language that the model does not know, OSError of stdout, and
+    Raises StartError, RequestError for a language that the model doesn't know, OSError of stdout, and
     KeyboardInterrupt for a second Ctrl-C.
     """
     engine: Engine | None = None
@@ -112,7 +112,7 @@ def listen(settings: Settings, wanted: Wanted, complain: Complain, printable: Ca
 
 
 def captions_for(out: TextIO, format: str, printable: Callable[[str], str]) -> Captions:
-    """How this output shows them."""
+    """The captions for this output."""
     if format == "json":
         return JsonLines(out)
     if out.isatty() and os.environ.get("TERM") != "dumb":
@@ -149,7 +149,7 @@ def _ear(
 
 
 def _end_by_signals(source: Source) -> None:
-    """The first signal ends the sound, the second everything."""
+    """Make the first signal end the sound, and the second cancel everything."""
     task, n_signals = asyncio.current_task(), 0
     assert task is not None
 

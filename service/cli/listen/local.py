@@ -1,19 +1,23 @@
-"""Live sound heard by this machine's model."""
+"""Transcribes live sound with this machine's model."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 from service.audio.pcm import PcmDecoder, PcmFormat
 from service.cli.listen.captions import Ordered
 from service.cli.listen.captions import Utterance as Caption
-from service.cli.listen.ear import SILENCE_MS, Complain
-from service.errors import ClientGone, InternalError, NothingToCommit, WispError
+from service.cli.listen.ear import Complain
+from service.errors import InternalError, NothingToCommit, WispError
+from service.http.realtime.names import SILENCE_MS
 from service.transcription.chunking import Chunking
 from service.transcription.listener import Border, Listener, Started
 from service.transcription.transcriber import Transcriber
 from service.transcription.types import Options
 from service.transcription.utterance import Utterance, Words
+
+log = logging.getLogger("wisp")
 
 
 class LocalEar:
@@ -32,11 +36,11 @@ class LocalEar:
         cutting = Chunking(silence_duration_ms=SILENCE_MS)
         self._listener = Listener(transcriber, options, cutting=cutting, on_words=self._words)
         self._decoder = PcmDecoder()
-        self._captioned: dict[Utterance, Caption] = {}  # those that have not ended
-        self._early: dict[Utterance, list[Words]] = {}  # of utterances whose start is not known here yet
+        self._captioned: dict[Utterance, Caption] = {}  # unfinished ones
+        self._early: dict[Utterance, list[Words]] = {}  # of utterances whose start isn't known yet
         self._results: set[asyncio.Task[None]] = set()
         self._current: Utterance | None = None
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
 
     async def hear(self, format: PcmFormat, data: bytes) -> None:
         """See Ear."""
@@ -92,11 +96,8 @@ class LocalEar:
         caption = self._captioned[utterance]
         try:
             heard = await utterance.result()
-        except ClientGone:
-            return
-        except WispError as error:
-            reason = error.in_shell if isinstance(error, InternalError) else str(error)
-            self._complain(f"the speech from {caption.start:g} to {caption.end:g} s: {reason}")
+        except Exception as error:
+            self._complain(f"the speech from {caption.start:g} to {caption.end:g} s: {_reason(error)}")
             with self._writing():
                 self._captions.fail(caption)
         else:
@@ -107,12 +108,19 @@ class LocalEar:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """A block in which captions are written: if they cannot be, the ear has failed."""
+        """A block that writes captions. If it fails, the ear has failed."""
         try:
             yield
-        except OSError as error:
+        except Exception as error:
             self._failure = self._failure or error
             self._on_failure()
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, WispError):
+        log.error("an utterance failed", exc_info=error)
+        error = InternalError()
+    return error.in_shell if isinstance(error, InternalError) else str(error)
 
 
 @asynccontextmanager
@@ -123,7 +131,7 @@ async def local_ear(
     complain: Complain,
     on_failure: Callable[[], None],
 ) -> AsyncIterator[LocalEar]:
-    """A block in which a model hears, once `load` has loaded it, in a thread. Raises StartError."""
+    """A block with an ear whose model `load` loads first, in a thread. Raises StartError."""
     ear = LocalEar(await asyncio.to_thread(load), options, captions, complain, on_failure)
     try:
         yield ear

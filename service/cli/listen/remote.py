@@ -1,4 +1,4 @@
-"""Live sound heard by a server: a client of /v1/realtime."""
+"""Has a server transcribe live sound: a client of /v1/realtime."""
 
 import asyncio
 import base64
@@ -15,22 +15,21 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from service.audio.decode import Samples
 from service.audio.pcm import PcmDecoder, PcmFormat
 from service.cli.listen.captions import Ordered, Utterance
-from service.cli.listen.ear import SILENCE_MS, Complain
+from service.cli.listen.ear import Complain
 from service.errors import StartError
+from service.http.realtime.names import HYPOTHESES, SILENCE_MS, TRANSCRIPTION
 from service.transcription.types import Options
 
 RATE = 24_000  # Hz, OpenAI's
 PATIENCE_S = 30.0  # for the connection, and for the session
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
-HYPOTHESES = "item.input_audio_transcription.hypothesis"  # Wisp's own; other servers ignore it
-TRANSCRIPTION = "conversation.item.input_audio_transcription"
 LAST_COMMIT = "wisp-listen-end"  # the event_id of the commit at the end
 NOTHING_LEFT = "input_audio_buffer_commit_empty"
 
 
 def websocket_url(url: str) -> str:
-    """A server's address, with or without /v1, as that of its live sessions. Raises ValueError with one sentence."""
+    """The address of a server's live sessions. `url`: with or without /v1. Raises ValueError with one sentence."""
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES or not parts.hostname:
         raise ValueError(f"--url is '{url}'; it must be a server's address, such as http://localhost:8080.")
@@ -39,7 +38,7 @@ def websocket_url(url: str) -> str:
 
 
 def session(options: Options, model: str) -> dict[str, Any]:
-    """The session that is asked for."""
+    """The session to request."""
     transcription = {
         "model": model,
         "language": options.language,
@@ -62,14 +61,14 @@ class RemoteEar:
     ) -> None:
         self._socket, self._captions, self._complain, self._on_failure = socket, captions, complain, on_failure
         self._decoder = PcmDecoder(RATE)
-        self._utterances: dict[str, Utterance] = {}  # by item; those that have not ended
+        self._utterances: dict[str, Utterance] = {}  # unfinished ones, by item
         self._ready, self._cleared, self._changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._failure: StartError | OSError | None = None
         self._is_ending = False
         self._receiving = asyncio.create_task(self._receive())
 
     async def begin(self, session: dict[str, Any]) -> None:
-        """Ask for a session and wait for it. Raises StartError."""
+        """Request a session and wait for it. Raises StartError."""
         await self._send("session.update", session=session)
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -86,7 +85,7 @@ class RemoteEar:
         self._is_ending = True
         await self._append(self._decoder.rest())
         await self._send("input_audio_buffer.commit", event_id=LAST_COMMIT)
-        # Its answer says that everything before has been answered, so all utterances are known.
+        # Once it is answered, so is everything before it, and all utterances are known.
         await self._send("input_audio_buffer.clear")
         await self._until(lambda: self._cleared.is_set() and not self._utterances)
 
@@ -110,7 +109,7 @@ class RemoteEar:
         try:
             await self._socket.send(json.dumps({"type": kind, **values}))
         except ConnectionClosed:
-            await asyncio.wait((self._receiving,))  # which knows the reason
+            await asyncio.wait((self._receiving,))  # it finds out the reason
 
     async def _receive(self) -> None:
         try:
@@ -118,7 +117,7 @@ class RemoteEar:
                 self._take(json.loads(message))
                 self._changed.set()
             reason = f": {self._socket.close_reason}" if self._socket.close_reason else ""
-            raise StartError(f"The server has closed the connection{reason.rstrip('.')}.")
+            raise StartError(f"The server ended the session{reason.rstrip('.')}. Run the command again to continue.")
         except ConnectionClosed:
             self._fail(StartError("The connection to the server is lost."))
         except (StartError, OSError) as error:
@@ -166,7 +165,7 @@ class RemoteEar:
                 del self._utterances[event["item_id"]]
 
     def _utterance(self, event: dict[str, Any]) -> Utterance:
-        """The event's; one that the last commit made had no start of its own."""
+        """The event's utterance. If the last commit made it, no event has reported its start."""
         item = event["item_id"]
         if item not in self._utterances:
             self._utterances[item] = self._captions.start(0.0)
@@ -186,10 +185,10 @@ async def remote_ear(
     complain: Complain,
     on_failure: Callable[[], None],
 ) -> AsyncIterator[RemoteEar]:
-    """A block in which a server hears. `url`: see websocket_url(). Raises StartError."""
+    """A block with an ear connected to a server. `url`: see websocket_url(). Raises StartError."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        # Without pings: a server that has much sound to hear reads nothing meanwhile, and answers none.
+        # Without pings: a server with much pending sound reads nothing, and so answers none.
         socket = await connect(
             url, additional_headers=headers, max_size=MAX_EVENT_BYTES, open_timeout=PATIENCE_S, ping_interval=None
         )

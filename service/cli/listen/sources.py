@@ -1,9 +1,9 @@
-"""Where live sound comes from: a microphone, or PCM on stdin. Bytes come in pieces, each with its format."""
+"""Sources of live sound: a microphone, or PCM on stdin. Bytes come in pieces, each with its format."""
 
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from service.cli.listen.wav_head import WavHead
 from service.errors import StartError
 
 READ_BYTES = 1 << 15  # a second of 16 kHz
-AHEAD = 4  # pieces of stdin that are read before they are used
+AHEAD = 4  # pieces of stdin that are read in advance
 MICROPHONE_BLOCK_S = 0.1
 HINT = "Or pipe sound in: arecord -f S16_LE -r 16000 -t raw | wisp listen -"
 
@@ -20,24 +20,24 @@ Piece = tuple[PcmFormat, bytes]
 
 
 class Source(Protocol):
-    """Sound from now on."""
+    """Records sound from its creation on."""
 
     def pieces(self) -> AsyncIterator[Piece]:
-        """Until the sound or stop() ends it. Raises StartError if it fails."""
+        """The sound's pieces, until it ends or stop() ends it. Raises StartError if it fails."""
 
     def stop(self) -> None:
-        """End it after what has come so far. Idempotent."""
+        """End after the sound recorded so far. Idempotent."""
 
 
 class Stdin:
-    """PCM of a given format, or of what its WAV header says. It is read no faster than it is used."""
+    """PCM in the given format, or in that of its WAV header. Read no faster than it is used."""
 
     def __init__(self, format: PcmFormat, *, descriptor: int = 0) -> None:
         self._head, self._descriptor = WavHead(format), descriptor
         self._pieces: asyncio.Queue[bytes | Exception] = asyncio.Queue()
         self._room = threading.Semaphore(AHEAD)
         self._loop = asyncio.get_running_loop()
-        # A daemon, as a read that waits for data cannot be interrupted.
+        # A daemon, because a read that waits for data can't be interrupted.
         threading.Thread(target=self._read, name="wisp-stdin", daemon=True).start()
 
     def _read(self) -> None:
@@ -72,7 +72,7 @@ class Stdin:
 
 
 class Microphone:
-    """An input device, recorded from now on at its own rate."""
+    """An input device, recorded at its own rate."""
 
     def __init__(self, device: str | None = None) -> None:
         """`device`: its number or a part of its name; None is the system's default. Raises StartError."""
@@ -134,6 +134,3 @@ def _no_device(library: Any, device: str | None, error: Exception) -> str:
     what = "The default microphone" if device is None else f"The microphone '{device}'"
     reason = str(error).splitlines()[0].rstrip(".") if str(error) else "no reason given"
     return f"{what} cannot be opened: {reason}. --device takes one of: {', '.join(found)}."
-
-
-Opener = Callable[[], Source]

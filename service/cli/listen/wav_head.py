@@ -1,24 +1,24 @@
-"""The head of a WAV file that comes through a pipe: skipped, and believed as to the sound's format."""
+"""Reads the sound's format from the header of a WAV file that comes through a pipe, and skips the header."""
 
 from service.audio.pcm import PcmFormat
 from service.errors import StartError
 
 MAX_HEAD_BYTES = 1 << 16
 PCM_TAG, EXTENSIBLE_TAG = 1, 0xFFFE
-UNKNOWN_SIZES = (0, 0xFFFF_FFFF)  # programs that cannot seek back write these
+UNKNOWN_SIZES = (0, 0xFFFF_FFFF)  # written by programs that cannot seek back
 
 
 class WavHead:
-    """A stream of PCM that may begin with a WAV file's head. Raises StartError for WAV that is not PCM."""
+    """A stream of PCM that may begin with a WAV header. Raises StartError for WAV that isn't PCM."""
 
     def __init__(self, format: PcmFormat) -> None:
-        """`format`: of a stream without one."""
+        """`format`: of a stream without a header."""
         self.format, self.is_over = format, False
-        self._held: bytes | None = b""  # until it is clear where the samples begin
-        self._n_left: int | None = None  # bytes of samples; None where nothing says
+        self._held: bytes | None = b""  # until the start of the samples is known
+        self._n_left: int | None = None  # bytes of samples; None if unknown
 
     def take(self, data: bytes) -> bytes:
-        """The stream's next bytes → those of them, and of earlier ones, that are samples."""
+        """The stream's next bytes → the samples among them and among bytes held back earlier."""
         if self._held is not None:
             self._held += data
             start = self._start(self._held)
@@ -32,12 +32,12 @@ class WavHead:
         return data
 
     def rest(self) -> bytes:
-        """At the end: bytes that look like the beginning of a head and are none."""
+        """At the end of the stream: bytes held back because they looked like the beginning of a header."""
         held, self._held = self._held or b"", None
         return b"" if held.startswith(b"RIFF") else held
 
     def _start(self, held: bytes) -> int | None:
-        """Where the samples begin; None while that is not known."""
+        """The offset of the first sample; None if it isn't known yet."""
         if not (b"RIFF".startswith(held[:4]) and (len(held) < 12 or held[8:12] == b"WAVE")):
             return 0
         at = 12

@@ -6,6 +6,7 @@ Only strings too long for a field are spooled. The rest of the body is small and
 import binascii
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -65,6 +66,22 @@ def without_lone_surrogates(value: Any) -> Any:
     """The same JSON value with U+FFFD for lone surrogates, which JavaScript leaves where it cuts a text."""
     text = json.dumps(value, ensure_ascii=False)
     return json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+
+
+def strict_json(text: str | bytes | bytearray) -> Any:
+    """A JSON value that any answer can repeat: its numbers are finite, and lone surrogates become U+FFFD.
+
+    Raises ValueError, RecursionError.
+    """
+    value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    return value if isinstance(text, str) and "\\u" not in text else without_lone_surrogates(value)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 class JsonReader(BodyReader):

@@ -1,4 +1,4 @@
-"""A live session's audio: bytes of 16-bit PCM or G.711, split anywhere, to 16 kHz float32 in blocks of up to 1 s."""
+"""A live session's audio: 16-bit PCM or G.711, split anywhere → 16 kHz float32 in blocks of up to 1 s."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,23 +7,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.audio.decode import Resampler
+from service.audio.pcm import WholeFrames
 
 Samples = NDArray[np.float32]
-
 G711_RATE = 8000
 BLOCK_S = 1.0
 
 
 @dataclass(frozen=True)
 class Format:
-    """`type` as in session.update; samples a second."""
+    """`type`: as in session.update. `rate`: samples a second."""
 
     type: str
     rate: int
 
     @property
     def n_bytes(self) -> int:
-        """Of a sample."""
+        """Bytes per sample."""
         return 2 if self.type == PCM else 1
 
 
@@ -50,31 +50,30 @@ _TABLES = {ULAW: _ulaw(), ALAW: _alaw()}
 
 
 class Decoder:
-    """One session's bytes, in their order. Another format may begin at any time."""
+    """One session's bytes, in order. The format may change at any time."""
 
     def __init__(self, format: Format = DEFAULT) -> None:
-        self._format, self._part = format, b""  # the first byte of a sample whose second has not come
+        self._format, self._whole = format, WholeFrames()
         self._resample = Resampler()
 
     def set_format(self, format: Format) -> None:
-        """For the bytes from now on."""
+        """Set the format of the next bytes."""
         if format != self._format:
-            self._format, self._part = format, b""
+            self._format = format
+            self._whole.clear()
 
     def blocks(self, data: bytes) -> Iterator[Samples]:
         """The next bytes → (n,) f32 blocks of 16 kHz. The last few milliseconds come with the next bytes, or rest()."""
         size = int(BLOCK_S * self._format.rate) * self._format.n_bytes
-        data = self._part + data
-        whole = len(data) - len(data) % self._format.n_bytes
-        self._part = data[whole:]
-        for first in range(0, whole, size):
-            samples = self._resample(self._format.rate, self._samples(data[first : min(first + size, whole)]))
+        whole = self._whole.take(data, self._format.n_bytes)
+        for first in range(0, len(whole), size):
+            samples = self._resample(self._format.rate, self._samples(whole[first : first + size]))
             if samples.size:
                 yield samples
 
     def rest(self) -> Samples:
         """What is left in the resampler; the next bytes are a signal of their own."""
-        self._part = b""
+        self._whole.clear()
         return self._resample.rest()
 
     def _samples(self, data: bytes) -> Samples:

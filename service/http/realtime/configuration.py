@@ -1,7 +1,7 @@
 """A live session's configuration: OpenAI's nested form, the older flat one, how updates are merged, what they mean.
 
-What cannot be honoured (noise reduction, the delay, an idle timeout) is accepted in silence, because clients take an
-error for the end. A value that is no value of its field is an error, and the update changes nothing.
+Unsupported features (noise reduction, the delay, an idle timeout) are silently accepted, because clients give up on an
+error. An invalid value is an error, and the update changes nothing.
 """
 
 from collections.abc import Mapping
@@ -12,18 +12,16 @@ from service.errors import InvalidValue
 from service.http.form.fields import DETECTED
 from service.http.form.table import CHUNKING, KEYWORDS, LANGUAGE, is_unset, shown
 from service.http.realtime.audio import ALAW, DEFAULT, G711_RATE, PCM, ULAW, Format
+from service.http.realtime.names import LOGPROBS, SILENCE_MS
 from service.transcription.chunking import Chunking
 from service.transcription.types import Options
 
 Json = dict[str, Any]
 
-LOGPROBS = "item.input_audio_transcription.logprobs"
-HYPOTHESES = "item.input_audio_transcription.hypothesis"  # Wisp's own
-SILENCE_MS = 500  # OpenAI's default in sessions; for files it is 200
-# Instead of a model of turns: how long a silence ends one.
+# Stands in for a model of turns: the silence that ends one.
 EAGERNESS_MS = {"low": 2000, "medium": 1000, "auto": 1000, "high": 500}
-SELF_COMMITTED = ("gpt-live-transcribe", "gpt-realtime-whisper")  # with these, clients commit unless they ask for VAD
-RATES = (8_000, 48_000)  # of PCM; OpenAI's is 24,000 only
+SELF_COMMITTED = ("gpt-live-transcribe", "gpt-realtime-whisper")  # clients of these commit unless they ask for VAD
+RATES = (8_000, 48_000)  # of PCM; OpenAI accepts 24,000 only
 FLAT_FORMATS = {"pcm16": PCM, "g711_ulaw": ULAW, "g711_alaw": ALAW}
 FLAT = {  # the beta's names → those of audio.input
     "input_audio_format": "format",
@@ -37,7 +35,7 @@ _VAD = {part.name: part for part in CHUNKING.parts}
 
 
 def nested(session: Mapping[str, Any]) -> Json:
-    """An update in either form → `include`, and the parts of audio.input that it has. Raises InvalidValue."""
+    """An update in either form → its `include` and its parts of audio.input. Raises InvalidValue."""
     found = {name: session[flat] for flat, name in FLAT.items() if flat in session}
     audio = _object(session.get("audio"), "session.audio")
     found |= {name: value for name, value in _object(audio.get("input"), INPUT).items() if name in FLAT.values()}
@@ -47,7 +45,7 @@ def nested(session: Mapping[str, Any]) -> Json:
 
 
 def merged(old: Mapping[str, Any], update: Mapping[str, Any]) -> Json:
-    """`old` with what `update` has: objects are merged, null clears. An object of another `type` replaces the old."""
+    """`old` updated: objects are merged, null clears a value. An object of another `type` replaces the old one."""
     new = dict(old)
     for name, value in update.items():
         before = new.get(name)
@@ -60,7 +58,7 @@ def merged(old: Mapping[str, Any], update: Mapping[str, Any]) -> Json:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a session does. Nothing is set at first; `model` is the name that the client gave."""
+    """A session's settings. `model` is the name that the client gave."""
 
     format: Format = DEFAULT
     model: str = ""
@@ -70,12 +68,12 @@ class Configuration:
     keywords: tuple[str, ...] = ()
     delay: str | None = None
     noise_reduction: Mapping[str, Any] | None = None
-    detects_turns: bool | None = None  # None: as the model's clients expect
+    detects_turns: bool | None = None  # None: the model decides
     turn_detection: Mapping[str, Any] | None = None
     include: tuple[str, ...] = ()
 
     def updated(self, session: object) -> "Configuration":
-        """With an update's `session`, in either form. Raises InvalidValue; then nothing has changed."""
+        """Apply an update's `session`, in either form. Raises InvalidValue."""
         parts = merged(self._parts(), nested(_object(session, "session")))
         spoken = _object(parts.get("transcription"), f"{INPUT}.transcription")
         turns = parts.get("turn_detection")
@@ -92,11 +90,11 @@ class Configuration:
             noise_reduction=_noise_reduction(parts.get("noise_reduction")),
             detects_turns=turns is not None if "turn_detection" in parts else None,
             turn_detection=_turn_detection(turns) if turns is not None else None,
-            include=_texts(parts, "include", "session"),
+            include=_texts(parts, "include", "session", most=MAX_INCLUDED),
         )
 
     def _parts(self) -> Json:
-        """What has been set, as nested() gives it."""
+        """The values set so far, as nested() returns them."""
         parts: Json = {"format": self._format(), "transcription": self._transcription(), "include": list(self.include)}
         if self.noise_reduction is not None:
             parts["noise_reduction"] = dict(self.noise_reduction)
@@ -127,7 +125,7 @@ class Configuration:
 
     @property
     def cutting(self) -> Chunking | None:
-        """What ends an utterance: silence, or None for commits only."""
+        """How silence ends an utterance; None if only a commit does."""
         turns = self._turns()
         if turns is None:
             return None
@@ -137,7 +135,7 @@ class Configuration:
 
     @property
     def options(self) -> Options:
-        """The transcriptions'."""
+        """The options of transcriptions."""
         return Options(
             language=self.language,
             languages=self.languages,
@@ -147,7 +145,7 @@ class Configuration:
         )
 
     def shown(self, default_model: str) -> Json:
-        """OpenAI's session object, without id and time. `default_model`: the name of what serves no name."""
+        """OpenAI's session object, without id and time. `default_model`: shown if the client named none."""
         heard = {
             "format": self._format(),
             "transcription": {"model": default_model} | self._transcription(),
@@ -226,7 +224,7 @@ def _format(value: object) -> Format:
 
 
 def _noise_reduction(value: object) -> Json | None:
-    """What of it can be shown again; it changes nothing."""
+    """The parts that are shown again. They have no effect."""
     if not isinstance(value, dict):
         return None
     kind, strength = value.get("type"), value.get("strength")

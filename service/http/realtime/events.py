@@ -1,4 +1,4 @@
-"""The events of a live session: a client's frames are read with bounded work, a server's get their ids."""
+"""The events of a live session: reads the client's frames with bounded work, writes the server's with their IDs."""
 
 import binascii
 import json
@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 
 from service.errors import InvalidValue, MalformedEvent, WispError
-from service.http.form.json_body import without_lone_surrogates
+from service.http.form.json_body import strict_json
 
 Json = dict[str, Any]
 
@@ -15,7 +15,7 @@ PLAIN_CHARACTERS = 64 * 1024  # of an event; only audio makes one larger
 FRAME_CHARACTERS = 4096  # of a larger event, before its audio and after
 AUDIO = re.compile(r'"audio"\s*:\s*"')
 APPEND = "input_audio_buffer.append"
-UPDATES = {  # an event → the answer to it
+UPDATES = {  # event → its answer
     "session.update": "session.updated",
     "transcription_session.update": "transcription_session.updated",
 }
@@ -33,12 +33,12 @@ MAX_ID = 512  # characters of a client's event_id
 
 
 def new_id(kind: str) -> str:
-    """An identifier as OpenAI's look: the kind, then letters and digits."""
+    """An ID like OpenAI's: the kind, then letters and digits."""
     return f"{kind}_{uuid.uuid4().hex}"
 
 
 def server_event(kind: str, **fields: Any) -> str:
-    """A frame's text."""
+    """The text of a frame."""
     return json.dumps({"type": kind, "event_id": new_id("event"), **fields}, ensure_ascii=False)
 
 
@@ -48,13 +48,13 @@ def error_event(error: WispError, client_event_id: str | None) -> str:
 
 
 def client_event_id(event: Json) -> str | None:
-    """The id that the client gave its event."""
+    """The client's own ID of its event, if it has one."""
     found = event.get("event_id")
     return found if isinstance(found, str) and len(found) <= MAX_ID else None
 
 
 def read_event(text: str) -> Json:
-    """A frame's event. A large one must be an append: its audio is cut out before the rest is parsed.
+    """The event in a frame. A large one must be an append, whose audio is cut out before the rest is parsed.
 
     Raises MalformedEvent.
     """
@@ -75,9 +75,7 @@ def read_event(text: str) -> Json:
 
 def _object(text: str) -> Json:
     try:
-        event = json.loads(text)
-        if "\\u" in text:
-            event = without_lone_surrogates(event)
+        event = strict_json(text)
     except (ValueError, RecursionError):
         raise MalformedEvent("The event isn't JSON.") from None
     if not isinstance(event, dict):

@@ -1,4 +1,4 @@
-"""A live session's items: each is an utterance, from its first words to its transcript, as OpenAI's events tell it."""
+"""A live session's items: reports each utterance in OpenAI's events, from its first words to its transcript."""
 
 import asyncio
 import logging
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from service.errors import ClientGone, InternalError, WispError
 from service.http.formats import logprob_objects
 from service.http.realtime.events import new_id, server_event
+from service.http.realtime.names import TRANSCRIPTION
 from service.http.realtime.places import Observer
 from service.transcription.listener import Border, Started, Stopped
 from service.transcription.types import Token
@@ -15,36 +16,37 @@ from service.transcription.utterance import Heard, Utterance, Words
 
 log = logging.getLogger("wisp")
 
-TRANSCRIPTION = "conversation.item.input_audio_transcription"
+MOST_AWAITED = 16  # committed items without a transcript, beyond which no more audio is read
 
 
 @dataclass(eq=False)
 class Item:
-    """One utterance's. `text` and `n_logprobs`: what its deltas have said so far."""
+    """One utterance's item. `text` and `n_logprobs`: what its deltas contain so far."""
 
     utterance: Utterance
-    has_border: bool  # whether its client was told that speech started
+    has_border: bool  # whether speech_started was sent
     id: str = field(default_factory=lambda: new_id("item"))
     text: str = ""
     n_logprobs: int = 0
 
 
 class Items:
-    """One session's. For the event loop's thread."""
+    """One session's items. For the event loop's thread."""
 
     def __init__(self, send: Callable[[str], None], observer: Observer) -> None:
         self._send, self._observer = send, observer
-        self._items: dict[Utterance, Item] = {}  # that have not ended
-        self._early: dict[Utterance, list[Words]] = {}  # of utterances whose start is still to be told
+        self._items: dict[Utterance, Item] = {}  # unfinished ones
+        self._early: dict[Utterance, list[Words]] = {}  # of utterances whose start hasn't been reported
         self._results: dict[Item, asyncio.Task[None]] = {}
         self._previous: str | None = None  # the item committed last
         self.n_committed = 0
         self.has_hypotheses = False  # whether the client wants words that may still change
 
     def take(self, borders: list[Border], offset_s: float, *, has_vad: bool) -> None:
-        """Tell what begins and ends. `offset_s`: when in the session the listener's time began.
+        """Send the events of utterances that begin and end.
 
-        `has_vad`: whether what begins was found by voice-activity detection.
+        `offset_s`: start of the listener's time within the session. `has_vad`: whether voice-activity detection found
+        the beginnings.
         """
         for border in borders:
             milliseconds = round((offset_s + border.at_s) * 1000)
@@ -81,7 +83,7 @@ class Items:
         self._results[item] = asyncio.create_task(self._end(item))
 
     def words(self, utterance: Utterance, words: Words) -> None:
-        """A pass has brought some."""
+        """Send what a pass has found."""
         item = self._items.get(utterance)
         if item is None:
             self._early.setdefault(utterance, []).append(words)
@@ -134,8 +136,8 @@ class Items:
 
     def _fail(self, item: Item, error: WispError) -> None:
         log.warning("a live utterance ends with an error: %s", error)
-        told = error.envelope()["error"]
-        self._send(server_event(f"{TRANSCRIPTION}.failed", item_id=item.id, content_index=0, error=told))
+        described = error.envelope()["error"]
+        self._send(server_event(f"{TRANSCRIPTION}.failed", item_id=item.id, content_index=0, error=described))
         self._ended(item, "failed")
 
     def _ended(self, item: Item, outcome: str) -> None:
@@ -144,11 +146,16 @@ class Items:
         self._observer.utterance_ended(outcome, item.utterance.n_skipped)
 
     def forget_uncommitted(self) -> None:
-        """Its audio has been cleared: it ends without a transcript."""
+        """End the uncommitted item, whose audio has been cleared, without a transcript."""
         for item in [item for item in self._items.values() if item not in self._results]:
             item.utterance.cancel()
             self._ended(item, "cancelled")
         self._early.clear()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether too many committed items have no transcript yet."""
+        return len(self._results) >= MOST_AWAITED
 
     async def completed(self) -> None:
         """Wait until every committed item has its transcript or its failure."""
@@ -156,14 +163,14 @@ class Items:
             await asyncio.wait(set(self._results.values()))
 
     def give_up(self, error: WispError) -> None:
-        """What is still awaited fails."""
+        """Fail the committed items that have no transcript, and close."""
         for item, task in list(self._results.items()):
             task.cancel()
             self._fail(item, error)
         self.close()
 
     def close(self) -> None:
-        """End all, and tell nothing more."""
+        """End all items and send nothing more. Idempotent."""
         for task in self._results.values():
             task.cancel()
         for item in list(self._items.values()):

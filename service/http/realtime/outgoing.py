@@ -1,18 +1,18 @@
-"""What a live session sends, in order; and when its client reads too slowly for more of its events to be taken."""
+"""A live session's outgoing frames, in order, and whether the client reads them fast enough."""
 
 import asyncio
 from collections.abc import Callable
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-MOST_WAITING = 256  # frames, beyond which no more of the client's events are read
+MOST_WAITING = 256  # frames; beyond that, the client's events aren't read
 
 
 class Outgoing:
-    """Frames on their way to one client. For the event loop's thread."""
+    """Frames queued for one client. For the event loop's thread."""
 
     def __init__(self, websocket: WebSocket, on_failure: Callable[[], None]) -> None:
-        """`on_failure`: called once the client cannot be reached any more."""
+        """`on_failure`: called once the client can't be reached."""
         self._websocket, self._on_failure = websocket, on_failure
         self._frames: asyncio.Queue[str] = asyncio.Queue()
         self._has_room = asyncio.Event()
@@ -20,7 +20,7 @@ class Outgoing:
         self._task = asyncio.create_task(self._send())
 
     def put(self, frame: str) -> None:
-        """Send it after those before."""
+        """Queue a frame."""
         self._frames.put_nowait(frame)
         if self._frames.qsize() > MOST_WAITING:
             self._has_room.clear()
@@ -30,13 +30,13 @@ class Outgoing:
         await self._has_room.wait()
 
     async def flushed(self) -> None:
-        """Wait until all are on their way, or cannot be."""
+        """Wait until all frames are sent, or can't be."""
         joining = asyncio.create_task(self._frames.join())
         await asyncio.wait({joining, self._task}, return_when=asyncio.FIRST_COMPLETED)
         joining.cancel()
 
     def close(self) -> None:
-        """Send no more."""
+        """Send nothing more. Idempotent."""
         self._task.cancel()
 
     async def _send(self) -> None:

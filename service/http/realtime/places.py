@@ -1,4 +1,4 @@
-"""Live sessions in progress: so many at once, shared by clients as uploads are, and all told when the server stops."""
+"""Live sessions in progress: a limited number at once, shared fairly by clients, all notified when the server stops."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,7 @@ from service.transcription.admission import current_client, has_room
 
 
 class Observer(Protocol):
-    """Who counts what live sessions do."""
+    """Counts what live sessions do."""
 
     def words_settled(self, delay_s: float) -> None: ...
 
@@ -19,14 +19,14 @@ class Observer(Protocol):
 
 
 class LivePlace:
-    """One session's. `stopping` is set once the server stops."""
+    """One session's place. `stopping` is set once the server stops."""
 
     def __init__(self) -> None:
         self.client, self.stopping = current_client.get(), asyncio.Event()
 
 
 class LiveSessions:
-    """The places. For the event loop's thread."""
+    """All places. For the event loop's thread."""
 
     def __init__(self, most: int, observer: Observer) -> None:
         self.most, self.observer, self.is_stopping = most, observer, False
@@ -38,7 +38,7 @@ class LiveSessions:
 
     @contextmanager
     def reserve(self) -> Iterator[LivePlace]:
-        """A session's whole time. Raises LiveSessionsFull, NotReady."""
+        """Hold a place during a session. Raises LiveSessionsFull, NotReady."""
         if self.is_stopping:
             raise NotReady("The server is stopping.")
         if not has_room(Counter(place.client for place in self._open), current_client.get(), self.most):
@@ -51,7 +51,7 @@ class LiveSessions:
             self._open.discard(place)
 
     def stop(self) -> None:
-        """No more sessions; those there are end by themselves, after their last words."""
+        """Accept no more sessions, and let the open ones end after their last words."""
         self.is_stopping = True
         for place in self._open:
             place.stopping.set()

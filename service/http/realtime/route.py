@@ -1,4 +1,4 @@
-"""The routes of live speech: /v1/realtime, a WebSocket, and those that make client secrets for it."""
+"""The routes of live speech: the WebSocket /v1/realtime, and two that make client secrets for it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,12 +21,12 @@ from service.http.small_body import json_object
 
 SUBPROTOCOL = "realtime"
 MAX_BODY_BYTES = 64 * 1024
-SECONDS = (10, 7200)  # that a client secret may be valid
+SECONDS = (10, 7200)  # validity of a client secret
 DEFAULT_SECONDS = 600
 
 
 async def realtime(websocket: WebSocket) -> None:
-    """GET /v1/realtime: one live session. Raises WispError before it is accepted."""
+    """GET /v1/realtime: one live session. Raises WispError before it accepts the connection."""
     service: Service = websocket.app.state.service
     secret: Secret | None = websocket.scope.get(SECRET_IN_SCOPE)
     with service.live.reserve() as place:
@@ -43,18 +43,18 @@ async def realtime(websocket: WebSocket) -> None:
 
 
 def _model(websocket: WebSocket) -> str:
-    """That of the address; empty if it names none."""
+    """The model that the address names; empty if there is none."""
     named = (websocket.query_params.get(name, "") for name in ("model", "deployment"))
     return str(websocket.path_params.get("deployment") or next(filter(None, named), ""))
 
 
 async def plain(request: Request) -> Response:
-    """GET /v1/realtime of a client that asks for no WebSocket."""
+    """GET /v1/realtime without a WebSocket handshake."""
     raise UpgradeRequired
 
 
 async def client_secrets(request: Request) -> Response:
-    """POST /v1/realtime/client_secrets: a key for live sessions that may be given to a page."""
+    """POST /v1/realtime/client_secrets: makes a key for live sessions that a page may have."""
     body = await json_object(request, MAX_BODY_BYTES, '{"session": {…}}')
     session = body.get("session")
     value, expires_at, configuration = _create(
@@ -79,7 +79,7 @@ async def transcription_sessions(request: Request) -> Response:
 
 
 def _create(request: Request, session: Any, expires: Any, param: str) -> tuple[str, int, Configuration]:
-    """A secret, the Unix time at which it ends, what its sessions begin with. Raises WispError."""
+    """A new secret, the Unix time at which it expires, its sessions' configuration. Raises WispError."""
     service: Service = request.app.state.service
     configuration = Configuration().updated(session)
     choice = Choice(service, rights_of(request.scope, service.settings))
@@ -96,7 +96,7 @@ def _create(request: Request, session: Any, expires: Any, param: str) -> tuple[s
 
 
 def _seconds(expires: Any, param: str) -> int:
-    """Of `{"anchor": "created_at", "seconds": N}`. Raises InvalidValue."""
+    """N of `{"anchor": "created_at", "seconds": N}`. Raises InvalidValue."""
     if expires is None:
         return DEFAULT_SECONDS
     seconds = expires.get("seconds", DEFAULT_SECONDS) if isinstance(expires, Mapping) else None
@@ -108,7 +108,7 @@ def _seconds(expires: Any, param: str) -> int:
 
 
 def routes(prefix: str) -> list[BaseRoute]:
-    """All under a prefix. OpenAPI has no words for a WebSocket's events, so docs/realtime.md describes them."""
+    """All routes under a prefix. OpenAPI can't describe a WebSocket's events, so docs/realtime.md does."""
     made = f"{prefix}/realtime"
     return [
         WebSocketRoute(made, realtime, name="realtime"),

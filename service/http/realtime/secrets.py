@@ -1,4 +1,4 @@
-"""Client secrets: short-lived keys for live sessions only, which a page may have without knowing the server's keys."""
+"""Client secrets: short-lived keys for live sessions only, for pages that must not have the server's keys."""
 
 import hashlib
 import secrets
@@ -22,17 +22,17 @@ N_BYTES = 32
 
 @dataclass(frozen=True)
 class Secret:
-    """What a client secret stands for: the key that made it, what that may do, and how its sessions begin."""
+    """A client secret: the key that made it, that key's rights, and its sessions' configuration."""
 
     expires_at: float  # Unix time
     client: str
-    key: str | None  # of the request that made it, as in its scope; None without keys
+    key: str | None  # as in the scope of the request that made it; None without keys
     rights: "Rights | None"  # None without keys
     configuration: "Configuration"
 
 
 class ClientSecrets:
-    """The valid ones, by their SHA-256. They end with the server. For the event loop's thread."""
+    """The valid secrets, by SHA-256. They end with the server. For the event loop's thread."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.time) -> None:
         self.most, self._clock = most, clock
@@ -41,7 +41,7 @@ class ClientSecrets:
     def create(
         self, seconds: int, *, key: str | None, rights: "Rights | None", configuration: "Configuration"
     ) -> tuple[str, int]:
-        """A new secret and the Unix time at which it ends. Raises ClientSecretsFull."""
+        """A new secret and the Unix time at which it expires. Raises ClientSecretsFull."""
         now, client = self._clock(), current_client.get()
         self._secrets = {digest: secret for digest, secret in self._secrets.items() if secret.expires_at > now}
         if not has_room(Counter(secret.client for secret in self._secrets.values()), client, self.most):
@@ -51,7 +51,7 @@ class ClientSecrets:
         return value, expires_at
 
     def find(self, keys: Sequence[str]) -> Secret | None:
-        """The secret that one of these keys is, unless it has expired."""
+        """The secret among these keys, unless it has expired."""
         for key in keys:
             secret = self._secrets.get(_digest(key)) if key.startswith(PREFIX) else None
             if secret is not None and secret.expires_at > self._clock():

@@ -1,12 +1,13 @@
-"""One live session, from `session.created` to its end: takes the client's events, and keeps the session's limits.
+"""One live session, from `session.created` to its end: handles the client's events and enforces the session's limits.
 
-Audio is never dropped: while more than `live_buffer_s` of it waits to be heard, or many events wait to be read by the
-client, the client's next event isn't read. The session ends when its client leaves or falls silent, when its time is
-over, and when the server stops; but in the first case, what was said is committed and transcribed before.
+Audio is never dropped. The client's next event isn't read while more than `live_buffer_s` of audio, many transcripts or
+many outgoing events are pending. The session ends when the client leaves or is idle, when its time is over, and when
+the server stops. Unless the client has left, what was said is first committed and transcribed.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack, suppress
@@ -17,6 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from service.audio.log_mel import SAMPLE_RATE
 from service.errors import (
+    DeadlineExceeded,
     InternalError,
     InvalidValue,
     MalformedEvent,
@@ -28,7 +30,7 @@ from service.errors import (
 from service.http.api_keys import Rights
 from service.http.form.table import shown
 from service.http.realtime.audio import Decoder
-from service.http.realtime.configuration import HYPOTHESES, Configuration
+from service.http.realtime.configuration import Configuration
 from service.http.realtime.events import (
     CONVERSATION,
     PLAIN_CHARACTERS,
@@ -41,6 +43,7 @@ from service.http.realtime.events import (
     server_event,
 )
 from service.http.realtime.items import Items
+from service.http.realtime.names import HYPOTHESES
 from service.http.realtime.outgoing import Outgoing
 from service.http.realtime.places import LivePlace
 from service.http.service import Choice, Service
@@ -49,10 +52,12 @@ from service.transcription.listener import Listener
 
 log = logging.getLogger("wisp")
 
-TICK_S = 0.05  # between two looks at how much audio waits
-LAST_WORD_S = 0.5  # for a cancelled session to say so
+TICK_S = 0.05  # between two checks of the pending audio
+CLOSE_S = 30.0  # for the client to read the last events
+LAST_WORD_S = 0.5  # the same, for a cancelled session
 NORMAL, GOING_AWAY, LOST, POLICY, FAULT = 1000, 1001, 1006, 1008, 1011  # close codes
-MAX_REASON = 120  # bytes that a close frame has room for, and a little less
+TIME_IS_OVER = "The session's time is over."
+MAX_REASON = 120  # bytes; a close frame has room for 123
 
 T = TypeVar("T")
 
@@ -62,7 +67,7 @@ class _Gone(Exception):
 
 
 class _End(Exception):
-    """The session is to end, after its last words."""
+    """The session ends after its last words."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -70,7 +75,7 @@ class _End(Exception):
 
 
 class _Fatal(Exception):
-    """The session cannot go on: its client gets the error, and the connection ends."""
+    """The session cannot continue: send the error and close the connection."""
 
     def __init__(self, error: WispError) -> None:
         super().__init__(str(error))
@@ -78,7 +83,7 @@ class _Fatal(Exception):
 
 
 class Session:
-    """One connection's."""
+    """Serves one connection."""
 
     def __init__(
         self,
@@ -101,20 +106,20 @@ class Session:
         self._decoder = Decoder(configuration.format)
         self._listener: Listener | None = None
         self._held = AsyncExitStack()  # what the listener's model needs
-        self._offset_s = 0.0  # when in the session the listener's time began
+        self._offset_s = 0.0  # start of the listener's time within the session
         self._n_samples = 0
         self._gone = {asyncio.create_task(event.wait()) for event in (self._lost, self._failed)}
         self._watch = {*self._gone, asyncio.create_task(place.stopping.wait())}  # what interrupts every wait
         self._code = LOST
 
     async def run(self) -> None:
-        """Until the session has ended. The connection is accepted and open."""
+        """Serve until the session has ended. The connection has been accepted."""
         self._send("session.created", session=self._shown())
         try:
             await self._until_end()
         except _Gone:
             pass
-        except asyncio.CancelledError:  # the server waits no longer
+        except asyncio.CancelledError:  # the server's grace period is over
             self._items.give_up(NotReady("The server is stopping."))
             await self._close(GOING_AWAY, "The server is stopping.", LAST_WORD_S)
         except Exception:
@@ -134,14 +139,9 @@ class Session:
     def _log(self) -> None:
         seconds, n_items = self._n_samples / SAMPLE_RATE, self._items.n_committed
         fields = {"audio_seconds": round(seconds, 3), "items": n_items, "close_code": self._code}
-        log.info(
-            "live session: %.2f s of audio, %d item%s, closed with %d",
-            seconds,
-            n_items,
-            "" if n_items == 1 else "s",
-            self._code,
-            extra={"fields": fields},
-        )
+        counted = "1 item" if n_items == 1 else f"{n_items} items"
+        ended = ("live session: %.2f s of audio, %s, closed with %d", seconds, counted, self._code)
+        log.info(*ended, extra={"fields": fields})
 
     async def _until_end(self) -> None:
         try:
@@ -161,26 +161,27 @@ class Session:
 
     async def _next(self) -> Any:
         """The client's next message. Raises _Gone, _End."""
-        now = self._loop.time()
-        until = min(now + self._settings.live_idle_s, self._ends_at)
-        message = await self._interruptible(self._websocket.receive(), until=until)
+        self._check()  # a busy client always has a message ready
+        idle_at = self._loop.time() + self._settings.live_idle_s
+        message = await self._interruptible(self._websocket.receive(), until=idle_at)
         if message is None:
-            is_idle = self._loop.time() < self._ends_at
-            raise _End(NORMAL, "The session was idle." if is_idle else "The session's time is over.")
+            raise _End(NORMAL, "The session was idle.")
         if message["type"] == "websocket.disconnect":
             self._code = int(message.get("code") or GOING_AWAY)
             raise _Gone
         return message
 
-    async def _interruptible(self, wanted: Awaitable[T], until: float | None = None) -> T | None:
-        """Its result, or None at that time. Raises _Gone, or _End where the server stops, unless it has ended first."""
+    async def _interruptible(self, wanted: Awaitable[T], until: float = math.inf) -> T | None:
+        """The result, or None if it isn't there by then. Raises _Gone, _End if those come first."""
         task = asyncio.ensure_future(wanted)
-        timeout = None if until is None else max(0.0, until - self._loop.time())
+        timeout = max(0.0, min(until, self._ends_at) - self._loop.time())
         try:
             await asyncio.wait({task, *self._watch}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
             self._check()
+            if self._ends_at <= until:
+                raise _End(NORMAL, TIME_IS_OVER)
             return None
         finally:
             if not task.done():
@@ -192,6 +193,8 @@ class Session:
             raise _Gone
         if self._place.stopping.is_set():
             raise _End(GOING_AWAY, "The server is stopping.")
+        if self._loop.time() >= self._ends_at:
+            raise _End(NORMAL, TIME_IS_OVER)
 
     async def _handle(self, message: Any) -> None:
         event_id = None
@@ -210,6 +213,7 @@ class Session:
                     await self._append(data)
                 case "input_audio_buffer.commit":
                     await self._commit()
+                    await self._until_room()
                 case "input_audio_buffer.clear":
                     self._clear()
                 case kind if kind in UPDATES:
@@ -217,7 +221,7 @@ class Session:
                     shown_flat = kind != "session.update"
                     self._send(UPDATES[kind], session=self._shown(flat=shown_flat))
                 case kind if kind in CONVERSATION:
-                    raise UnsupportedValue(f"This server transcribes and doesn't answer: no {kind}.", param="type")
+                    raise UnsupportedValue(f"This server only transcribes: it doesn't support {kind}.", param="type")
                 case kind:
                     raise InvalidValue(f"There is no event '{shown(kind)}'.", param="type")
         except WispError as error:
@@ -229,14 +233,14 @@ class Session:
         await self._configure(self._configuration.updated(event["session"]))
 
     async def _begin(self) -> None:
-        """Get ready to listen as configured so far. Raises _Fatal: the session would be of no use."""
+        """Start to listen as configured so far. Raises _Fatal if that is impossible."""
         try:
             await self._configure(self._configuration)
         except WispError as error:
             raise _Fatal(error) from None
 
     async def _configure(self, configuration: Configuration) -> None:
-        """Work as this says from now on. Raises WispError; then as before."""
+        """Use this configuration from now on. Raises WispError, and then keeps the old one."""
         choice = Choice(self._service, self._rights)
         if configuration.model:
             choice.take(configuration.model)
@@ -247,12 +251,12 @@ class Session:
         self._items.has_hypotheses = HYPOTHESES in configuration.include
 
     async def _listen(self, choice: Choice, configuration: Configuration) -> None:
-        """Have a listener with the model and the options."""
+        """Make a listener for the model and the options, or update the one there is."""
         held = AsyncExitStack()
         try:
             entering = held.enter_async_context(choice.transcriber(configuration.options))
             transcriber = await self._interruptible(entering)
-            assert transcriber is not None  # there is no time limit
+            assert transcriber is not None  # no `until`
             if self._listener is not None and self._listener.transcriber is transcriber:
                 self._listener.options = configuration.options
                 if self._listener.cutting != configuration.cutting:
@@ -276,7 +280,7 @@ class Session:
             await self._begin()
         for samples in self._decoder.blocks(data):
             await self._hear(samples)
-            await self._until_heard()
+            await self._until_room()
 
     async def _hear(self, samples: "np.ndarray[Any, np.dtype[np.float32]]") -> None:
         assert self._listener is not None
@@ -284,17 +288,15 @@ class Session:
         has_vad = self._listener.cutting is not None
         self._items.take(await self._listener.hear(samples), self._offset_s, has_vad=has_vad)
 
-    async def _until_heard(self) -> None:
-        """Wait while much audio waits; not once the session ends, when what has come is all there will be.
-
-        Raises _Gone.
-        """
+    async def _until_room(self) -> None:
+        """Wait while much audio or many transcripts are pending, unless the session ends. Raises _Gone."""
         assert self._listener is not None
         while True:
             if self._lost.is_set() or self._failed.is_set():
                 raise _Gone
             is_ending = self._place.stopping.is_set() or self._loop.time() >= self._ends_at
-            if is_ending or self._listener.buffered_s <= self._settings.live_buffer_s:
+            is_full = self._listener.buffered_s > self._settings.live_buffer_s or self._items.is_full
+            if is_ending or not is_full:
                 return
             await asyncio.wait(self._watch, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
 
@@ -313,26 +315,30 @@ class Session:
         self._send("input_audio_buffer.cleared")
 
     async def _last_words(self) -> None:
-        """Wait for what is still awaited, unless the client leaves first."""
+        """Wait for the pending transcripts, up to a transcription's time limit, or until the client leaves."""
+        limit_s = self._settings.deadline_s(self._settings.live_buffer_s)
         leaving = asyncio.create_task(self._leaves())
         completing = asyncio.create_task(self._items.completed())
+        ends = {completing, leaving, *self._gone}
         try:
-            await asyncio.wait({completing, leaving, *self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(ends, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             completing.cancel()
             leaving.cancel()
+        if not done:
+            self._items.give_up(DeadlineExceeded(limit_s))
 
     async def _leaves(self) -> None:
-        """Ends when the client has left; what else it sends is not read any more."""
+        """Wait until the client has left; ignore what it sends."""
         with suppress(WebSocketDisconnect, RuntimeError):
             while (await self._websocket.receive())["type"] != "websocket.disconnect":
                 pass
 
     async def _close(self, code: int, reason: str, seconds: float | None = None) -> None:
-        """End the connection after all events, or after that many seconds."""
+        """Close the connection once all events are sent, or after that many seconds; CLOSE_S by default."""
         self._code = code
         closing = asyncio.create_task(self._goodbye(code, reason))
-        await asyncio.wait({closing}, timeout=seconds)
+        await asyncio.wait({closing}, timeout=CLOSE_S if seconds is None else seconds)
         closing.cancel()
 
     async def _goodbye(self, code: int, reason: str) -> None:

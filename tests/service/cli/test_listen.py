@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from io import BytesIO, StringIO
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,20 @@ import soundfile
 import soxr
 
 from service.audio.pcm import PcmFormat
-from service.cli.listen import command
+from service.cli.listen import command, local
 from service.cli.listen.captions import JsonLines, Lines, Ordered, Terminal, cells, wrapped
 from service.cli.listen.command import Wanted
 from service.cli.listen.remote import websocket_url
 from service.cli.listen.sources import Stdin
 from service.cli.listen.wav_head import WavHead
 from service.cli.main import main, printable
-from service.errors import StartError
+from service.errors import ClientGone, DeviceLost, StartError
+from service.settings import Settings
+from service.transcription.listener import Started, Stopped
+from service.transcription.types import Options
+from service.transcription.utterance import Heard
 from tests.conftest import ROOT
+from tests.support import synthetic
 from tests.support.processes import server_process
 from tests.support.serving import wav
 from tests.support.spoken import likeness, words
@@ -92,6 +98,54 @@ def test_json_lines_add_up(tiny_en: Path, jfk: bytes) -> None:
         assert {line["start"] for line in own} == {final["start"]}
         assert 0 <= final["start"] < final["end"] <= 11.1
     assert all(one["end"] <= other["start"] for one, other in pairwise(finals))
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [(RuntimeError("a mistake"), "from 1 to 2 s: "), (ClientGone(), "from 1 to 2 s: "), (DeviceLost(), "GPU")],
+)
+def test_an_utterance_that_fails_is_reported_and_the_next_one_shown(
+    failure: Exception, says: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Spoken:
+        def __init__(self, result: Heard | Exception) -> None:
+            self.heard = result
+
+        async def result(self) -> Heard:
+            if isinstance(self.heard, Exception):
+                raise self.heard
+            return self.heard
+
+    class Twice:
+        """The first utterance fails, the second doesn't."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.buffered_s, self.found = 0.0, list[Any]()
+            for at, result in ((1.0, failure), (3.0, Heard("Words.", "en", 1.0, ()))):
+                spoken: Any = Spoken(result)
+                self.found += [Started(spoken, at), Stopped(spoken, at + 1)]
+
+        async def hear(self, _: Any) -> list[Any]:
+            found, self.found = self.found, []
+            return found
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(local, "Listener", Twice)
+    out, complaints = StringIO(), list[str]()
+
+    async def run() -> None:
+        transcriber: Any = SimpleNamespace(settings=Settings())
+        captions = Ordered(Lines(out))
+        async with local.local_ear(lambda: transcriber, Options(), captions, complaints.append, lambda: None) as ear:
+            await ear.hear(PcmFormat(), bytes(3200))
+            await ear.end()
+
+    asyncio.run(run())
+    assert out.getvalue() == "Words.\n"
+    assert len(complaints) == 1 and says in complaints[0] and "a mistake" not in complaints[0]
+    assert ("a mistake" in caplog.text) is isinstance(failure, RuntimeError)
 
 
 def test_ctrl_c_writes_the_last_words(tiny_en: Path, jfk: bytes) -> None:
@@ -396,6 +450,19 @@ def test_a_server_hears_the_same(tiny_en: Path, jfk: bytes, tmp_path: Path) -> N
         assert code == 1 and re.fullmatch(r"wisp: Cannot connect to ws://127\.0\.0\.1:\d+/v1/realtime: .*\n", errors)
         _, errors, code = listened(jfk, "--url", server.url, "--api-key", "right", "--model", "large-v9")
         assert (code, "large-v9" in errors) == (1, True)
+
+
+def test_a_session_whose_time_is_over_is_a_sentence(folder: Path, tmp_path: Path) -> None:
+    """After what was said; stdin goes on."""
+    with server_process(folder, tmp_path, live_max_s=2) as server, listening("--url", server.url, "-") as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(wav(1.0)[44:])
+        process.stdin.flush()
+        out, errors = process.stdout.read().decode(), process.stderr.read().decode()
+        assert (process.wait(60), out.strip()) == (1, synthetic.SENTENCE)
+    assert (
+        errors == "wisp: The server ended the session: The session's time is over. Run the command again to continue.\n"
+    )
 
 
 def _keys(folder: Path) -> Path:

@@ -260,6 +260,31 @@ def test_few_large_messages_are_received_at_once(monkeypatch: pytest.MonkeyPatch
         waiting.join()
 
 
+class Receiving:
+    """A connection that receives a large message."""
+
+    def __init__(self, client_name: str) -> None:
+        self.client_name, self.may = client_name, False
+
+    def large_began(self) -> None:
+        self.may = True
+
+    def go_on(self) -> None:
+        assert self.may
+
+
+def test_one_client_does_not_hold_up_others_large_messages() -> None:
+    large: Any = LargeMessages(2)
+    own, others = [Receiving("a") for _ in range(6)], [Receiving("b"), Receiving("c")]
+    assert [large.may(one) for one in (*own, *others)] == [True] * 2 + [False] * 6
+    large.done(own[0])
+    assert [one.may for one in (*own[2:4], *others)] == [False, False, True, False]
+    large.done(others[0])
+    assert [one.may for one in (*own[2:4], *others)] == [False, False, True, True]
+    large.done(others[1])
+    assert [one.may for one in own[2:4]] == [True, False], "no place stays empty"
+
+
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 def test_a_client_that_leaves_while_it_is_not_read(how: str) -> None:
     app = Echo()

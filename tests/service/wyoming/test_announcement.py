@@ -1,8 +1,9 @@
-"""The port's announcement by multicast DNS: what is told, and that it is taken back."""
+"""The port's announcement by multicast DNS: its content, and its withdrawal."""
 
 import asyncio
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_it_is_told_while_it_lasts(multicast: FakeZeroconf, host: str) -> None:
     asyncio.run(work())
 
 
-def test_all_addresses_are_told_as_one_that_others_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_addresses_are_announced_as_one_that_others_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     class Way:
         def __init__(self, *_: object) -> None:
             pass
@@ -76,10 +77,25 @@ def test_all_addresses_are_told_as_one_that_others_reach(monkeypatch: pytest.Mon
         def getsockname(self) -> tuple[str, int]:
             return ("192.0.2.9", 40_000)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(socket, "socket", Way)
-        found = Announcement("0.0.0.0", 10300)._address()
-    assert found == socket.inet_aton("192.0.2.9")
+    async def work() -> bytes:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socket", Way)
+            return await Announcement("0.0.0.0", 10300)._address()
+
+    assert asyncio.run(work()) == socket.inet_aton("192.0.2.9")
+
+
+def test_a_host_name_is_resolved_outside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve, threads = socket.getaddrinfo, list[threading.Thread]()
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return resolve(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", watched)
+    found = asyncio.run(Announcement("localhost", 10300)._address())
+    assert found in (socket.inet_pton(socket.AF_INET, "127.0.0.1"), socket.inet_pton(socket.AF_INET6, "::1"))
+    assert threads and threading.main_thread() not in threads
 
 
 def test_a_long_host_name_fits(multicast: FakeZeroconf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +128,9 @@ def test_it_may_fail(
         await announcement.close()
 
     asyncio.run(work())
-    assert "Home Assistant isn't told of the Wyoming port: " + ("no network" if fails else "zeroconf") in caplog.text
+    assert (
+        "the Wyoming port isn't announced to Home Assistant: " + ("no network" if fails else "zeroconf") in caplog.text
+    )
 
 
 @pytest.mark.parametrize(

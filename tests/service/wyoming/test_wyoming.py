@@ -141,6 +141,24 @@ def test_the_languages_are_known_before_the_model_is_loaded(folder: Path, opened
         assert not engine.loaded.done()
 
 
+def test_the_languages_of_a_loaded_model_are_read_from_no_file(tmp_path: Path, opened: Opened) -> None:
+    """Nor does a damaged file change which model is the default."""
+    many = synthetic.save_synthetic(tmp_path / "many", multilingual=True)
+
+    async def work(engine: Engine) -> Info:
+        async with opened(engine) as port, port.client() as client:
+            await client.write_event(Describe().event())
+            return Info.from_event((await heard(client, Info))[0])
+
+    with engine_for(settings_for(many)) as engine:
+        ready(engine)
+        spec = engine.spec
+        for file in many.iterdir():
+            file.write_bytes(b"damaged")
+        assert "de" in run(work(engine)).asr[0].models[0].languages
+        assert engine.spec is spec
+
+
 def test_ping(quick: Engine, opened: Opened) -> None:
     async def work() -> list[Any]:
         async with opened(quick) as port, port.client() as client:
@@ -151,7 +169,7 @@ def test_ping(quick: Engine, opened: Opened) -> None:
     assert run(work()) == ["are you there", None]
 
 
-def test_words_come_while_one_speaks(speech: Engine, opened: Opened, jfk: np.ndarray[Any, Any]) -> None:
+def test_words_come_while_you_speak(speech: Engine, opened: Opened, jfk: np.ndarray[Any, Any]) -> None:
     """In real time, as a microphone does. Some words are settled before the speaker has finished."""
 
     async def work() -> tuple[list[Event], list[Event]]:
@@ -438,6 +456,37 @@ def test_a_session_has_an_end(folder: Path, opened: Opened) -> None:
 
     with engine_for(settings_for(folder, live_max_s=1.0)) as engine:
         assert synthetic.SENTENCE in run(work(ready(engine))).text
+
+
+@pytest.mark.parametrize("ending", ["time", "stop"])
+def test_a_client_that_never_pauses_does_not_delay_the_end(
+    folder: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Its next event is always there."""
+    n_heard, transcripts = 0, list[Transcript]()
+
+    async def hear(hearing: Hearing, format: PcmFormat, data: bytes) -> None:
+        nonlocal n_heard
+        n_heard += 1
+        await asyncio.sleep(0.02)
+
+    async def work(engine: Engine) -> None:
+        async with opened(engine) as port:
+            with suppress(ConnectionError):  # closing a connection that the server has reset
+                async with port.client() as client:
+                    speaking = asyncio.create_task(say(client, bytes(3200 * 1000), size=3200, stops=False))
+                    if ending == "stop":
+                        await asyncio.sleep(0.5)
+                        port.service.live.stop()
+                    transcripts.append(transcript_of(await heard(client)))
+                    speaking.cancel()
+                    with suppress(asyncio.CancelledError, OSError):
+                        await speaking
+
+    monkeypatch.setattr(Hearing, "hear", hear)
+    with engine_for(settings_for(folder, live_max_s=1.0 if ending == "time" else 60.0)) as engine:
+        run(work(ready(engine)))
+    assert [transcript.text for transcript in transcripts] == [""] and 0 < n_heard < 500
 
 
 def test_one_connection_too_many(quick: Engine, opened: Opened) -> None:

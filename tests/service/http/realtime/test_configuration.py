@@ -174,6 +174,7 @@ def test_languages_have_many_spellings() -> None:
             "session.audio.input.turn_detection.eagerness",
         ),
         ({"include": 3}, "session.include"),
+        ({"include": ["item.colour"] * 17}, "session.include"),
     ],
 )
 def test_an_impossible_value_is_named(session: Any, param: str) -> None:

@@ -4,7 +4,6 @@ import base64
 import json
 import random
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 
 from tests.support.attacks import Held, answered_throughout, connected, returns, together
 from tests.support.processes import ServerProcess, server_process
-from tests.support.realtime import LiveServer, append, pcm
+from tests.support.realtime import HANDSHAKE, LiveServer, append, message, pcm
 from tests.support.serving import wav
 from tests.support.waiting import until
 
@@ -26,10 +25,6 @@ MIB = 1 << 20
 ATTACK_S = 8.0
 N_OF_A_KIND = 25
 GOOD = wav(1.0)
-HANDSHAKE = (
-    b"GET /v1/realtime HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +46,6 @@ def _listen(server: ServerProcess, source: str = "127.0.0.1") -> float:
         began = time.monotonic()
         assert client.until("completed", "failed")[-1]["type"].endswith("completed")
         return time.monotonic() - began
-
-
-def message(data: bytes, opcode: int = 1) -> bytes:
-    """A frame of a client, masked with zeros."""
-    size = len(data)
-    extended = struct.pack("!H", size) if size < 65536 else struct.pack("!Q", size)
-    marker = size if size < 126 else 126 if size < 65536 else 127
-    return bytes([0x80 | opcode, 0x80 | marker]) + (b"" if size < 126 else extended) + bytes(4) + data
 
 
 def opened(server: ServerProcess) -> socket.socket:

@@ -1,19 +1,24 @@
 """A session's limits, who may open one, and how it ends when its time is over or the server stops."""
 
+import asyncio
+import json
 import signal
+import socket
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service.http.realtime import session as sessions
+from service.http.realtime.items import MOST_AWAITED
 from service.http.realtime.secrets import ClientSecrets
 from tests.support.processes import server_process
-from tests.support.realtime import HANG, FakeListener, LiveServer, append, live_server, pcm
+from tests.support.realtime import HANDSHAKE, HANG, FakeListener, LiveServer, append, live_server, message, pcm
 from tests.support.serving import assert_error, engine_for, ready, settings_for
 from tests.support.waiting import until
 
@@ -97,6 +102,73 @@ def test_a_session_that_goes_on_speaking_ends_in_time_too(folder: Path) -> None:
         client.send(*[SPEECH] * 5)
         code, events = client.closed()
         assert code == 1000 and events[-1]["transcript"].endswith("end")
+
+
+@pytest.mark.parametrize("ending", ["time", "SIGTERM"])
+def test_a_client_that_never_pauses_does_not_delay_the_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Its next message is always there."""
+    hear = FakeListener.hear
+
+    async def hear_slowly(listener: FakeListener, samples: Any) -> Any:
+        await asyncio.sleep(0.02)
+        return await hear(listener, samples)
+
+    monkeypatch.setattr(FakeListener, "hear", hear_slowly)
+    limit_s = 1.0 if ending == "time" else 60.0
+    with serving(folder, live_max_s=limit_s) as server, server.session() as client:
+
+        def flood() -> None:
+            with suppress(ConnectionClosed):
+                for _ in range(1000):  # 20 s of hearing
+                    client.send(SPEECH)
+
+        sending = threading.Thread(target=flood)
+        sending.start()
+        if ending == "SIGTERM":
+            until(lambda: FakeListener.made and FakeListener.made[-1].n_samples > 16_000, "it speaks")
+            server.server.handle_exit(signal.SIGTERM, None)
+        code, events = client.closed()
+        sending.join()
+        assert code == (1000 if ending == "time" else 1001)
+        assert events[-1]["transcript"].endswith("end")
+        assert FakeListener.made[-1].n_samples < 16_000 * 0.2 * 300, "what came after the end isn't heard"
+
+
+def test_transcripts_that_do_not_come_fail_in_time(folder: Path) -> None:
+    limits = {"live_max_s": 1.0, "deadline_floor_s": 1.0, "deadline_factor": 0.001}
+    with serving(folder, **limits) as server, server.session() as client:
+        client.configure(transcription={"prompt": HANG})
+        client.send(SPEECH)
+        code, events = client.closed()
+        assert code == 1000 and events[-1]["error"]["code"] == "deadline_exceeded"
+        until(lambda: not server.n_sessions(), "its place is free")
+
+
+def test_a_client_that_reads_too_slowly_does_not_keep_its_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "CLOSE_S", 0.2)
+    heard = {"transcription": {"prompt": "x" * 60_000}}  # which the answer repeats
+    update = {"type": "session.update", "session": {"audio": {"input": heard}}}
+    with serving(folder, live_max_s=1.0) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(HANDSHAKE)
+        until(lambda: server.n_sessions() == 1, "it has begun")
+        with suppress(OSError):
+            client.settimeout(1.5)
+            client.sendall(message(json.dumps(update).encode()) * 400)
+        until(lambda: not server.n_sessions(), "its place is free", 10)
+
+
+def test_a_session_has_few_transcripts_pending(folder: Path) -> None:
+    commit = {"type": "input_audio_buffer.commit"}
+    with serving(folder, live_max_s=2.0, deadline_floor_s=1.0, deadline_factor=0.001) as server:
+        with server.session() as client:
+            client.configure(transcription={"prompt": HANG}, turn_detection=None)
+            client.send(*[SPEECH, commit] * 3 * MOST_AWAITED)
+            _, events = client.closed()
+        kinds = [event["type"].rpartition(".")[2] for event in events]
+        assert kinds.count("committed") == kinds.count("failed") == MOST_AWAITED
 
 
 def test_a_stopping_server_lets_sessions_say_their_last_words(folder: Path) -> None:
@@ -253,6 +325,21 @@ def test_without_keys_there_are_secrets_too(open_to_all: LiveServer) -> None:
 )
 def test_what_a_secret_cannot_be_for(open_to_all: LiveServer, body: dict[str, Any], param: str) -> None:
     assert_error(secret(open_to_all, **body), 400, "invalid_value", param)
+
+
+@pytest.mark.parametrize("strength", ["NaN", "-Infinity", "1e999"])
+def test_a_secrets_numbers_are_finite(open_to_all: LiveServer, strength: str) -> None:
+    body = '{"session": {"audio": {"input": {"noise_reduction": {"strength": STRENGTH}}}}}'.replace(
+        "STRENGTH", strength
+    )
+    answer = httpx2.post(f"{open_to_all.url}/v1/realtime/client_secrets", content=body)
+    assert_error(answer, 400, "malformed_form")
+
+
+def test_a_secrets_prompt_may_be_cut_anywhere(open_to_all: LiveServer) -> None:
+    body = '{"session": {"audio": {"input": {"transcription": {"prompt": "a\\ud83d"}}}}}'
+    answer = httpx2.post(f"{open_to_all.url}/v1/realtime/client_secrets", content=body)
+    assert answer.json()["session"]["audio"]["input"]["transcription"]["prompt"] == "a\N{REPLACEMENT CHARACTER}"
 
 
 def test_the_betas_route(open_to_all: LiveServer) -> None:

@@ -14,14 +14,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from service.http.realtime import session as sessions
-from tests.support.realtime import FAIL, HANG, TRANSCRIPTION, Client, FakeListener, LiveServer, append, live_server, pcm
+from service.http.realtime.names import HYPOTHESES, LOGPROBS, TRANSCRIPTION
+from tests.support.realtime import FAIL, HANG, Client, FakeListener, LiveServer, append, live_server, pcm
 from tests.support.serving import engine_for, ready, settings_for
 from tests.support.waiting import until
 
 SPEECH, SILENCE = append(pcm(0.2)), append(pcm(0.2, 0))
 COMMIT, CLEAR = {"type": "input_audio_buffer.commit"}, {"type": "input_audio_buffer.clear"}
-LOGPROBS = "item.input_audio_transcription.logprobs"
-HYPOTHESES = "item.input_audio_transcription.hypothesis"
 
 
 @pytest.fixture(scope="module")
