@@ -167,7 +167,7 @@ class Settings:
     )
     live_step_s: float = _field(
         1.0,
-        "How much new live speech is heard before its words are looked for again; under load it is more",
+        "New live speech between two passes of the model; more under load",
         unit="seconds",
         minimum=0.2,
         maximum=10.0,

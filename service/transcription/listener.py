@@ -74,7 +74,7 @@ class Listener:
     def cutting(self, cutting: Chunking | None) -> None:
         self._cutting = cutting
         if self._open is None:
-            self._listen_anew()
+            self._reset_gate()
         else:
             self._gate.chunking = cutting or Chunking()
 
@@ -172,8 +172,8 @@ class Listener:
     def _end(self) -> None:
         self._n_ended = self._n_samples
         self._kept.clear()
-        self._listen_anew()
+        self._reset_gate()
 
-    def _listen_anew(self) -> None:
+    def _reset_gate(self) -> None:
         """Look for a stretch of speech from here on."""
         self._gate, self._gate_from = Gate(STEP_S, self._cutting or Chunking()), self._n_samples

@@ -215,7 +215,7 @@ class Utterance:
             self._idle.set()
 
     async def _hear_on(self) -> None:
-        """A pass while one speaks, or pauses. If it fails, the next one hears its audio too."""
+        """A pass while you speak, or pauses. If it fails, the next one hears its audio too."""
         is_pause, n_samples, started = self._is_pausing, self._n_samples, time.monotonic()
         self.n_skipped += max(0, n_samples - self._due_at) // self._step
         options = self._options if is_pause else replace(self._options, temperature=(0.0,), beam_size=1)
