@@ -309,7 +309,11 @@ def test_the_queues_metrics_exist() -> None:
     assert metric_names(patch) == [rule["name"]["matches"] for rule in rules] == ["wisp_jobs_waiting", "wisp_uploads"]
     for rule in rules:
         name = rule["name"]["matches"]
-        assert f'"{name}"' in text and f"({name}{{" in rule["metricsQuery"] and rule["seriesQuery"].startswith(name)
+        assert (
+            f'"{name.removeprefix("wisp_")}"' in text
+            and f"({name}{{" in rule["metricsQuery"]
+            and rule["seriesQuery"].startswith(name)
+        )
     annotations = documents(KUBERNETES / "autoscale-by-queue/deployment.yaml")["spec"]["template"]["metadata"]
     assert annotations["annotations"]["prometheus.io/port"] == values("base", "EXPOSE")[0]
 
