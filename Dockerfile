@@ -78,7 +78,7 @@ WORKDIR /image/usr/local/lib/python3.11/dist-packages
 COPY pyproject.toml /build/
 COPY service service
 COPY kernels kernels
-COPY --from=guest /source/guest/target/guest.wasm assets/guest.wasm
+COPY --from=guest /source/assets/guest.wasm assets/guest.wasm
 COPY --from=guest /source/assets/cpu-x86_64.so assets/cpu-x86_64.so
 COPY deploy/image/precompile.py /build/
 COPY deploy/image/wisp deploy/image/healthcheck.py /image/usr/local/bin/
