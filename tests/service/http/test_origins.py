@@ -137,11 +137,11 @@ def test_a_containers_published_address_decides_its_names(
         apps.append(create_app(*args, **options))
         return apps[0]
 
-    def listen(*address: Any) -> None:
+    def listen(*address: Any, **options: Any) -> None:
         raise StartError("Nothing listens in this test.")
 
     monkeypatch.setattr(wiring, "create_app", created)
-    monkeypatch.setattr(wiring, "_listen", listen)
+    monkeypatch.setattr(wiring, "listen", listen)
     settings = settings_for(folder, host=host, published=published, allow_public_without_key="yes")
     with pytest.raises(StartError, match="in this test"):
         wiring.serve(settings)
