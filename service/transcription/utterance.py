@@ -248,7 +248,7 @@ class Utterance:
         n = min(self._n_window, self._n_samples - self._n_before)
         heard = await self._hear_surely(n)
         if not self._is_full():
-            return  # it has started anew
+            return  # the window was restarted and has room again
         settled = self._agreement.settled
         new, seconds = self._agreement.end_window(heard.tokens, n / SAMPLE_RATE)
         self._say(heard, new, after=settled)

@@ -1,4 +1,4 @@
-"""Live sessions in tests: a server in this process, a client of events, an engine that hears what it is told to."""
+"""Helpers for tests of live sessions: a server in this process, an event client, an engine with scripted words."""
 
 import asyncio
 import base64
