@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,22 +41,22 @@ class Files:
         return path
 
 
-class Engine:
+class Engine(ABC):
     """An engine's timed operations. All times are seconds of wall clock; decoding is greedy, without fallback."""
 
     is_slow = False  # gets only the short clips and no load
 
+    @abstractmethod
     def encode(self) -> float:
         """One window of log-mel → audio states (and the decoder's inputs made from them)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def token(self) -> float:
         """One greedy token: the mean of STEPS in a row after a start-of-transcript."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transcribe(self, clip: Path) -> str:
         """The clip's text, with timestamps."""
-        raise NotImplementedError
 
     def together(self, clip: Path, n: int) -> float:
         """Seconds for n concurrent transcriptions of the clip to finish."""
